@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# ./test.sh        sets up .venv, lints, runs the tests: at most 8 minutes on 2 cores
+# ./test.sh --all  the slow suites too (kills, faults, every compiled kernel): at most 60 minutes
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+marks='not slow'
+case ${1:-} in
+  '') ;;
+  --all) marks='slow or not slow' ;;
+  *) echo "test.sh: $1: expected nothing or --all"; exit 1 ;;
+esac
+stage "lint: ruff" ruff check --quiet .
+stage "tests: pytest -m '$marks'" python -m pytest -q -m "$marks" --durations=5 -p no:cacheprovider
+echo "all passed; the tests are in tests/, one file a room"
