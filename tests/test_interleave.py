@@ -1,0 +1,448 @@
+"""Interleaving: spans against the plain algorithm, documents against a slow builder, worked cases by hand, folders."""
+import json
+import math
+from bisect import bisect_left, bisect_right
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import interleave
+from align import WordsShard, write_words_shard
+from configurator import Refused, configure, write_json
+from data import Shards
+from interleave import Batch, Config, draw_keys, hash_ids, interleaved_documents, spoken_words, text_documents
+from tokenize_speech import write_units_shard
+from vocab import TextTokenizer, Vocab
+
+K, HOP = 500, 640
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEXT = ["Once upon a time, there was a café; it's 2014 and the dog's bone -- who'd know? -- cost $43,000.",
+        "the dog and the cat and the bird said: don't go there, don't go at all! naïve 東京 ご飯 😀 once upon a time"] * 3
+
+def save_tokenizer(folder, split=QWEN, merges=400):
+    """A byte-level BPE like Qwen's or GPT-2's; split=None: no pre-tokenizer, so tokens may cover several words."""
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = byte_level if split is None else \
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), 'isolated'), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_special_tokens(['<|endoftext|>'])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|endoftext|>'}))
+    return folder
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    return TextTokenizer(save_tokenizer(tmp_path_factory.mktemp('t') / 'tokenizer'))
+
+def joint(tokenizer):
+    return Vocab('joint', tokenizer.size, K, tokenizer.hash, 'h')
+
+# ----------------------------------------------------------------------------------------------------------------
+# spans
+
+def slow_mix(x):
+    m = 2**64 - 1
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & m
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & m
+    return x ^ x >> 31
+
+def poisson_of(u, lam):
+    """Inverse of the distribution function at u / 2**32."""
+    k, total = 0, math.exp(-lam)
+    while math.floor(min(total, 1) * 2**32) <= u:
+        k += 1
+        total += math.exp(k * math.log(lam) - lam - math.lgamma(k + 1))
+    return k
+
+def plain_spans(n, lam, eta, draws):
+    """SIMS's loop; draws yields (start, length), a start that is not eligible is drawn again."""
+    mask, eligible, count = [0] * n, set(range(n)), 0
+    while count < math.ceil(n * eta) and eligible:
+        s, length = next(draws, (None, None))
+        if s is None:
+            break
+        e = min(s + length, n)
+        if s not in eligible or any(mask[s:e]):
+            continue
+        mask[s:e] = [1] * (e - s)
+        count += e - s
+        eligible -= set(range(s, e + 1))
+    return mask
+
+def hashed_draws(key, n, lam):
+    for j in range(interleave.MAX_DRAWS):
+        bits = slow_mix(key + (j + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1)
+        yield (bits >> 32) * n >> 32, poisson_of(bits & 0xFFFFFFFF, lam)
+
+def papers_spans(n, rng, lam=10, eta=.3):
+    """The papers' code, to the letter, on numpy's generator."""
+    mask, eligible, count = np.zeros(n), set(range(n)), 0
+    while count < math.ceil(n * eta) and eligible:
+        s, length = rng.choice(list(eligible)), rng.poisson(lam)
+        e = min(s + length, n)
+        if np.any(mask[s:e] == 1):
+            continue
+        mask[s:e] = 1
+        count += e - s
+        eligible -= set(range(s, e))
+        if e < n:
+            eligible -= {e}
+    return mask
+
+@pytest.mark.parametrize('lam, eta', [(10, .3), (2, .5), (0.3, .3), (10, .8), (40, 1)])
+def test_spans_are_those_of_the_plain_loop_over_the_same_draws(lam, eta, monkeypatch):
+    monkeypatch.setattr(interleave, 'MAX_DRAWS', 700) # which lam = 40 reaches
+    lengths = [1, 2, 3, 4, 5, 0, 7, 10, 11, 40, 63, 64, 65, 200] * 3
+    keys = draw_keys(hash_ids([f'd{i}' for i in range(len(lengths))]), 3, 1)
+    slow = [plain_spans(n, lam, eta, hashed_draws(key, n, lam)) for key, n in zip(keys.tolist(), lengths)]
+    assert spoken_words(keys, lengths, lam, eta).astype(int).tolist() == sum(slow, [])
+
+@pytest.mark.parametrize('n, documents, share',
+                         [(10, 20000, .633), (30, 8000, .431), (100, 2000, .343), (1000, 300, .304)])
+def test_share_of_spoken_words_is_the_published_one(n, documents, share):
+    spoken = spoken_words(draw_keys(hash_ids(map(str, range(documents))), 0, 0), [n] * documents).reshape(documents, n)
+    each = spoken.mean(1)
+    assert abs(each.mean() - share) < .015, each.mean() # published from few draws: the first is .644 in truth
+
+@pytest.mark.parametrize('n', [9, 12, 45])
+def test_every_word_is_spoken_as_often_as_under_numpys_generator(n):
+    fast = spoken_words(draw_keys(hash_ids(map(str, range(20000))), 0, 0), [n] * 20000).reshape(-1, n)
+    rng = np.random.default_rng(0)
+    slow = np.array([papers_spans(n, rng) for _ in range(1200)])
+    error = (slow.var(0) / len(slow) + fast.var(0) / len(fast)) ** .5
+    assert (abs(fast.mean(0) - slow.mean(0)) < 4.5 * error).all(), (fast.mean(0), slow.mean(0))
+    spans = lambda m: (np.diff(m.astype(int), axis=1, prepend=0) == 1).sum(1)
+    a, b = spans(fast), spans(slow)
+    assert abs(a.mean() - b.mean()) < 4.5 * (a.var() / len(a) + b.var() / len(b)) ** .5 + 1e-9, (a.mean(), b.mean())
+
+def test_a_document_has_its_own_spans_whatever_is_around_it_and_other_ones_each_epoch_and_seed():
+    ids, lengths = [f'd{i}' for i in range(300)], np.random.default_rng(0).integers(0, 90, 300)
+    def of(ids, lengths, *which):
+        return np.split(spoken_words(draw_keys(hash_ids(ids), *which), lengths), np.cumsum(lengths)[:-1])
+    alone = [of([name], [n], 0, 0)[0] for name, n in zip(ids, lengths)]
+    back = of(ids[::-1], lengths[::-1], 0, 0)[::-1]
+    assert all((a == b).all() and (a == c).all() for a, b, c in zip(alone, of(ids, lengths, 0, 0), back))
+    for other in ((0, 1), (1, 0)):
+        assert np.mean([(a == b).all() for a, b in zip(alone, of(ids, lengths, *other)) if len(a) > 30]) < .05
+
+# ----------------------------------------------------------------------------------------------------------------
+# documents
+
+def make_batch(folder, docs, tokenizer, splits=True):
+    """docs: (id, words, starts, ends, units, runs) -> Batch, WordTable"""
+    index = len(list(folder.iterdir()))
+    write_words_shard(folder, index, [doc[:4] for doc in docs])
+    shard = WordsShard(folder / f'{index:05d}')
+    table = interleave.WordTable(shard, tokenizer, splits)
+    units, runs = (np.array([x for doc in docs for x in doc[i]], np.uint16) for i in (4, 5))
+    offsets = np.cumsum([0] + [len(doc[4]) for doc in docs])
+    return Batch(units, runs, offsets, shard.word, shard.start, shard.end, shard.offsets, table.exact), table
+
+def slow_document(tokenizer, words, starts, ends, units, runs, spoken):
+    """The papers' builder on integers, with a plain list for everything."""
+    vocab, out, a = joint(tokenizer), list(tokenizer.first), 0
+    unit_end = np.cumsum(runs, dtype=int).tolist()
+    unit_end = [e * HOP for e in unit_end]
+    while a < len(words):
+        b = a
+        while b < len(words) and spoken[b] == spoken[a]:
+            b += 1
+        if spoken[a]:
+            i, j = bisect_left(unit_end, starts[a]), bisect_right(unit_end, ends[b - 1])
+            i = min(i, len(units) - 1)
+            out += [vocab.speech] + [tokenizer.size + int(u) for u in units[i:max(j, i + 1)]]
+        else:
+            out += [vocab.text] + tokenizer.encode(''.join(words[a:b]))
+        a = b
+    return out
+
+def random_docs(n, seed, vocabulary):
+    rng, docs = np.random.default_rng(seed), []
+    for i in range(n):
+        runs = rng.integers(1, 6, rng.integers(1, 200))
+        units, total = rng.integers(0, K, len(runs)), int(runs.sum()) * HOP
+        count = int(rng.integers(0, 60))
+        edges = np.sort(rng.integers(0, total + 400, 2 * count)) # past the last whole frame too
+        edges = np.where(rng.random(2 * count) < .3, edges // HOP * HOP, edges) # ties with unit boundaries
+        words = [' ' * (j > 0 or i % 2) + str(w) for j, w in enumerate(rng.choice(vocabulary, count))]
+        docs.append((f'doc-{seed}-{i}', words, edges[0::2].tolist(), edges[1::2].tolist(), units, runs))
+    return docs
+
+VOCABULARY = ["dog", "dog's", "don't", "2014", "$43,000.", "--", "naïve", "東京", "😀", "it's,", "<Un5>", "<speech>",
+              "a", "'s", "the", "e\u0301te\u0301", "\u0301x", "100%", "Once", "\u200bzero", "tab\tin", "in side",
+              "<|endoftext|>", "!!!", "ご飯。"]
+
+SIMPLE = ['once', 'upon', 'a', 'time', 'the', 'dog', 'said']
+
+def split(tokens, lengths):
+    return [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])]
+
+@pytest.mark.parametrize('first', [[], [7]])
+def test_documents_equal_the_slow_builder(tmp_path, tokenizer, first, monkeypatch):
+    monkeypatch.setattr(tokenizer, 'first', first)
+    docs = random_docs(400, 1, VOCABULARY)
+    batch, table = make_batch(tmp_path, docs, tokenizer)
+    keys = draw_keys(hash_ids([doc[0] for doc in docs]), 0, 0)
+    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP, [9])
+    text, text_lengths = text_documents(batch, table, tokenizer, [9])
+    masks = np.split(spoken, batch.word_offsets[1:-1])
+    for doc, ids, plain, mask in zip(docs, split(tokens, lengths), split(text, text_lengths), masks):
+        assert ids == (slow_document(tokenizer, *doc[1:], mask) + [9] if doc[1] else []), doc[0]
+        assert plain == ([*first, *tokenizer.encode(''.join(doc[1]).strip()), 9] if doc[1] else []), doc[0]
+    assert not batch.exact.any(), "ordinary spaced words need no exact path"
+
+def by_hand(tmp_path, tokenizer, monkeypatch, words, mask):
+    """Tokens of a worked case: units 5 9 5 7 3 8 that last 2 1 3 1 2 1 frames, times of words in seconds."""
+    monkeypatch.setattr(interleave, 'spoken_words', lambda *_: np.array(mask, bool))
+    starts, ends = ([round(word[i] * 16000) for word in words] for i in (1, 2))
+    doc = ('x', [word for word, _, _ in words], starts, ends, [5, 9, 5, 7, 3, 8], [2, 1, 3, 1, 2, 1])
+    batch, table = make_batch(tmp_path, [doc], tokenizer)
+    tokens, _, _ = interleaved_documents(batch, None, table, tokenizer, joint(tokenizer), HOP)
+    return tokens.tolist()
+
+def test_worked_cases(tmp_path, tokenizer, monkeypatch):
+    T, case = tokenizer.size, lambda words, mask: by_hand(tmp_path, tokenizer, monkeypatch, words, mask)
+    speech, text = T + 500, T + 501
+    (a,), (b,), (c,) = (tokenizer.encode(w) for w in (' a', ' b', ' c'))
+    assert case([(' a', 0, .1), (' b', .1, .2), (' c', .2, .4)], [1, 0, 1]) == \
+        [speech, T + 5, text, b, speech, T + 5, T + 7, T + 3, T + 8]
+    assert case([(' a', 0, .08), (' b', .08, .28), (' c', .28, .4)], [0, 1, 0]) == \
+        [text, a, speech, T + 5, T + 9, T + 5, T + 7, text, c] # the run that ends exactly at .08 is in
+    assert case([(' a', .13, .2), (' b', .2, .3)], [1, 0]) == [speech, T + 5, text, b] # inside one run: that run
+    assert case([(' a', 0, .1), (' b', .1, .2)], [0, 0]) == [text, a, b]
+    assert case([(' a', .5, .6)], [1]) == [speech, T + 8] # behind the last unit: the last unit
+    assert case([], []) == []
+
+def assert_exact(folder, tokenizer, docs, splits=True):
+    """Every document is tokenized exactly, as joined text."""
+    folder.mkdir(exist_ok=True)
+    batch, table = make_batch(folder, docs, tokenizer, splits)
+    keys = draw_keys(hash_ids([doc[0] for doc in docs]), 0, 0)
+    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP)
+    text, text_lengths = text_documents(batch, table, tokenizer)
+    masks = np.split(spoken, batch.word_offsets[1:-1])
+    for doc, ids, plain, mask in zip(docs, split(tokens, lengths), split(text, text_lengths), masks, strict=True):
+        assert ids == slow_document(tokenizer, *doc[1:], mask), doc
+        assert plain == tokenizer.encode(''.join(doc[1]).strip()), doc
+
+def timed(*texts):
+    return [(str(i), words, range(len(words)), range(len(words)), [1], [9]) for i, words in enumerate(texts)]
+
+def with_decoys(tokenizer, pairs):
+    """Documents of a pair each; before them, to be the ones tried, pairs that look the same where they meet."""
+    decoys = [(f'Q{a[-1]}', f'{b[:2]}Q') for a, b in pairs]
+    parts = lambda a, b: tokenizer.encode(a) + tokenizer.encode(b) == tokenizer.encode(a + b)
+    assert any(parts(*decoy) and not parts(*pair) for decoy, pair in zip(decoys, pairs)), "no pair is like that"
+    return timed(*decoys, *pairs)
+
+def test_words_that_do_not_meet_at_a_space_are_tokenized_as_joined_text(tmp_path, tokenizer):
+    words = [' Once', ' up', 'on', ' a', ' time', ',', 'n ', ' the', ' dog', "'s", ' bone', ' ', ' a', '\nb'] * 4
+    assert_exact(tmp_path / 'a', tokenizer, timed(*(words[i:] for i in range(40))))
+    cut = [(w[:i], w[i:]) for w in TEXT[0].split() for i in range(1, len(w))]
+    assert_exact(tmp_path / 'b', tokenizer, with_decoys(tokenizer, cut))
+    assert_exact(tmp_path / 'c', tokenizer, timed(['the', ' dog '], ['the', ' dog', '  '])) # spaces at the end
+
+def test_a_tokenizer_that_merges_across_spaces_is_found_out(tmp_path, tokenizer):
+    merging = TextTokenizer(save_tokenizer(tmp_path / 'tokenizer', split=None))
+    assert interleave.splits_at_spaces(tokenizer) and not interleave.splits_at_spaces(merging)
+    words = [w if i == 0 else ' ' + w for i, w in enumerate(TEXT[1].split())]
+    assert merging.encode(''.join(words)) != [t for w in words for t in merging.encode(w)], "the case is none"
+    docs = with_decoys(merging, list(zip(words, words[1:])))
+    assert_exact(tmp_path / 'words', merging, docs, interleave.splits_at_spaces(merging))
+
+def test_a_pair_of_words_that_changes_at_its_boundary_takes_the_exact_path(tmp_path, tokenizer):
+    class Lookahead: # no token covers two words, yet 'z' is another token before a space than at the end
+        size, first = tokenizer.size, []
+        def encode_batch(self, texts):
+            return [tokenizer.encode(t.replace('z ', 'y ')) for t in texts]
+        def encode(self, text):
+            return self.encode_batch([text])[0]
+    docs = [('x', ['jazz', ' is', ' it'], [0, 1, 2], [1, 2, 3], [1], [1]),
+            ('y', ['it', ' is'], [0, 1], [1, 2], [1], [1])]
+    batch, table = make_batch(tmp_path, docs, Lookahead())
+    assert batch.exact.tolist() == [True, False]
+    texts = split(*text_documents(batch, table, Lookahead()))
+    assert texts == [tokenizer.encode('jazy is it'), tokenizer.encode('it is')]
+
+def test_spans_tile_the_document_each_word_once_and_the_units_of_its_time(tmp_path, tokenizer):
+    n, frames = 40, 300 # a unit a frame, a word every 7 frames: what a spoken span holds can be read off
+    words = [f' w{i}' for i in range(n)]
+    starts = np.arange(n) * 7 * HOP
+    docs = [(f'{i}', words, starts, starts + 7 * HOP, np.arange(frames) % K, np.ones(frames, int)) for i in range(100)]
+    batch, table = make_batch(tmp_path, docs, tokenizer)
+    vocab = joint(tokenizer)
+    keys = draw_keys(hash_ids([d[0] for d in docs]), 0, 0)
+    tokens, lengths, _ = interleaved_documents(batch, keys, table, tokenizer, vocab, HOP)
+    for ids in split(tokens, lengths):
+        seen = []
+        marks = [i for i, t in enumerate(ids) if t in (vocab.speech, vocab.text)]
+        for a, b in zip(marks, [*marks[1:], len(ids)]):
+            assert b > a + 1, "an empty span"
+            if ids[a] == vocab.speech:
+                units = [t - tokenizer.size for t in ids[a + 1:b]]
+                assert units == list(range(units[0], units[-1] + 1))
+                first = -(-units[0] // 7) # the run that ends at the span's beginning is in: one frame before it
+                assert units[0] == max(first * 7 - 1, 0) and units[-1] % 7 == 6
+                seen += range(first, units[-1] // 7 + 1)
+            else:
+                seen += [int(w[1:]) for w in tokenizer.decode(ids[a + 1:b]).split()]
+        assert seen == list(range(n))
+        assert all(ids[a] != ids[b] for a, b in zip(marks, marks[1:])), "separators come by turns"
+
+# ----------------------------------------------------------------------------------------------------------------
+# folders
+
+def make_folder(folder, shards, words=True, **info):
+    """A units folder with words: shards is a list of lists of docs."""
+    folder.mkdir(parents=True)
+    docs = [doc for shard in shards for doc in shard]
+    for index, shard in enumerate(shards):
+        metas = [{'id': d[0], 'seconds': float(np.sum(d[5])) / 25} for d in shard]
+        write_units_shard(folder, index, [(meta, d[4], d[5]) for meta, d in zip(metas, shard)])
+        if words:
+            write_words_shard(folder / 'words', index, [d[:4] for d in shard])
+    write_json(folder / 'info.json', {'n_units': K, 'hop': HOP, 'units_hash': 'h', 'documents': len(docs), **info})
+    if words:
+        write_json(folder / 'words' / 'info.json', {'documents': len(docs), 'refused': {'OVERLAP': 1}})
+    return folder
+
+@pytest.fixture
+def mine(tmp_path):
+    docs = random_docs(300, 5, SIMPLE)
+    return make_folder(tmp_path / 'units', [docs[:170], docs[170:171], docs[171:]])
+
+def settings(tokenizer, out, mine, **more):
+    return Config(units=str(mine), tokenizer=tokenizer.name, out=str(out), val_frac=.1, **more)
+
+def all_bytes(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.suffix == '.bin'}
+
+def read(folder, vocab):
+    shards = Shards([folder], vocab)
+    return [shards.read(i).tolist() for i in range(shards.documents)]
+
+def test_the_same_bytes_however_the_documents_are_batched_or_sharded(tmp_path, tokenizer, mine, monkeypatch):
+    text = tmp_path / 'more.txt'
+    text.write_text("once upon a time\n\nthe dog said <Un5>\n")
+    more = dict(text=str(text), epochs=2, eot=True)
+    interleave.main(settings(tokenizer, tmp_path / 'a', mine, **more))
+    monkeypatch.setattr(interleave, 'BATCH_DOCS', 7)
+    monkeypatch.setattr(interleave, 'BATCH_RUNS', 300)
+    interleave.main(settings(tokenizer, tmp_path / 'b', mine, **more))
+    one, two = all_bytes(tmp_path / 'a'), all_bytes(tmp_path / 'b')
+    assert one == two and len(one) == 8, sorted(one)
+    docs = random_docs(300, 5, SIMPLE)
+    other = make_folder(tmp_path / 'other', [docs[:11], docs[11:]])
+    interleave.main(settings(tokenizer, tmp_path / 'c', other, **more))
+    assert all_bytes(tmp_path / 'c') == one
+    info = json.loads((tmp_path / 'a' / 'info.json').read_text())
+    spoken = [d for d in docs if d[1]]
+    written = lambda source: sum(info['written'][f'{s}/{source}']['documents'] for s in ('train', 'val'))
+    assert (written('speech'), written('textless'), written('interleaved')) == (300, 300, 2 * len(spoken))
+    assert written('text') == len(spoken) + 2 and info['interleaved']['without_words'] == 2 * (300 - len(spoken))
+    assert info['refused'] == {'OVERLAP': 1} and info['written']['val/speech']['documents'] in range(15, 50)
+
+def test_every_source_holds_its_documents(tmp_path, tokenizer, mine):
+    interleave.main(settings(tokenizer, tmp_path / 'out', mine, eot=True))
+    docs, vocab, out = random_docs(300, 5, SIMPLE), joint(tokenizer), tmp_path / 'out'
+    val = interleave.is_val(hash_ids([d[0] for d in docs]), .1)
+    for name, part in (('train', ~val), ('val', val)):
+        mine_now = [doc for doc, yes in zip(docs, part) if yes]
+        units = [[tokenizer.size + int(u) for u in d[4]] for d in mine_now]
+        assert read(out / name / 'speech', vocab) == [ids + [tokenizer.eot] for ids in units]
+        textless = Vocab('speech', n_units=K, units='h')
+        assert read(out / name / 'textless', textless) == [[1, *(2 + int(u) for u in d[4]), 1] for d in mine_now]
+        mine_now = [d for d in mine_now if d[1]]
+        texts = [tokenizer.encode(''.join(d[1]).strip()) for d in mine_now]
+        assert read(out / name / 'text', vocab) == [ids + [tokenizer.eot] for ids in texts]
+        for doc, ids in zip(mine_now, read(out / name / 'interleaved', vocab), strict=True):
+            key, n = int(draw_keys(hash_ids([doc[0]]), 0, 0)[0]), len(doc[1])
+            mask = plain_spans(n, 10, .3, hashed_draws(key, n, 10))
+            assert ids == slow_document(tokenizer, *doc[1:], mask) + [tokenizer.eot]
+
+def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokenizer, mine, monkeypatch, capsys):
+    cfg, done = settings(tokenizer, tmp_path / 'out', mine), []
+    real = interleave.write_shard
+    def killed(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(real(*args))
+    monkeypatch.setattr(interleave, 'write_shard', killed)
+    with pytest.raises(KeyboardInterrupt):
+        interleave.main(cfg)
+    assert not (tmp_path / 'out').exists()
+    monkeypatch.setattr(interleave, 'write_shard', real)
+    (tmp_path / 'out.tmp' / 'train').mkdir(parents=True) # what a kill -9 leaves
+    interleave.main(cfg)
+    interleave.main(settings(tokenizer, tmp_path / 'other', mine))
+    assert all_bytes(tmp_path / 'out') == all_bytes(tmp_path / 'other')
+    before = (tmp_path / 'out' / 'info.json').read_bytes()
+    capsys.readouterr()
+    interleave.main(cfg)
+    assert capsys.readouterr().out == f"{cfg.out}: complete already, nothing to do\n"
+    with pytest.raises(Refused, match='made with other settings; take another --out or delete it'):
+        interleave.main(settings(tokenizer, tmp_path / 'out', mine, seed=1))
+    assert (tmp_path / 'out' / 'info.json').read_bytes() == before
+
+def test_show_prints_the_document(tmp_path, tokenizer, mine, capsys):
+    doc = next(d for d in random_docs(300, 5, SIMPLE) if len(d[1]) > 40)
+    interleave.main(Config(units=str(mine), tokenizer=tokenizer.name, show=doc[0]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f'{doc[0]}: {len(doc[1])} words, ')
+    said = ''.join(line.removeprefix('<text>').removeprefix('<speech>').partition('    ')[0] for line in lines[1:])
+    assert said == ''.join(doc[1])
+
+def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
+    def refused(message, **changes):
+        with pytest.raises(Refused) as e:
+            base = dict(units=str(mine), tokenizer=tokenizer.name, out=str(tmp_path / 'no'))
+            interleave.main(Config(**{**base, **changes}))
+        assert message in str(e.value) and '\n' not in str(e.value), e.value
+        assert not (tmp_path / 'no').exists() and not (tmp_path / 'no.tmp').exists()
+    silent = make_folder(tmp_path / 'silent', [random_docs(3, 6, ['a'])], words=False)
+    refused('no such folder; align.py makes it', units=str(silent))
+    refused('no such units folder', units=str(tmp_path / 'nowhere'))
+    refused('a folder comes twice', units=f'{mine},{mine}')
+    other = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
+    refused('units_hash differs', units=f'{mine},{other}')
+    refused('expected some of', sources=('speech', 'song'))
+    refused('expected 0 < lam <= 100', eta=0.0)
+    refused('no units folder', units='')
+    refused('expected --out=DIR, or --show=ID', out='')
+    refused('no such text file', text=str(tmp_path / 'no.txt'))
+    refused('no such tokenizer folder', tokenizer=str(tmp_path / 'no' / 'tokenizer'))
+    refused("no document 'who'", show='who', out='')
+    (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"text": 3}\n')
+    refused("bad.jsonl:2: no string 'text'", text=str(tmp_path / 'bad.jsonl'))
+    (tmp_path / 'empty.txt').write_text('\n')
+    refused('no text in it', text=str(tmp_path / 'empty.txt'))
+    docs = random_docs(3, 7, ['a'])
+    mute = make_folder(tmp_path / 'mute', [[('m', ['a'], [0], [9], [], [])]])
+    refused("'m' has words but no units", units=str(mute))
+    swapped = make_folder(tmp_path / 'swapped', [docs], words=False)
+    write_words_shard(swapped / 'words', 0, [d[:4] for d in docs[::-1]])
+    write_json(swapped / 'words' / 'info.json', {'refused': {}})
+    refused("not the documents of", units=str(swapped))
+    wide = make_folder(tmp_path / 'wide', [docs], n_units=3)
+    refused('info.json says 3 units', units=str(wide))
+    with pytest.raises(Refused, match="no setting 'etaa', did you mean 'eta'?"):
+        configure(Config, ['--etaa=1'])
+
+def test_text_files_give_a_document_a_line(tmp_path):
+    (tmp_path / 'a.txt').write_bytes('\ufeffonce upon\r\n\r\n a\u2028b \x0c c\n'.encode())
+    (tmp_path / 'b.jsonl').write_text('{"text": " x\\ny"}\n\n{"text": " "}\n{"text": "z", "other": 1}')
+    read = lambda name: list(interleave.texts_of(str(tmp_path / name)))
+    assert read('a.txt') == [('a.txt:1', 'once upon'), ('a.txt:3', 'a\u2028b \x0c c')]
+    assert read('b.jsonl') == [('b.jsonl:1', ' x\ny'), ('b.jsonl:4', 'z')]
+
+def test_without_words_speech_and_textless_are_written(tmp_path, tokenizer):
+    silent = make_folder(tmp_path / 'silent', [random_docs(30, 6, ['a'])], words=False)
+    interleave.main(settings(tokenizer, tmp_path / 'out', silent, sources=('speech', 'textless')))
+    assert sorted(p.name for p in (tmp_path / 'out' / 'train').iterdir()) == ['speech', 'textless']
