@@ -1,0 +1,574 @@
+"""tokenize_speech.py against closed forms, scipy, plain transformers, slow versions; audio and encoder made here."""
+import itertools
+import json
+import math
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import HubertConfig, HubertModel
+
+import tokenize_speech
+from configurator import Refused
+from tokenize_speech import (
+    BadAudio,
+    Config,
+    Encoder,
+    Units,
+    deduplicate,
+    load_audio,
+    load_centroids,
+    main,
+    resample,
+    windows,
+    write_units_shard,
+)
+
+RATE = 16000
+LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
+KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2) # 25 Hz; without the last: 50 Hz
+
+def speech_like(seconds, seed, rate=RATE):
+    """Noise and gliding harmonics that change every 80 ms: neighboring frames differ, silence comes too."""
+    rng, n, step = np.random.default_rng(seed), round(seconds * rate), rate // 12
+    out = []
+    for _ in range(n // step + 1):
+        t, f = np.arange(step) / rate, rng.uniform(80, 3000)
+        tone = sum(np.sin(2 * np.pi * f * k * t + rng.uniform(0, 6)) / k for k in range(1, 4))
+        out.append(rng.choice([0, .02, .3]) * tone + rng.choice([0.001, .1]) * rng.standard_normal(step))
+    return np.concatenate(out)[:n].astype(np.float32)
+
+def make_encoder(folder, kernels=KERNELS, strides=STRIDES, K=60, **settings):
+    """A random HubertModel whose norms do something, and centroids that are frames of it: many units occur."""
+    torch.manual_seed(0)
+    settings = dict(feat_extract_norm='group', conv_pos_batch_norm=False, do_stable_layer_norm=False) | settings
+    model = HubertModel(HubertConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, conv_dim=(16,) * len(kernels),
+        conv_kernel=kernels, conv_stride=strides, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        initializer_range=.2, **settings)).eval()
+    for name, p in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if 'norm' in name and p.is_floating_point():
+            p.data.uniform_(.5, 1.5) if name.endswith(('weight', 'var')) else p.data.normal_(0, .5)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        x = torch.from_numpy(speech_like(60 * K * math.prod(strides) / RATE / 10, 99))[None]
+        h = model(x, output_hidden_states=True).hidden_states[2][0]
+    save_file({'centroids': h[torch.randperm(len(h))[:K]].contiguous()}, folder / 'kmeans.safetensors')
+    return folder
+
+def load(folder, **settings):
+    return Encoder(folder, 2, load_centroids(folder / 'kmeans.safetensors'), **settings)
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+@pytest.fixture(scope='session')
+def hubert(tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp('encoder') / 'hubert')
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Twelve good files of different rates, formats and lengths."""
+    folder = tmp_path / 'audio'
+    (folder / 'deep').mkdir(parents=True)
+    for i, (rate, kind) in enumerate(itertools.product((16000, 22050, 8000, 48000), ('wav', 'flac', 'ogg'))):
+        soundfile.write(folder / ('deep' if i % 3 else '') / f'u{i:02d}.{kind}', speech_like(.3 + .37 * i, i, rate),
+                        rate)
+    (folder / 'u00.txt').write_text('one two\n')
+    return folder
+
+def config(corpus, hubert, out, **settings):
+    return Config(audio=str(corpus), out=str(out), encoder=str(hubert), layer=2, device='cpu',
+                  **{'shard_docs': 5, 'workers': 2} | settings)
+
+def tree(folder):
+    """{relative path: bytes} of all files; without the command line and settings recorded in info.json."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+    info = json.loads(files['info.json'])
+    return files | {'info.json': {k: v for k, v in info.items() if k not in ('command', 'settings')}}
+
+# ----------------------------------------------------------------------------------------------------------------
+# resampling
+
+def tone(hz, rate, seconds=1.0):
+    return np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+
+@pytest.mark.parametrize('rate', [8000, 11025, 22050, 24000, 44100, 48000, 96000])
+def test_a_resampled_tone_is_the_tone_to_60_db(rate):
+    for hz in (50, 440, 3000, 0.88 * min(rate, RATE) / 2):
+        y, want = resample(tone(hz, rate), rate), tone(hz, RATE)
+        inner = slice(400, -400) # the ends see the silence outside
+        error = 10 * np.log10(np.mean((y - want)[inner] ** 2) / np.mean(want[inner] ** 2))
+        assert error < -60, f"{rate} Hz: a tone of {hz} Hz is off by {error:.1f} dB"
+
+@pytest.mark.parametrize('rate', [22050, 24000, 44100, 48000, 96000])
+def test_what_16_khz_cannot_hold_is_removed_by_60_db(rate):
+    for hz in (8100, 9000, 10000, 10900):
+        y = resample(tone(hz, rate), rate)[400:-400]
+        level = 10 * np.log10(np.mean(y ** 2) / .5)
+        assert level < -60, f"{rate} Hz: a tone of {hz} Hz comes back at {level:.1f} dB"
+
+@pytest.mark.parametrize('rate', [8000, 11025, 44100, 48000])
+def test_resampling_agrees_with_scipy_inside_the_pass_band(rate):
+    signal = pytest.importorskip('scipy.signal')
+    rng = np.random.default_rng(0)
+    low = min(rate, RATE)
+    x = sum(rng.normal() * tone(hz, rate) for hz in rng.uniform(20, .25 * low, 30))
+    common = math.gcd(rate, RATE)
+    theirs = signal.resample_poly(x.astype(np.float64), RATE // common, rate // common, window=('kaiser', 14.0))
+    ours = resample(x.astype(np.float32), rate)
+    assert len(ours) == len(theirs)
+    error = np.abs(ours - theirs)[500:-500].max() / np.abs(theirs).max()
+    assert error < 1e-3, f"{error:.2e}"
+
+@pytest.mark.parametrize('rate', [1000, 8000, 11025, 16000, 44100, 44056, 96000])
+def test_resampling_keeps_duration_and_level(rate):
+    for n in (1, 2, 999):
+        assert abs(len(resample(np.ones(n, np.float32), rate)) - n * RATE / rate) < 1
+    y = resample(np.ones(rate, np.float32), rate)
+    assert np.abs(y[3000:-3000] - 1).max() < 1e-4
+
+# ----------------------------------------------------------------------------------------------------------------
+# reading
+
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32', 'PCM_U8', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW'])
+def test_every_sample_type_reads_as_the_same_wave(tmp_path, subtype):
+    x = np.round(speech_like(.2, 1) * .3 * 128) / 128 # exact in 8 bits
+    soundfile.write(tmp_path / 'a.wav', x, RATE, subtype=subtype)
+    error = np.abs(load_audio(tmp_path / 'a.wav') - x).max()
+    assert error < (.05 if subtype[1:] == 'LAW' else 1e-4), f"{subtype}: {error}"
+
+def test_channels_are_averaged_and_floats_beyond_one_are_kept(tmp_path):
+    left, right = speech_like(.2, 1), 3 * speech_like(.2, 2)
+    soundfile.write(tmp_path / 'a.wav', np.stack([left, right], 1), RATE, subtype='FLOAT')
+    assert np.abs(load_audio(tmp_path / 'a.wav') - (left + right) / 2).max() < 1e-6
+
+def test_a_segment_is_that_part_of_the_file(tmp_path):
+    x = speech_like(2, 1)
+    soundfile.write(tmp_path / 'a.flac', x, RATE)
+    whole = load_audio(tmp_path / 'a.flac')
+    assert np.array_equal(load_audio(tmp_path / 'a.flac', .5, 1.25), whole[8000:20000])
+    assert np.array_equal(load_audio(tmp_path / 'a.flac', 1.5), whole[24000:])
+    with pytest.raises(BadAudio, match='TRUNCATED: 16000 of 32000 samples'):
+        load_audio(tmp_path / 'a.flac', 1, 3)
+
+def test_stereo_mp3_at_44100_reads_as_16_khz_mono(tmp_path):
+    x = tone(440, 44100, 2)
+    soundfile.write(tmp_path / 'a.mp3', np.stack([x, x], 1), 44100)
+    y = load_audio(tmp_path / 'a.mp3')
+    assert abs(len(y) - 32000) < 2000
+    spectrum = np.abs(np.fft.rfft(y[8000:24000]))
+    assert spectrum.argmax() == 440 and 10 * np.log10(spectrum[440] ** 2 / (spectrum ** 2).sum()) > -.1
+
+@pytest.mark.parametrize('name', ['ünï cödé.wav', 'a b\nc.wav', 'x' * 251 + '.wav', 'wrong.mp3', 'none', '.wav'])
+def test_any_file_name_will_do(tmp_path, name):
+    soundfile.write(tmp_path / 'a.wav', speech_like(.1, 1), RATE)
+    (tmp_path / 'a.wav').rename(tmp_path / name)
+    assert len(load_audio(tmp_path / name)) == 1600
+
+def half(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) // 2])
+
+def headers_only(path):
+    soundfile.write(path, np.zeros(0, np.float32), RATE)
+
+def cut(path, **kwargs):
+    soundfile.write(path, speech_like(3, 1), RATE, **kwargs)
+    half(path)
+
+def without_last_page(path):
+    soundfile.write(path, speech_like(3, 1), RATE)
+    data = path.read_bytes()
+    path.write_bytes(data[:data.rindex(b'OggS')])
+
+def no_length(path):
+    soundfile.write(path, speech_like(1, 1), RATE)
+    data = bytearray(path.read_bytes())
+    data[21], data[22:26] = data[21] & 0xf0, bytes(4) # STREAMINFO's 36-bit number of samples
+    path.write_bytes(data)
+
+def with_value(path, value, at=700):
+    x = speech_like(.2, 1)
+    x[at] = value
+    soundfile.write(path, x, RATE, subtype='FLOAT')
+
+BAD = { # name: (class, how to make it)
+    'gone.wav': ('MISSING', lambda p: None),
+    'link.wav': ('MISSING', lambda p: p.symlink_to('nowhere')),
+    'loop.wav': ('MISSING', lambda p: p.symlink_to('loop.wav')),
+    'pipe.wav': ('MISSING', os.mkfifo),
+    'folder.wav': ('MISSING', lambda p: p.mkdir()),
+    'text.wav': ('NOT_AUDIO', lambda p: p.write_text('no audio at all\n' * 99)),
+    'text.mp3': ('NOT_AUDIO', lambda p: p.write_text('no audio at all\n' * 99)),
+    'json.raw': ('NOT_AUDIO', lambda p: p.write_text('{}')),
+    'zeros.flac': ('NOT_AUDIO', lambda p: p.write_bytes(bytes(5000))),
+    'empty.wav': ('EMPTY', lambda p: p.touch()),
+    'header.wav': ('EMPTY', headers_only),
+    'half.wav': ('TRUNCATED', cut),
+    'half.flac': ('TRUNCATED', cut),
+    'half.ogg': ('TRUNCATED', cut),
+    'page.ogg': ('TRUNCATED', without_last_page),
+    'half.mp3': ('TRUNCATED', cut),
+    'half.opus': ('TRUNCATED', lambda p: cut(p, format='OGG', subtype='OPUS')),
+    'pipe.flac': ('TRUNCATED', no_length),
+    'nan.wav': ('NONFINITE', lambda p: with_value(p, np.nan)),
+    'inf.wav': ('NONFINITE', lambda p: with_value(p, -np.inf)),
+    'short.wav': ('TOO_SHORT', lambda p: soundfile.write(p, speech_like(.2, 1)[:639], RATE)),
+    'long.wav': ('TOO_LONG', lambda p: soundfile.write(p, speech_like(11, 1), RATE)),
+    'silent.wav': ('SILENT', lambda p: soundfile.write(p, np.zeros(16000), RATE)),
+    'dc.wav': ('SILENT', lambda p: soundfile.write(p, np.full(16000, .25), RATE)),
+}
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_bad_file_is_recorded_with_its_class(tmp_path, name, capfd):
+    kind, make = BAD[name]
+    make(tmp_path / name)
+    found = tokenize_speech.decode({'path': str(tmp_path / name), 'start': None, 'end': None}, 640, 10)
+    assert isinstance(found, BadAudio) and found.kind == kind, f"{name}: {found}"
+    assert str(found).startswith(f'{tmp_path / name}: {kind}: ') and '\n' not in str(found)
+
+def test_a_wav_from_a_pipe_which_does_not_know_its_length_is_read_whole(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', speech_like(1, 1), RATE)
+    data = bytearray((tmp_path / 'a.wav').read_bytes())
+    data[4:8] = data[40:44] = struct.pack('<I', 0xffffffff)
+    (tmp_path / 'a.wav').write_bytes(data)
+    assert len(load_audio(tmp_path / 'a.wav')) == RATE
+
+# ----------------------------------------------------------------------------------------------------------------
+# encoder
+
+VARIANTS = {'group': {}, 'mhubert': dict(conv_pos_batch_norm=True),
+            'layer': dict(feat_extract_norm='layer', conv_bias=True, conv_pos_batch_norm=True),
+            'large': dict(feat_extract_norm='layer', do_stable_layer_norm=True),
+            '50hz': dict(kernels=KERNELS[:-1], strides=STRIDES[:-1])}
+
+@pytest.fixture(scope='session', params=VARIANTS)
+def variant(request, tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp('encoder') / request.param, **VARIANTS[request.param])
+
+def test_units_of_a_file_are_the_same_alone_and_in_a_batch(variant):
+    waves = [speech_like(s, i) for i, s in enumerate((.05, .3, .77, 1.5, 2.01, 4, 7.3))]
+    encoder = load(variant)
+    encoder.batch = 10**9 # as on CUDA: all in one padded batch
+    together = encoder.encode(waves)
+    assert len(np.unique(np.concatenate(together))) > 20 # units that never change would prove nothing
+    for wave, units in zip(waves, together):
+        assert np.array_equal(encoder.encode([wave])[0], units)
+    assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves[::-1])[::-1], together))
+    for encoder.batch in (0, 3 * RATE): # none, other batches
+        assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves), together))
+
+def test_units_are_the_centroids_nearest_to_the_layer_of_plain_transformers(variant):
+    model, encoder = HubertModel.from_pretrained(variant).eval(), load(variant)
+    assert len(encoder.model.encoder.layers) == 2 and encoder.pad == (40, 40)
+    for wave in (speech_like(3, 5), speech_like(.9, 6)):
+        with torch.inference_mode():
+            x = torch.nn.functional.pad(torch.from_numpy(wave), (40, 40))[None]
+            h = model(x, output_hidden_states=True).hidden_states[2][0]
+        distance = torch.cdist(h.double(), encoder.centroids.double())
+        units = torch.from_numpy(encoder.encode([wave])[0])
+        excess = distance.gather(1, units[:, None])[:, 0] - distance.min(1).values
+        assert excess.max() < 1e-4, f"a unit is {excess.max():.1e} further than the nearest"
+
+def test_frames_are_exactly_samples_over_hop(hubert):
+    encoder, rng = load(hubert), np.random.default_rng(0)
+    assert encoder.hop == 640 and encoder.receptive == 720
+    for n in rng.integers(640, 500000, 1000): # the convolutions one after another
+        frames = n + 80
+        for kernel, stride in zip(KERNELS, STRIDES):
+            frames = len(range(0, frames - kernel + 1, stride))
+        assert frames == n // 640
+    wave, lengths = speech_like(4, 1), [*rng.integers(640, 20000, 16), 640, 1279, 1280, 64000]
+    assert [len(u) for u in encoder.encode([wave[:n] for n in lengths])] == [n // 640 for n in lengths]
+    with pytest.raises(Refused, match='639 samples are less than one frame of 640'):
+        encoder.encode([np.zeros(639, np.float32)])
+
+def test_windows_keep_every_frame_once_and_far_from_cuts():
+    for n, size, margin in itertools.product(range(1, 400, 7), (20, 50), (0, 3, 9)):
+        parts = windows(n, size, margin)
+        assert [f for *_, a, b in parts for f in range(a, b)] == list(range(n))
+        for first, last, a, b in parts:
+            assert first <= a < b <= last and last - first <= size
+            assert (first == 0 or a - first >= margin) and (last == n or last - b >= margin)
+
+def test_long_audio_is_its_windows_stitched_and_depends_on_nothing_else(hubert):
+    long, other = speech_like(9.03, 3), speech_like(1, 4)
+    encoder = load(hubert, window_s=4, margin_s=.4) # 100 and 10 frames
+    units = encoder.encode([other, long])[1]
+    parts = [encoder.encode([long[a * 640:b]])[0] for a, b in ((0, 64000), (80, 180 * 640), (160, len(long)))]
+    by_hand = np.concatenate([parts[0][:90], parts[1][10:90], parts[2][10:]])
+    assert np.array_equal(units, by_hand) and len(units) == len(long) // 640
+    whole = load(hubert).encode([long])[0] # shorter than 30 s: not cut
+    assert np.array_equal(load(hubert, window_s=9.1).encode([long])[0], whole)
+
+def test_half_precision_weights_load_and_the_hash_follows_the_weights_not_the_files(hubert, tmp_path):
+    model = HubertModel.from_pretrained(hubert)
+    model.half().save_pretrained(tmp_path / 'half')
+    centroids = load_centroids(hubert / 'kmeans.safetensors')
+    half = Encoder(tmp_path / 'half', 2, centroids)
+    model.float().save_pretrained(tmp_path / 'again', max_shard_size='20KB') # the same numbers in other files
+    again = Encoder(tmp_path / 'again', 2, centroids)
+    waves = [speech_like(2, 1)]
+    assert half.hash == again.hash and np.array_equal(half.encode(waves)[0], again.encode(waves)[0])
+    hashes = {load(hubert).hash, half.hash, Encoder(tmp_path / 'half', 1, centroids).hash,
+              Encoder(tmp_path / 'half', 2, centroids + 1).hash}
+    assert len(hashes) == 4
+
+def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
+    def refused(match, name, layer=2, centroids=torch.zeros(5, 32)):
+        with pytest.raises(Refused, match=match) as e:
+            Encoder(name, layer, centroids)
+        assert '\n' not in str(e.value)
+    refused('expected a HubertModel', tmp_path / 'nowhere')
+    refused('has 3 layers, --layer=4', hubert, 4)
+    refused('centroids have 16 numbers, .* gives 32', hubert, 2, torch.zeros(5, 16))
+    for name in ('other', 'missing', 'cut'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_bytes((hubert / 'config.json').read_bytes())
+    (tmp_path / 'other/config.json').write_text('{"model_type": "whisper"}')
+    refused("holds a 'whisper'", tmp_path / 'other')
+    refused('expected a HubertModel', tmp_path / 'missing')
+    weights = load_file(hubert / 'model.safetensors')
+    del weights['encoder.layers.1.attention.k_proj.weight']
+    save_file(weights, tmp_path / 'missing/model.safetensors', {'format': 'pt'})
+    refused('lacks 1 weights of the model, the first is encoder.layers.1', tmp_path / 'missing')
+    (tmp_path / 'cut/model.safetensors').write_bytes((hubert / 'model.safetensors').read_bytes()[:5000])
+    refused('expected a HubertModel', tmp_path / 'cut')
+
+def test_centroids_are_read_from_safetensors_only(tmp_path):
+    import pickle
+    path = tmp_path / 'km.bin'
+    path.write_bytes(pickle.dumps(np.zeros((5, 32))))
+    with pytest.raises(Refused, match='a pickled k-means is never read'):
+        load_centroids(path)
+    with pytest.raises(Refused, match='no such k-means file'):
+        load_centroids(tmp_path / 'none.safetensors')
+    for tensors, match in (({'c': torch.zeros(5, 3)}, 'centroids'), ({'centroids': torch.zeros(5)}, r'shape \(5,\)'),
+                           ({'centroids': torch.full((5, 3), math.nan)}, 'finite')):
+        save_file(tensors, path)
+        with pytest.raises(Refused, match=match):
+            load_centroids(path)
+
+# ----------------------------------------------------------------------------------------------------------------
+# the units folder
+
+def test_repeats_are_merged_as_groupby_merges_them():
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        frames = rng.integers(0, 3, n).astype(rng.choice([np.uint16, np.int64]))
+        units, runs = deduplicate(frames)
+        assert [(u, len(list(g))) for u, g in itertools.groupby(frames)] == list(zip(units, runs))
+
+def write_folder(folder, docs, shards=2, **info):
+    for s in range(shards):
+        write_units_shard(folder, s, docs[s::shards])
+    (folder / 'info.json').write_text(json.dumps({'n_units': 50, 'documents': len(docs)} | info))
+    return folder
+
+@pytest.fixture
+def made(tmp_path):
+    rng = np.random.default_rng(0)
+    docs = [({'id': f'd{i}'}, rng.integers(0, 50, n), rng.integers(1, 9, n)) for i, n in enumerate((3, 0, 7, 5))]
+    return write_folder(tmp_path / 'units', docs), [docs[i] for i in (0, 2, 1, 3)]
+
+def test_units_come_back_as_written(made):
+    folder, docs = made
+    u = Units(folder)
+    assert len(u) == 4 and u.first == [0, 2, 4] and [m['id'] for m in u.meta] == ['d0', 'd2', 'd1', 'd3']
+    for i, (meta, units, runs) in enumerate(docs):
+        assert u.find(meta['id']) == i and np.array_equal(u[i], [units, runs]) and u[i][0].dtype == np.uint16
+    with pytest.raises(IndexError):
+        u[4]
+    with pytest.raises(KeyError):
+        u.find('d9')
+
+def test_numbers_that_uint16_cannot_hold_are_refused(tmp_path):
+    for units, runs in (([70000], [1]), ([-1], [1]), ([1], [0]), ([1], [65536]), ([1, 2], [1])):
+        with pytest.raises(Refused, match='a: (units|runs) must be'):
+            write_units_shard(tmp_path, 0, [({'id': 'a'}, units, runs)])
+    assert list(tmp_path.iterdir()) == []
+
+def array(name, value):
+    return lambda f: np.save(f / '00001' / f'{name}.npy', value)
+
+FAULTS = {
+    'no folder': (lambda f: f.rename(f.with_name('gone')), 'units: no such units folder'),
+    'unfinished': (lambda f: (f / 'info.json').unlink(), 'no info.json'),
+    'bad info': (lambda f: (f / 'info.json').write_text('{'), 'info.json: not JSON'),
+    'no n_units': (lambda f: (f / 'info.json').write_text('{}'), 'info.json: n_units is None'),
+    'a shard gone': (lambda f: (f / '00000').rename(f / 'x'), 'shard 00000 is missing, 00001 is there'),
+    'count': (lambda f: (f / 'info.json').write_text('{"n_units": 50, "documents": 9}'), '4 documents, info.json says'),
+    'dtype': (array('units', np.zeros(5, np.int32)), '00001/units.npy: int32 of shape'),
+    'matrix': (array('runs', np.ones((5, 1), np.uint16)), '00001/runs.npy: uint16 of shape'),
+    'objects': (array('runs', np.array([{}, None])), '00001/runs.npy: not a whole .npy file'),
+    'cut': (lambda f: half(f / '00001/units.npy'), '00001/units.npy: not a whole .npy file'),
+    'empty': (lambda f: (f / '00001/units.npy').write_bytes(b''), '00001/units.npy: not a whole .npy file'),
+    'offsets fall': (array('offsets', np.array([0, 6, 5])), '00001/offsets.npy: must rise from 0 to 5'),
+    'offsets start': (array('offsets', np.array([1, 2, 5])), '00001/offsets.npy: must rise from 0 to 5'),
+    'offsets end': (array('offsets', np.array([0, 0, 4])), '00001/offsets.npy: must rise from 0 to 5'),
+    'unit': (array('units', np.full(5, 50, np.uint16)), '00001/units.npy: holds unit 50, info.json says 50 units'),
+    'run of 0': (array('runs', np.zeros(5, np.uint16)), '00001/runs.npy: expected 5 run lengths'),
+    'fewer runs': (array('runs', np.ones(4, np.uint16)), '00001/runs.npy: expected 5 run lengths'),
+    'meta': (lambda f: (f / '00001/meta.jsonl').write_text('{}\n'), '00001/meta.jsonl: 1 lines, offsets.npy has 2 doc'),
+    'numbers': (lambda f: (f / '00001/meta.jsonl').write_text('1\n2\n'), '00001/meta.jsonl: expected a JSON'),
+    'meta cut': (lambda f: os.truncate(f / '00001/meta.jsonl', 20), '00001/meta.jsonl: not a whole .jsonl file'),
+}
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_faulty_units_folder_is_refused_by_the_name_of_the_file(made, fault):
+    spoil, message = FAULTS[fault]
+    spoil(made[0])
+    with pytest.raises(Refused) as e:
+        Units(made[0])
+    assert message in str(e.value) and '\n' not in str(e.value), str(e.value)
+
+# ----------------------------------------------------------------------------------------------------------------
+# the whole script
+
+def test_a_folder_of_audio_becomes_the_units_of_each_file(corpus, hubert, tmp_path, capsys):
+    main(config(corpus, hubert, tmp_path / 'out'))
+    u, encoder = Units(tmp_path / 'out'), load(hubert)
+    assert len(u) == 12 and len(u.units) == 3 and [m['id'] for m in u.meta] == sorted(m['id'] for m in u.meta)
+    for i, meta in enumerate(u.meta):
+        wave = load_audio(meta['path'])
+        assert np.array_equal(np.repeat(*u[i]), encoder.encode([wave])[0]) and meta['seconds'] == len(wave) / RATE
+        assert sum(u[i][1]) == len(wave) // 640 and (np.diff(u[i][0].astype(int)) != 0).all()
+    assert u.meta[u.find('u00')]['text'] == 'one two' and u.meta[0]['speaker'] is None
+    info = u.info
+    assert (info['n_units'], info['frame_hz'], info['hop'], info['documents']) == (60, 25.0, 640, 12)
+    assert info['units_hash'] == encoder.hash and info['settings']['layer'] == 2
+    assert info['runs'] == sum(map(len, u.units))
+    assert info['hours'] == round(sum(m['seconds'] for m in u.meta) / 3600, 4)
+    assert 'shard 3/3 | 2 documents' in capsys.readouterr().out
+
+def test_workers_shards_and_batches_do_not_change_the_units(corpus, hubert, tmp_path, monkeypatch):
+    main(config(corpus, hubert, tmp_path / 'a'))
+    main(config(corpus, hubert, tmp_path / 'b', workers=7))
+    monkeypatch.setattr(tokenize_speech, 'POOL', 2 * RATE)
+    main(config(corpus, hubert, tmp_path / 'c', shard_docs=12))
+    a, b, c = tree(tmp_path / 'a'), tree(tmp_path / 'b'), Units(tmp_path / 'c')
+    assert a == b
+    for i in range(12):
+        assert np.array_equal(Units(tmp_path / 'a')[i], c[i])
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert, tmp_path, monkeypatch, capsys):
+    (corpus / 'bad.wav').write_text('x') # its failure must outlive the interruption too
+    main(config(corpus, hubert, tmp_path / 'whole', max_fail_frac=.1))
+    encode = Encoder.encode
+    for shards in (0, 1, 0, 1): # how many it finishes before it is killed, each time from where it was
+        def dying(self, waves, left=[shards]):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return encode(self, waves)
+        monkeypatch.setattr(Encoder, 'encode', dying)
+        with pytest.raises(KeyboardInterrupt):
+            main(config(corpus, hubert, tmp_path / 'out', max_fail_frac=.1))
+        assert not (tmp_path / 'out/info.json').exists()
+    monkeypatch.setattr(Encoder, 'encode', encode)
+    (tmp_path / 'out/00002.tmp').mkdir() # a kill -9 leaves it
+    (tmp_path / 'out/00002.tmp/units.npy').write_text('half')
+    capsys.readouterr()
+    main(config(corpus, hubert, tmp_path / 'out', max_fail_frac=.1))
+    assert '2 of 3 shards were there already' in capsys.readouterr().out
+    assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
+    main(config(corpus, hubert, tmp_path / 'out', max_fail_frac=.1)) # nothing left to do
+    assert Units(tmp_path / 'out').info['failures'] == {'NOT_AUDIO': 1}
+    assert '3 of 3 shards were there already' in capsys.readouterr().out
+    assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
+
+def test_a_folder_begun_with_other_settings_is_refused_and_left_alone(corpus, hubert, tmp_path):
+    main(config(corpus, hubert, tmp_path / 'out'))
+    before = tree(tmp_path / 'out')
+    for settings, field in (({'shard_docs': 4}, 'shard_docs was 5, is now 4'), ({'layer': 1}, 'layer was 2, is now 1'),
+                            ({'window_s': 9.0}, 'window_s was 30.0, is now 9.0')):
+        with pytest.raises(Refused, match=field):
+            main(Config(**vars(config(corpus, hubert, tmp_path / 'out')) | settings))
+    (corpus / 'u00.txt').write_text('another text')
+    with pytest.raises(Refused, match=r'other settings \(corpus was'):
+        main(config(corpus, hubert, tmp_path / 'out'))
+    assert tree(tmp_path / 'out') == before
+    (tmp_path / 'out/settings.json').unlink()
+    with pytest.raises(Refused, match='is there already'):
+        main(config(corpus, hubert, tmp_path / 'out'))
+
+def test_bad_files_are_listed_and_do_not_end_the_run(corpus, hubert, tmp_path, capfd):
+    main(config(corpus, hubert, tmp_path / 'good', shard_docs=99))
+    manifest = [{'id': p.stem, 'audio': str(p)} for p in sorted(corpus.rglob('u*')) if p.suffix != '.txt']
+    for name, (_, make) in BAD.items():
+        make(tmp_path / name)
+        manifest.append({'id': name, 'audio': str(tmp_path / name)})
+    (tmp_path / 'list.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in manifest))
+    main(config(tmp_path / 'list.jsonl', hubert, tmp_path / 'out', max_fail_frac=.7, max_seconds=10.0))
+    u, good = Units(tmp_path / 'out'), Units(tmp_path / 'good')
+    failures = [json.loads(line) for line in (tmp_path / 'out/failures.jsonl').read_text().splitlines()]
+    assert {f['id']: f['class'] for f in failures} == {name: kind for name, (kind, _) in BAD.items()}
+    assert all(f['path'] == str(tmp_path / f['id']) and f['message'] for f in failures)
+    assert len(u) == 12 and sum(u.info['failures'].values()) == len(BAD) and u.info['failures']['TRUNCATED'] == 7
+    for i, meta in enumerate(good.meta):
+        assert np.array_equal(u[u.find(meta['id'].split('/')[-1])], good[i])
+
+def test_too_many_bad_files_end_the_run_and_mended_ones_let_it_go_on(corpus, hubert, tmp_path):
+    bad = corpus / 'deep/u10.flac'
+    data = bad.read_bytes()
+    bad.write_text('oops')
+    with pytest.raises(Refused, match=r'1 of 12 files cannot be used \(1 NOT_AUDIO\), max_fail_frac is 0.01; see '):
+        main(config(corpus, hubert, tmp_path / 'out', shard_docs=4))
+    assert json.loads((tmp_path / 'out/failures.jsonl').read_text())['id'] == 'deep/u10'
+    assert (tmp_path / 'out/00000').is_dir() and not (tmp_path / 'out/info.json').exists()
+    bad.write_bytes(data)
+    main(config(corpus, hubert, tmp_path / 'out', shard_docs=4))
+    assert len(Units(tmp_path / 'out')) == 12 and (tmp_path / 'out/failures.jsonl').read_text() == ''
+
+def test_a_corpus_without_one_usable_file_is_refused(hubert, tmp_path):
+    (tmp_path / 'audio').mkdir()
+    (tmp_path / 'audio/a.wav').write_text('x')
+    with pytest.raises(Refused, match='not one usable file'):
+        main(config(tmp_path / 'audio', hubert, tmp_path / 'out', max_fail_frac=1.0))
+
+def test_words_of_the_corpus_are_kept_in_samples_in_the_order_of_the_units(hubert, tmp_path):
+    lines = []
+    for name, words in (('b', [['so', 0.1, 0.25005], ['what', None, 0.9]]), ('a', None), ('c', [])):
+        soundfile.write(tmp_path / f'{name}.wav', speech_like(1, 1), RATE)
+        lines.append({'id': name, 'audio': f'{name}.wav', 'words': words, 'speaker': 'anna'})
+    (tmp_path / 'manifest.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    main(config(tmp_path, hubert, tmp_path / 'out'))
+    kept = [json.loads(line) for line in (tmp_path / 'out/00000/words.jsonl').read_text().splitlines()]
+    assert kept == [{'id': 'a', 'words': None}, {'id': 'b', 'words': [['so', 1600, 4001], ['what', None, 14400]]},
+                    {'id': 'c', 'words': []}]
+    assert [m['speaker'] for m in Units(tmp_path / 'out').meta] == ['anna'] * 3
+
+def test_bad_settings_and_corpora_are_refused_before_anything_is_written(corpus, hubert, tmp_path):
+    for settings, match in (({'audio': ''}, 'expected --audio'), ({'margin_s': 15.0}, 'two margins must fit'),
+                            ({'shard_docs': 0}, 'shard_docs is 0'), ({'max_fail_frac': 1.5}, 'between 0 and 1')):
+        with pytest.raises(Refused, match=match):
+            Config(**{'audio': 'x', 'out': 'y'} | settings)
+    out = tmp_path / 'out'
+    for settings, match in (({'audio': str(tmp_path / 'none')}, 'no such file'), ({'device': 'tpu'}, 'device is tpu'),
+                            ({'encoder': str(tmp_path)}, 'no such k-means file'), ({'layer': 7}, 'has 3 layers')):
+        with pytest.raises(Refused, match=match):
+            main(Config(**vars(config(corpus, hubert, out)) | settings))
+    soundfile.write(corpus / 'u00.flac', speech_like(1, 1), RATE)
+    with pytest.raises(Refused, match="two utterances with the id 'u00': .*u00.* and .*u00"):
+        main(config(corpus, hubert, out))
+    assert not out.exists()
+
+@pytest.mark.skipif(not LIBRISPEECH.is_dir(), reason='librispeech_mini is not here')
+def test_real_speech_goes_through_with_its_words(hubert, tmp_path):
+    lines = [json.loads(line) for line in (LIBRISPEECH / 'manifest.jsonl').read_text().splitlines()[:6]]
+    absolute = [line | {'audio': str(LIBRISPEECH / line['audio'])} for line in lines]
+    (tmp_path / 'list.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in absolute))
+    main(config(tmp_path / 'list.jsonl', hubert, tmp_path / 'out'))
+    u = Units(tmp_path / 'out')
+    for i, line in enumerate(sorted(lines, key=lambda line: line['id'])):
+        assert u.meta[i]['text'] == line['text'] and abs(u.meta[i]['seconds'] - line['duration']) < .01
+        assert u[i][1].sum() == soundfile.info(LIBRISPEECH / line['audio']).frames // 640
+        assert len(np.unique(u[i][0])) > 5
