@@ -1,0 +1,22 @@
+# torchrun --nproc_per_node=8 train.py config/qwen7b.py          6.86e20 FLOPs: 48.1 h on 8 H200 at 50 % MFU
+#
+# SIMS 7B [SIMS 4.1, 5.1, A.2]: Qwen2.5-7B on 15B tokens of text, speech and both interleaved, a third of the rows each.
+# float32 weights, gradients and moments are 122 GB on every GPU under DDP: it takes cards of 140 GB.
+data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoplespeech,'
+        'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama') # 84k h real, 30k h synthetic, text
+sources = ('text', 'speech', 'interleaved')
+init = 'Qwen/Qwen2.5-7B'
+out_dir = 'out/qwen7b'
+
+block_size = 2048
+batch_tokens = 72 * block_size # 147,456: 5k steps are the papers' 720M tokens to 2.4 %
+micro_batch = 1
+lr = 3e-4 # 5e-4 below 2e20 FLOPs
+min_lr = 5e-5
+schedule = 'cosine'
+warmup = 0.01
+clip = 0.5
+max_tokens = 15e9 # 101,725 steps
+
+eval_every = 1000
+save_every = 500

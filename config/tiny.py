@@ -1,0 +1,16 @@
+# python train.py config/tiny.py          speech and text interleaved, after config/tiny_text.py: about 150 s on 2 cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text', 'speech', 'interleaved') # rows in equal number, as SIMS
+init = 'out/tiny-text' # TWIST: its text rows are kept, 502 rows for units and separators are added
+new_rows = 'normal' # the papers' 'hf' starts all units at one point, which a run this short does not leave
+out_dir = 'out/tiny'
+
+block_size = 512
+batch_tokens = 8 * block_size
+micro_batch = 8
+lr = 2e-3
+warmup = 0.03
+max_steps = 500 # 2.0M tokens; tiny_speech and tiny_scratch have the same budget
+
+eval_every = 250
+save_every = 250

@@ -1,0 +1,15 @@
+# python train.py config/tiny_long.py          tiny.py for longer, after config/tiny_text.py: at most 2 h on 2 cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text', 'speech', 'interleaved')
+init = 'out/tiny-text'
+new_rows = 'normal'
+out_dir = 'out/tiny-long'
+
+block_size = 512
+batch_tokens = 16 * block_size
+micro_batch = 16
+lr = 2e-3
+max_steps = 6000 # 49M tokens
+
+eval_every = 500
+save_every = 500

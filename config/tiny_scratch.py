@@ -1,0 +1,18 @@
+# python train.py config/tiny_scratch.py          tiny.py from random weights, after tiny_text.py: 150 s on 2 cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text', 'speech', 'interleaved')
+tokenizer = 'tiny/tokenizer'
+init = 'scratch'
+init_config = 'out/tiny-text' # its shape alone
+out_dir = 'out/tiny-scratch'
+
+# all as in tiny.py
+block_size = 512
+batch_tokens = 8 * block_size
+micro_batch = 8
+lr = 2e-3
+warmup = 0.03
+max_steps = 500
+
+eval_every = 250
+save_every = 250

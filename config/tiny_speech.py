@@ -1,0 +1,17 @@
+# python train.py config/tiny_speech.py          speech alone, after config/tiny_text.py: about 150 s on 2 cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('textless',)
+vocab = 'speech' # Slam's: pad, bos = eos, units
+init = 'out/tiny-text'
+out_dir = 'out/tiny-speech'
+
+# all as in tiny.py
+block_size = 512
+batch_tokens = 8 * block_size
+micro_batch = 8
+lr = 2e-3
+warmup = 0.03
+max_steps = 500
+
+eval_every = 250
+save_every = 250

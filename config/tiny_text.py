@@ -1,0 +1,25 @@
+# python train.py config/tiny_text.py          the TextLM that the tiny models start from: about 150 s on 2 cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text',)
+vocab = 'text'
+tokenizer = 'tiny/tokenizer'
+out_dir = 'out/tiny-text'
+
+# shape: Qwen2.5 in small, 2.7M parameters of which 0.4M are the table of 2,000 ids
+init = 'scratch'
+n_layer = 6
+n_head = 6
+n_kv_head = 2
+n_embd = 192
+head_dim = 32
+n_ffn = 512
+
+block_size = 512
+batch_tokens = 8 * block_size
+micro_batch = 8
+lr = 2e-3 # small models bear more than the papers' 5e-4
+warmup = 0.03
+max_steps = 500 # 2.0M tokens
+
+eval_every = 250
+save_every = 250

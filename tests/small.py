@@ -1,0 +1,62 @@
+"""Small inputs that several tests share, made on the spot: a byte tokenizer, a units folder of items, a random model."""
+import json
+
+import numpy as np
+import torch
+
+from configurator import write_json
+from model import GPT, GPTConfig
+from tokenize_speech import write_units_shard
+from vocab import TextTokenizer, Vocab
+
+K = 20 # units
+
+def make_tokenizer(folder):
+    """A byte-level tokenizer of 257 ids (every byte, and <|endoftext|>) -> TextTokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(['<|endoftext|>'])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|endoftext|>'}))
+    return TextTokenizer(folder)
+
+def make_units(folder, documents, units_hash='abc', hop=640):
+    """documents: {id: (text, units)} -> a units folder with runs of 1..3 frames."""
+    docs = []
+    for i, (name, (text, units)) in enumerate(sorted(documents.items())):
+        runs = 1 + (np.arange(len(units)) + i) % 3
+        docs.append(({'id': name, 'path': None, 'seconds': float(runs.sum() * hop / 16000), 'speaker': None, 'text': text},
+                     np.array(units), runs))
+    write_units_shard(folder, 0, docs)
+    write_json(folder / 'info.json', {'n_units': K, 'units_hash': units_hash, 'hop': hop, 'frame_hz': 16000 / hop,
+                                      'documents': len(docs)})
+    return folder
+
+def make_items(folder, n=3, seed=0):
+    """Items m00000.. of tasks/tiny.py with random units (no repeats, as after de-duplication)."""
+    rng, documents = np.random.default_rng(seed), {}
+    def units(length):
+        return (np.cumsum(rng.integers(1, K, length)) % K).tolist()
+    for i in range(n):
+        context = units(9)
+        documents[f'm{i:05d}/context'] = ('Tom saw a cat.', context)
+        for which in ('right', 'wrong', 'topic'):
+            ending = units(5 + i)
+            documents[f'm{i:05d}/{which}'] = (f'It was {which} {i}.', ending)
+            documents[f'm{i:05d}/context+{which}'] = (f'Tom saw a cat. It was {which} {i}.', context + ending)
+    return make_units(folder, documents)
+
+def make_model(folder, tokenizer_folder, kind='joint', seed=0):
+    """A random 2-layer model in a folder as train.py leaves it -> (model, vocab)."""
+    tokenizer = TextTokenizer(tokenizer_folder)
+    vocab = {'joint': Vocab('joint', tokenizer.size, K, tokenizer.hash, 'abc'), 'speech': Vocab('speech', 0, K, '', 'abc'),
+             'text': tokenizer.vocab}[kind]
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=vocab.size, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48))
+    model.save_pretrained(folder, vocab=vocab, tokenizer=tokenizer_folder)
+    vocab.save(folder)
+    return model.eval(), vocab

@@ -1,0 +1,501 @@
+"""train.py on made-up shards: it learns; any cut, world size or accumulation gives the same run; refusals are lines."""
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import checkpoint
+import train
+from configurator import Refused, sha256
+from data import ShardWriter
+from model import GPT
+from vocab import TextTokenizer, Vocab
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+T = 32 # tokens a row
+
+def make_tokenizer(folder):
+    """A byte-level tokenizer of 257 ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator([], trainers.BpeTrainer(vocab_size=257, special_tokens=['<|endoftext|>'],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|endoftext|>"}')
+    return folder
+
+def walks(rng, ids, n, mean=20):
+    """n documents over ids in which each id is mostly followed by the next one; lengths vary a lot."""
+    for _ in range(n):
+        steps = rng.choice([1, 1, 1, 2, 5], size=2 + rng.poisson(mean) + 20 * (rng.random() < 0.2))
+        yield [ids[i] for i in (rng.integers(len(ids)) + np.cumsum(steps)) % len(ids)]
+
+def write(folder, vocab, docs):
+    writer = ShardWriter(folder, folder.name, vocab, {})
+    writer.add(np.concatenate(docs), [len(d) for d in docs])
+    writer.close()
+
+def make_corpus(root, tokenizer, n=60, seed=0):
+    """root/{train,val}/{text,speech,interleaved,textless} as interleave.py lays them out, with 12 units."""
+    text = TextTokenizer(tokenizer)
+    joint = Vocab('joint', text.size, 12, text.hash, 'units')
+    speech = Vocab('speech', 0, 12, '', 'units')
+    rng = np.random.default_rng(seed)
+    letters, units = list(range(65, 85)), list(joint.unit_to_token(range(12)))
+    for split, k in (('train', n), ('val', 6)):
+        write(root / split / 'text', Vocab('text', text.size, 0, text.hash), list(walks(rng, letters, k)))
+        write(root / split / 'speech', joint, list(walks(rng, units, k)))
+        write(root / split / 'interleaved', joint, [[joint.text, *a, joint.speech, *b] for a, b in zip(
+            walks(rng, letters, k, 8), walks(rng, units, k, 8))])
+        write(root / split / 'textless', speech, [[1, *a, 1] for a in walks(rng, list(range(2, 14)), k)])
+    return root
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp('train')
+    return make_corpus(root / 'made', make_tokenizer(root / 'tokenizer'))
+
+def small(corpus, out_dir, **changes):
+    """Settings of a run of 20 steps."""
+    return train.Config(**{**dict(
+        data=str(corpus), tokenizer=str(corpus.parent / 'tokenizer'), n_layer=1, n_head=2, n_embd=16, n_ffn=32,
+        block_size=T, batch_tokens=12 * T, micro_batch=6, lr=1e-2, max_steps=20, out_dir=str(out_dir), device='cpu',
+        dtype='float32', save_every=1000, eval_every=1000, eval_rows=8, log_every=1000), **changes})
+
+@pytest.fixture
+def config(corpus, tmp_path):
+    return lambda **changes: small(corpus, changes.pop('out_dir', tmp_path / 'run'), **changes)
+
+def rows_of(out_dir):
+    return [json.loads(line) for line in Path(out_dir, 'log.jsonl').read_text().splitlines()]
+
+def losses_of(out_dir):
+    """repr of every logged loss and gradient norm, by step."""
+    keys = ('loss', 'text', 'speech', 'sep', 'grad_norm', 'lr')
+    return [(r['step'], *(repr(r.get(k)) for k in keys)) for r in rows_of(out_dir) if 'val' not in r]
+
+def weights_of(out_dir):
+    return sha256(Path(out_dir, 'model.safetensors'))
+
+def state_of(out_dir):
+    """Hashes of the newest checkpoint's weights and of its moments and random state."""
+    folder = checkpoint.folders(out_dir)[0]
+    return folder.name, sha256(folder / 'model.safetensors'), sha256(folder / 'state.safetensors')
+
+def digest_of_state(model, optimizer):
+    """Of all weights and of the optimizer's tensors, step counts included."""
+    tensors = [t for p in model.parameters() for t in (p, *optimizer.state[p].values())]
+    return hash(tuple(t.detach().numpy().tobytes() for t in tensors))
+
+@contextlib.contextmanager
+def interrupted_after(step):
+    """As if SIGTERM came while `step` is launched."""
+    fetch = train.fetch
+    def fetch_and_signal(loader, cfg, at, *rest):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fetch(loader, cfg, at, *rest)
+    train.fetch = fetch_and_signal
+    try:
+        yield
+    finally:
+        train.fetch = fetch
+
+@contextlib.contextmanager
+def not_finite(steps, on_rank=0, what='loss'):
+    """NaN in a loss, or in a gradient alone, of the given forwards on one rank."""
+    forward, calls = train.Losses.forward, [0]
+    def poisoned(self, tokens, doc_start, targets):
+        total, parts = forward(self, tokens, doc_start, targets)
+        calls[0] += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and calls[0] in steps and int(os.environ.get('RANK', 0)) == on_rank:
+            nan = self.model.norm.weight.sum()
+            nan = nan * math.nan if what == 'loss' else (nan - nan).sqrt() * 0 # its gradient is inf * 0
+            total = total + nan
+            parts[:3] += nan.detach() if what == 'loss' else 0
+        return total, parts
+    train.Losses.forward = poisoned
+    try:
+        yield
+    finally:
+        train.Losses.forward = forward
+
+def on_ranks(world, work, limit=60):
+    """Exit codes of work(rank) in `world` forked processes that gloo joins, under a time limit."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    def one(rank):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
+                          MASTER_PORT=str(port))
+        work(rank)
+    processes = [multiprocessing.get_context('fork').Process(target=one, args=(rank,)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + limit
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+# ----------------------------------------------------------------------------------------------------------------
+
+def test_twenty_steps_lower_the_loss_of_every_modality(config):
+    val = train.main(config())
+    first, last = rows_of(config().out_dir)[0], rows_of(config().out_dir)[19]
+    for name in ('loss', 'text', 'speech', 'sep'):
+        assert last[name] < first[name] - 0.5, (name, first[name], last[name])
+    assert first['loss'] == pytest.approx(math.log(271), abs=0.1) # T + K + 2 = 271 ids, nearly even at random weights
+    assert set(val) == {'made/text', 'made/speech', 'made/interleaved'}
+    assert set(val['made/text']) == {'loss', 'text', 'targets'} and 'sep' in val['made/interleaved']
+
+def test_the_end_is_a_hugging_face_folder_with_its_record(config):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    cfg = config(max_steps=2)
+    train.main(cfg)
+    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out_dir), GPT.from_pretrained(cfg.out_dir)
+    ids = torch.tensor([[65, 66, 257, 258]])
+    assert torch.allclose(theirs(ids).logits, ours.logits(ours(ids)), atol=1e-4)
+    assert AutoTokenizer.from_pretrained(cfg.out_dir).convert_tokens_to_ids(['<Un0>', '<text>']) == [257, 270]
+    settings = json.loads(Path(cfg.out_dir, 'settings.json').read_text())
+    assert (settings['steps'], settings['tokens']) == (2, 2 * 12 * T) and settings['settings']['lr'] == cfg.lr
+    assert settings['flops'] == 6 * settings['parameters'] * settings['tokens']
+    assert Vocab.load(cfg.out_dir).size == 271
+
+def test_losses_are_those_of_a_plain_loop(config, corpus):
+    """Five steps against the definition: whole batch at once, torch's own cross entropy, clip and AdamW, unfused."""
+    cfg = config(max_steps=5)
+    train.main(cfg)
+    vocab, _, loader, *_ = train.open_data(cfg)
+    model = train.build_model(cfg, vocab, cfg.tokenizer, torch.device('cpu'))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, foreach=False, fused=False)
+    for step, row in enumerate(rows_of(cfg.out_dir)[:5]):
+        tokens, doc_start, targets = (torch.as_tensor(x) for x in loader.rows(12 * step, 12)[:3])
+        logits = model.logits(model(tokens, doc_start)).flatten(0, 1)
+        each = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction='none')
+        kept, units = targets.flatten() >= 0, (targets.flatten() >= 257) & (targets.flatten() < 269)
+        loss = each[kept].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        x = ((step + 1) / 5 - 0.01) / 0.99
+        optimizer.param_groups[0]['lr'] = 5e-5 + (1e-2 - 5e-5) * 0.5 * (1 + math.cos(math.pi * x))
+        optimizer.step()
+        assert row['loss'] == pytest.approx(loss.item(), abs=2e-5)
+        assert row['speech'] == pytest.approx(each[units].mean().item(), abs=2e-5)
+        assert row['grad_norm'] == pytest.approx(norm.item(), rel=1e-3)
+        assert row['targets'] == int(kept.sum())
+
+def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
+    cfg = config(max_steps=2, micro_batch=2)
+    val = train.main(cfg)
+    _, _, _, held_out, _ = train.open_data(cfg)
+    model = GPT.from_pretrained(cfg.out_dir)
+    for name, loader in held_out.items():
+        rows = min(8, int(loader.n_rows[0]))
+        tokens, doc_start, targets = (torch.as_tensor(x) for x in loader.rows(0, rows)[:3])
+        logits = model.logits(model(tokens, doc_start)).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100).item()
+        assert rows > 2 and val[name]['loss'] == pytest.approx(loss, abs=1e-5)
+        assert val[name]['targets'] == int((targets >= 0).sum())
+
+@pytest.mark.parametrize('cut', [7, 15]) # 16 rows a source: step 7 is mid-epoch, 15 in epoch 2 and later
+def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut):
+    whole, parts = config(out_dir=str(tmp_path / 'whole')), config(out_dir=str(tmp_path / 'parts'))
+    train.main(whole)
+    with interrupted_after(cut):
+        assert train.main(parts) is None
+    assert checkpoint.folders(parts.out_dir)[0].name != 'step-20' and not Path(parts.out_dir, 'settings.json').exists()
+    train.main(parts)
+    assert losses_of(parts.out_dir) == losses_of(whole.out_dir) and len(losses_of(whole.out_dir)) == 20
+    assert state_of(parts.out_dir) == state_of(whole.out_dir)
+    assert weights_of(parts.out_dir) == weights_of(whole.out_dir)
+
+def test_the_run_used_by_the_resume_test_is_past_its_first_epoch_when_cut(config):
+    _, _, loader, *_ = train.open_data(config())
+    assert loader.n_rows.max() > 8 * 12 / 3 and loader.n_rows.max() < 16 * 12 / 3 # rows of a source at steps 8 and 16
+
+@pytest.mark.parametrize('micro_batch', [1, 3])
+def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch):
+    a, b = (config(micro_batch=m, out_dir=str(tmp_path / str(m))) for m in (12, micro_batch))
+    train.main(a)
+    train.main(b)
+    for x, y in zip(rows_of(a.out_dir), rows_of(b.out_dir)):
+        assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
+
+def test_two_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path):
+    """Same losses within 1e-5, in two micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on both."""
+    one = config(micro_batch=12, out_dir=str(tmp_path / 'one'))
+    two = config(micro_batch=3, out_dir=str(tmp_path / 'two'))
+    with not_finite({4}):
+        train.main(one)
+    def work(rank):
+        os.environ['WORLD_SIZE'] = '2'
+        with not_finite({8}, on_rank=1):
+            train.main(two)
+    assert on_ranks(2, work) == [0, 0]
+    a, b = rows_of(one.out_dir), rows_of(two.out_dir)
+    assert [r['step'] for r in b] == [*range(1, 21), 20]
+    assert [r.get('targets') for r in a] == [r.get('targets') for r in b]
+    for x, y in zip(a, b):
+        assert x.get('skipped') == y.get('skipped') == (True if x['step'] == 4 else None)
+        for name in ('loss', 'text', 'speech', 'sep'):
+            if x.get(name) is not None and x['step'] != 4:
+                assert x[name] == pytest.approx(y[name], abs=1e-5), (x['step'], name)
+    for name, mean in a[-1]['val'].items():
+        assert mean['loss'] == pytest.approx(b[-1]['val'][name]['loss'], abs=1e-5)
+    _, _, loader, *_ = train.open_data(one)
+    counts = [(loader.rows(first, 3)[2] >= 0).sum() for first in (0, 3, 6, 9)]
+    assert counts[0] + counts[2] != counts[1] + counts[3] # so a mean of the ranks' means would have differed
+
+@pytest.mark.parametrize('what', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, what):
+    """The state after two steps and a poisoned third is the state after two steps; the row numbers are logged."""
+    cfg, seen = config(max_steps=20, micro_batch=12), {}
+    read = train.Log.read
+    def spy(log): # called after each step is launched
+        seen[len(seen) + 1] = digest_of_state(spy.model, spy.optimizer)
+        return read(log)
+    make = train.make_optimizer
+    def keep(model, lr):
+        spy.model, spy.optimizer = model, make(model, lr)
+        return spy.optimizer
+    monkeypatch.setattr(train.Log, 'read', spy)
+    monkeypatch.setattr(train, 'make_optimizer', keep)
+    with not_finite({3}, what=what):
+        train.main(cfg)
+    assert seen[3] == seen[2] and len({seen[1], seen[2], seen[4], seen[5]}) == 4
+    bad = [r for r in rows_of(cfg.out_dir) if r.get('skipped')]
+    assert [(r['step'], r['rows']) for r in bad] == [(3, [24, 36])]
+    assert bad[0]['loss' if what == 'loss' else 'grad_norm'] is None
+
+def test_five_bad_steps_in_a_row_end_the_run_with_17_and_name_the_last_good(config, capsys):
+    cfg = config(micro_batch=12, save_every=2)
+    with not_finite({5, 6, 7, 8, 9}), pytest.raises(SystemExit) as end:
+        train.main(cfg)
+    assert end.value.code == 17
+    assert f"the last good checkpoint is {cfg.out_dir}/step-8" in capsys.readouterr().out
+    weights = [GPT.from_pretrained(folder).embed for folder in checkpoint.folders(cfg.out_dir)] # step-8 and step-6
+    assert torch.equal(*weights) and weights[0].isfinite().all() # all skipped between them
+
+def test_six_bad_steps_of_which_four_in_a_row_do_not_end_it(config):
+    with not_finite({2, 3, 5, 6, 7, 8}):
+        train.main(config(micro_batch=12))
+    assert json.loads(Path(config().out_dir, 'settings.json').read_text())['skipped'] == 6
+
+def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypatch):
+    cfg, fetch = config(max_steps=4, save_every=2), train.fetch
+    def blank(loader, c, step, *rest):
+        micro, count = fetch(loader, c, step, *rest)
+        return (micro, count) if step < 2 else ([(a, b, torch.full_like(t, -100)) for a, b, t in micro], count * 0)
+    monkeypatch.setattr(train, 'fetch', blank)
+    train.main(cfg)
+    assert [r['loss'] for r in rows_of(cfg.out_dir)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out_dir)[3]
+    assert weights_of(Path(cfg.out_dir, 'step-4')) == weights_of(Path(cfg.out_dir, 'step-2')) # moments are not zero
+
+def test_a_finished_run_says_so_and_touches_nothing(config, capsys):
+    cfg = config(max_steps=3)
+    val = train.main(cfg)
+    before = {p: p.stat().st_mtime_ns for p in Path(cfg.out_dir).rglob('*')}
+    assert train.main(cfg) == val
+    assert "finished before, at step 3" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in Path(cfg.out_dir).rglob('*')} == before
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_export_is_exported(config):
+    cfg = config(max_steps=3)
+    val = train.main(cfg)
+    weights = weights_of(cfg.out_dir)
+    for name in ('settings.json', 'model.safetensors', 'config.json'):
+        Path(cfg.out_dir, name).unlink()
+    assert train.main(cfg) == val and weights_of(cfg.out_dir) == weights
+    assert len(rows_of(cfg.out_dir)) == 4 # three steps and one evaluation, none twice
+
+def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
+    cfg = config(max_steps=10, save_every=4)
+    with not_finite(set()), pytest.raises(ZeroDivisionError):
+        fetch = train.fetch
+        def failing(loader, c, step, *rest):
+            return fetch(loader, c, step, *rest) if step < 8 else 1 / 0
+        train.fetch = failing
+        try:
+            train.main(cfg)
+        finally:
+            train.fetch = fetch
+    with open(Path(cfg.out_dir, 'log.jsonl'), 'a') as log:
+        log.write('{"step": 9, "lo') # a line cut short
+    train.main(cfg)
+    assert [r['step'] for r in rows_of(cfg.out_dir)] == [*range(1, 11), 10]
+
+# ---- starting points
+
+def test_textlm_then_twist_keeps_text_rows_and_a_slm_starts_as_it_is(config, tmp_path):
+    text = config(vocab='text', sources=('text',), max_steps=3, out_dir=str(tmp_path / 'text'))
+    train.main(text)
+    none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
+    joint = config(init=text.out_dir, max_steps=3, out_dir=str(tmp_path / 'joint'), **none)
+    vocab, *_ = train.open_data(joint)
+    start, old = train.build_model(joint, vocab, joint.init, 'cpu'), GPT.from_pretrained(text.out_dir)
+    assert torch.equal(start.embed[:257], old.embed[:257]) and start.cfg.vocab_size == 271
+    train.main(joint)
+    further = config(init=joint.out_dir, max_steps=3, out_dir=str(tmp_path / 'further'), **none)
+    start_again = train.build_model(further, vocab, joint.out_dir, 'cpu')
+    assert torch.equal(start_again.embed, GPT.from_pretrained(joint.out_dir).embed)
+    train.main(further)
+    speech = config(init=text.out_dir, vocab='speech', sources=('textless',), rope_theta=1e4, max_steps=3,
+                    out_dir=str(tmp_path / 'speech'), **none)
+    train.main(speech)
+    assert GPT.from_pretrained(speech.out_dir).cfg.vocab_size == 14
+    assert GPT.from_pretrained(speech.out_dir).cfg.rope_theta == 1e4
+    gslm = config(init_config=text.out_dir, max_steps=3, out_dir=str(tmp_path / 'gslm'), **none)
+    assert train.build_model(gslm, vocab, text.out_dir, 'cpu').num_params() == start.num_params()
+    with pytest.raises(Refused, match="its vocabulary .speech, 14 ids, .* expected that, or a TextLM"):
+        train.main(config(init=speech.out_dir, out_dir=str(tmp_path / 'no'), **none | {'tokenizer': text.tokenizer}))
+
+def test_bf16_autocast_stays_near_float32(config, tmp_path):
+    a, b = config(out_dir=str(tmp_path / 'a')), config(dtype='bfloat16', out_dir=str(tmp_path / 'b'))
+    train.main(a)
+    train.main(b)
+    x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
+    assert x != y and max(abs(p - q) for p, q in zip(x, y)) < 0.05
+
+# ---- schedule and budget
+
+@pytest.mark.parametrize('schedule, at', [
+    ('cosine', {0.005: 5e-4, 0.01: 1e-3, 0.505: 5.25e-4, 1.0: 5e-5}),
+    ('constant', {0.005: 5e-4, 0.01: 1e-3, 1.0: 1e-3}),
+    ('inverse_sqrt', {0.005: 5e-4, 0.01: 1e-3, 0.04: 5e-4, 1.0: 1e-4}),
+    ('wsd', {0.005: 5e-4, 0.01: 1e-3, 0.8: 1e-3, 0.9: 5.25e-4, 1.0: 5e-5})])
+def test_schedule_has_the_closed_form_s_values(config, schedule, at):
+    cfg = config(lr=1e-3, schedule=schedule)
+    for t, lr in at.items():
+        assert train.learning_rate(cfg, t) == pytest.approx(lr, rel=1e-12), t
+
+def test_budgets_give_the_steps_they_buy(config):
+    per_step, flops = 12 * T, 6.0 * 1000 * 12 * T
+    assert train.total_steps(config(max_steps=7), flops) == 7
+    assert train.total_steps(config(max_steps=None, max_tokens=10 * per_step + 5), flops) == 10
+    assert train.total_steps(config(max_steps=None, max_flops=11.5 * flops), flops) == 11
+    assert train.total_steps(config(max_steps=None, max_seconds=3.0), flops) is None
+    with pytest.raises(Refused, match='the budget buys no step: one is 384 tokens and 2.30e.06 FLOPs'):
+        train.total_steps(config(max_steps=None, max_tokens=100), flops)
+
+def test_seconds_end_a_run_and_its_schedule(config):
+    start = time.monotonic()
+    train.main(config(max_steps=None, max_seconds=1.0, eval_rows=1))
+    rows = [r for r in rows_of(config().out_dir) if 'val' not in r]
+    assert time.monotonic() - start < 10 and len(rows) > 3
+    assert max(r['lr'] for r in rows) > 9e-3 and rows[-1]['lr'] < 2e-3 # down by the clock
+
+# ---- refusals
+
+REFUSALS = [
+    (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
+    (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
+    (dict(max_tokens=5),
+     "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got max_steps and max_tokens"),
+    (dict(max_steps=None), "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got none"),
+    (dict(min_lr=0.1), "min_lr=0.1: expected 0 to lr=0.01"),
+    (dict(warmup=1.0), "warmup=1.0, decay=0.2: expected shares of the budget, of sum 1 at most"),
+    (dict(schedule='inverse_sqrt', warmup=0.0),
+     "schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0"),
+    (dict(batch_tokens=400),
+     "batch_tokens=400: expected 384 or 576, a multiple of world 1 x micro_batch 6 x block_size 32"),
+    (dict(batch_tokens=100),
+     "batch_tokens=100: expected 192 or 384, a multiple of world 1 x micro_batch 6 x block_size 32"),
+    (dict(n_layer=None, n_ffn=None),
+     "init='scratch': expected n_layer, n_ffn too, or init_config=FOLDER to take its shape"),
+    (dict(tokenizer=None), "init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data"),
+    (dict(init='out/x'), "n_layer: out/x has one; it goes with init='scratch' alone"),
+    (dict(init='out/x', init_config='out/y'), "init_config='out/y': goes with init='scratch', not with init='out/x'")]
+
+@pytest.mark.parametrize('changes, message', REFUSALS)
+def test_refused_settings_say_what_was_expected(config, changes, message):
+    with pytest.raises(Refused) as refusal:
+        config(**changes)
+    assert str(refusal.value) == message
+
+def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
+    cases = [(dict(data=str(tmp_path / 'none')),
+              f"{tmp_path}/none/train/text: no such folder; expected token shards as interleave.py writes them"),
+             (dict(vocab='speech'),
+              f"vocab='speech': no shards of {corpus} (text, speech, interleaved) have such a vocabulary"),
+             (dict(weights=(1, 2)), "2 weights for 3 sources, expected one each")]
+    for changes, message in cases:
+        with pytest.raises(Refused) as refusal:
+            train.main(config(**changes))
+        assert str(refusal.value) == message and not Path(config().out_dir).exists()
+
+def test_another_tokenizer_is_refused(config, tmp_path):
+    other = make_tokenizer(tmp_path / 'other')
+    spec = json.loads((other / 'tokenizer.json').read_text())
+    spec['pre_tokenizer']['add_prefix_space'] = True
+    (other / 'tokenizer.json').write_text(json.dumps(spec))
+    with pytest.raises(Refused, match='its text tokenizer .* did not make the shards'):
+        train.main(config(tokenizer=str(other)))
+
+def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp_path):
+    train.main(config(max_steps=2))
+    before = weights_of(config().out_dir)
+    with pytest.raises(Refused) as refusal:
+        train.main(config(max_steps=2, lr=2e-2, seed=5))
+    out = config().out_dir
+    assert str(refusal.value) == (f"{out} holds another run: lr was 0.01 and is 0.02, seed was 0 and is 5; "
+                                  "take the old settings back or choose another out_dir")
+    assert weights_of(out) == before
+    train.main(config(max_steps=2, micro_batch=3, save_every=7)) # these may change: finished all the same
+
+def test_changed_shards_are_refused_on_resume(config, tmp_path):
+    corpus = make_corpus(tmp_path / 'mine', Path(config().tokenizer), n=20)
+    cfg = config(data=str(corpus), max_steps=6)
+    with interrupted_after(2):
+        train.main(cfg)
+    other = make_corpus(tmp_path / 'other', Path(config().tokenizer), n=20, seed=9)
+    shutil.rmtree(corpus / 'train' / 'speech')
+    shutil.move(other / 'train' / 'speech', corpus / 'train')
+    with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}'; take"):
+        train.main(cfg)
+
+# ---- processes
+
+def command(cfg, **changes):
+    """The command line of a Config."""
+    settings = {f: getattr(cfg, f) for f in cfg.__dataclass_fields__}
+    default = {f: d.default for f, d in cfg.__dataclass_fields__.items()}
+    return [sys.executable, 'train.py', *(f'--{k}={v}' for k, v in {**settings, **changes}.items() if v != default[k])]
+
+def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_path):
+    cfg = config(max_steps=400, log_every=1, out_dir=str(tmp_path / 'cli'))
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(command(cfg), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        for text in process.stdout:
+            if text.startswith('step 5/'):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and 'stopped by a signal, saved as' in rest
+    assert len(checkpoint.folders(cfg.out_dir)) == 1 and checkpoint.fault(checkpoint.folders(cfg.out_dir)[0]) is None
+
+def test_the_command_line_refuses_in_one_line(config):
+    line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "train.py: --n_layr=4: no setting 'n_layr', did you mean 'n_layer'?\n")

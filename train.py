@@ -1,0 +1,450 @@
+"""
+Trains a language model on token shards: a TextLM, or a speech or interleaved model that starts from one.
+
+    python train.py config/tiny.py [--key=value ...]                     one process, CPU or GPU
+    torchrun --nproc_per_node=8 train.py config/qwen7b.py                one node
+    torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29400 train.py ...   on each node
+
+A step is batch_tokens / block_size rows, numbered step*rows ... on: row g is a pure function of (seed, g), so any world
+size and any micro-batch sees the same samples. Over all ranks and micro-steps of a step
+
+    loss = sum of the targets' losses / number of targets          C = 6 N D  (N parameters, D tokens)
+
+The same command resumes a run that was cut (to the bit, at the same world size) and leaves a finished one alone.
+SIGTERM or SIGINT saves and exits 0. A step whose loss or gradient is not finite on any rank is skipped on all; five in
+a row end the run with status 17. At the end out_dir is a Hugging Face folder, with log.jsonl (one line a step, and one
+an evaluation), settings.json and the last two step-N/ (checkpoint.py).
+"""
+import json
+import math
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+from configurator import Refused, atomically, record, run, sha256, write_json
+from data import Loader, Shards
+from model import GPT, GPTConfig
+from vocab import TextTokenizer, Vocab
+
+SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
+BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
+FREE = ('out_dir', 'micro_batch', 'device', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every') # to change
+CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
+           'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
+           'dtype': ('bfloat16', 'float32')}
+POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
+            'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
+PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
+PEAK = {'A100': 312e12, 'H100': 989.4e12, 'H200': 989.4e12} # dense bf16 FLOP/s, for mfu
+
+@dataclass(frozen=True)
+class Config:
+    # data
+    data: str = 'out/tokens/stories,out/tokens/talk' # corpora as interleave.py writes them
+    sources: tuple = ('text', 'speech', 'interleaved') # what is mixed: folders of data/train; or ('textless',)
+    weights: tuple | None = None # share of each source's rows; None: equal
+    vocab: str = 'joint' # 'joint' (text and units), 'speech' (units alone), 'text' (a TextLM)
+    tokenizer: str | None = None # text tokenizer of the data, folder or hub id; None: the one of init
+    # model
+    init: str = 'scratch' # a folder or hub id (TextLM or SLM), or 'scratch': random weights of the shape below
+    init_config: str | None = None # scratch in the shape of this folder or hub id instead (the papers' GSLM)
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_kv_head: int | None = None # None: n_head
+    n_embd: int | None = None
+    head_dim: int | None = None # None: n_embd / n_head
+    n_ffn: int | None = None
+    rope_theta: float | None = None # None: as init has it, 1e6 from scratch
+    new_rows: str = 'hf' # how rows of new tokens start: 'hf' (the papers' code), 'mean', 'normal'
+    # batch
+    block_size: int = 2048 # tokens a row
+    batch_tokens: int = 147456 # tokens a step, over all ranks: 72 rows of 2,048
+    micro_batch: int = 8 # rows a forward, on each rank; the accumulation follows
+    # optimizer: AdamW 0.9, 0.999, 1e-8, no decay
+    lr: float = 5e-4 # the peak
+    min_lr: float = 5e-5
+    schedule: str = 'cosine' # 'cosine', 'constant', 'inverse_sqrt', 'wsd' (warm-up, stable, linear decay)
+    warmup: float = 0.01 # share of the budget
+    decay: float = 0.2 # share of the budget, for wsd
+    clip: float = 0.5 # norm of the gradient
+    # budget, exactly one; the schedule ends where it ends
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    max_flops: float | None = None # C = 6ND
+    max_seconds: float | None = None # of training, by rank 0's clock (not bit-equal on resume)
+    # run
+    out_dir: str = 'out/model'
+    seed: int = 0
+    device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
+    dtype: str = 'bfloat16' # of the compute, by autocast; weights and moments are float32
+    timeout: float = 600.0 # seconds without an answer from another rank end the run
+    log_every: int = 10 # steps a terminal line; log.jsonl has every step
+    eval_every: int = 1000 # steps
+    eval_rows: int = 64 # rows of each corpus and source, at most
+    save_every: int = 500 # steps
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise Refused(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        for name in POSITIVE:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise Refused(f"expected exactly one of {', '.join(BUDGETS)}, got {' and '.join(given) or 'none'}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise Refused(f"min_lr={self.min_lr}: expected 0 to lr={self.lr}")
+        if not 0 <= self.warmup < 1 or self.schedule == 'wsd' and self.warmup + self.decay > 1:
+            raise Refused(f"warmup={self.warmup}, decay={self.decay}: expected shares of the budget, of sum 1 at most")
+        if self.schedule == 'inverse_sqrt' and self.warmup == 0:
+            raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
+        self._check_init()
+        unit = (world := int(os.environ.get('WORLD_SIZE', 1))) * self.micro_batch * self.block_size
+        if self.batch_tokens % unit:
+            near = max(self.batch_tokens // unit, 1) * unit
+            raise Refused(f"batch_tokens={self.batch_tokens}: expected {near} or {near + unit}, a multiple of "
+                          f"world {world} x micro_batch {self.micro_batch} x block_size {self.block_size}")
+
+    def _check_init(self):
+        shape = [name for name in SCRATCH if getattr(self, name) is not None]
+        lacking = [name for name in ('n_layer', 'n_head', 'n_embd', 'n_ffn') if name not in shape]
+        if self.init_config and self.init != 'scratch':
+            raise Refused(f"init_config={self.init_config!r}: goes with init='scratch', not with init={self.init!r}")
+        if (self.init_config or self.init != 'scratch') and shape:
+            raise Refused(f"{shape[0]}: {self.init_config or self.init} has one; it goes with init='scratch' alone")
+        if self.init == 'scratch' and not self.init_config and lacking:
+            raise Refused(f"init='scratch': expected {', '.join(lacking)} too, or init_config=FOLDER to take its shape")
+        if self.init == 'scratch' and not self.init_config and self.vocab != 'speech' and not self.tokenizer:
+            raise Refused("init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data")
+
+    @property
+    def rows(self): # a step, over all ranks
+        return self.batch_tokens // self.block_size
+
+# ----------------------------------------------------------------------------------------------------------------
+# pure helpers, shared with dpo.py
+
+def learning_rate(cfg, t):
+    """The rate at t, the share of the budget that is used when the step ends (0 to 1)."""
+    # 1) linear warm-up
+    if t < cfg.warmup:
+        return cfg.lr * t / cfg.warmup
+    # 2) constant, or down from the peak as 1 / sqrt(t)
+    if cfg.schedule == 'constant':
+        return cfg.lr
+    if cfg.schedule == 'inverse_sqrt':
+        return cfg.lr * math.sqrt(cfg.warmup / t)
+    # 3) down to min_lr at t = 1: a half cosine from the warm-up on, or a line over the last `decay`
+    start = cfg.warmup if cfg.schedule == 'cosine' else 1 - cfg.decay
+    x = min(max((t - start) / (1 - start), 0.0), 1.0)
+    fall = 0.5 * (1 + math.cos(math.pi * x)) if cfg.schedule == 'cosine' else 1 - x
+    return cfg.min_lr + (cfg.lr - cfg.min_lr) * fall
+
+def total_steps(cfg, flops):
+    """Steps the budget buys, rounded down, at so many FLOPs a step; None where it is wall time."""
+    if cfg.max_seconds is not None:
+        return None
+    steps = cfg.max_steps or int(cfg.max_tokens // cfg.batch_tokens if cfg.max_tokens else cfg.max_flops // flops)
+    if steps < 1:
+        raise Refused(f"the budget buys no step: one is {cfg.batch_tokens} tokens and {flops:.2e} FLOPs")
+    return steps
+
+@contextmanager
+def processes(cfg):
+    """rank, world size and device of this process; it joins the others where torchrun started several."""
+    env = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name in os.environ]
+    rank, world, local = (int(os.environ.get(*pair)) for pair in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    if (rank or world > 1) and len(env) < 5:
+        raise Refused(f"the environment has only {', '.join(env)}: expected torchrun to start several processes")
+    if cfg.device == 'cuda' and not torch.cuda.is_available():
+        raise Refused("device='cuda': torch sees no GPU here; expected 'cpu' or 'auto'")
+    cuda = cfg.device != 'cpu' and torch.cuda.is_available()
+    device = torch.device('cuda', local) if cuda else torch.device('cpu')
+    if cuda:
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=cfg.timeout))
+    try:
+        yield rank, world, device
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+def make_optimizer(model, lr):
+    """AdamW, fused (on a CPU too: a third of the time of the unfused); its `found_inf` skips a step on the device."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    optimizer.grad_scale = None
+    return optimizer
+
+# ----------------------------------------------------------------------------------------------------------------
+# data and model
+
+def open_data(cfg):
+    """Vocabulary, text tokenizer ('' for speech), Loader, {corpus/source: Loader} held out, {input: its hash}."""
+    corpora = [Path(p) for p in cfg.data.split(',')]
+    folders = {s: [c / 'train' / s for c in corpora if (c / 'train' / s).is_dir()] for s in cfg.sources}
+    for source, found in folders.items():
+        if not found:
+            raise Refused(f"{' and '.join(str(c / 'train' / source) for c in corpora)}: no such folder; "
+                          "expected token shards as interleave.py writes them")
+    vocab = next((v for found in folders.values() if (v := Shards(found[0]).vocab).kind == cfg.vocab), None)
+    if vocab is None:
+        raise Refused(f"vocab={cfg.vocab!r}: no shards of {cfg.data} ({', '.join(cfg.sources)}) have such a vocabulary")
+    tokenizer = '' if vocab.kind == 'speech' else cfg.tokenizer or cfg.init_config or cfg.init
+    if tokenizer and (found := TextTokenizer(tokenizer).hash) != vocab.tokenizer:
+        raise Refused(f"{tokenizer}: its text tokenizer ({found}) did not make the shards ({vocab.tokenizer} did)")
+    sources = [Shards(found, vocab) for found in folders.values()]
+    loader = Loader(sources, cfg.weights, cfg.block_size, cfg.seed)
+    held_out = {f'{c.name}/{s}': c / 'val' / s for s in cfg.sources for c in corpora}
+    val = {name: Loader([Shards(folder, vocab)], None, cfg.block_size, 0) for name, folder in held_out.items()
+           if (folder / 'index.json').is_file() # and at least a row
+           and json.loads((folder / 'index.json').read_text())['tokens'] >= cfg.block_size}
+    weights = sorted(Path(cfg.init).glob('*.safetensors')) # none of a hub id, which stands for itself
+    inputs = {'weights of init': checkpoint.digest(map(sha256, weights)), 'vocabulary': vocab.hash(),
+              **{f'{name} shards': source.hash[:16] for name, source in zip(folders, sources)}}
+    return vocab, tokenizer, loader, val, inputs
+
+def build_model(cfg, vocab, tokenizer, device):
+    """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
+    torch.manual_seed(cfg.seed)
+    rope = {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
+    if cfg.init == 'scratch':
+        if cfg.init_config:
+            shape = GPT.from_pretrained(cfg.init_config).cfg
+        else:
+            given = {name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None}
+            shape = GPTConfig(**{'n_kv_head': cfg.n_head, 'head_dim': cfg.n_embd // cfg.n_head, **given})
+        bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
+        return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **rope)).to(device)
+    theirs = Vocab.load(cfg.init) if Path(cfg.init, 'vocab.json').is_file() else None # none: a TextLM of the hub
+    if theirs and theirs.kind != 'text' and theirs != vocab:
+        raise Refused(f"{cfg.init}: its vocabulary ({theirs.kind}, {theirs.size} ids, {theirs.hash()}) is not that of "
+                      f"the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); expected that, or a TextLM")
+    model = GPT.from_pretrained(cfg.init, device=device)
+    model.cfg = replace(model.cfg, **rope)
+    if theirs != vocab:
+        model.extend_vocabulary(vocab, cfg.new_rows, torch.Generator().manual_seed(cfg.seed))
+    return model
+
+class Losses(torch.nn.Module):
+    """The sum of a micro-batch's losses, and that sum and the number of targets of each modality: text, unit, other."""
+
+    def __init__(self, model, vocab):
+        super().__init__()
+        self.model = model
+        kinds = torch.as_tensor(vocab.modality(torch.arange(vocab.size)))
+        self.register_buffer('kinds', kinds.to(next(model.parameters()).device), persistent=False) # (V,)
+
+    def forward(self, tokens, doc_start, targets): # (B, T) each
+        losses = self.model.losses(tokens, doc_start, targets) # (B*T,) float32, 0 where there is no target
+        flat = targets.flatten()
+        kind = torch.where(flat >= 0, self.kinds[flat.clamp(min=0)].long(), 3)
+        is_kind = kind == torch.arange(3, device=kind.device)[:, None] # (3, B*T)
+        sums = (is_kind * losses.detach()).sum(1, dtype=torch.float64)
+        return losses.sum(), torch.cat((sums, is_kind.sum(1))) # (), (6,)
+
+def fetch(loader, cfg, step, rank, world, device):
+    """This rank's micro-batches of a step, on the device, and the number of their targets."""
+    micro, n_targets = [], 0
+    for first in range(step * cfg.rows, (step + 1) * cfg.rows, world * cfg.micro_batch):
+        tokens, doc_start, targets, _ = loader.rows(first + rank * cfg.micro_batch, cfg.micro_batch)
+        n_targets += int((targets >= 0).sum())
+        micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, targets)))
+    return micro, to_device(torch.tensor(float(n_targets), dtype=torch.float64), device)
+
+def to_device(x, device):
+    x = torch.as_tensor(x)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
+
+def means(sums, counts):
+    """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
+    each = {name: s / n for name, s, n in zip(('text', 'speech', 'sep'), sums, counts) if n}
+    return {'loss': sum(sums) / max(sum(counts), 1)} | each
+
+@torch.no_grad()
+def evaluate(net, val, cfg, rank, world, device, autocast):
+    """{corpus/source: mean losses} over eval_rows rows of each held-out set; every world-th micro-batch on a rank."""
+    result = {}
+    for name, loader in val.items():
+        rows, parts = min(cfg.eval_rows, int(loader.n_rows[0])), torch.zeros(6, dtype=torch.float64, device=device)
+        for first in range(rank * cfg.micro_batch, rows, world * cfg.micro_batch):
+            batch = loader.rows(first, min(cfg.micro_batch, rows - first))[:3]
+            with autocast():
+                parts += net(*(to_device(x, device) for x in batch))[1]
+        if world > 1:
+            dist.all_reduce(parts)
+        parts = parts.tolist()
+        result[name] = means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
+    return result
+
+# ----------------------------------------------------------------------------------------------------------------
+
+class Log:
+    """log.jsonl and the terminal. A step's numbers are posted when it is launched and read when the next one is, so the
+    host never waits for the device. All ranks read; rank 0 writes."""
+
+    def __init__(self, cfg, state, flops_per_token, rank, world, device):
+        self.cfg, self.flops_per_token, self.file, self.waiting = cfg, flops_per_token, None, None
+        self.streak, self.skipped, self.time = state['streak'], state['skipped'], time.perf_counter()
+        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
+        self.peak = world * next((flops for key, flops in PEAK.items() if key in name), math.nan)
+        if rank == 0: # what a cut run did after its checkpoint will be done again
+            path = Path(cfg.out_dir, 'log.jsonl')
+            lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+            kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= state['step']]
+            with atomically(path) as tmp:
+                tmp.write_text(''.join(kept))
+            self.file = open(path, 'a')
+
+    def write(self, row):
+        if self.file:
+            self.file.write(json.dumps(row) + '\n')
+            self.file.flush()
+
+    def post(self, step, of, stats, lr):
+        event = torch.cuda.Event() if stats.is_cuda else None
+        stats = stats.to('cpu', non_blocking=True)
+        if event:
+            event.record()
+        self.waiting = step, of, stats, lr, event
+
+    def read(self):
+        """(stop asked for by any rank, rank 0's seconds) of the waiting step, which is logged; None if none waits."""
+        if self.waiting is None:
+            return None
+        (step, of, stats, lr, event), self.waiting = self.waiting, None
+        if event:
+            event.synchronize()
+        *parts, stop, seconds, norm, bad = stats.tolist()
+        now, before = time.perf_counter(), self.time
+        self.time, ms = now, (now - before) * 1e3
+        row = {'step': step, **means(parts[:3], parts[3:]), 'lr': lr, 'grad_norm': norm, 'targets': int(sum(parts[3:])),
+               'ms': round(ms, 2), 'tok_s': round(self.cfg.batch_tokens / ms * 1e3)}
+        mfu = row['tok_s'] * self.flops_per_token / self.peak
+        row |= {} if math.isnan(mfu) else {'mfu': round(mfu, 4)}
+        self.streak = self.streak + 1 if bad else 0
+        if bad:
+            self.skipped += 1
+            row |= {'skipped': True, 'rows': [(step - 1) * self.cfg.rows, step * self.cfg.rows]} # the samples' numbers
+        self.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
+        if self.file and (bad or step == 1 or step % self.cfg.log_every == 0):
+            print(line(row, of), flush=True)
+        if self.streak >= PATIENCE:
+            good = next(iter(checkpoint.folders(self.cfg.out_dir)), 'none: it never saved')
+            print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {good}")
+            raise SystemExit(17)
+        return stop > 0, seconds
+
+def line(row, of):
+    """The terminal's line of a step."""
+    each = ' '.join(f"{name} {row[name]:.3f}" for name in ('text', 'speech', 'sep') if name in row)
+    text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "
+            f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
+    text += f" | mfu {row['mfu']:.1%}" if 'mfu' in row else ''
+    return text + (f" | SKIPPED: not finite, rows {row['rows'][0]}..{row['rows'][1] - 1}" if 'skipped' in row else '')
+
+def main(cfg):
+    with processes(cfg) as (rank, world, device), checkpoint.signals() as asked:
+        say = print if rank == 0 else lambda *_, **__: None
+        out = Path(cfg.out_dir)
+
+        # ---- the data, and what an earlier run of this command left
+        vocab, tokenizer, loader, val, inputs = open_data(cfg)
+        identity = {k: v for k, v in asdict(cfg).items() if k not in FREE} | inputs # what a resumed run must share
+        folder = checkpoint.find(out, identity, rank, world, device)
+        fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
+        state = checkpoint.read_state(folder) if folder else fresh
+        step, seconds = state['step'], state['seconds']
+        if state['finished'] and (out / 'settings.json').is_file():
+            say(f"{out}: finished before, at step {step}; nothing to do (remove the folder to train again)")
+            return state['val']
+
+        # ---- the model and its optimizer
+        model = GPT.from_pretrained(folder, device=device) if folder else build_model(cfg, vocab, tokenizer, device)
+        flops = 6 * model.num_params() * cfg.batch_tokens # a step
+        steps = total_steps(cfg, flops) # None: until max_seconds
+        optimizer = make_optimizer(model, cfg.lr)
+        if folder:
+            checkpoint.load_optimizer(folder, model, optimizer)
+            say(f"{out}: going on from {folder}")
+        losses = net = Losses(model, vocab)
+        if world > 1: # gradients are averaged over ranks after the last micro-step
+            net = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+        autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16')
+        log = Log(cfg, state, model.flops_per_token(cfg.block_size), rank, world, device)
+        say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
+            + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
+            + f"; held out: {', '.join(val) or 'nothing'}")
+
+        # ---- the loop
+        started, stop, done = time.monotonic() - seconds, False, state['finished']
+        batch, n_targets = fetch(loader, cfg, step, rank, world, device)
+        while not (done or stop):
+            lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
+            optimizer.param_groups[0]['lr'] = lr
+            if world > 1:
+                dist.all_reduce(n_targets) # of the whole global batch
+            scale = (world / n_targets.clamp(min=1)).float() # DDP averages, we want the sum
+            parts = torch.zeros(6, dtype=torch.float64, device=device)
+            for i, (tokens, doc_start, targets) in enumerate(batch):
+                if world > 1:
+                    net.require_backward_grad_sync = i == len(batch) - 1
+                with autocast():
+                    loss, part = net(tokens, doc_start, targets)
+                (loss * scale).backward()
+                parts += part
+            batch, next_targets = fetch(loader, cfg, step + 1, rank, world, device) # while the device works
+            own = [len(asked), time.monotonic() - started if rank == 0 else 0.0] # signals here; rank 0's clock
+            shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
+            if world > 1:
+                dist.all_reduce(shared)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            bad = ~(norm.isfinite() & shared[:3].isfinite().all()) # the same on every rank: both are sums over all
+            optimizer.found_inf = (bad | (n_targets == 0)).float() # 1: this step changes neither weights nor moments
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step, n_targets = step + 1, next_targets
+
+            late = log.read() # the step before; every rank reads the same
+            log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr)
+            stop, seconds = late or (stop, seconds)
+            done = step == steps if steps else seconds >= cfg.max_seconds
+            to_evaluate, to_save = done or step % cfg.eval_every == 0, done or stop or step % cfg.save_every == 0
+            if not to_evaluate and not to_save:
+                continue
+            stop = log.read()[0] or stop # nothing waits while the log is evaluated on or saved with
+            if to_evaluate:
+                state['val'] = evaluate(losses, val, cfg, rank, world, device, autocast)
+                log.write({'step': step, 'val': state['val']})
+                say(*(f"step {step} | val {name} {mean['loss']:.3f}" for name, mean in state['val'].items()), sep='\n')
+            if (to_save or stop) and rank == 0:
+                state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
+                          'streak': log.streak, 'finished': done, 'run': identity}
+                os.fsync(log.file.fileno())
+                checkpoint.save(out, step, model, optimizer, state, vocab, tokenizer)
+            if world > 1:
+                dist.barrier()
+            log.time = time.perf_counter()
+
+        # ---- the end
+        if not done:
+            say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
+        elif rank == 0:
+            model.save_pretrained(out, vocab, tokenizer)
+            write_json(out / 'settings.json', record(cfg) | {
+                'parameters': model.num_params(), 'steps': step, 'skipped': log.skipped,
+                'tokens': step * cfg.batch_tokens, 'flops': flops * step, 'inputs': inputs})
+            say(f"done: {out}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
+        return state['val'] if done else None
+
+if __name__ == '__main__':
+    run(main, Config)
