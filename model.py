@@ -1,0 +1,538 @@
+"""
+The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Qwen2.5 (biased qkv) and Llama (SmolLM2,
+Llama-3.2) in one class, equal to transformers. For a row x of C channels, layer by layer:
+
+    x += O attention(rope(q), rope(k), v)      q | k | v = QKV norm(x) + b        norm(x) = w x / sqrt(mean(x^2) + eps)
+    x += D (silu(g) * u)                       g | u = GU norm(x)                 logits  = E norm(x)
+    rope: (a, b) -> (a cos - b sin, b cos + a sin), the two halves of a head; angle = position * theta^(-2i/D)
+
+A row may hold several documents: doc_start[t] is the index where token t's document begins. Attention stays inside,
+positions restart there. The table E has V rows, padded in memory to a multiple of 256: padded rows are zero, never
+targets, never sampled, never saved.
+
+    model = GPT.from_pretrained('out/tiny', device='cuda')   a Hugging Face folder or hub id (safetensors only)
+    model.extend_vocabulary(vocab)                           TWIST: a text model becomes a speech or a joint one
+    losses = model.losses(tokens, doc_start, targets)        (B*T,), 0 where the target is -100
+    model.save_pretrained('out/x', vocab=vocab, tokenizer='tiny/tokenizer')   AutoModelForCausalLM loads it
+
+Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary, L layers.
+"""
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from configurator import Refused, atomically, write_json
+from kernels.attention import attention, documents
+from kernels.cross_entropy import linear_cross_entropy
+
+PAD_ROWS = 256                # the table's rows in memory are a multiple of this
+SHARD_BYTES = 5 * 10**9       # of a saved safetensors file
+
+# ----------------------------------------------------------------------------------------------------------------
+# config and names
+
+@dataclass(frozen=True)
+class GPTConfig:
+    family: str = 'qwen2'          # names of tensors and config: a key of NAMES
+    vocab_size: int = 2048         # V, without the padding
+    n_layer: int = 6
+    n_head: int = 4
+    n_kv_head: int = 2             # each serves n_head / n_kv_head query heads
+    n_embd: int = 256              # C
+    head_dim: int = 64             # D
+    n_ffn: int = 704               # width of g and of u
+    n_positions: int = 32768       # only told to transformers; nothing here depends on it
+    rope_theta: float = 1e6
+    rope_scaling: tuple | None = None # Llama-3.2: (factor, low_freq_factor, high_freq_factor, original positions)
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    tied: bool = True              # head and embedding are one matrix
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple | None = None
+
+    def __post_init__(self):
+        if self.family not in NAMES:
+            raise Refused(f"model family '{self.family}' is not supported: one of {', '.join(NAMES)}")
+        for name in ('vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn'):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise Refused(f"model: {name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.n_head % self.n_kv_head:
+            raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.head_dim % 2:
+            raise Refused(f"model: head_dim {self.head_dim} is odd, rotary positions need pairs")
+        if self.qkv_bias != (self.family == 'qwen2'):
+            raise Refused(f"model: qkv_bias={self.qkv_bias} is not {self.family}: qwen2 has biases, llama has none")
+
+    @property
+    def rows(self):
+        """Rows of the embedding in memory."""
+        return -(-self.vocab_size // PAD_ROWS) * PAD_ROWS
+
+    @classmethod
+    def from_hf(cls, hf, where='config.json'):
+        """From the dict of a Hugging Face config.json, of transformers 4 or 5, or of a published slprl checkpoint."""
+        if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
+            hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}
+        family, heads = hf.get('model_type'), hf.get('num_attention_heads') or 1
+        rope = hf.get('rope_parameters') or {**(hf.get('rope_scaling') or {}), 'rope_theta': hf.get('rope_theta', 1e4)}
+        kind = rope.get('rope_type', rope.get('type', 'default'))
+        for key, got, *wanted in [('model_type', family, *NAMES), ('hidden_act', hf.get('hidden_act', 'silu'), 'silu'),
+                                  ('rope_type', kind, 'default', 'llama3'),
+                                  *((key, bool(hf.get(key)), False) for key in OFF)]:
+            if got not in wanted:
+                raise Refused(f"{where}: {key} {got!r} is not supported, expected {' or '.join(map(repr, wanted))}")
+        eos = hf.get('eos_token_id')
+        hf = {'num_key_value_heads': heads, 'head_dim': hf.get('hidden_size', 0) // heads, 'bos_token_id': None,
+              'max_position_embeddings': 2048, 'tie_word_embeddings': False, # where config.json is silent
+              **{key: value for key, value in hf.items() if value is not None},
+              'eos_token_id': tuple(eos) if isinstance(eos, list) else eos}
+        try:
+            return cls(family=family, qkv_bias=family == 'qwen2', rope_theta=rope['rope_theta'],
+                       rope_scaling=tuple(rope[key] for key in ROPE_SCALING) if kind == 'llama3' else None,
+                       **{ours: hf[theirs] for ours, theirs in FIELDS.items()})
+        except KeyError as e:
+            raise Refused(f"{where}: {e} is missing") from None
+        except Refused as e:
+            raise Refused(f"{where}: {e}") from None
+
+    def to_hf(self, dtype='float32'):
+        """The dict of config.json; transformers 4 and 5 both read it."""
+        scaling = self.rope_scaling and {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
+        return {'architectures': [{'qwen2': 'Qwen2ForCausalLM', 'llama': 'LlamaForCausalLM'}[self.family]],
+                'model_type': self.family, **{theirs: getattr(self, ours) for ours, theirs in FIELDS.items()},
+                'rope_theta': self.rope_theta, 'rope_scaling': scaling, 'hidden_act': 'silu', 'torch_dtype': dtype}
+
+FIELDS = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
+          'n_kv_head': 'num_key_value_heads', 'n_embd': 'hidden_size', 'head_dim': 'head_dim',
+          'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings', 'norm_eps': 'rms_norm_eps',
+          'tied': 'tie_word_embeddings', 'bos_token_id': 'bos_token_id', 'eos_token_id': 'eos_token_id'} # config.json's
+OFF = ('mlp_bias', 'attention_bias', 'use_sliding_window') # flags of config.json that must be false
+ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+
+# ours: Hugging Face's, stacked by rows where there are several; {} is the layer
+LLAMA = {'embed': ['model.embed_tokens.weight'],
+         'layers.{}.norm1.weight': ['model.layers.{}.input_layernorm.weight'],
+         'layers.{}.qkv.weight': ['model.layers.{}.self_attn.' + p + '_proj.weight' for p in 'qkv'],
+         'layers.{}.qkv.bias': ['model.layers.{}.self_attn.' + p + '_proj.bias' for p in 'qkv'],
+         'layers.{}.out.weight': ['model.layers.{}.self_attn.o_proj.weight'],
+         'layers.{}.norm2.weight': ['model.layers.{}.post_attention_layernorm.weight'],
+         'layers.{}.gate_up.weight': ['model.layers.{}.mlp.gate_proj.weight', 'model.layers.{}.mlp.up_proj.weight'],
+         'layers.{}.down.weight': ['model.layers.{}.mlp.down_proj.weight'],
+         'norm.weight': ['model.norm.weight'],
+         'head': ['lm_head.weight']}
+NAMES = {'qwen2': LLAMA, 'llama': LLAMA}
+
+# ----------------------------------------------------------------------------------------------------------------
+# the decoder
+
+class _RMSNorm(torch.autograd.Function):
+    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half of autograd's passes."""
+    @staticmethod
+    def forward(ctx, x, w, eps):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) # (..., 1)
+        r = length.square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w, r)
+        return (wide * r).mul_(w).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w, r = ctx.saved_tensors
+        unit = x * r # (..., C), float32 at least
+        dot = unit * dy
+        dw = dot.flatten(0, -2).sum(0).to(w.dtype)
+        mean = (dot @ w.to(dot.dtype)).div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
+        return (dy * w).to(unit.dtype).addcmul_(unit, mean).mul_(r).to(x.dtype), dw, None
+
+class RMSNorm(nn.Module):
+    def __init__(self, C, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(C)), eps
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) # fewer calls: a decoded token is all overhead
+
+def _rotate(x, cos, sin):
+    wide = x.to(cos.dtype) # at once: arithmetic on mixed types is slow on a CPU
+    return (wide * cos).addcmul_(wide.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+
+class _Rotary(torch.autograd.Function):
+    """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D), sin with its first half negated."""
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dy):
+        cos, sin = ctx.saved_tensors
+        return _rotate(dy, cos, -sin), None, None # the inverse
+
+class Cache:
+    """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
+    def __init__(self, model, B, capacity):
+        cfg, like = model.cfg, model.embed
+        self.k, self.v = ([like.new_empty(B, cfg.n_kv_head, capacity, cfg.head_dim) for _ in range(cfg.n_layer)]
+                          for _ in range(2))
+        self.rope = model.rotary(torch.arange(capacity, device=like.device)) # each (capacity, D)
+        self.length = 0 # columns filled
+        self.seen = None # (B, 1, 1, columns): what a new token may see; None is everything
+
+    def attend(self, layer, q, k, v, docs):
+        """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
+        T, end = q.size(1), self.length + q.size(1)
+        self.k[layer][:, :, self.length:end] = k.transpose(1, 2)
+        self.v[layer][:, :, self.length:end] = v.transpose(1, 2)
+        if self.length == 0:
+            return attention(q, k, v, docs)
+        assert T == 1, f"{T} tokens onto a filled cache, expected 1"
+        q = q.view(len(q), k.size(2), -1, q.size(-1)) # (B, HK, G, D): the heads of a group as if they were times
+        y = F.scaled_dot_product_attention(q, self.k[layer][:, :, :end], self.v[layer][:, :, :end], attn_mask=self.seen)
+        return y.reshape(len(q), 1, -1, q.size(-1)) # (B, 1, H, D)
+
+class Block(nn.Module):
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.cfg, self.layer = cfg, layer
+        H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
+        self.norm1, self.norm2 = RMSNorm(C, cfg.norm_eps), RMSNorm(C, cfg.norm_eps)
+        self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
+        self.out = nn.Linear(H * D, C, bias=False)
+        self.gate_up = nn.Linear(C, 2 * cfg.n_ffn, bias=False)
+        self.down = nn.Linear(cfg.n_ffn, C, bias=False)
+
+    def forward(self, x, cos, sin, docs, cache):
+        H, HK = self.cfg.n_head, self.cfg.n_kv_head
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (H + 2 * HK, -1)) # (B, T, H + 2 HK, D)
+        qk, v = qkv.split((H + HK, HK), 2)
+        q, k = _Rotary.apply(qk, cos, sin).split((H, HK), 2)
+        y = attention(q, k, v, docs) if cache is None else cache.attend(self.layer, q, k, v, docs) # (B, T, H, D)
+        x = x + self.out(y.flatten(2))
+        g, u = self.gate_up(self.norm2(x)).chunk(2, -1) # (B, T, n_ffn) each
+        return x + self.down(F.silu(g) * u)
+
+class GPT(nn.Module):
+    def __init__(self, cfg: GPTConfig):
+        """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator."""
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Parameter(torch.empty(cfg.rows, cfg.n_embd))
+        self.head = None if cfg.tied else nn.Parameter(torch.empty(cfg.rows, cfg.n_embd))
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.norm = RMSNorm(cfg.n_embd, cfg.norm_eps)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.ndim == 2:
+                    p.normal_(std=0.02)
+                elif name.endswith('bias'):
+                    p.zero_()
+            self._clear_padding()
+
+    @torch.no_grad()
+    def _clear_padding(self):
+        for table in (self.embed, self.head):
+            if table is not None:
+                table[self.cfg.vocab_size:] = 0
+
+    @property
+    def head_weight(self):
+        """(padded rows, C)"""
+        return self.embed if self.head is None else self.head
+
+    def rotary(self, positions):
+        """cos and sin of int positions (...,) as (..., D), for both halves of a head, sin negated in the first."""
+        D = self.cfg.head_dim
+        freq = self.cfg.rope_theta ** -(torch.arange(0, D, 2, device=positions.device).float() / D) # (D/2,) a token
+        if self.cfg.rope_scaling is not None: # llama3: long waves are stretched, short ones kept, a ramp between
+            factor, low, high, original = self.cfg.rope_scaling
+            ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+            freq = freq * (ramp + (1 - ramp) / factor)
+        angle = positions[..., None].float() * freq
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+    def forward(self, tokens, doc_start=None, cache=None):
+        """tokens, doc_start (B, T) -> hidden (B, T, C) after the final norm; with a cache, of its next T columns."""
+        begin, T = (0 if cache is None else cache.length), tokens.size(1)
+        position = torch.arange(begin, begin + T, device=tokens.device)[None] # (1, T)
+        cos, sin = self.rotary(position[0]) if cache is None else (table[begin:begin + T] for table in cache.rope)
+        if doc_start is not None:
+            table = (cos, sin) if cache is None else cache.rope # (columns, D)
+            cos, sin = (x[position - doc_start] for x in table) # (B, T, D)
+        docs = documents(doc_start) if doc_start is not None and begin == 0 else None
+        x = F.embedding(tokens, self.embed) # (B, T, C)
+        for block in self.layers:
+            x = block(x, cos.unsqueeze(-2), sin.unsqueeze(-2), docs, cache)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def logits(self, hidden):
+        """(..., C) -> (..., V)"""
+        return F.linear(hidden, self.head_weight)[..., :self.cfg.vocab_size]
+
+    def losses(self, tokens, doc_start, targets):
+        """-log p of each target, float32 (B*T,), 0 where the target is -100."""
+        hidden = self(tokens, doc_start)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.head_weight, targets.flatten(), self.cfg.vocab_size)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # counting
+
+    def num_params(self, embedding=True):
+        """Parameters, padding not counted; without the embedding and an untied head if embedding is False."""
+        tables = [self.embed] if self.head is None else [self.embed, self.head]
+        body = sum(p.numel() for p in self.parameters()) - sum(t.numel() for t in tables)
+        return body + embedding * len(tables) * self.cfg.vocab_size * self.cfg.n_embd
+
+    def flops_per_token(self, T, causal=False):
+        """Forward and backward, per token of a row of T: 6 a weight of a product, the head counted once, and attention
+        over all T^2 pairs (PaLM's convention, mfu_palm) or, if causal, over those at or below the diagonal."""
+        cfg = self.cfg
+        weights = sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and name.startswith('layers'))
+        pairs = cfg.n_layer * cfg.n_head * cfg.head_dim * ((T + 1) / 2 if causal else T)
+        return 6 * (weights + cfg.vocab_size * cfg.n_embd) + 12 * pairs
+
+    # ------------------------------------------------------------------------------------------------------------
+    # generation
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
+                 stop=(), generator=None):
+        """Continuations of the prompts (lists of ids, of any lengths) as lists of new ids, a stop id included.
+
+        temperature 0 is greedy. allowed: (V,) bool, the ids that may be chosen. repetition_penalty as transformers:
+        logits of ids already in the text are divided by it where positive, else multiplied.
+        """
+        V, device = self.cfg.vocab_size, self.embed.device
+        if min(map(len, prompts)) == 0:
+            raise Refused("generate: an empty prompt; give at least one token (<speech>, BOS)")
+        if min(map(min, prompts)) < 0 or max(map(max, prompts)) >= V:
+            raise Refused(f"generate: a prompt has an id outside 0..{V - 1}, the model's vocabulary")
+        B, P = len(prompts), max(map(len, prompts))
+        # prompts end together, each a document of its own that begins after its padding
+        tokens = torch.zeros(B, P, dtype=torch.long, device=device)
+        begin = torch.tensor([[P - len(prompt)] for prompt in prompts], device=device) # (B, 1)
+        for row, prompt in zip(tokens, prompts):
+            row[P - len(prompt):] = torch.tensor(prompt)
+        columns = torch.arange(P + max_new_tokens, device=device)
+        ragged = bool(begin.any())
+        doc_start = torch.where(columns[:P] < begin, 0, begin) if ragged else None
+        used = torch.zeros(B, V, dtype=torch.bool, device=device) # ids in the text so far
+        if repetition_penalty != 1:
+            for row, prompt in zip(used, prompts):
+                row[prompt] = True
+        cache, new, running = Cache(self, B, P + max_new_tokens), [[] for _ in prompts], set(range(B))
+        for _ in range(max_new_tokens):
+            logits = self.logits(self(tokens, doc_start, cache)[:, -1]).float() # (B, V)
+            if repetition_penalty != 1:
+                used.scatter_(1, tokens[:, -1:], True) # the last id; one of the prompt's at first
+                logits = torch.where(used, _penalized(logits, repetition_penalty), logits)
+            tokens = _choose(logits, temperature, top_k, allowed, generator) # (B, 1)
+            for i, token in enumerate(tokens[:, 0].tolist()):
+                if i in running:
+                    new[i].append(token)
+                    if token in stop:
+                        running.discard(i)
+            if not running:
+                break
+            if ragged:
+                doc_start, cache.seen = begin, (columns[:cache.length + 1] >= begin)[:, None, None]
+        return new
+
+    # ------------------------------------------------------------------------------------------------------------
+    # vocabulary and files
+
+    @torch.no_grad()
+    def extend_vocabulary(self, vocab, new_rows='hf', generator=None):
+        """TWIST: a text model becomes one of vocab (vocab.py), in place; make optimizers after it.
+
+        joint: rows of text ids stay bit for bit. speech: the ids are new, of size K + 2. new_rows:
+          hf      the papers' code: rows of the old table stay where they are (unused ids, and text rows for a speech
+                  vocabulary), the rest are the old rows' mean with noise of 1e-9 times their covariance
+          mean    every new id starts as the mean of the old rows
+          normal  every new id is drawn with the old rows' mean and standard deviation of each column
+        """
+        if new_rows not in ('hf', 'mean', 'normal'):
+            raise Refused(f"new_rows={new_rows}: expected hf, mean or normal")
+        R, V, n_text = self.cfg.vocab_size, vocab.size, vocab.n_text
+        if R < n_text:
+            raise Refused(f"extend_vocabulary: the model has {R} rows, fewer than the tokenizer's {n_text} ids")
+        if vocab.kind == 'text':
+            return # unused rows of the table stay
+        kept = min(R, V) if new_rows == 'hf' else n_text # n_text is 0 for a speech vocabulary
+        self.cfg = replace(self.cfg, vocab_size=V)
+        if vocab.kind == 'speech':
+            self.cfg = replace(self.cfg, bos_token_id=vocab.bos, eos_token_id=vocab.bos)
+        for name in ('embed', 'head'):
+            old = getattr(self, name)
+            if old is None:
+                continue
+            table, rows = old.new_zeros(self.cfg.rows, old.size(1)), old[:kept or R].float()
+            table[:kept] = old[:kept]
+            mean, noise = rows.mean(0), 0.0
+            draw = lambda *shape: torch.randn(*shape, generator=generator).to(rows.device) # the same on any device
+            if new_rows == 'hf' and V > kept: # a random sum of the centered rows has their covariance
+                noise = (1e-9 / len(rows)) ** 0.5 * draw(V - kept, len(rows)) @ (rows - mean)
+            elif new_rows == 'normal':
+                noise = draw(V - kept, old.size(1)) * rows.std(0)
+            table[kept:V] = (mean + noise).to(table.dtype)
+            setattr(self, name, nn.Parameter(table))
+
+    def _places(self):
+        """Hugging Face's name -> the rows of ours that hold the tensor, a view."""
+        cfg, ours, places = self.cfg, dict(self.named_parameters()), {}
+        parts = {'qkv': [cfg.n_head * cfg.head_dim] + 2 * [cfg.n_kv_head * cfg.head_dim], 'gate_up': 2 * [cfg.n_ffn]}
+        for name, p in ours.items():
+            layer = re.search(r'layers\.(\d+)\.', name)
+            layer = layer and layer[1]
+            theirs = NAMES[cfg.family][re.sub(r'layers\.\d+\.', 'layers.{}.', name)]
+            rows = [cfg.vocab_size] if name in ('embed', 'head') else parts.get(name.split('.')[-2], [len(p)])
+            for one, view in zip(theirs, p.detach()[:sum(rows)].split(rows)):
+                places[one.format(layer)] = view
+        return places
+
+    def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
+        """Writes a Hugging Face folder: config, weights, and vocab.json and tokenizer files where these are given."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        shards, size = [{}], 0
+        for name, view in self._places().items():
+            nbytes = view.numel() * dtype.itemsize
+            if shards[-1] and size + nbytes > SHARD_BYTES:
+                shards.append({})
+                size = 0
+            shards[-1][name], size = view, size + nbytes
+        files = ['model.safetensors'] if len(shards) == 1 else \
+            [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+        for file, shard in zip(files, shards):
+            shard = {name: view.to('cpu', dtype, copy=True) for name, view in shard.items()} # q, k, v share memory
+            with atomically(folder / file) as tmp:
+                save_file(shard, tmp, {'format': 'pt'})
+        index = folder / 'model.safetensors.index.json'
+        if len(files) > 1:
+            weights = {name: file for file, shard in zip(files, shards) for name in shard}
+            total = sum(view.numel() for shard in shards for view in shard.values()) * dtype.itemsize
+            write_json(index, {'metadata': {'total_size': total}, 'weight_map': weights})
+        for stale in set(folder.glob('model*.safetensors')) - {folder / file for file in files}: # of an earlier save
+            stale.unlink()
+        if len(files) == 1:
+            index.unlink(missing_ok=True)
+        hf = self.cfg.to_hf(str(dtype).removeprefix('torch.'))
+        write_json(folder / 'config.json', hf)
+        write_json(folder / 'generation_config.json', {'_from_model_config': True, **{
+            key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}})
+        if vocab is not None:
+            vocab.save(folder)
+        if tokenizer is not None or vocab is not None and vocab.kind == 'speech': # which needs no files to start from
+            from vocab import export_tokenizer
+            export_tokenizer(tokenizer, vocab, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
+        """A model from a Hugging Face folder or hub id: every tensor accounted for, straight to dtype and device."""
+        folder = _local(folder)
+        hf = _read_json(folder / 'config.json')
+        cfg = GPTConfig.from_hf(hf, folder / 'config.json')
+        with torch.device('meta'):
+            model = cls(cfg)
+        model = model.to(dtype).to_empty(device=device)
+        model._clear_padding()
+        places, problems, head = model._places(), [], None
+        missing = set(places)
+        for file in _weight_files(folder):
+            try:
+                with safe_open(file, 'pt') as tensors: # memory-mapped
+                    for theirs in tensors.keys():
+                        name = theirs.removeprefix('lm.') # of slprl/*
+                        if cfg.tied and name == 'lm_head.weight': # saved though it is the embedding
+                            head = tensors.get_tensor(theirs)
+                            continue
+                        problem = _fill(places.get(name), tensors, theirs)
+                        problems += [problem] if problem else []
+                        missing.discard(name)
+            except (SafetensorError, OSError) as e:
+                raise Refused(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]})") from None
+        problems += [f"{name} is missing" for name in sorted(missing)]
+        if head is not None and not torch.equal(head.to(model.embed), model.embed[:cfg.vocab_size]):
+            problems.append("lm_head.weight differs from the embedding, to which config.json ties it")
+        if problems:
+            more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise Refused(f"{folder}: the weights are not those of its config.json: {'; '.join(problems[:10])}{more}")
+        return model
+
+def _penalized(logits, penalty):
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+def _choose(logits, temperature, top_k, allowed, generator):
+    """logits (B, V) -> ids (B, 1)"""
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:] # (B, 1)
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+def _fill(place, tensors, name):
+    """Copies a tensor of a file into place; what is wrong with it as a string, else None."""
+    if place is None:
+        return None if name.endswith('rotary_emb.inv_freq') else f"{name} is extra"
+    header = tensors.get_slice(name)
+    if header.get_shape() != list(place.shape):
+        return f"{name} is {tuple(header.get_shape())}, expected {tuple(place.shape)}"
+    if header.get_dtype() not in ('F32', 'F16', 'BF16'):
+        return f"{name} is {header.get_dtype()}, expected F32, F16 or BF16"
+    tensor = tensors.get_tensor(name)
+    if not tensor.isfinite().all():
+        return f"{name} has values that are not finite"
+    place.copy_(tensor)
+
+def _local(name):
+    """The folder of a checkpoint: name itself, or its download from the hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) or Path(name).parent.is_dir():
+        raise Refused(f"{name}: no such model folder; expected a folder, or a hub id like Qwen/Qwen2.5-0.5B")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=['*.json', '*.safetensors']))
+    except (OSError, ValueError) as e:
+        raise Refused(f"{name}: no such folder, and not to be had from the hub ({type(e).__name__})") from None
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise Refused(f"{path}: missing; expected a Hugging Face folder with config.json and safetensors") from None
+    except ValueError as e: # not JSON, or not UTF-8
+        raise Refused(f"{path}: not JSON ({e})") from None
+
+def _weight_files(folder):
+    """The safetensors files of a folder: one, or those its index names."""
+    index = folder / 'model.safetensors.index.json'
+    if (folder / 'model.safetensors').is_file():
+        return [folder / 'model.safetensors']
+    if not index.is_file():
+        if list(folder.glob('pytorch_model*.bin')):
+            raise Refused(f"{folder}: pytorch_model.bin is a pickle and is not read; convert it once by transformers'"
+                          f" AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained('{folder}')")
+        raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    files = sorted(set(_read_json(index).get('weight_map', {}).values()))
+    for file in files:
+        if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file): # no path parts
+            raise Refused(f"{index}: {file!r} is no file name of this folder")
+        if not (folder / file).is_file():
+            raise Refused(f"{folder / file}: missing, though {index.name} names it")
+    return [folder / file for file in files]

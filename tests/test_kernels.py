@@ -1,0 +1,132 @@
+"""
+Each kernel against its definition in plain torch: outputs and gradients. The yardstick is the definition run in
+float64: a kernel may be twice as far from it as the definition in the same dtype, plus one ulp of the largest value.
+"""
+import pytest
+import torch
+
+from kernels import attention as att
+from kernels import cross_entropy as ce
+from kernels.attention import attention, attention_ref, documents
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+def run(f, inputs, dy, dtype):
+    inputs = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    y = f(*inputs)
+    y.backward(dy.to(y.dtype))
+    return [y.detach()] + [t.grad for t in inputs]
+
+def assert_as_good_as_torch(names, kernel, reference, inputs, dy, dtype):
+    inputs = [t.to(dtype) for t in inputs] # all three see the same numbers
+    exact = run(reference, inputs, dy.to(dtype), torch.float64)
+    for name, e, a, b in zip(names, exact, run(reference, inputs, dy, dtype), run(kernel, inputs, dy, dtype)):
+        ours, torchs = (b - e).abs().max().item(), (a - e).abs().max().item()
+        ulp = torch.finfo(dtype).eps * e.abs().max().item() # the spacing of dtype at the largest value
+        assert ours <= 2 * torchs + ulp, f"{name}: kernel is off by {ours:.2e}, torch by {torchs:.2e}"
+
+def rows_of(*rows):
+    """Document lengths of each row -> doc_start (B, T)"""
+    return torch.stack([torch.cat([torch.full((n,), sum(row[:i])) for i, n in enumerate(row)]) for row in rows])
+
+PACKED = {'one document': rows_of([17]),
+          'lengths of 1': rows_of([1] * 9, [3, 1, 5]),
+          'rows differ': rows_of([40, 7, 17], [64], [1, 62, 1]),
+          'longer than a block of queries': rows_of([300, 21], [5, 316])}
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('heads', [(4, 4), (14, 2), (3, 1)])
+@pytest.mark.parametrize('rows', PACKED)
+def test_attention_is_as_good_as_torch(rows, heads, dtype):
+    generator = torch.Generator().manual_seed(0)
+    doc_start, (H, HK), D = PACKED[rows], heads, 10
+    B, T = doc_start.shape
+    q, k, v, dy = (torch.randn(B, T, n, D, generator=generator) for n in (H, HK, HK, H))
+    docs = documents(doc_start)
+    assert_as_good_as_torch(['o', 'dq', 'dk', 'dv'], lambda *x: attention(*x, docs),
+                            lambda *x: attention_ref(*x, doc_start), [q, k, v], dy, dtype)
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_attention_without_documents_is_causal_over_the_row(dtype):
+    q, k, v, dy = torch.randn(4, 2, 270, 4, 8, generator=torch.Generator().manual_seed(0))
+    assert_as_good_as_torch(['o', 'dq', 'dk', 'dv'], attention, attention_ref, [q, k, v], dy, dtype)
+
+def test_attention_of_a_document_does_not_see_the_others():
+    q, k, v = torch.randn(3, 1, 30, 2, 8, generator=torch.Generator().manual_seed(0))
+    y = attention(q, k, v, documents(rows_of([11, 8, 11])))
+    for piece in (slice(0, 11), slice(11, 19), slice(19, 30)):
+        alone = attention_ref(q[:, piece], k[:, piece], v[:, piece])
+        torch.testing.assert_close(y[:, piece], alone, rtol=0, atol=1e-6)
+
+def test_attention_gradcheck(monkeypatch):
+    monkeypatch.setattr(att, 'QUERIES', 4) # several blocks a document
+    q, k, v = (torch.randn(2, 9, n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
+               for n in (4, 2, 2))
+    docs = documents(rows_of([6, 3], [9]))
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, docs), (q, k, v))
+
+def problem(n, C, V, Vp, ignored, generator):
+    x, weight, dy = (torch.randn(*shape, generator=generator) for shape in ((n, C), (Vp, C), (n,)))
+    targets = torch.randint(V, (n,), generator=generator)
+    targets[torch.rand(n, generator=generator) < ignored] = -100
+    return x, weight, targets, dy
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('ignored', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize('n, V, Vp', [(1, 5, 256), (37, 255, 256), (50, 300, 512), (64, 256, 256)])
+def test_cross_entropy_is_as_good_as_torch(n, V, Vp, ignored, dtype, monkeypatch):
+    monkeypatch.setattr(ce, 'ROWS', {'cpu': 16})
+    for keep in (4096, 8): # logits' slopes kept, and made again
+        monkeypatch.setattr(ce, 'KEEP', keep)
+        x, weight, targets, dy = problem(n, 24, V, Vp, ignored, torch.Generator().manual_seed(n))
+        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w: linear_cross_entropy(x, w, targets, V),
+                                lambda x, w: linear_cross_entropy_ref(x, w, targets, V), [x, weight], dy, dtype)
+
+@pytest.mark.parametrize('keep', [4096, 0])
+def test_cross_entropy_gradcheck(keep, monkeypatch):
+    monkeypatch.setattr(ce, 'ROWS', {'cpu': 4})
+    monkeypatch.setattr(ce, 'KEEP', keep)
+    x, weight, targets, _ = problem(10, 6, 7, 9, 0.2, torch.Generator().manual_seed(1))
+    x, weight = (t.double().requires_grad_() for t in (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, 7), (x, weight))
+
+@pytest.mark.parametrize('way', [linear_cross_entropy, # leaves ignored rows out on a CPU; on a GPU they are masked:
+                                 lambda x, w, y, V: ce._LinearCrossEntropy.apply(x, w, y, V, torch.float32)])
+def test_cross_entropy_of_ignored_rows_and_padded_columns_is_nothing(way):
+    x, weight, targets, _ = problem(40, 8, 200, 256, 0.5, torch.Generator().manual_seed(2))
+    weight[200:] = 1e4 # would win the softmax
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    losses = way(x, weight, targets, 200)
+    losses.sum().backward()
+    ignored = targets == -100
+    assert losses.dtype == torch.float32 and losses.isfinite().all()
+    assert not losses[ignored].any() and not x.grad[ignored].any() and not weight.grad[200:].any()
+    assert (losses[~ignored] > 0).all()
+    expected = linear_cross_entropy_ref(x, weight, targets, 200)
+    dw, = torch.autograd.grad(expected.sum(), weight)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(weight.grad, dw)
+
+def test_cross_entropy_never_holds_more_rows_of_logits_than_allowed(monkeypatch):
+    monkeypatch.setattr(ce, 'ROWS', {'cpu': 8})
+    monkeypatch.setattr(ce, 'KEEP', 16)
+    made, dz = [], ce._dz
+    monkeypatch.setattr(ce, '_dz', lambda logp, *rest: made.append(len(logp)) or dz(logp, *rest))
+    x, weight, targets, _ = problem(40, 8, 200, 256, 0.0, torch.Generator().manual_seed(3))
+    losses = linear_cross_entropy(x.requires_grad_(), weight, targets, 200)
+    assert made == [] # 40 rows do not fit: nothing is kept
+    losses.sum().backward()
+    assert made == [8] * 5
+
+def test_cross_entropy_under_autocast_computes_in_bf16_and_returns_float32():
+    x, weight, targets, dy = problem(50, 24, 300, 512, 0.2, torch.Generator().manual_seed(4))
+    def under_autocast(x, w):
+        with torch.autocast('cpu', torch.bfloat16):
+            return linear_cross_entropy(x, w, targets, 300)
+    loss, dx, dw = run(under_autocast, [x, weight], dy, torch.float32)
+    assert loss.dtype == dx.dtype == dw.dtype == torch.float32
+    exact = run(lambda x, w: linear_cross_entropy_ref(x, w, targets, 300), [x, weight], dy, torch.float64)
+    for name, got, e in zip(['loss', 'dx', 'dw'], [loss, dx, dw], exact):
+        off = (got - e).abs().max().item() / e.abs().max().item()
+        assert 1e-5 < off < 2e-2, f"{name} is off by {off:.1e} of its largest value: not bf16"

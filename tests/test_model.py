@@ -1,0 +1,346 @@
+"""
+model.py against transformers: the same weights give the same logits, gradients and greedy text, both ways through
+the files. Random small models with awkward shapes; biases and norms are randomized, for transformers leaves them
+constant and a dropped one would pass.
+"""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
+
+import model as model_file
+from configurator import Refused
+from model import GPT, GPTConfig
+from vocab import Vocab
+
+SMALL = dict(num_hidden_layers=2, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+          'original_max_position_embeddings': 64, 'rope_theta': 1e4}
+PLAIN = {'rope_type': 'default', 'rope_theta': 1e4}
+SHAPES = { # what differs from model to model
+    'qwen2, 14 heads over 2, tied, odd vocabulary': transformers.Qwen2Config(
+        vocab_size=321, hidden_size=112, num_attention_heads=14, num_key_value_heads=2, intermediate_size=72,
+        rope_parameters={'rope_type': 'default', 'rope_theta': 1e6}, tie_word_embeddings=True, **SMALL),
+    'qwen2, no groups, untied': transformers.Qwen2Config(
+        vocab_size=256, hidden_size=48, num_attention_heads=4, num_key_value_heads=4, intermediate_size=99,
+        rope_parameters=PLAIN, tie_word_embeddings=False, rms_norm_eps=1e-4, **SMALL),
+    'llama, 9 heads over 3, tied': transformers.LlamaConfig(
+        vocab_size=259, hidden_size=72, num_attention_heads=9, num_key_value_heads=3, intermediate_size=100,
+        rope_parameters={'rope_type': 'default', 'rope_theta': 1e5}, tie_word_embeddings=True, **SMALL),
+    'llama 3.2, one key head, scaled rotary, wide heads, untied': transformers.LlamaConfig(
+        vocab_size=300, hidden_size=42, num_attention_heads=3, num_key_value_heads=1, head_dim=32, intermediate_size=64,
+        rope_parameters=LLAMA3, tie_word_embeddings=False, **SMALL)}
+
+TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48)
+
+@pytest.fixture(scope='module', params=SHAPES)
+def pair(request, tmp_path_factory):
+    """(theirs, ours, folder): transformers' model, saved by it, and what GPT makes of that folder."""
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(SHAPES[request.param], attn_implementation='eager')
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p) * (0.3 if p.ndim == 1 else 0.05))
+    folder = tmp_path_factory.mktemp('theirs')
+    theirs.save_pretrained(folder)
+    return theirs.eval(), GPT.from_pretrained(folder), folder
+
+@pytest.fixture(scope='module')
+def small():
+    torch.manual_seed(1)
+    return GPT(GPTConfig(**TINY))
+
+def some_tokens(V, *shape, seed=0):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+
+@torch.no_grad()
+def logits_of(model, tokens, doc_start=None):
+    return model.logits(model(tokens, doc_start)) if isinstance(model, GPT) else model(input_ids=tokens).logits
+
+def test_logits_equal_transformers(pair):
+    theirs, ours, _ = pair
+    tokens = some_tokens(ours.cfg.vocab_size, 3, 150)
+    expected, got = logits_of(theirs, tokens), logits_of(ours, tokens)
+    assert expected.std() > 0.3 and got.shape == expected.shape
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+def test_packed_documents_equal_one_forward_each(pair):
+    theirs, ours, _ = pair
+    lengths, tokens = [40, 1, 70, 19], some_tokens(ours.cfg.vocab_size, 2, 130)
+    starts = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])
+    packed = logits_of(ours, tokens, torch.stack([starts, torch.zeros_like(starts)]))
+    for i, n in enumerate(lengths):
+        begin = sum(lengths[:i])
+        alone = logits_of(theirs, tokens[:1, begin:begin + n])
+        assert (packed[:1, begin:begin + n] - alone).abs().max() < 1e-5 * alone.abs().max()
+    assert (packed[1:] - logits_of(theirs, tokens[1:])).abs().max() < 1e-4
+
+def test_gradients_equal_transformers(pair):
+    theirs, ours, folder = pair
+    tokens, targets = some_tokens(ours.cfg.vocab_size, 2, 60), some_tokens(ours.cfg.vocab_size, 2, 60, seed=1)
+    targets[0, :7] = -100
+    theirs.zero_grad()
+    loss = F.cross_entropy(theirs(input_ids=tokens).logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+    ours = GPT.from_pretrained(folder)
+    losses = ours.losses(tokens, None, targets)
+    mean = losses.sum() / (targets != -100).sum()
+    mean.backward()
+    assert losses.shape == (120,) and abs(mean - loss) < 1e-5
+    for p in ours.parameters():
+        p.data = p.grad
+    gradients = ours._places() # by transformers' names
+    for name, p in theirs.named_parameters():
+        assert (gradients[name] - p.grad).abs().max() < 1e-4 * p.grad.abs().max(), name
+
+def test_files_round_trip_bytes_and_load_in_transformers(pair, tmp_path):
+    theirs, ours, folder = pair
+    ours.save_pretrained(tmp_path)
+    before, after = load_file(folder / 'model.safetensors'), load_file(tmp_path / 'model.safetensors')
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]), name
+    assert GPT.from_pretrained(tmp_path).cfg == ours.cfg
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation='eager')
+    assert not any(info.values()), info
+    tokens = some_tokens(ours.cfg.vocab_size, 2, 100)
+    assert torch.equal(logits_of(loaded, tokens), logits_of(theirs, tokens))
+
+def test_greedy_generation_equals_full_forwards_and_transformers(pair):
+    theirs, ours, _ = pair
+    prompts = [some_tokens(ours.cfg.vocab_size, n, seed=n).tolist() for n in (5, 1, 12, 12)]
+    new = ours.generate(prompts, 15, temperature=0)
+    for prompt, got in zip(prompts, new): # one at a time: no padding
+        text = torch.tensor([prompt + got])
+        assert logits_of(ours, text)[0, len(prompt) - 1:-1].argmax(-1).tolist() == got
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False)[0, len(prompt):]
+        assert got == expected.tolist()
+        assert ours.generate([prompt], 15, temperature=0) == [got]
+    penalized = ours.generate(prompts[2:], 15, temperature=0, repetition_penalty=1.7)
+    expected = theirs.generate(torch.tensor(prompts[2:]), max_new_tokens=15, do_sample=False, repetition_penalty=1.7)
+    assert penalized == expected[:, 12:].tolist() and penalized != new[2:]
+
+def test_a_later_token_changes_nothing_before_it(small):
+    tokens = some_tokens(300, 1, 50)
+    other = tokens.clone()
+    other[0, 30:] = (other[0, 30:] + 1) % 300
+    a, b = logits_of(small, tokens), logits_of(small, other)
+    assert torch.equal(a[:, :30], b[:, :30]) and (a[:, 30:] != b[:, 30:]).any(-1).all()
+
+def test_loss_at_init_is_near_ln_V_and_one_batch_can_be_learned():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tied=False, **TINY))
+    tokens, targets = some_tokens(300, 4, 32), some_tokens(300, 4, 32, seed=1)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0), []
+    for _ in range(40):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = model.losses(tokens, None, targets).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert abs(losses[0] - math.log(300)) < 0.1 and losses[-1] < 1
+    assert not model.embed[300:].any() and not model.head[300:].any() # padding is not touched
+
+def test_bf16_autocast_stays_near_float32(small):
+    tokens, targets = some_tokens(300, 2, 40), some_tokens(300, 2, 40, seed=1)
+    exact = small.losses(tokens, None, targets)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert (small.losses(tokens, None, targets) - exact).abs().max() < 0.03
+
+def test_shards_and_bf16_load_everywhere_and_stale_shards_go(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_file, 'SHARD_BYTES', 10_000)
+    small.save_pretrained(tmp_path, dtype=torch.bfloat16)
+    files = sorted(tmp_path.glob('model-*.safetensors'))
+    assert len(files) > 2 and not (tmp_path / 'model.safetensors').exists()
+    assert all(len(load_file(f)) == 1 or f.stat().st_size < 12_000 for f in files)
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and loaded.dtype == torch.bfloat16
+    for name, p in GPT.from_pretrained(tmp_path).named_parameters():
+        assert torch.equal(p, dict(small.named_parameters())[name].bfloat16().float()), name
+    monkeypatch.undo()
+    small.save_pretrained(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['config.json', 'generation_config.json', 'model.safetensors']
+
+def test_published_checkpoints_load(small, tmp_path):
+    """slprl/*: keys under lm., the outer vocab_size is the right one."""
+    small.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / 'model.safetensors')
+    save_file({'lm.' + name: t for name, t in weights.items()}, tmp_path / 'model.safetensors')
+    base = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'model_type': 'speech_language_model', 'vocab_size': 300, 'base_config': {**base, 'vocab_size': 151936}}))
+    tokens = some_tokens(300, 1, 20)
+    assert torch.equal(logits_of(GPT.from_pretrained(tmp_path), tokens), logits_of(small, tokens))
+
+# ---- vocabulary
+
+def a_text_model(tied=False):
+    torch.manual_seed(2)
+    return GPT(GPTConfig(vocab_size=300, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, head_dim=8, n_ffn=16, tied=tied))
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('new_rows', ['hf', 'mean', 'normal'])
+def test_a_joint_vocabulary_keeps_text_rows_bit_for_bit(new_rows, tied):
+    model, vocab = a_text_model(tied), Vocab('joint', n_text=290, n_units=500, tokenizer='t', units='u')
+    old = [t.detach().clone() for t in (model.embed, model.head_weight)]
+    model.extend_vocabulary(vocab, new_rows, torch.Generator().manual_seed(0))
+    assert model.cfg.vocab_size == 792 and len(model.embed) == 1024 and (model.head is None) == tied
+    kept = 300 if new_rows == 'hf' else 290 # hf: unused rows of the table are the first units
+    for before, after in zip(old, (model.embed, model.head_weight)):
+        assert torch.equal(after[:kept], before[:kept]) and not after[792:].any()
+        new, mean = after[kept:792].detach(), before[:kept].mean(0)
+        off = (new - mean).abs().max()
+        assert off == 0 if new_rows == 'mean' else 0 < off < 1e-5 if new_rows == 'hf' else off > 0.01
+        if new_rows != 'mean':
+            scale = 1e-9 ** 0.5 if new_rows == 'hf' else 1
+            ratio = new.std(0) / before[:kept].std(0) / scale # of each column
+            assert 0.8 < ratio.min() and ratio.max() < 1.25
+    assert model.losses(torch.tensor([[5, 791]]), None, torch.tensor([[791, -100]])).isfinite().all()
+
+def test_hf_rows_are_spread_as_transformers_spreads_them(tmp_path):
+    model = a_text_model(tied=True)
+    model.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs.resize_token_embeddings(3000, mean_resizing=True)
+    model.extend_vocabulary(Vocab('joint', n_text=300, n_units=2698), 'hf', torch.Generator().manual_seed(0))
+    a, b = theirs.get_input_embeddings().weight[300:].detach(), model.embed[300:3000].detach()
+    assert (a.mean(0) - b.mean(0)).abs().max() < 1e-7 and (torch.cov(a.T) - torch.cov(b.T)).abs().max() < 1e-13
+
+def test_a_speech_vocabulary_takes_the_first_rows_or_draws_them():
+    vocab, old = Vocab('speech', n_units=200, units='u'), a_text_model().embed.detach().clone()
+    model = a_text_model()
+    model.extend_vocabulary(vocab)
+    assert torch.equal(model.embed[:202], old[:202]) and not model.embed[202:].any()
+    assert (model.cfg.vocab_size, model.cfg.eos_token_id) == (202, 1)
+    model = a_text_model()
+    model.extend_vocabulary(vocab, 'normal', torch.Generator().manual_seed(0))
+    assert (model.embed[:202] != old[:202]).all()
+
+def test_extensions_that_cannot_be_are_refused():
+    for args, message in [((Vocab('joint', n_text=301, n_units=5),), 'has 300 rows, fewer than the tokenizer'),
+                          ((Vocab('joint', n_text=9, n_units=5), 'zeros'), 'new_rows=zeros')]:
+        with pytest.raises(Refused, match=message):
+            a_text_model().extend_vocabulary(*args)
+
+# ---- sampling
+
+def test_samples_are_seeded_and_stay_in_the_vocabulary_the_mask_and_top_k(small):
+    sample = lambda seed, **kw: small.generate([[3], [4, 5]], 40, generator=torch.Generator().manual_seed(seed), **kw)
+    assert sample(0) == sample(0) != sample(1)
+    assert {len(new) for new in sample(0)} == {40}
+    hot = sum(sample(2, temperature=1e6) + sample(3, temperature=1e6), []) # nearly uniform
+    assert max(hot) < 300 and len(set(hot)) > 100 # never a padded row
+    allowed = torch.zeros(300, dtype=torch.bool)
+    allowed[100:110] = True
+    assert set(sum(sample(0, temperature=1e6, allowed=allowed), [])) <= set(range(100, 110))
+    assert sample(0, top_k=1) == sample(0, temperature=1e-6) == sample(0, temperature=0)
+
+def test_repetition_penalty_is_that_of_transformers():
+    logits, text = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)), some_tokens(50, 1, 20)
+    used = torch.zeros(1, 50, dtype=torch.bool).scatter(1, text, True)
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(text, logits)
+    assert torch.equal(torch.where(used, model_file._penalized(logits, 1.3), logits), expected)
+
+def test_a_row_ends_at_its_stop_id(small):
+    free = small.generate([[3], [4, 5]], 30, temperature=0, repetition_penalty=1.5)
+    stop = free[1][4]
+    cut = [new[:new.index(stop) + 1] if stop in new else new for new in free]
+    assert len(cut[1]) <= 5
+    assert small.generate([[3], [4, 5]], 30, temperature=0, repetition_penalty=1.5, stop=[stop]) == cut
+    for prompt, message in [([], 'empty prompt'), ([300], 'outside 0..299'), ([-1], 'outside 0..299')]:
+        with pytest.raises(Refused, match=message):
+            small.generate([[3], prompt], 5)
+
+# ---- counting
+
+def shape(vocab_size, n_layer, n_head, n_kv_head, n_embd, n_ffn, **kw):
+    with torch.device('meta'):
+        return GPT(GPTConfig(vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd,
+                             head_dim=64, n_ffn=n_ffn, **kw))
+
+def test_parameter_and_flop_counts():
+    qwen = shape(502, 24, 14, 2, 896, 4864)
+    assert qwen.num_params() == 358_347_904 and qwen.num_params(embedding=False) == 357_898_112
+    assert shape(152167, 24, 14, 2, 896, 4864).num_params() == 494_239_744
+    assert shape(502, 30, 9, 3, 576, 1536, qkv_bias=False, family='llama').num_params() == 106_492_608 # SmolLM2
+    assert shape(502, 32, 15, 5, 960, 2560, qkv_bias=False, family='llama').num_params() == 315_117_120
+    untied = shape(300, 1, 1, 1, 64, 64, tied=False)
+    assert untied.num_params() - untied.num_params(embedding=False) == 2 * 300 * 64
+    weights = 24 * (896 * (14 + 4) * 64 + 896 * 896 + 3 * 896 * 4864) + 502 * 896 # of matrix products
+    assert qwen.flops_per_token(1024) == 6 * weights + 12 * 24 * 896 * 1024
+    assert qwen.flops_per_token(1024, causal=True) == 6 * weights + 6 * 24 * 896 * 1025
+
+def test_impossible_shapes_are_refused():
+    for change, message in [({'n_head': 3}, 'n_head 3 is not a multiple'), ({'head_dim': 7}, 'head_dim 7 is odd'),
+                            ({'n_layer': 0}, 'n_layer must be a positive'), ({'family': 'bert'}, "family 'bert'"),
+                            ({'qkv_bias': False}, 'qkv_bias=False is not qwen2')]:
+        with pytest.raises(Refused, match=message):
+            GPTConfig(**TINY | change)
+
+# ---- broken folders
+
+def edit(change):
+    """A breakage that changes the tensors of model.safetensors."""
+    def breakage(folder):
+        weights = load_file(folder / 'model.safetensors')
+        change(weights)
+        save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+    return breakage
+
+def configure(**changes):
+    def breakage(folder):
+        config = json.loads((folder / 'config.json').read_text()) | changes
+        (folder / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if v != 'gone'}))
+    return breakage
+
+def index(weight_map):
+    def breakage(folder):
+        (folder / 'model.safetensors').rename(folder / 'a.safetensors')
+        (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    return breakage
+
+def cut(folder):
+    data = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(data[:len(data) // 2])
+
+NORM, EMBED, UP = 'model.norm.weight', 'model.embed_tokens.weight', 'model.layers.1.mlp.up_proj.weight'
+BROKEN = {
+    'a tensor is missing': (edit(lambda w: w.pop(UP)), f'{UP} is missing'),
+    'many are missing': (edit(lambda w: [w.pop(k) for k in list(w)[2:]]), 'and 14 more'),
+    'a tensor too much': (edit(lambda w: w.update(extra=torch.ones(1))), 'extra is extra'),
+    'a shape is wrong': (edit(lambda w: w.update({NORM: torch.ones(5)})), r'norm.weight is \(5,\), expected \(32,\)'),
+    'a dtype is wrong': (edit(lambda w: w.update({NORM: torch.ones(32).int()})), 'is I32, expected F32, F16 or BF16'),
+    'not finite': (edit(lambda w: w.update({NORM: torch.full((32,), torch.nan)})), 'norm.weight has values that are'),
+    'another head': (edit(lambda w: w.update({'lm_head.weight': w[EMBED] + 1})), 'lm_head.weight differs'),
+    'cut short': (cut, 'model.safetensors: not a whole safetensors file'),
+    'a pickle renamed': (lambda d: (d / 'model.safetensors').write_bytes(b'\x80\x04\x95' + bytes(99)), 'not a whole'),
+    'a pickle': (lambda d: (d / 'model.safetensors').rename(d / 'pytorch_model.bin'), 'is a pickle .* convert it once'),
+    'no weights': (lambda d: (d / 'model.safetensors').unlink(), 'no model.safetensors'),
+    'no config': (lambda d: (d / 'config.json').unlink(), 'config.json: missing'),
+    'config is no JSON': (lambda d: (d / 'config.json').write_text('{"a'), 'config.json: not JSON'),
+    'config lacks a field': (configure(hidden_size='gone'), "config.json: 'hidden_size' is missing"),
+    'another family': (configure(model_type='mamba'), "model_type 'mamba' is not supported"),
+    'another activation': (configure(hidden_act='gelu'), "hidden_act 'gelu' is not supported, expected 'silu'"),
+    'another rotary scaling': (configure(rope_scaling={'type': 'yarn'}), "rope_type 'yarn' is not supported"),
+    'heads that do not divide': (configure(num_key_value_heads=3), 'n_head 4 is not a multiple of n_kv_head 3'),
+    'an index out of the folder': (index({NORM: '../a.safetensors'}), "'../a.safetensors' is no file name"),
+    'an absolute index': (index({NORM: '/etc/a.safetensors'}), 'is no file name of this folder'),
+    'an index of nothing': (index({NORM: 'b.safetensors'}), 'b.safetensors: missing, though'),
+    'no folder': (shutil.rmtree, 'no such model folder')}
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_broken_folder_is_one_clear_line(name, small, tmp_path):
+    folder = tmp_path / 'x'
+    small.save_pretrained(folder)
+    breakage, message = BROKEN[name]
+    breakage(folder)
+    with pytest.raises(Refused, match=message) as error:
+        GPT.from_pretrained(folder)
+    assert '\n' not in str(error.value) and str(folder) in str(error.value)
