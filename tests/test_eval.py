@@ -1,0 +1,180 @@
+"""
+eval.py against a slow reference: transformers' model on one document at a time, and items scored by hand.
+"""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from small import K, make_items, make_model, make_tokenizer, make_units
+from transformers import AutoModelForCausalLM
+
+import eval as evaluation
+from configurator import Refused
+from data import Shards, ShardWriter
+from eval import Config, document, document_losses, held_out_loss, main, mean_and_stderr, score_pairs, wins
+from tasks.tiny import pairs
+from tokenize_speech import Units
+
+@pytest.fixture(scope='module')
+def house(tmp_path_factory):
+    """A tokenizer, items, val shards, and a random joint and speech-only model, all in one folder."""
+    root = tmp_path_factory.mktemp('house')
+    tokenizer = make_tokenizer(root / 'tokenizer')
+    make_items(root / 'items')
+    for kind in ('joint', 'speech'):
+        model, vocab = make_model(root / kind, root / 'tokenizer', kind)
+        source = {'joint': 'speech', 'speech': 'textless'}[kind]
+        with ShardWriter(root / 'tokens' / 'val' / source, source, vocab) as writer:
+            rng = np.random.default_rng(1)
+            for n in (5, 12, 40):
+                writer.add(vocab.unit_to_token(rng.integers(0, K, n)), [n])
+    return root, tokenizer
+
+def reference_losses(folder, ids):
+    """-log p of ids 1.. by transformers, alone in its batch."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logp = model(torch.tensor(ids)[None]).logits[0].log_softmax(-1)
+    return -logp[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].numpy()
+
+def load(root, kind):
+    from model import GPT
+    from vocab import Vocab
+    return GPT.from_pretrained(root / kind).eval(), Vocab.load(root / kind)
+
+@pytest.mark.parametrize('row_tokens', [1, 30, 4096]) # a document a pass, several, all in one
+def test_losses_equal_transformers_one_document_at_a_time(house, row_tokens):
+    model, vocab = load(house[0], 'joint')
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, vocab.size, n) for n in (7, 2, 30, 13, 1, 7)]
+    for ids, ours in zip(documents, document_losses(model, documents, row_tokens)):
+        assert ours.shape == (len(ids) - 1,)
+        np.testing.assert_allclose(ours, reference_losses(house[0] / 'joint', ids), atol=1e-5)
+
+def test_documents_of_each_direction(house):
+    root, tokenizer = house
+    _, vocab = load(root, 'joint')
+    candidate = {'prompt': ('ab', [3, 4]), 'ending': ('c', [5]), 'joined': (np.array([3, 9, 5]), 2)}
+    T = tokenizer.size
+    text = lambda s: tokenizer.encode(s)
+    for direction, ids, begin in (
+            ('S', [T + 3, T + 9, T + 5], 2),
+            ('T', [*text('ab'), *text(' c')], 2),
+            ('S->T', [T + K, T + 3, T + 4, T + K + 1, *text(' c')], 3),
+            ('T->S', [T + K + 1, *text('ab'), T + K, T + 5], 3)):
+        got, at = document(vocab, tokenizer, direction, candidate)
+        assert (got.tolist(), at) == (ids, begin), direction
+    got, at = document(load(root, 'speech')[1], None, 'S', candidate)
+    assert (got.tolist(), at) == ([1, 5, 11, 7], 3)
+
+def test_the_ending_begins_at_the_run_that_holds_the_first_frame_after_the_context(house):
+    root, _ = house
+    corpus = Units(root / 'items')
+    pair = next(pairs(corpus))
+    units, begin = pair['right']['joined']
+    _, runs = corpus[corpus.find('m00000/context+right')]
+    frames = corpus[corpus.find('m00000/context')][1].sum()
+    ends = np.cumsum(runs)
+    assert ends[begin] > frames >= (ends[begin - 1] if begin else 0)
+
+def test_ties_count_half():
+    assert wins([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]).tolist() == [0, 0.5, 1]
+
+def test_mean_and_stderr_of_known_values():
+    assert mean_and_stderr([0, 1, 1, 0]) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
+    assert mean_and_stderr([1]) == (1.0, None)
+
+class Oracle:
+    """Every id likelier the smaller it is: losses are the ids themselves."""
+    embed = torch.zeros(1)
+    def losses(self, tokens, doc_start, targets):
+        return torch.where(targets == -100, 0, targets).flatten().float()
+
+@pytest.mark.parametrize('better, value', [('right', 1.0), ('wrong', 0.0), (None, 0.5)])
+def test_a_model_that_knows_the_answer_scores_1_and_one_that_errs_0(house, better, value):
+    root, tokenizer = house
+    _, vocab = load(root, 'joint')
+    def candidate(name):
+        units = np.array([1, 2, 4 if name == better else 5])
+        return {'prompt': ('a', units[:2]), 'ending': ('b', units[2:]), 'joined': (units, 2)}
+    items = [{'id': 'm0', 'task': 'ssc', 'voice': 'main', 'right': candidate('right'), 'wrong': candidate('wrong')}] * 4
+    for direction in ('S', 'T->S'):
+        rows, samples = score_pairs(Oracle(), vocab, tokenizer, items, direction, 100)
+        assert rows['ssc', 'main'] == {'value': value, 'stderr': 0.0, 'n': 4, 'sum': value, 'ending': value}
+        assert len(samples) == 4
+
+def test_scores_equal_the_slow_reference(house):
+    root, tokenizer = house
+    main(Config(model=str(root / 'joint'), data='', items=str(root / 'items'), device='cpu'))
+    results = json.loads((root / 'joint' / 'eval.json').read_text())['results']
+    _, vocab = load(root, 'joint')
+    corpus = list(pairs(Units(root / 'items')))
+    for direction in ('S', 'S->T', 'T->S', 'T'):
+        for task in ('ssc', 'tsc'):
+            of = {'value': [], 'sum': [], 'ending': []}
+            for pair in corpus:
+                if pair['task'] == task:
+                    (right, at), (wrong, _) = (document(vocab, tokenizer, direction, pair[s]) for s in ('right', 'wrong'))
+                    r, w = (reference_losses(root / 'joint', ids) for ids in (right, wrong))
+                    of['value'].append(float(r.mean() < w.mean()))
+                    of['sum'].append(float(r.sum() < w.sum()))
+                    at_wrong = document(vocab, tokenizer, direction, pair['wrong'])[1]
+                    of['ending'].append(float(r[at - 1:].mean() < w[at_wrong - 1:].mean()))
+            row = results[f'tiny/main/{task}/{direction}']
+            assert row['n'] == 3
+            for name, values in of.items():
+                assert row[name] == pytest.approx(np.mean(values)), (direction, task, name)
+
+def test_held_out_loss_is_the_mean_over_tokens_and_splits_by_modality(house):
+    root, tokenizer = house
+    model, vocab = load(root, 'joint')
+    shards = Shards(root / 'tokens' / 'val' / 'speech', vocab)
+    rows = held_out_loss(model, vocab, shards, 100, 10)
+    each = [reference_losses(root / 'joint', shards.read(i)) for i in range(3)]
+    assert rows['all']['value'] == pytest.approx(np.concatenate(each).mean(), abs=1e-5)
+    assert rows['all']['tokens'] == 4 + 11 + 39 and rows['all']['n'] == 3
+    assert rows.keys() == {'all', 'units'} and rows['units'] == rows['all']
+
+def test_stderr_of_a_loss_is_that_of_a_mean_when_documents_are_equally_long(house, monkeypatch):
+    root, _ = house
+    _, vocab = load(root, 'joint')
+    documents = [np.full(5, vocab.unit_offset + i) for i in range(4)]
+    corpus = type('C', (), {'documents': 4, 'read': lambda self, i: documents[i]})()
+    monkeypatch.setattr(evaluation, 'document_losses', lambda *_: [np.full(4, float(i)) for i in range(4)])
+    row = held_out_loss(None, vocab, corpus, 100, 10)['all']
+    assert (row['value'], row['stderr']) == (1.5, pytest.approx(mean_and_stderr([0, 1, 2, 3])[1]))
+
+def test_a_speech_model_is_measured_on_speech_alone(house, tmp_path, capsys):
+    root, _ = house
+    folder = str(root / 'speech')
+    main(Config(model=folder, data=str(root / 'tokens'), items=str(root / 'items'), out=str(tmp_path / 'e.json')))
+    results = json.loads((tmp_path / 'e.json').read_text())['results'][folder]
+    assert results.keys() == {'loss/tokens/textless/all', 'loss/tokens/textless/units', 'tiny/main/ssc/S', 'tiny/main/tsc/S'}
+    assert results == json.loads((root / 'speech' / 'eval.json').read_text())['results']
+    assert len((root / 'speech' / 'samples_tiny.jsonl').read_text().splitlines()) == 6
+    row = results['tiny/main/ssc/S']
+    assert f"tiny/main/ssc/S                        3 {100 * row['value']:8.1f} +-{100 * row['stderr']:.1f}" in capsys.readouterr().out
+
+def test_a_missing_document_is_an_error_that_names_it(tmp_path):
+    root = make_units(tmp_path / 'items', {f'm00000/{name}': ('x', [1, 2]) for name in ('context', 'right', 'context+right')})
+    with pytest.raises(Refused, match="document 'm00000/wrong' is missing"):
+        list(pairs(Units(root)))
+
+def test_items_of_another_encoder_are_refused(house, tmp_path):
+    root, _ = house
+    make_units(tmp_path / 'items', {'m00000/context': ('x', [1])}, units_hash='other')
+    with pytest.raises(Refused, match="units other, the model was trained on abc"):
+        main(Config(model=str(root / 'joint'), data='', items=str(tmp_path / 'items'), out=str(tmp_path / 'e.json')))
+    assert not (tmp_path / 'e.json').exists()
+
+@pytest.mark.parametrize('settings, message', [
+    ({'model': 'none', 'data': ''}, "none/vocab.json: no such file"),
+    ({'items': 'none', 'data': ''}, "none: no such units folder"),
+    ({'data': 'none'}, "none: no val/SOURCE shards that a joint model reads"),
+    ({'data': '', 'items': ''}, "nothing to measure"),
+])
+def test_bad_input_is_one_line(house, settings, message):
+    with pytest.raises(Refused, match=message):
+        main(Config(**{'model': str(house[0] / 'joint'), 'items': str(house[0] / 'items'), **settings}))
