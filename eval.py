@@ -30,6 +30,7 @@ from model import GPT
 from tokenize_speech import Units
 from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
 
+
 @dataclass(frozen=True)
 class Config:
     model: str = 'out/tiny' # folders that train.py wrote, separated by commas

@@ -26,6 +26,7 @@ from tokenize_speech import Encoder, deduplicate, load_audio, load_centroids
 from vocab import TEXT, UNIT, TextTokenizer, Vocab
 from vocoder import SAMPLE_RATE, UnitToMel
 
+
 @dataclass(frozen=True)
 class Config:
     model: str = 'out/tiny' # a folder that train.py wrote

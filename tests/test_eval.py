@@ -17,6 +17,7 @@ from eval import Config, document, document_losses, held_out_loss, main, mean_an
 from tasks.tiny import pairs
 from tokenize_speech import Units
 
+
 @pytest.fixture(scope='module')
 def house(tmp_path_factory):
     """A tokenizer, items, val shards, and a random joint and speech-only model, all in one folder."""

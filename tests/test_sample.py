@@ -18,6 +18,7 @@ from tokenize_speech import Encoder, load_centroids
 from vocab import Vocab
 from vocoder import MelConfig, UnitToMel
 
+
 @pytest.fixture(scope='module')
 def house(tmp_path_factory):
     """A random encoder, vocoder, joint, speech and text model that agree on the units, and a spoken prompt."""

@@ -11,6 +11,7 @@ import torch
 from configurator import Refused
 from vocoder import HOP, SAMPLE_RATE, MelConfig, UnitToMel, griffin_lim, log_mel, mel_bank
 
+
 def tone(hz, seconds=1.0):
     return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)
 

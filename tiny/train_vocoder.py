@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 
 from configurator import Refused, progress, record, run, write_json
-from tiny.pack import encode_part, with_joined
 from tiny.pack import Config as PackConfig
+from tiny.pack import encode_part, with_joined
 from tiny.speak import distance, documents
 from tokenize_speech import Encoder, load_centroids
 from vocoder import SAMPLE_RATE, MelConfig, UnitToMel, griffin_lim, log_mel
+
 
 @dataclass(frozen=True)
 class Config:
@@ -108,8 +109,7 @@ def words(text):
 
 def transcriber(folder):
     """wave (S,) -> text, greedily, by a transformers Whisper."""
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor, WhisperForConditionalGeneration
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     features = WhisperFeatureExtractor.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / 'tokenizer.json'))

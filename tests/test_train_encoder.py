@@ -1,0 +1,132 @@
+"""
+tiny/train_encoder.py on data made here: k-means against planted clusters, the head against distances, PNMI against a
+table done by hand, the exported folder against the trained student, and a few steps of training on tones.
+
+Not tested: the teacher and pocketsphinx, which are not installed where the tests run.
+"""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('transformers')
+from configurator import Refused
+from tiny import train_encoder as te
+from tokenize_speech import Encoder, load_centroids
+
+SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+
+@pytest.fixture
+def small(monkeypatch):
+    """A student of 30 thousand parameters in place of the 2.8 million."""
+    config = te.hubert_config
+    monkeypatch.setattr(te, 'hubert_config', lambda: config(**SMALL, num_conv_pos_embeddings=7))
+
+def tones(path, folder, labels):
+    """Shards whose class is the pitch: class k is a tone of 300 + 200 k Hz for five frames."""
+    rng = np.random.default_rng(len(labels))
+    for part in ('train', 'held'):
+        p = path / part / (folder + '-known' * (part == 'held')) / '00000'
+        p.mkdir(parents=True)
+        classes = np.repeat(rng.permutation(labels), 5)
+        t = np.arange(len(classes) * te.HOP) / te.RATE
+        wave = 0.3 * np.sin(2 * np.pi * np.repeat(300 + 200 * classes, te.HOP) * t)
+        np.save(p / 'audio.npy', (wave * 32767).astype(np.int16))
+        np.save(p / 'labels.npy', classes.astype(np.uint16))
+        (p / 'utterances.json').write_text(json.dumps([{'id': 'a', 'frames': len(classes), 'text': 'x'}]))
+
+def test_kmeans_finds_planted_clusters_and_revives_empty_ones():
+    g = torch.Generator().manual_seed(0)
+    planted = torch.randn(6, 8, generator=g) * 20
+    x = (planted[:, None] + torch.randn(6, 200, 8, generator=g)).flatten(0, 1)
+    found = te.kmeans(x, 6, g)
+    assert torch.cdist(planted, found).min(1).values.max() < 0.5 # 1 / sqrt(200) a coordinate
+    assert (te.nearest(x, found).view(6, 200) == te.nearest(planted, found)[:, None]).all()
+    same = te.kmeans(torch.ones(50, 3), 4, torch.Generator().manual_seed(0)) # three of four centroids lose all frames
+    assert torch.equal(same, torch.ones(4, 3))
+
+def test_likeliest_class_is_the_nearest_centroid():
+    torch.manual_seed(0)
+    student = te.Student(te.hubert_config(**SMALL), 50)
+    h = torch.randn(200, 32)
+    for scale in (-2.0, 3.0):
+        student.log_scale.data.fill_(scale)
+        assert torch.equal(student.head(h).argmax(1), torch.cdist(h, student.centroids).argmin(1))
+
+def test_pnmi_equals_a_table_done_by_hand():
+    # phones a a a a b b b b, units 0 0 0 1 1 1 1 1: I = sum p log2 (p / pq), H(phone) = 1 bit
+    phones, units = np.repeat([0, 1], 4), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    information = 3 / 8 * np.log2(3 / 8 / (1 / 2 * 3 / 8)) + 1 / 8 * np.log2(1 / 8 / (1 / 2 * 5 / 8)) \
+        + 1 / 2 * np.log2(1 / 2 / (1 / 2 * 5 / 8))
+    assert te.pnmi(phones, units) == pytest.approx(information)
+    assert te.pnmi(phones, phones + 7) == pytest.approx(1) # ids need not be dense
+
+def test_chance_correction_takes_shuffled_units_to_zero():
+    rng = np.random.default_rng(0)
+    phones = rng.integers(40, size=3000)
+    units = rng.integers(500, size=3000)
+    assert te.pnmi(phones, units) > 0.3 # few frames, many units: looks like knowledge
+    assert abs(te.corrected(phones, units)['corrected']) < 0.02
+    assert te.corrected(phones, phones)['corrected'] == 1
+
+def test_batches_repeat_and_noise_leaves_half_of_the_rows_alone(tmp_path):
+    tones(tmp_path, 'h', np.arange(300) % 4)
+    cfg = te.Config(human=('h',), speech=('h',), build=str(tmp_path))
+    streams = [te.Stream(te.shards(cfg, 'train', cfg.human))] * 2
+    for step in range(4):
+        audio, labels, mask = te.batch(cfg, streams, step)
+        again = te.batch(cfg, streams, step)
+        assert all(torch.equal(a, b) for a, b in zip((audio, labels, mask), again))
+        assert audio.shape == (len(labels), labels.shape[1] * te.HOP) and labels.numel() == cfg.step_frames
+        assert mask.shape == labels.shape and mask.any() and mask.float().mean() < 0.25
+    assert not torch.equal(audio, te.batch(cfg, streams, 9)[0])
+    x = np.random.default_rng(0).standard_normal((64, 3200)).astype(np.float32)
+    y = te.augment(x, np.random.default_rng(1))
+    assert y.dtype == np.float32 and np.isfinite(y).all() and 16 < (y == x).all(1).sum() < 48
+
+def test_exported_folder_gives_the_students_units(tmp_path):
+    torch.manual_seed(0)
+    student = te.Student(te.hubert_config(), 500).eval()
+    wave = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    te.save_student(student, tmp_path) # rounds student.hubert to fp16, and so makes both the same
+    files = [tmp_path / name for name in ('model.safetensors', 'kmeans.safetensors', 'config.json')]
+    assert sum(f.stat().st_size for f in files) < 6e6
+    assert sum(p.numel() for p in student.hubert.parameters()) < 2.8e6
+    centroids = load_centroids(tmp_path / 'kmeans.safetensors')
+    units = Encoder(tmp_path, 4, centroids).encode([wave])[0]
+    with torch.no_grad():
+        h = student.hubert.float()(torch.from_numpy(np.pad(wave, 40))[None]).last_hidden_state[0]
+    assert units.shape == (25,) and (units == torch.cdist(h, centroids).argmin(1).numpy()).all()
+
+def test_training_lowers_the_loss_and_goes_on_after_a_kill(tmp_path, small, capsys):
+    tones(tmp_path, 'h', np.arange(400) % 4)
+    tones(tmp_path, 's', np.arange(300) % 4)
+    te.save_file({'centroids': torch.zeros(4, 2)}, tmp_path / 'classes.safetensors')
+    settings = dict(stage='train', human=('h',), speech=('s',), build=str(tmp_path), n_units=4, learning_rate=1e-2)
+    cfg = te.Config(**settings, minutes=0.03)
+    streams = [te.Stream(te.shards(cfg, 'train', (f,))) for f in 'hs']
+    audio, labels, _ = te.batch(cfg, streams, 10 ** 6)
+
+    def loss():
+        student = te.Student(te.hubert_config(), 4).eval()
+        classes_hash = te.sha256(tmp_path / 'classes.safetensors')
+        step, seconds = te.load_state(tmp_path / 'state.safetensors', student, None, classes_hash)
+        with torch.no_grad():
+            return step, seconds, te.F.cross_entropy(student(audio).flatten(0, 1), labels.flatten()).item()
+
+    te.train(cfg)
+    first, seconds, after = loss()
+    assert first > 5 and seconds >= 1.8 and after < 1.2, (first, after) # log 4 = 1.39
+    te.train(te.Config(**settings, minutes=0.045))
+    assert f'from step {first}, ' in capsys.readouterr().out
+    assert loss()[0] > first and loss()[2] < 1.2
+    te.save_file({'centroids': torch.ones(4, 2)}, tmp_path / 'classes.safetensors')
+    with pytest.raises(Refused, match='learned other classes'):
+        te.train(cfg)
+
+def test_refusals_come_before_work():
+    with pytest.raises(Refused, match='--stage=trian: expected one of features, classes, train, export, score'):
+        te.Config(stage='trian')
+    with pytest.raises(Refused, match='human_share between 0 and 1'):
+        te.Config(human_share=1.0)
