@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
+from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 
-RATE = 16000 # samples a second of start.npy and end.npy
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
 REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP') # what repair answers, by index
 

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import numpy as np
 
-from align import RATE, Words, read_lines
+from align import Words, read_lines
+from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from data import ShardWriter
 from tokenize_speech import Units

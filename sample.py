@@ -20,11 +20,12 @@ import numpy as np
 import soundfile
 import torch
 
+from audio import RATE, load_audio
 from configurator import Refused, atomically, record, run, write_json
 from model import GPT
-from tokenize_speech import Encoder, deduplicate, load_audio, load_centroids
+from tokenize_speech import Encoder, deduplicate, load_centroids
 from vocab import TEXT, UNIT, TextTokenizer, Vocab
-from vocoder import SAMPLE_RATE, UnitToMel
+from vocoder import UnitToMel
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_prompt(text, cfg, encoder):
     """{'text'} or {'path', 'units', 'runs', 'wave'} of one prompt."""
     if Path(text).suffix.lower() not in AUDIO:
         return {'text': text}
-    wave = load_audio(text)[:round(cfg.seconds * SAMPLE_RATE) or None]
+    wave = load_audio(text)[:round(cfg.seconds * RATE) or None]
     if len(wave) < encoder.hop:
         raise Refused(f"{text}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
     units, runs = deduplicate(encoder.encode([wave])[0])
@@ -100,7 +101,7 @@ def allowed_ids(vocab, tokenizer, output):
 
 def wav_bytes(wave):
     data = io.BytesIO()
-    soundfile.write(data, wave, SAMPLE_RATE, format='WAV', subtype='PCM_16')
+    soundfile.write(data, wave, RATE, format='WAV', subtype='PCM_16')
     return data.getvalue()
 
 PAGE = """<!doctype html>
@@ -164,7 +165,7 @@ def main(cfg):
                     with atomically(out / file) as tmp:
                         tmp.write_bytes(wav_bytes(wave))
         samples.append(sample)
-        said = f"{len(sample['wave']) / SAMPLE_RATE:.2f} s of speech, {len(sample['units'])} units" \
+        said = f"{len(sample['wave']) / RATE:.2f} s of speech, {len(sample['units'])} units" \
             if cfg.output == 'speech' else repr(sample['text'])
         print(f"{name} | {sample['prompt_text']} | -> {said}")
     with atomically(out / 'samples.html') as tmp:

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from audio import RATE
 from configurator import Refused, atomically, write_json
 
-SAMPLE_RATE = 16_000
 N_FFT, HOP, N_MELS = 1024, 160, 80 # 64 ms windows every 10 ms
 FLOOR = 1e-5 # the smallest magnitude a log-mel shows
 
@@ -37,9 +37,9 @@ FLOOR = 1e-5 # the smallest magnitude a log-mel shows
 @cache
 def mel_bank():
     """(N_MELS, N_FFT / 2 + 1) triangular filters, 0 to 8 kHz, equally wide on the mel scale 2595 log10(1 + f / 700)."""
-    mel = torch.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), N_MELS + 2, dtype=torch.float64)
+    mel = torch.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), N_MELS + 2, dtype=torch.float64)
     edges = 700 * (10 ** (mel / 2595) - 1) # Hz
-    f = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)
+    f = torch.linspace(0, RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)
     up = (f - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     down = (edges[2:, None] - f) / (edges[2:] - edges[1:-1])[:, None]
     return torch.minimum(up, down).clamp(min=0).float()
@@ -95,7 +95,7 @@ class UnitToMel(nn.Module):
     def __init__(self, cfg: MelConfig):
         super().__init__()
         self.cfg = cfg
-        C, self.up = cfg.n_embd, round(SAMPLE_RATE / HOP / cfg.frame_hz) # mel frames a unit frame: 4
+        C, self.up = cfg.n_embd, round(RATE / HOP / cfg.frame_hz) # mel frames a unit frame: 4
         self.embed = nn.Embedding(cfg.n_units, C)
         self.duration = nn.Sequential(Block(C, 1), nn.Conv1d(C, 1, 1)) # log of a run's length in frames
         self.slow = nn.Sequential(*(Block(C, 2 ** i) for i in range(cfg.n_slow)))

@@ -4,12 +4,23 @@ import json
 import numpy as np
 import torch
 
+from audio import RATE
 from configurator import write_json
 from model import GPT, GPTConfig
 from tokenize_speech import write_units_shard
 from vocab import TextTokenizer, Vocab
 
 K = 20 # units
+
+def speech_like(seconds, seed, rate=RATE):
+    """Noise and gliding harmonics that change every 80 ms: neighboring frames differ, silence comes too."""
+    rng, n, step = np.random.default_rng(seed), round(seconds * rate), rate // 12
+    out = []
+    for _ in range(n // step + 1):
+        t, f = np.arange(step) / rate, rng.uniform(80, 3000)
+        tone = sum(np.sin(2 * np.pi * f * k * t + rng.uniform(0, 6)) / k for k in range(1, 4))
+        out.append(rng.choice([0, .02, .3]) * tone + rng.choice([0.001, .1]) * rng.standard_normal(step))
+    return np.concatenate(out)[:n].astype(np.float32)
 
 def make_tokenizer(folder):
     """A byte-level tokenizer of 257 ids (every byte, and <|endoftext|>) -> TextTokenizer."""

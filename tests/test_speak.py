@@ -120,6 +120,15 @@ def test_a_tone_is_heard_where_its_word_is():
         heard = np.abs(np.fft.rfft(tail * np.hanning(len(tail)), 16000)).argmax() # 1 Hz a bin
         assert abs(heard - expected) < 30, f"{phones[a:b]}: {heard} Hz, {expected} wanted"
 
+def test_an_engine_whose_durations_trail_its_sound_has_its_words_earlier():
+    class Late(Engine):
+        late = 240 # 10 ms
+    said = [speak.say(engine, Recorded(), SPLITS[0][0], 'joe', np.random.default_rng(3)) for engine in (Engine(), Late())]
+    (x, starts, _), (y, earlier, _) = said # both are cut around their words
+    assert len(x) == len(y) and len(set(starts - earlier)) == 1
+    a, b = x[starts[0] + 100:starts[0] + 300], y[earlier[0] + 260:earlier[0] + 460]
+    assert np.abs(a - b).max() < 1e-3 # what sounds at a word's start on time, sounds 160 samples behind it when late
+
 def test_a_document_is_a_function_of_seed_and_name():
     assert (spoken()[1] == spoken()[1]).all()
     assert len(spoken()[1]) != len(spoken(seed=2)[1]) or (spoken()[1] != spoken(seed=2)[1]).any()

@@ -8,29 +8,30 @@ import numpy as np
 import pytest
 import torch
 
+from audio import RATE
 from configurator import Refused
-from vocoder import HOP, SAMPLE_RATE, MelConfig, UnitToMel, griffin_lim, log_mel, mel_bank
+from vocoder import HOP, MelConfig, UnitToMel, griffin_lim, log_mel, mel_bank
 
 
 def tone(hz, seconds=1.0):
-    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)
+    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(round(seconds * RATE)) / RATE)
 
 def small(units_hash=''):
     torch.manual_seed(0)
     return UnitToMel(MelConfig(n_units=10, n_embd=16, n_slow=1, n_fast=1, units_hash=units_hash)).eval()
 
 def test_a_tone_is_loudest_in_the_filter_whose_center_is_nearest():
-    centers = (mel_bank() * torch.linspace(0, SAMPLE_RATE / 2, mel_bank().shape[1])).sum(1) / mel_bank().sum(1) # Hz
+    centers = (mel_bank() * torch.linspace(0, RATE / 2, mel_bank().shape[1])).sum(1) / mel_bank().sum(1) # Hz
     for hz in (500, 1000, 3000):
         mel = log_mel(tone(hz))
-        assert mel.shape == (SAMPLE_RATE // HOP, 80)
+        assert mel.shape == (RATE // HOP, 80)
         found = centers[mel[20:-20].mean(0).argmax()].item()
         assert abs(found - hz) < 0.06 * hz, f"{hz} Hz tone, loudest filter at {found:.0f} Hz"
 
 def test_griffin_lim_brings_the_mel_spectrum_back():
-    t, generator = torch.arange(SAMPLE_RATE) / SAMPLE_RATE, torch.Generator().manual_seed(0)
+    t, generator = torch.arange(RATE) / RATE, torch.Generator().manual_seed(0)
     buzz = (120 * t) % 1 - 0.5 # a voice's harmonics, swelling and fading four times, and a little breath
-    wave = buzz * (1.1 + torch.sin(8 * math.pi * t)) + 0.02 * torch.randn(SAMPLE_RATE, generator=generator)
+    wave = buzz * (1.1 + torch.sin(8 * math.pi * t)) + 0.02 * torch.randn(RATE, generator=generator)
     mel = log_mel(wave)
     off = (log_mel(griffin_lim(mel)) - mel).abs().mean().item()
     one = (log_mel(griffin_lim(mel, iterations=0)) - mel).abs().mean().item() # random phases as they are

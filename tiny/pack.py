@@ -29,8 +29,9 @@ import numpy as np
 import soundfile
 
 from align import write_words_shard
+from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
-from tokenize_speech import RATE, Encoder, deduplicate, load_centroids, write_units_shard
+from tokenize_speech import Encoder, deduplicate, load_centroids, write_units_shard
 
 PARTS = {'stories': ('stories',), 'talk': ('talk',), 'items': ('items-main', 'items-unseen')} # and what tiny/speak.py calls them
 JOINED = ('right', 'wrong', 'topic') # endings of an item, spoken after its context

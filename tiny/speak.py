@@ -54,8 +54,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audio import RATE, resample
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
-from tokenize_speech import RATE, resample
 
 BEFORE, AFTER = RATE * 50 // 1000, RATE * 150 // 1000 # what a sentence keeps around its words
 FADE = RATE // 200 # 5 ms at both ends of a sentence: no click where silence begins
@@ -360,7 +360,7 @@ def in_room(wave, rng):
 # ----------------------------------------------------------------------------------------------------------------
 # what to speak: groups of documents; a group is spoken whole or not at all
 
-WORDS_PER_SECOND = {'stories': 3.4, 'talk': 2.8} # of the two engines, with the margins of a sentence
+WORDS_PER_SECOND = {'stories': 3.4, 'talk': 3.0} # of the two engines, with the margins of a sentence
 
 def _seconds(sentences, cfg):
     """How long a document will be, about: the number of shards must not depend on what was spoken."""

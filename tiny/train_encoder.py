@@ -41,9 +41,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, WhisperModel
 
+from audio import RATE, load_audio
 from configurator import Refused, atomically, record, run, sha256, write_json
 from corpora.folder import utterances
-from tokenize_speech import RATE, Encoder, load_audio, load_centroids
+from tokenize_speech import Encoder, load_centroids
 
 HOP = 640 # samples a frame: 25 Hz
 STAGES = ('features', 'classes', 'train', 'export', 'score')

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from audio import RATE
 from configurator import Refused, progress, record, run, write_json
 from tiny.pack import Config as PackConfig
 from tiny.pack import encode_part, with_joined
 from tiny.speak import distance, documents
 from tokenize_speech import Encoder, load_centroids
-from vocoder import SAMPLE_RATE, MelConfig, UnitToMel, griffin_lim, log_mel
+from vocoder import MelConfig, UnitToMel, griffin_lim, log_mel
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def prepare(cfg, encoder):
             mel = log_mel(torch.from_numpy(wave[:len(frames) * encoder.hop].astype(np.float32) / 32768))
             data.append((torch.from_numpy(frames.astype(np.int64)), mel.half(), torch.from_numpy(doc['units'].astype(np.int64)),
                          torch.from_numpy(doc['runs'].astype(np.int64))))
-            seconds += line['samples'] / SAMPLE_RATE
+            seconds += line['samples'] / RATE
     return data
 
 def losses(model, data, cfg, rng):
@@ -81,7 +82,7 @@ def train(cfg):
     encoder = make_encoder(cfg)
     torch.manual_seed(cfg.seed)
     rng = np.random.default_rng(cfg.seed)
-    model = UnitToMel(MelConfig(n_units=encoder.n_units, units_hash=encoder.hash, frame_hz=SAMPLE_RATE / encoder.hop))
+    model = UnitToMel(MelConfig(n_units=encoder.n_units, units_hash=encoder.hash, frame_hz=RATE / encoder.hop))
     data = prepare(cfg, encoder)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.learning_rate)
     start, step, smooth = time.monotonic(), 0, None
@@ -119,7 +120,7 @@ def transcriber(folder):
     end = tokenizer.convert_tokens_to_ids('<|endoftext|>')
     @torch.inference_mode()
     def transcribe(wave):
-        x = features(wave, sampling_rate=SAMPLE_RATE, return_tensors='pt').input_features
+        x = features(wave, sampling_rate=RATE, return_tensors='pt').input_features
         encoded, out, cache, new = model.model.encoder(x), [], None, torch.tensor([ids])
         while len(out) < 100:
             step = model(encoder_outputs=encoded, decoder_input_ids=new, past_key_values=cache, use_cache=True)
