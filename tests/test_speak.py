@@ -19,10 +19,10 @@ from tiny.speak import RATE, Config, Unspeakable
 # how espeak says words and phrases, alone
 ALONE = {'Tom': 'tˈɑːm', 'the': 'ðə', 'fox': 'fˈɑːks', 'was': 'wʌz', 'a': 'ˈeɪ', 'friend': 'fɹˈɛnd', 'of': 'ʌv',
          'owl': 'ˈaʊl', 'No': 'nˈoʊ', 'one': 'wˈʌn', 'had': 'hæd', 'to': 'tuː', 'be': 'bˈiː', 'been': 'bˈɪn',
-         'out': 'ˈaʊt', 'There': 'ðˈɛɹ', 'were': 'wɜː', 'acorns': 'ˈeɪkɔːɹnz', 'in': 'ɪn', 'chest': 'tʃˈɛst',
-         'table': 'tˈeɪbəl', 'and': 'ænd', 'he': 'hˈiː', 'went': 'wˈɛnt', 'No one': 'nˈoʊwˈʌn', 'was a': 'wʌzɐ',
-         'of the': 'ʌvðə', 'had to': 'hædtʊ', 'There were': 'ðɛɹwˈɜː', 'in the': 'ɪnðə', 'out of': 'ˌaʊɾəv',
-         'had been': 'hɐdbˈɪn'}
+         'out': 'ˈaʊt', 'There': 'ðˈɛɹ', 'were': 'wɜː', 'are': 'ɑːɹ', 'acorns': 'ˈeɪkɔːɹnz', 'in': 'ɪn',
+         'chest': 'tʃˈɛst', 'table': 'tˈeɪbəl', 'and': 'ænd', 'he': 'hˈiː', 'went': 'wˈɛnt', 'No one': 'nˈoʊwˈʌn',
+         'was a': 'wʌzɐ', 'of the': 'ʌvðə', 'had to': 'hædtʊ', 'There were': 'ðɛɹwˈɜː', 'in the': 'ɪnðə',
+         'out of': 'ˌaʊɾəv', 'had been': 'hɐdbˈɪn'}
 
 # sentence, its phones, and which of them each word has
 SPLITS = [
@@ -30,6 +30,7 @@ SPLITS = [
     ('No one had to be out of the chest.', 'nˈoʊwˈʌn hædtə bˈiː ˌaʊɾəv ðə tʃˈɛst.',
      'nˈoʊ wˈʌn hæd tə bˈiː ˌaʊɾ əv ðə tʃˈɛst'),
     ('There were acorns in the chest.', 'ðɛɹwˌɜːɹ ˈeɪkɔːɹnz ɪnðə tʃˈɛst.', 'ðɛɹ wˌɜːɹ ˈeɪkɔːɹnz ɪn ðə tʃˈɛst'),
+    ('There are acorns.', 'ðɛɹˌɑːɹ ˈeɪkɔːɹnz.', 'ðɛɹ ˌɑːɹ ˈeɪkɔːɹnz'),
     ('Tom had been in a table, and he went.', 'tˈɑːm hɐdbɪn ɪn ɐ tˈeɪbəl, ænd hiː wˈɛnt.',
      'tˈɑːm hɐd bɪn ɪn ɐ tˈeɪbəl ænd hiː wˈɛnt'),
 ]
@@ -111,19 +112,30 @@ def test_words_spell_the_text_in_order_inside_the_wave_and_silence_is_as_set():
 
 def test_a_tone_is_heard_where_its_word_is():
     line, wave = spoken()
-    phones = SPLITS[0][1]
-    spans = speak.word_tokens(SPLITS[0][0], phones, Recorded())
-    for (_, start, end), (a, b) in zip(line['words'], spans): # of the first sentence: the last phone of each word
-        last = end - 200 * (phones[b] == ' ') # half a space belongs to the word: 12.5 ms
-        tail = wave[last - 350:last - 50].astype(float) # the shortest token has 400 samples
-        expected = 200 + 7 * (ord(phones[b - 1]) % 97)
-        heard = np.abs(np.fft.rfft(tail * np.hanning(len(tail)), 16000)).argmax() # 1 Hz a bin
-        assert abs(heard - expected) < 30, f"{phones[a:b]}: {heard} Hz, {expected} wanted"
+    words = iter(line['words'])
+    for sentence, phones, _ in SPLITS[:3]:
+        for first, last in speak.word_tokens(sentence, phones, Recorded()):
+            _, start, end = next(words)
+            end -= 200 * (phones[last] == ' ') # half a space belongs to the word: 12.5 ms
+            tail = wave[end - 350:end - 50].astype(float) # the word's last phone: the shortest token has 400 samples
+            heard = np.abs(np.fft.rfft(tail * np.hanning(len(tail)), 16000)).argmax() # 1 Hz a bin
+            wanted = 200 + 7 * (ord(phones[last - 1]) % 97)
+            assert abs(heard - wanted) < 30, f"{phones[first:last]}: {heard} Hz, {wanted} wanted"
+
+def test_every_sentence_stands_to_the_sample_where_its_words_say():
+    (line, wave), words = spoken(), 0
+    for i, (sentence, _, _) in enumerate(SPLITS[:3]):
+        alone, starts, ends = speak.say(Engine(), Recorded(), sentence, 'joe', speak._rng(1, 't000001', i))
+        begin = line['words'][words][1] - starts[0]
+        assert (wave[begin:begin + len(alone)] == np.rint(alone * 32767)).all()
+        assert [end - begin for _, _, end in line['words'][words:words + len(ends)]] == ends.tolist()
+        words += len(ends)
 
 def test_an_engine_whose_durations_trail_its_sound_has_its_words_earlier():
     class Late(Engine):
         late = 240 # 10 ms
-    said = [speak.say(engine, Recorded(), SPLITS[0][0], 'joe', np.random.default_rng(3)) for engine in (Engine(), Late())]
+    said = [speak.say(engine, Recorded(), SPLITS[0][0], 'joe', np.random.default_rng(3))
+            for engine in (Engine(), Late())]
     (x, starts, _), (y, earlier, _) = said # both are cut around their words
     assert len(x) == len(y) and len(set(starts - earlier)) == 1
     a, b = x[starts[0] + 100:starts[0] + 300], y[earlier[0] + 260:earlier[0] + 460]
@@ -184,7 +196,7 @@ def talk(monkeypatch, tmp_path):
     """A run of the part 'talk' with the made-up engine: run(folder, **settings) -> {file: bytes}."""
     def groups(cfg):
         for i in range(1000):
-            sentences = [SPLITS[(i + j) % 4][0] for j in range(1 + i % 3)]
+            sentences = [SPLITS[(i + j) % 5][0] for j in range(1 + i % 3)]
             if i % 7 == 3:
                 sentences = ['Tom owl a.'] # said as 'tˈɑːm ˈaʊl', so refused
             yield [{'id': f't{i:06d}', 'sentences': sentences, 'speaker': 'joe', 'diverse': True}]
