@@ -294,7 +294,8 @@ class Log:
 
     def __init__(self, cfg, state, flops_per_token, rank, world, device):
         self.cfg, self.flops_per_token, self.file, self.waiting = cfg, flops_per_token, None, None
-        self.streak, self.skipped, self.time = state['streak'], state['skipped'], time.perf_counter()
+        self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
+        self.before = self._now() # when the step began
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
         self.peak = world * next((flops for key, flops in PEAK.items() if key in name), math.nan)
         if rank == 0: # what a cut run did after its checkpoint will be done again
@@ -310,23 +311,32 @@ class Log:
             self.file.write(json.dumps(row) + '\n')
             self.file.flush()
 
+    def _now(self):
+        """The moment the device is through with all it was given: a recorded event, or on a CPU the time."""
+        if self.device.type != 'cuda':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def post(self, step, of, stats, lr):
-        event = torch.cuda.Event() if stats.is_cuda else None
         stats = stats.to('cpu', non_blocking=True)
-        if event:
-            event.record()
-        self.waiting = step, of, stats, lr, event
+        self.waiting = step, of, stats, lr, self._now()
+
+    def skip_time(self):
+        """What came since the last step was no step: an evaluation, a checkpoint."""
+        self.before = self._now()
 
     def read(self):
         """(stop asked for by any rank, rank 0's seconds) of the waiting step, which is logged; None if none waits."""
         if self.waiting is None:
             return None
-        (step, of, stats, lr, event), self.waiting = self.waiting, None
-        if event:
-            event.synchronize()
+        (step, of, stats, lr, end), self.waiting = self.waiting, None
+        if self.device.type == 'cuda':
+            end.synchronize()
         *parts, stop, seconds, norm, bad = stats.tolist()
-        now, before = time.perf_counter(), self.time
-        self.time, ms = now, (now - before) * 1e3
+        ms = self.before.elapsed_time(end) if self.device.type == 'cuda' else (end - self.before) * 1e3
+        self.before = end
         row = {'step': step, **means(parts[:3], parts[3:]), 'lr': lr, 'grad_norm': norm, 'targets': int(sum(parts[3:])),
                'ms': round(ms, 2), 'tok_s': round(self.cfg.batch_tokens / ms * 1e3)}
         mfu = row['tok_s'] * self.flops_per_token / self.peak
@@ -433,7 +443,7 @@ def main(cfg):
                 checkpoint.save(out, step, model, optimizer, state, vocab, tokenizer)
             if world > 1:
                 dist.barrier()
-            log.time = time.perf_counter()
+            log.skip_time()
 
         # ---- the end
         if not done:

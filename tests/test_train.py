@@ -499,3 +499,17 @@ def test_the_command_line_refuses_in_one_line(config):
     line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "train.py: --n_layr=4: no setting 'n_layr', did you mean 'n_layer'?\n")
+
+def test_every_step_is_given_the_time_it_took_and_no_evaluation(corpus, tmp_path, monkeypatch):
+    clock, fetch, evaluate = [0.0], train.fetch, train.evaluate
+    def taking(seconds, function):
+        def slow(*args):
+            clock[0] += seconds
+            return function(*args)
+        return slow
+    monkeypatch.setattr(train.time, 'perf_counter', lambda: clock[0])
+    monkeypatch.setattr(train, 'fetch', taking(0.05, fetch)) # one a step
+    monkeypatch.setattr(train, 'evaluate', taking(10.0, evaluate))
+    train.main(small(corpus, tmp_path / 'run', max_steps=6, eval_every=3))
+    rows = map(json.loads, (tmp_path / 'run' / 'log.jsonl').read_text().splitlines())
+    assert [row['ms'] for row in rows if 'ms' in row][1:] == [50.0] * 5
