@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from small import make_tokenizer
 
 import checkpoint
 import train
@@ -28,17 +28,6 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 T = 32 # tokens a row
 
-def make_tokenizer(folder):
-    """A byte-level tokenizer of 257 ids."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.train_from_iterator([], trainers.BpeTrainer(vocab_size=257, special_tokens=['<|endoftext|>'],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / 'tokenizer.json'))
-    (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|endoftext|>"}')
-    return folder
-
 def walks(rng, ids, n, mean=20):
     """n documents over ids in which each id is mostly followed by the next one; lengths vary a lot."""
     for _ in range(n):
@@ -50,9 +39,8 @@ def write(folder, vocab, docs):
     writer.add(np.concatenate(docs), [len(d) for d in docs])
     writer.close()
 
-def make_corpus(root, tokenizer, n=60, seed=0):
+def make_corpus(root, text, n=60, seed=0):
     """root/{train,val}/{text,speech,interleaved,textless} as interleave.py lays them out, with 12 units."""
-    text = TextTokenizer(tokenizer)
     joint = Vocab('joint', text.size, 12, text.hash, 'units')
     speech = Vocab('speech', 0, 12, '', 'units')
     rng = np.random.default_rng(seed)
@@ -443,7 +431,8 @@ def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
         assert str(refusal.value) == message and not Path(config().out_dir).exists()
 
 def test_another_tokenizer_is_refused(config, tmp_path):
-    other = make_tokenizer(tmp_path / 'other')
+    other = tmp_path / 'other'
+    make_tokenizer(other)
     spec = json.loads((other / 'tokenizer.json').read_text())
     spec['pre_tokenizer']['add_prefix_space'] = True
     (other / 'tokenizer.json').write_text(json.dumps(spec))
@@ -462,11 +451,11 @@ def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp
     train.main(config(max_steps=2, micro_batch=3, save_every=7)) # these may change: finished all the same
 
 def test_changed_shards_are_refused_on_resume(config, tmp_path):
-    corpus = make_corpus(tmp_path / 'mine', Path(config().tokenizer), n=20)
+    corpus = make_corpus(tmp_path / 'mine', TextTokenizer(config().tokenizer), n=20)
     cfg = config(data=str(corpus), max_steps=6)
     with interrupted_after(2):
         train.main(cfg)
-    other = make_corpus(tmp_path / 'other', Path(config().tokenizer), n=20, seed=9)
+    other = make_corpus(tmp_path / 'other', TextTokenizer(config().tokenizer), n=20, seed=9)
     shutil.rmtree(corpus / 'train' / 'speech')
     shutil.move(other / 'train' / 'speech', corpus / 'train')
     with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}'; take"):
