@@ -12,7 +12,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 500
+max_steps = 400
 
-eval_every = 250
-save_every = 250
+eval_every = 100
+save_every = 200

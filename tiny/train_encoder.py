@@ -81,11 +81,11 @@ class Config:
 
 def recordings(folder):
     """Dicts {id, path, start, end (seconds or None), text, speaker}: of tiny/speak.py, LibriSpeech or any folder."""
-    for docs in sorted(Path(folder).glob('*/docs.jsonl')):
+    for docs in sorted(Path(folder).glob('*[0-9]/docs.jsonl')):
         for u in map(json.loads, docs.read_text(encoding='utf-8').splitlines()):
             yield {**u, 'path': docs.with_name('audio.flac'), 'start': u['start'] / RATE,
                    'end': (u['start'] + u['samples']) / RATE}
-    if next(Path(folder).glob('*/docs.jsonl'), None):
+    if next(Path(folder).glob('*[0-9]/docs.jsonl'), None):
         return
     texts = {}
     for path in Path(folder).rglob('*.trans.txt'):

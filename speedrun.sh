@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The main job on the embedded corpus, from audio to a talking model: at most 15 minutes on 2 CPU cores, set-up included.
+# A GPU is used where there is one. What is done is not done again: remove out/ to start over.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+out=out/speedrun
+mkdir -p $out/logs
+
+step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last line is shown
+  local name=$1 log=$out/logs/$2.log start=$SECONDS; shift 2
+  "$@" >"$log" 2>&1 || { echo "FAILED  $name; $log ends with:"; tail -n 5 "$log"; exit 1; }
+  printf '%5d s  %-46s %s\n' $((SECONDS - start)) "$name" "$(tail -n 1 "$log" | cut -c 1-110)"
+}
+once() { # once FILE step ...: only while FILE is not there
+  if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
+}
+train() { step "train: $1" "$1" python train.py "config/$1.py"; } # a finished run says so and ends
+
+once $out/units/info.json step "audio -> units" units \
+  python tokenize_speech.py --audio=tiny/audio --out=$out/units
+once $out/units/words/info.json step "words of the audio" words python align.py --units=$out/units
+step "corpus: units and words of tiny/" corpus python -m tiny.pack
+once out/data/stories.txt step "corpus: more stories, as text" stories \
+  python -m tiny.stories --n=60000 --out=out/data/stories.txt
+once out/tokens/stories/info.json step "units + words -> token shards: stories" tokens-stories \
+  python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot=True --val_frac=0.03 --out=out/tokens/stories
+once out/tokens/talk/info.json step "units + words -> token shards: talk" tokens-talk \
+  python interleave.py --units=out/data/talk --eot=True --val_frac=0.1 --out=out/tokens/talk
+train tiny_text
+train tiny
+train tiny_speech
+train tiny_scratch
+models=out/tiny,out/tiny-speech,out/tiny-scratch,out/tiny-text
+once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$out/eval.json
+once $out/figure.png step "figure" figure \
+  python scaling.py --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
+once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
+  python sample.py --prompt="tiny/audio/m00000.context.flac|tiny/audio/m00001.context.flac" --seconds=0 --out=$out/speech
+once $out/text/samples.html step "sample: speech -> text" sample-text \
+  python sample.py --prompt="tiny/audio/m00000.context.flac" --seconds=0 --output=text --out=$out/text
+once $out/spoken/samples.html step "sample: text -> speech" sample-spoken \
+  python sample.py --prompt="Tom had a kite, and Anna had a drum." --out=$out/spoken
+grep -E "^ +n |tiny/" $out/logs/eval.log
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json, $out/figure.png, listen with $out/speech/samples.html"
