@@ -55,9 +55,14 @@ DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T
 
 @torch.inference_mode()
 def document_losses(model, documents, row_tokens=4096):
-    """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1. Documents of like length share a forward pass."""
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-    losses, row = [None] * len(documents), []
+    """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1.
+
+    Documents of like length share a forward pass; equal ones (an item's right ending stands in two tasks) are scored once.
+    """
+    first = {}
+    same_as = [first.setdefault(document.tobytes(), i) for i, document in enumerate(documents)]
+    order = sorted(first.values(), key=lambda i: len(documents[i]))
+    losses, row = {}, []
     device = model.embed.device
 
     def flush():
@@ -78,7 +83,7 @@ def document_losses(model, documents, row_tokens=4096):
         row.append(i)
     if row:
         flush()
-    return losses
+    return [losses[i] for i in same_as]
 
 def document(vocab, tokenizer, direction, candidate):
     """A candidate's ids in one direction, and where its ending begins among them."""

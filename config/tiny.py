@@ -1,4 +1,4 @@
-# python train.py config/tiny.py          speech and text interleaved, after config/tiny_text.py: about 150 s on 2 cores
+# python train.py config/tiny.py          speech and text interleaved, after config/tiny_text.py: about 150 s on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved') # rows in equal number, as SIMS
 init = 'out/tiny-text' # TWIST: its text rows are kept, 502 rows for units and separators are added
@@ -10,7 +10,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 400 # 1.6M tokens; tiny_speech and tiny_scratch have the same budget
+max_steps = 350 # 1.4M tokens; tiny_speech and tiny_scratch have the same budget
 
 eval_every = 100
-save_every = 200
+save_every = 175

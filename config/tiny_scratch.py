@@ -12,7 +12,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 400
+max_steps = 350
 
 eval_every = 100
-save_every = 200
+save_every = 175

@@ -1,4 +1,4 @@
-# python train.py config/tiny_speech.py          speech alone, after config/tiny_text.py: about 150 s on 2 cores
+# python train.py config/tiny_speech.py          speech alone, after config/tiny_text.py: about 150 s on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('textless',)
 vocab = 'speech' # Slam's: pad, bos = eos, units
@@ -11,7 +11,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 400
+max_steps = 350
 
 eval_every = 100
-save_every = 200
+save_every = 175

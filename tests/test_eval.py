@@ -50,6 +50,7 @@ def test_losses_equal_transformers_one_document_at_a_time(house, row_tokens):
     model, vocab = load(house[0], 'joint')
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, vocab.size, n) for n in (7, 2, 30, 13, 1, 7)]
+    documents.append(documents[0].copy())
     for ids, ours in zip(documents, document_losses(model, documents, row_tokens)):
         assert ours.shape == (len(ids) - 1,)
         np.testing.assert_allclose(ours, reference_losses(house[0] / 'joint', ids), atol=1e-5)
