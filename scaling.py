@@ -23,19 +23,22 @@ class Config:
     voice: str = 'main' # of the items in the right panel
     out: str = 'out/figure.png'
 
-def read_json_lines(path):
+def read_json(folder, name, script):
+    """A run's file: the object of NAME.json, the list of objects of NAME.jsonl."""
+    path = Path(folder) / name
     try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines()]
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file; train.py writes it") from None
+        text = path.read_text(encoding='utf-8')
+        return [json.loads(line) for line in text.splitlines()] if path.suffix == '.jsonl' else json.loads(text)
+    except OSError:
+        raise Refused(f"{path}: no such file; {script} writes it") from None
     except ValueError as e:
-        raise Refused(f"{path}: not JSON lines ({e})") from None
+        raise Refused(f"{path}: not JSON ({e})") from None
 
 def loss_curve(folder, corpus):
     """[(tokens, loss on held-out speech)] of a run; its speech source is 'speech' or, speech-only, 'textless'."""
-    settings = json.loads((Path(folder) / 'settings.json').read_text())['settings']
+    settings = read_json(folder, 'settings.json', 'train.py')['settings']
     points = []
-    for row in read_json_lines(Path(folder) / 'log.jsonl'):
+    for row in read_json(folder, 'log.jsonl', 'train.py'):
         for source in ('speech', 'textless'):
             if mean := row.get('val', {}).get(f'{corpus}/{source}'):
                 points.append((row['step'] * settings['batch_tokens'], mean['speech']))
@@ -43,10 +46,7 @@ def loss_curve(folder, corpus):
 
 def scores(folder, voice):
     """{(task, direction): row} of a run's eval.json."""
-    path = Path(folder) / 'eval.json'
-    if not path.is_file():
-        raise Refused(f"{path}: no such file; eval.py writes it")
-    rows = json.loads(path.read_text())['results']
+    rows = read_json(folder, 'eval.json', 'eval.py')['results']
     return {tuple(name.split('/')[2:]): row for name, row in rows.items() if name.startswith(f'tiny/{voice}/')}
 
 def main(cfg):
@@ -57,7 +57,7 @@ def main(cfg):
     curves, bars = {f: loss_curve(f, cfg.corpus) for f in folders}, {f: scores(f, cfg.voice) for f in folders}
     ticks = [(task, way) for task in ('tsc', 'ssc') for way in ('S', 'S->T', 'T->S', 'T')]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(2, 3), layout='constrained')
-    table = []
+    table = [] # the numbers drawn
     for i, folder in enumerate(folders):
         name, look = Path(folder).name, {'color': COLORS[i % 6], 'marker': MARKS[i % 6], 'label': Path(folder).name}
         left.plot(*zip(*[(tokens / 1e6, loss) for tokens, loss in curves[folder]]), **look)
