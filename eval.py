@@ -69,8 +69,7 @@ def document_losses(model, documents, row_tokens=4096):
         lengths = np.array([len(documents[i]) for i in row])
         starts = np.cumsum(lengths) - lengths
         tokens = np.concatenate([documents[i] for i in row]).astype(np.int64)
-        targets = np.append(tokens[1:], -100)
-        targets[starts + lengths - 1] = -100 # the next document's first id is nobody's target
+        targets = np.append(tokens[1:], -100) # the loss where a document meets the next is not taken below
         as_row = lambda a: torch.from_numpy(a)[None].to(device)
         out = model.losses(as_row(tokens), as_row(np.repeat(starts, lengths)), as_row(targets)).cpu().numpy()
         for i, start, n in zip(row, starts, lengths):

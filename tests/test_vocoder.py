@@ -49,6 +49,13 @@ def test_predicted_runs_are_whole_frames_between_one_and_a_second():
             model.duration[-1].bias.fill_(log_frames)
             assert len(model.speak([1, 2])) == 2 * frames * 640
 
+def test_a_mel_that_is_too_loud_is_made_quieter_instead_of_clipped():
+    model = small()
+    with torch.no_grad():
+        model.head.bias.fill_(5.0)
+    wave = model.speak([1, 2, 3], runs=[3, 3, 3])
+    assert np.abs(wave).max() == pytest.approx(1.0) and (np.abs(wave) > 0.99).sum() < 10
+
 def test_padding_does_not_change_a_mel_frame_far_from_it():
     model = small()
     frames = torch.randint(10, (1, 60), generator=torch.Generator().manual_seed(0))
