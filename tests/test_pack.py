@@ -13,7 +13,8 @@ from audio import load_audio
 from configurator import Refused
 from corpora.folder import utterances
 from tasks.tiny import pairs
-from tiny.pack import Config, encode_part, export_audio, joined, main, read_packed, with_joined, write_packed
+from tiny.pack import (Config, encode_part, export_audio, joined, kept, main, merged, read_packed, with_joined,
+                       write_packed)
 from tokenize_speech import Units
 
 INFO = {'units_hash': 'abc', 'n_units': K, 'hop': 640, 'frame_hz': 25.0}
@@ -42,6 +43,17 @@ def test_packing_round_trips_and_repeats_its_bytes(tmp_path):
     again, info = read_packed(tmp_path / 'a')
     same(docs, again)
     assert info == INFO and (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
+
+def test_a_corpus_spoken_in_two_goes_packs_to_the_same_bytes(tmp_path):
+    docs = [{**d, 'id': f'm0000{i}/{name}'} for i in range(3) for name, d in zip(('context', 'right', 'topic'), make_docs())]
+    write_packed(tmp_path / 'whole', docs, INFO)
+    write_packed(tmp_path / 'first', docs[3:], INFO)
+    write_packed(tmp_path / 'both', merged(kept(tmp_path / 'first', 'abc'), docs[:6]), INFO)
+    assert (tmp_path / 'both').read_bytes() == (tmp_path / 'whole').read_bytes()
+    again = [{**d, 'speaker': 'c'} for d in docs[3:6]]
+    same(merged(docs, again), docs[:3] + again + docs[6:])
+    with pytest.raises(Refused, match="units are of another encoder; --keep=False packs all of it anew"):
+        kept(tmp_path / 'first', 'abd')
 
 def test_unpacking_makes_folders_that_the_readers_accept_and_is_done_once(tmp_path, capsys):
     docs = make_docs()

@@ -249,6 +249,14 @@ def test_more_hours_add_shards_and_leave_the_others(talk):
     more = talk('a', hours=0.03)
     assert len(more) > len(few) and all(more[name] == few[name] for name in few if name != 'info.json')
 
+def test_the_last_shards_alone_are_those_of_the_whole(talk):
+    whole, last = talk('whole'), talk('last', first=2)
+    shards = {name for name in last if name[0] == '0'}
+    assert shards == {name for name in whole if name[0] == '0' and int(name[:5]) >= 2} and len(shards) >= 3
+    assert all(last[name] == whole[name] for name in shards)
+    with pytest.raises(Refused, match='--first=99: all shards come before'):
+        talk('none', first=99)
+
 def test_shards_of_other_settings_or_texts_are_not_mixed(talk, tmp_path, monkeypatch):
     talk('a')
     with pytest.raises(Refused, match='another seed; remove it or change --out'):

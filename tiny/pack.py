@@ -4,6 +4,7 @@ The embedded corpus as three small files, and back.
     python -m tiny.pack                                              tiny/{stories,talk,items}.npz.xz -> out/data/NAME/
     python -m tiny.pack --speech=out/build/speech --encoder=out/build/encoder/hubert   what tiny/build.sh calls: the other way
 
+`--keep=True` adds to what is packed already: a corpus of 50 hours can be spoken on several machines or days.
 Packing also writes tiny/audio/: under two minutes of the speech itself as FLAC with a manifest.jsonl (corpora/folder.py
 reads it), so that every stage can start from sound.
 
@@ -42,6 +43,7 @@ class Config:
     speech: str = '' # folder of tiny/speak.py's parts: pack; '': unpack
     encoder: str = 'tiny/hubert' # with kmeans.safetensors in it
     layer: int = 4
+    keep: bool = False # when packing: documents packed before, by the same encoder, and not in speech now, stay
     pause: float = 0.25 # seconds between an item's context and its ending, as between sentences (tiny/speak.py)
     edge: float = 0.1 # seconds of silence at a document's beginning and end
     packed: str = 'tiny' # where the .npz.xz files are
@@ -145,6 +147,19 @@ def export_audio(folder, spoken):
                 manifest.write(json.dumps({'id': name, 'audio': f'{name}.flac', 'text': ''.join(w for w, _, _ in line['words']),
                                            'speaker': line['speaker'], 'words': words}) + '\n')
 
+def kept(path, units_hash):
+    """The documents of a packed file. Raises Refused if another encoder made their units."""
+    docs, info = read_packed(path)
+    if info['units_hash'] != units_hash:
+        raise Refused(f"{path}: its units are of another encoder; --keep=False packs all of it anew from speech")
+    return docs
+
+def merged(before, docs):
+    """Both lists as one, as if all had been spoken at once; of documents in both, those of docs."""
+    new = {d['id'] for d in docs}
+    both = [d for d in before if d['id'] not in new] + docs
+    return sorted(both, key=lambda d: d['id'].split('/')[0]) # stable: the segments of an item stay in their order
+
 def pack(cfg):
     from tiny.speak import documents
     speech = Path(cfg.speech)
@@ -157,9 +172,11 @@ def pack(cfg):
     info = {'encoder': 'tiny/hubert', 'layer': cfg.layer, 'kmeans': sha256(kmeans), 'units_hash': encoder.hash,
             'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop}
     for name, parts in PARTS.items():
-        spoken = (pair for part in parts for pair in documents(Path(cfg.speech) / part))
-        docs = encode_part(with_joined(spoken, cfg) if name == 'items' else spoken, encoder)
         path = Path(cfg.packed) / f'{name}.npz.xz'
+        before = kept(path, encoder.hash) if cfg.keep else []
+        spoken = (pair for part in parts if not before or (speech / part).exists() for pair in documents(speech / part))
+        docs = encode_part(with_joined(spoken, cfg) if name == 'items' else spoken, encoder)
+        docs = merged(before, docs)
         write_packed(path, docs, {**info, **record(cfg)})
         print(f"{path}: {len(docs)} documents, {sum(d['samples'] for d in docs) / RATE / 3600:.2f} h, "
               f"{path.stat().st_size / 1e6:.2f} MB")

@@ -73,6 +73,7 @@ class Config:
     out: str = 'out/build/speech/stories' # a folder for this part alone
     hours: float = 1.0 # of stories or talk, estimated from the number of words; rounded up to whole shards
     items: int = 1000 # of the evaluation parts
+    first: int = 0 # the shards before this one are spoken elsewhere (tiny/pack.py --keep joins them)
     piper: str = '' # VOICE.onnx, for stories and items-main
     kokoro: str = '' # Kokoro's folder, for talk and items-unseen
     workers: int = 1 # processes, one thread each
@@ -88,6 +89,8 @@ class Config:
         for name in ('hours', 'items', 'workers', 'shard_docs'):
             if not 0 < getattr(self, name) < float('inf'):
                 raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
+        if self.first < 0:
+            raise Refused(f"first={self.first}: expected 0 or more")
         for name, most in (('pause', 5), ('edge', 5), ('room', 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise Refused(f"{name}={getattr(self, name)}: expected 0 to {most}")
@@ -501,7 +504,7 @@ def _same_settings(cfg):
 
 def _summary(cfg, shards):
     lines, refused = [], []
-    for k in range(len(shards)):
+    for k in shards:
         lines += _read_lines(Path(cfg.out) / f'{k:05d}' / 'docs.jsonl')
         refused += _read_lines(Path(cfg.out) / f'{k:05d}' / 'refused.jsonl')
     hours, reasons = {}, {}
@@ -512,13 +515,15 @@ def _summary(cfg, shards):
     return {'part': cfg.part, 'documents': len(lines), 'hours': round(sum(hours.values()), 4),
             'words': sum(len(line['words']) for line in lines),
             'in_room': sum(line['room'] is not None for line in lines),
-            'refused': len(refused), 'refused_share': len(refused) / sum(map(len, shards)), 'refused_for': reasons,
+            'refused': len(refused), 'refused_share': len(refused) / sum(map(len, shards.values())), 'refused_for': reasons,
             'hours_of': {voice: round(h, 4) for voice, h in sorted(hours.items())}, **record(cfg)}
 
 def main(cfg):
     _same_settings(cfg)
-    shards = plan(cfg)
-    todo = [(k, shard) for k, shard in enumerate(shards) if not _finished(Path(cfg.out) / f'{k:05d}', shard)]
+    shards = dict(list(enumerate(plan(cfg)))[cfg.first:])
+    if not shards:
+        raise Refused(f"--first={cfg.first}: all shards come before; expected a smaller one, or more hours or items")
+    todo = [(k, shard) for k, shard in shards.items() if not _finished(Path(cfg.out) / f'{k:05d}', shard)]
     print(f"{cfg.part}: {len(shards)} shards, {len(shards) - len(todo)} of them finished before")
     speak = partial(_speak_shard, cfg)
     with ExitStack() as stack:
