@@ -13,8 +13,18 @@ from audio import load_audio
 from configurator import Refused
 from corpora.folder import utterances
 from tasks.tiny import pairs
-from tiny.pack import (Config, encode_part, export_audio, joined, kept, main, merged, read_packed, with_joined,
-                       write_packed)
+from tiny.pack import (
+    Config,
+    encode_part,
+    export_audio,
+    joined,
+    kept,
+    main,
+    merged,
+    read_packed,
+    with_joined,
+    write_packed,
+)
 from tokenize_speech import Units
 
 INFO = {'units_hash': 'abc', 'n_units': K, 'hop': 640, 'frame_hz': 25.0}
