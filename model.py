@@ -1,10 +1,14 @@
 """
-The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Qwen2.5 (biased qkv) and Llama (SmolLM2,
-Llama-3.2) in one class, equal to transformers. For a row x of C channels, layer by layer:
+The decoder of the seven TextLM families of SIMS (families.py has their tables), each equal to transformers. As Llama
+and Qwen2.5 have it, for a row x of C channels, layer by layer:
 
     x += O attention(rope(q), rope(k), v)      q | k | v = QKV norm(x) + b        norm(x) = w x / sqrt(mean(x^2) + eps)
-    x += D (silu(g) * u)                       g | u = GU norm(x)                 logits  = E norm(x)
+    x += D (silu(g) * u)                       g | u = U norm(x)                  logits  = E norm(x)
     rope: (a, b) -> (a cos - b sin, b cos + a sin), the two halves of a head; angle = position * theta^(-2i/D)
+
+The others differ by flags of GPTConfig: LayerNorm, an MLP without gate, positions that are learned (OPT) or a slope on
+the scores (Bloom's ALiBi), rotation of a part of each head and residuals in parallel (Pythia), soft-caps, windows and
+norms on both sides (Gemma2).
 
 A row may hold several documents: doc_start[t] is the index where token t's document begins. Attention stays inside,
 positions restart there. The table E has V rows, padded in memory to a multiple of 256: padded rows are zero, never
@@ -21,6 +25,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,74 +35,111 @@ from safetensors.torch import save_file
 from torch import nn
 
 from configurator import Refused, atomically, write_json
-from kernels.attention import attention, documents
+from families import ALIASES, FAMILIES, SILENT, VALUES
+from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy
 
 PAD_ROWS = 256                # the table's rows in memory are a multiple of this
 SHARD_BYTES = 5 * 10**9       # of a saved safetensors file
+OPT_OFFSET = 2                # learned positions: token t has row t + 2
+BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 
 # ----------------------------------------------------------------------------------------------------------------
 # config and names
 
 @dataclass(frozen=True)
 class GPTConfig:
-    family: str = 'qwen2'          # names of tensors and config: a key of NAMES
+    """A shape, and the flags in which the families differ. What is None is as the family has it."""
+    family: str = 'qwen2'          # a key of FAMILIES
     vocab_size: int = 2048         # V, without the padding
     n_layer: int = 6
     n_head: int = 4
-    n_kv_head: int = 2             # each serves n_head / n_kv_head query heads
+    n_kv_head: int | None = None   # each serves n_head / n_kv_head query heads; None: n_head
     n_embd: int = 256              # C
-    head_dim: int = 64             # D
-    n_ffn: int = 704               # width of g and of u
-    n_positions: int = 32768       # only told to transformers; nothing here depends on it
-    rope_theta: float = 1e6
-    rope_scaling: tuple | None = None # Llama-3.2: (factor, low_freq_factor, high_freq_factor, original positions)
-    norm_eps: float = 1e-6
-    qkv_bias: bool = True
+    head_dim: int | None = None    # D; None: n_embd / n_head
+    n_ffn: int | None = None       # width of the MLP: of g and of u; None: 4 n_embd
+    n_word: int | None = None      # width of the embedding; None: n_embd, as everywhere but in opt-350m
+    n_positions: int = 32768       # most tokens of a model with learned positions; else only told to transformers
     tied: bool = True              # head and embedding are one matrix
     bos_token_id: int | None = None
     eos_token_id: int | tuple | None = None
+    rope_theta: float = 1e6
+    rope_scaling: tuple | None = None # Llama-3.2: (factor, low_freq_factor, high_freq_factor, original positions)
+    attn_scalar: float | None = None # scores are divided by its root; None: head_dim
+    norm_eps: float | None = None
+    norm: str | None = None        # rms | rms+1 (its weights are 1 + w) | layer
+    residual: str | None = None    # pre | post | sandwich | parallel, see Block
+    position: str | None = None    # rope | learned | alibi
+    rope_share: float | None = None # of the channels of a head that are rotated, the first ones
+    activation: str | None = None  # a key of ACTIVATIONS
+    gated: bool | None = None      # the MLP is D (act(g) * u), else D act(u)
+    qkv_bias: bool | None = None
+    bias: bool | None = None       # of the layer's other matrices
+    embed_scale: bool | None = None # the embedding times sqrt(C)
+    embed_norm: bool | None = None # a norm behind the embedding
+    attn_softcap: float | None = None # of the scores, 0: none
+    logit_softcap: float | None = None
+    window: int | None = None      # layers 0, 2, 4, ... see so many tokens, 0: all
 
     def __post_init__(self):
-        if self.family not in NAMES:
-            raise Refused(f"model family '{self.family}' is not supported: one of {', '.join(NAMES)}")
-        for name in ('vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn'):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
-                raise Refused(f"model: {name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.family not in FAMILIES:
+            raise Refused(f"model family '{self.family}' is not supported: one of {', '.join(FAMILIES)}")
+        self._positive('vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_positions')
+        family, C = FAMILIES[self.family], self.n_embd
+        D = self.head_dim or C // self.n_head
+        for name, value in {'n_kv_head': self.n_head, 'head_dim': D, 'n_ffn': 4 * C, 'n_word': C, 'attn_scalar': D,
+                            **family['flags']}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+            elif name not in family['fields'] and getattr(self, name) != value: # config.json could not say it
+                raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has {value!r} here")
+        self._positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word')
         if self.n_head % self.n_kv_head:
             raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
-        if self.head_dim % 2:
-            raise Refused(f"model: head_dim {self.head_dim} is odd, rotary positions need pairs")
-        if self.qkv_bias != (self.family == 'qwen2'):
-            raise Refused(f"model: qkv_bias={self.qkv_bias} is not {self.family}: qwen2 has biases, llama has none")
+        if self.position == 'rope' and (self.n_rope < 2 or self.n_rope % 2):
+            raise Refused(f"model: {self.n_rope} channels of head_dim {self.head_dim} would rotate; they do so in pairs")
+
+    def _positive(self, *names):
+        for name in names:
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise Refused(f"model: {name} must be a positive integer, got {getattr(self, name)!r}")
 
     @property
     def rows(self):
         """Rows of the embedding in memory."""
         return -(-self.vocab_size // PAD_ROWS) * PAD_ROWS
 
+    @property
+    def n_rope(self):
+        """Channels of a head that are rotated."""
+        return int(self.head_dim * self.rope_share)
+
     @classmethod
     def from_hf(cls, hf, where='config.json'):
         """From the dict of a Hugging Face config.json, of transformers 4 or 5, or of a published slprl checkpoint."""
         if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
             hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}
-        family, heads = hf.get('model_type'), hf.get('num_attention_heads') or 1
+        name = hf.get('model_type')
+        if name not in FAMILIES:
+            raise Refused(f"{where}: model_type {name!r} is not supported, expected {' or '.join(map(repr, FAMILIES))}")
+        family, hf = FAMILIES[name], {ALIASES.get(key, key): value for key, value in hf.items()}
         rope = hf.get('rope_parameters') or {**(hf.get('rope_scaling') or {}), 'rope_theta': hf.get('rope_theta', 1e4)}
-        kind = rope.get('rope_type', rope.get('type', 'default'))
-        for key, got, *wanted in [('model_type', family, *NAMES), ('hidden_act', hf.get('hidden_act', 'silu'), 'silu'),
+        kind, types = rope.get('rope_type', rope.get('type', 'default')), hf.get('layer_types')
+        alternating = [('sliding_attention', 'full_attention')[i % 2] for i in range(len(types or ()))]
+        for key, got, *wanted in [*((key, hf.get(key, value), value) for key, value in family['only'].items()),
                                   ('rope_type', kind, 'default', 'llama3'),
-                                  *((key, bool(hf.get(key)), False) for key in OFF)]:
+                                  *[('layer_types', types, None, alternating)] * ('window' in family['fields'])]:
             if got not in wanted:
                 raise Refused(f"{where}: {key} {got!r} is not supported, expected {' or '.join(map(repr, wanted))}")
-        eos = hf.get('eos_token_id')
-        hf = {'num_key_value_heads': heads, 'head_dim': hf.get('hidden_size', 0) // heads, 'bos_token_id': None,
-              'max_position_embeddings': 2048, 'tie_word_embeddings': False, # where config.json is silent
-              **{key: value for key, value in hf.items() if value is not None},
-              'eos_token_id': tuple(eos) if isinstance(eos, list) else eos}
+        hf = {**SILENT, **family.get('silent', {}), **hf}
+        hf['rotary_pct'] = rope.get('partial_rotary_factor', hf.get('rotary_pct'))
         try:
-            return cls(family=family, qkv_bias=family == 'qwen2', rope_theta=rope['rope_theta'],
+            values = {ours: VALUES.get(theirs, {}).get(hf[theirs], hf[theirs]) for ours, theirs in family['fields'].items()
+                      if not isinstance(hf[theirs], list)}
+            eos = hf['eos_token_id']
+            return cls(family=name, rope_theta=rope['rope_theta'],
                        rope_scaling=tuple(rope[key] for key in ROPE_SCALING) if kind == 'llama3' else None,
-                       **{ours: hf[theirs] for ours, theirs in FIELDS.items()})
+                       **values | {'eos_token_id': tuple(eos) if isinstance(eos, list) else eos})
         except KeyError as e:
             raise Refused(f"{where}: {e} is missing") from None
         except Refused as e:
@@ -105,30 +147,19 @@ class GPTConfig:
 
     def to_hf(self, dtype='float32'):
         """The dict of config.json; transformers 4 and 5 both read it."""
-        scaling = self.rope_scaling and {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
-        return {'architectures': [{'qwen2': 'Qwen2ForCausalLM', 'llama': 'LlamaForCausalLM'}[self.family]],
-                'model_type': self.family, **{theirs: getattr(self, ours) for ours, theirs in FIELDS.items()},
-                'rope_theta': self.rope_theta, 'rope_scaling': scaling, 'hidden_act': 'silu', 'torch_dtype': dtype}
+        family = FAMILIES[self.family]
+        hf = {'architectures': [family['architecture']], 'model_type': self.family, 'torch_dtype': dtype, **family['only']}
+        for ours, theirs in family['fields'].items():
+            back = {word: value for value, word in VALUES.get(theirs, {}).items()}
+            value = getattr(self, ours)
+            hf[theirs] = back.get(value, value) if value or ours not in ('attn_softcap', 'logit_softcap', 'window') else None
+        if self.position == 'rope':
+            scaling = self.rope_scaling and {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
+            hf |= {'rope_theta': self.rope_theta, 'rotary_emb_base': self.rope_theta, 'rope_scaling': scaling}
+        return hf
 
-FIELDS = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
-          'n_kv_head': 'num_key_value_heads', 'n_embd': 'hidden_size', 'head_dim': 'head_dim',
-          'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings', 'norm_eps': 'rms_norm_eps',
-          'tied': 'tie_word_embeddings', 'bos_token_id': 'bos_token_id', 'eos_token_id': 'eos_token_id'} # config.json's
-OFF = ('mlp_bias', 'attention_bias', 'use_sliding_window') # flags of config.json that must be false
 ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-
-# ours: Hugging Face's, stacked by rows where there are several; {} is the layer
-LLAMA = {'embed': ['model.embed_tokens.weight'],
-         'layers.{}.norm1.weight': ['model.layers.{}.input_layernorm.weight'],
-         'layers.{}.qkv.weight': ['model.layers.{}.self_attn.' + p + '_proj.weight' for p in 'qkv'],
-         'layers.{}.qkv.bias': ['model.layers.{}.self_attn.' + p + '_proj.bias' for p in 'qkv'],
-         'layers.{}.out.weight': ['model.layers.{}.self_attn.o_proj.weight'],
-         'layers.{}.norm2.weight': ['model.layers.{}.post_attention_layernorm.weight'],
-         'layers.{}.gate_up.weight': ['model.layers.{}.mlp.gate_proj.weight', 'model.layers.{}.mlp.up_proj.weight'],
-         'layers.{}.down.weight': ['model.layers.{}.mlp.down_proj.weight'],
-         'norm.weight': ['model.norm.weight'],
-         'head': ['lm_head.weight']}
-NAMES = {'qwen2': LLAMA, 'llama': LLAMA}
+ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 
 # ----------------------------------------------------------------------------------------------------------------
 # the decoder
@@ -152,15 +183,20 @@ class _RMSNorm(torch.autograd.Function):
         mean = (dot @ w.to(dot.dtype)).div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
         return (dy * w).to(unit.dtype).addcmul_(unit, mean).mul_(r).to(x.dtype), dw, None
 
-class RMSNorm(nn.Module):
-    def __init__(self, C, eps):
+class Norm(nn.Module):
+    def __init__(self, cfg):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(C)), eps
+        self.kind, self.eps = cfg.norm, cfg.norm_eps
+        self.weight = nn.Parameter(torch.zeros(cfg.n_embd) if cfg.norm == 'rms+1' else torch.ones(cfg.n_embd))
+        self.bias = nn.Parameter(torch.zeros(cfg.n_embd)) if cfg.norm == 'layer' else None
 
     def forward(self, x):
+        if self.kind == 'layer':
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
         if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) # fewer calls: a decoded token is all overhead
+            return _RMSNorm.apply(x, w, self.eps)
+        return F.rms_norm(x, w.shape, w, self.eps).to(x.dtype) # fewer calls: a decoded token is all overhead
 
 def _rotate(x, cos, sin):
     wide = x.to(cos.dtype) # at once: arithmetic on mixed types is slow on a CPU
@@ -178,58 +214,100 @@ class _Rotary(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse
 
+def alibi_slopes(n_head):
+    """(H,) float32: 2^(-8 i / H), i = 1..H, for a power of 2; the others come from every second slope of twice it."""
+    power = 2 ** int(math.log2(n_head))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    return torch.tensor(slopes + [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)])
+
 class Cache:
     """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
     def __init__(self, model, B, capacity):
         cfg, like = model.cfg, model.embed
         self.k, self.v = ([like.new_empty(B, cfg.n_kv_head, capacity, cfg.head_dim) for _ in range(cfg.n_layer)]
                           for _ in range(2))
-        self.rope = model.rotary(torch.arange(capacity, device=like.device)) # each (capacity, D)
+        self.rope = model.rotary(torch.arange(capacity, device=like.device)) # each (capacity, n_rope)
         self.length = 0 # columns filled
-        self.seen = None # (B, 1, 1, columns): what a new token may see; None is everything
+        self.begin = None # (B, 1): the column where each row's document begins; None is 0
 
-    def attend(self, layer, q, k, v, docs):
+    def attend(self, layer, q, k, v, docs, how):
         """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
         T, end = q.size(1), self.length + q.size(1)
         self.k[layer][:, :, self.length:end] = k.transpose(1, 2)
         self.v[layer][:, :, self.length:end] = v.transpose(1, 2)
         if self.length == 0:
-            return attention(q, k, v, docs)
+            return attention(q, k, v, docs, **how)
         assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        q = q.view(len(q), k.size(2), -1, q.size(-1)) # (B, HK, G, D): the heads of a group as if they were times
-        y = F.scaled_dot_product_attention(q, self.k[layer][:, :, :end], self.v[layer][:, :, :end], attn_mask=self.seen)
-        return y.reshape(len(q), 1, -1, q.size(-1)) # (B, 1, H, D)
+        return attention_decode(q, self.k[layer][:, :, :end], self.v[layer][:, :, :end], self.begin, **how)
 
 class Block(nn.Module):
+    """A layer; where its norms stand is cfg.residual, with f the attention and then the MLP:
+
+    pre x + f(norm(x))    post norm(x + f(x))    sandwich x + norm'(f(norm(x)))    parallel x + f1(norm1(x)) + f2(norm2(x))
+    """
     def __init__(self, cfg, layer):
         super().__init__()
         self.cfg, self.layer = cfg, layer
         H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
-        self.norm1, self.norm2 = RMSNorm(C, cfg.norm_eps), RMSNorm(C, cfg.norm_eps)
+        self.how = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap,
+                    'window': cfg.window if layer % 2 == 0 else 0}
+        self.norm1, self.norm2 = Norm(cfg), Norm(cfg)
         self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
-        self.out = nn.Linear(H * D, C, bias=False)
-        self.gate_up = nn.Linear(C, 2 * cfg.n_ffn, bias=False)
-        self.down = nn.Linear(cfg.n_ffn, C, bias=False)
+        self.out = nn.Linear(H * D, C, bias=cfg.bias)
+        self.up = nn.Linear(C, (1 + cfg.gated) * cfg.n_ffn, bias=cfg.bias) # g | u, or u alone
+        self.down = nn.Linear(cfg.n_ffn, C, bias=cfg.bias)
+        if cfg.residual == 'sandwich':
+            self.post1, self.post2 = Norm(cfg), Norm(cfg)
 
-    def forward(self, x, cos, sin, docs, cache):
+    def attend(self, x, rope, slopes, docs, cache):
         H, HK = self.cfg.n_head, self.cfg.n_kv_head
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (H + 2 * HK, -1)) # (B, T, H + 2 HK, D)
+        qkv = self.qkv(x).unflatten(-1, (H + 2 * HK, -1)) # (B, T, H + 2 HK, D)
         qk, v = qkv.split((H + HK, HK), 2)
-        q, k = _Rotary.apply(qk, cos, sin).split((H, HK), 2)
-        y = attention(q, k, v, docs) if cache is None else cache.attend(self.layer, q, k, v, docs) # (B, T, H, D)
-        x = x + self.out(y.flatten(2))
-        g, u = self.gate_up(self.norm2(x)).chunk(2, -1) # (B, T, n_ffn) each
-        return x + self.down(F.silu(g) * u)
+        if rope is not None:
+            R = self.cfg.n_rope
+            qk = _Rotary.apply(qk, *rope) if R == qk.size(-1) else \
+                torch.cat((_Rotary.apply(qk[..., :R], *rope), qk[..., R:]), -1)
+        q, k = qk.split((H, HK), 2)
+        how = {**self.how, 'slopes': slopes}
+        y = attention(q, k, v, docs, **how) if cache is None else cache.attend(self.layer, q, k, v, docs, how)
+        return self.out(y.flatten(2)) # of (B, T, H, D)
+
+    def mlp(self, x):
+        act, h = ACTIVATIONS[self.cfg.activation], self.up(x)
+        if self.cfg.gated:
+            g, u = h.chunk(2, -1) # (B, T, n_ffn) each
+            return self.down(act(g) * u)
+        return self.down(act(h))
+
+    def forward(self, x, *where):
+        match self.cfg.residual:
+            case 'pre':
+                x = x + self.attend(self.norm1(x), *where)
+                return x + self.mlp(self.norm2(x))
+            case 'post':
+                x = self.norm1(x + self.attend(x, *where))
+                return self.norm2(x + self.mlp(x))
+            case 'sandwich':
+                x = x + self.post1(self.attend(self.norm1(x), *where))
+                return x + self.post2(self.mlp(self.norm2(x)))
+            case 'parallel':
+                return x + self.attend(self.norm1(x), *where) + self.mlp(self.norm2(x))
 
 class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator."""
         super().__init__()
         self.cfg = cfg
-        self.embed = nn.Parameter(torch.empty(cfg.rows, cfg.n_embd))
-        self.head = None if cfg.tied else nn.Parameter(torch.empty(cfg.rows, cfg.n_embd))
+        table = lambda rows, width: nn.Parameter(torch.empty(rows, width))
+        self.embed = table(cfg.rows, cfg.n_word)
+        self.head = None if cfg.tied else table(cfg.rows, cfg.n_word)
+        self.positions = table(cfg.n_positions + OPT_OFFSET, cfg.n_embd) if cfg.position == 'learned' else None
+        self.embed_norm = Norm(cfg) if cfg.embed_norm else None
+        wide = cfg.n_word != cfg.n_embd
+        self.word_in = nn.Linear(cfg.n_word, cfg.n_embd, bias=False) if wide else None
+        self.word_out = nn.Linear(cfg.n_embd, cfg.n_word, bias=False) if wide else None
         self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
-        self.norm = RMSNorm(cfg.n_embd, cfg.norm_eps)
+        self.norm = Norm(cfg) if cfg.residual != 'post' else None
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if p.ndim == 2:
@@ -250,9 +328,10 @@ class GPT(nn.Module):
         return self.embed if self.head is None else self.head
 
     def rotary(self, positions):
-        """cos and sin of int positions (...,) as (..., D), for both halves of a head, sin negated in the first."""
-        D = self.cfg.head_dim
-        freq = self.cfg.rope_theta ** -(torch.arange(0, D, 2, device=positions.device).float() / D) # (D/2,) a token
+        """cos and sin of int positions (...,) as (..., n_rope), for both halves of what is rotated, sin negated in the
+        first."""
+        R = self.cfg.n_rope
+        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=positions.device).float() / R) # (R/2,) a token
         if self.cfg.rope_scaling is not None: # llama3: long waves are stretched, short ones kept, a ramp between
             factor, low, high, original = self.cfg.rope_scaling
             ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
@@ -262,29 +341,47 @@ class GPT(nn.Module):
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def forward(self, tokens, doc_start=None, cache=None):
-        """tokens, doc_start (B, T) -> hidden (B, T, C) after the final norm; with a cache, of its next T columns."""
-        begin, T = (0 if cache is None else cache.length), tokens.size(1)
+        """tokens, doc_start (B, T) -> hidden (B, T, n_word) for the head; with a cache, of its next T columns."""
+        cfg, T, begin = self.cfg, tokens.size(1), 0 if cache is None else cache.length
         position = torch.arange(begin, begin + T, device=tokens.device)[None] # (1, T)
-        cos, sin = self.rotary(position[0]) if cache is None else (table[begin:begin + T] for table in cache.rope)
         if doc_start is not None:
-            table = (cos, sin) if cache is None else cache.rope # (columns, D)
-            cos, sin = (x[position - doc_start] for x in table) # (B, T, D)
+            position = position - doc_start # (B, T)
         docs = documents(doc_start) if doc_start is not None and begin == 0 else None
-        x = F.embedding(tokens, self.embed) # (B, T, C)
+        x = F.embedding(tokens, self.embed) # (B, T, n_word)
+        if cfg.embed_scale:
+            x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as transformers rounds it
+        if self.word_in is not None:
+            x = self.word_in(x)
+        rope = slopes = None
+        if cfg.position == 'rope':
+            table = self.rotary(torch.arange(T, device=tokens.device)) if cache is None else cache.rope # (columns, R) each
+            rope = [t[begin:begin + T] if doc_start is None else t[position] for t in table] # (T, R) or (B, T, R)
+            rope = [t.unsqueeze(-2) for t in rope]
+        elif cfg.position == 'learned':
+            if begin + T > cfg.n_positions:
+                raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
+            x = x + F.embedding(position + OPT_OFFSET, self.positions)
+        else:
+            slopes = alibi_slopes(cfg.n_head).to(x.device)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         for block in self.layers:
-            x = block(x, cos.unsqueeze(-2), sin.unsqueeze(-2), docs, cache)
+            x = block(x, rope, slopes, docs, cache)
         if cache is not None:
             cache.length += T
-        return self.norm(x)
+        x = x if self.norm is None else self.norm(x)
+        return x if self.word_out is None else self.word_out(x)
 
     def logits(self, hidden):
-        """(..., C) -> (..., V)"""
-        return F.linear(hidden, self.head_weight)[..., :self.cfg.vocab_size]
+        """(..., n_word) -> (..., V)"""
+        logits = F.linear(hidden, self.head_weight)[..., :self.cfg.vocab_size]
+        cap = self.cfg.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def losses(self, tokens, doc_start, targets):
         """-log p of each target, float32 (B*T,), 0 where the target is -100."""
-        hidden = self(tokens, doc_start)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.head_weight, targets.flatten(), self.cfg.vocab_size)
+        hidden, cfg = self(tokens, doc_start).flatten(0, 1), self.cfg
+        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
 
     # ------------------------------------------------------------------------------------------------------------
     # counting
@@ -293,15 +390,16 @@ class GPT(nn.Module):
         """Parameters, padding not counted; without the embedding and an untied head if embedding is False."""
         tables = [self.embed] if self.head is None else [self.embed, self.head]
         body = sum(p.numel() for p in self.parameters()) - sum(t.numel() for t in tables)
-        return body + embedding * len(tables) * self.cfg.vocab_size * self.cfg.n_embd
+        return body + embedding * len(tables) * self.cfg.vocab_size * self.cfg.n_word
 
     def flops_per_token(self, T, causal=False):
         """Forward and backward, per token of a row of T: 6 a weight of a product, the head counted once, and attention
         over all T^2 pairs (PaLM's convention, mfu_palm) or, if causal, over those at or below the diagonal."""
         cfg = self.cfg
-        weights = sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and name.startswith('layers'))
-        pairs = cfg.n_layer * cfg.n_head * cfg.head_dim * ((T + 1) / 2 if causal else T)
-        return 6 * (weights + cfg.vocab_size * cfg.n_embd) + 12 * pairs
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        seen = lambda w: sum(min(t, w) for t in range(1, T + 1)) / T # keys a token, with a window of w
+        pairs = sum(seen(block.how['window'] or T) if causal else T for block in self.layers) * cfg.n_head * cfg.head_dim
+        return 6 * (weights + cfg.vocab_size * cfg.n_word) + 12 * pairs
 
     # ------------------------------------------------------------------------------------------------------------
     # generation
@@ -347,7 +445,7 @@ class GPT(nn.Module):
             if not running:
                 break
             if ragged:
-                doc_start, cache.seen = begin, (columns[:cache.length + 1] >= begin)[:, None, None]
+                doc_start = cache.begin = begin
         return new
 
     # ------------------------------------------------------------------------------------------------------------
@@ -391,15 +489,22 @@ class GPT(nn.Module):
 
     def _places(self):
         """Hugging Face's name -> the rows of ours that hold the tensor, a view."""
-        cfg, ours, places = self.cfg, dict(self.named_parameters()), {}
-        parts = {'qkv': [cfg.n_head * cfg.head_dim] + 2 * [cfg.n_kv_head * cfg.head_dim], 'gate_up': 2 * [cfg.n_ffn]}
-        for name, p in ours.items():
+        cfg, places = self.cfg, {}
+        H, D = cfg.n_head, cfg.head_dim
+        parts = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn]}
+        for name, p in self.named_parameters():
+            p = p.detach()
             layer = re.search(r'layers\.(\d+)\.', name)
-            layer = layer and layer[1]
-            theirs = NAMES[cfg.family][re.sub(r'layers\.\d+\.', 'layers.{}.', name)]
-            rows = [cfg.vocab_size] if name in ('embed', 'head') else parts.get(name.split('.')[-2], [len(p)])
-            for one, view in zip(theirs, p.detach()[:sum(rows)].split(rows)):
-                places[one.format(layer)] = view
+            ours, kind = re.fullmatch(r'(.*?)(\.weight|\.bias)?', re.sub(r'layers\.\d+\.', 'layers.{}.', name)).groups()
+            theirs = FAMILIES[cfg.family]['names'][ours]
+            if ours in ('embed', 'head'):
+                views = [p[:cfg.vocab_size]]
+            elif ours == 'layers.{}.qkv' and isinstance(theirs, str): # rows by head there: (H, 3, D) is (3, H, D) here
+                views = [p.view(3, H, D, *p.shape[1:]).transpose(0, 1)]
+            else:
+                views = p.split(parts.get(ours.split('.')[-1], [len(p)]))
+            for one, view in zip([theirs] if isinstance(theirs, str) else theirs, views):
+                places[one.format(layer and layer[1]) + (kind or '.weight')] = view
         return places
 
     def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
@@ -416,7 +521,7 @@ class GPT(nn.Module):
         files = ['model.safetensors'] if len(shards) == 1 else \
             [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
         for file, shard in zip(files, shards):
-            shard = {name: view.to('cpu', dtype, copy=True) for name, view in shard.items()} # q, k, v share memory
+            shard = {name: view.to('cpu', dtype, copy=True).reshape(_shape(view)) for name, view in shard.items()}
             with atomically(folder / file) as tmp:
                 save_file(shard, tmp, {'format': 'pt'})
         index = folder / 'model.safetensors.index.json'
@@ -449,13 +554,15 @@ class GPT(nn.Module):
         model = model.to(dtype).to_empty(device=device)
         model._clear_padding()
         places, problems, head = model._places(), [], None
-        missing = set(places)
+        names, missing = FAMILIES[cfg.family]['names'], set(places)
+        prefix = names['embed'].split('.')[0] + '.' # which Bloom's files on the hub leave out
         for file in _weight_files(folder):
             try:
                 with safe_open(file, 'pt') as tensors: # memory-mapped
                     for theirs in tensors.keys():
                         name = theirs.removeprefix('lm.') # of slprl/*
-                        if cfg.tied and name == 'lm_head.weight': # saved though it is the embedding
+                        name = name if name in places or prefix + name not in places else prefix + name
+                        if cfg.tied and name == names['head'] + '.weight': # saved though it is the embedding
                             head = tensors.get_tensor(theirs)
                             continue
                         problem = _fill(places.get(name), tensors, theirs)
@@ -465,7 +572,7 @@ class GPT(nn.Module):
                 raise Refused(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]})") from None
         problems += [f"{name} is missing" for name in sorted(missing)]
         if head is not None and not torch.equal(head.to(model.embed), model.embed[:cfg.vocab_size]):
-            problems.append("lm_head.weight differs from the embedding, to which config.json ties it")
+            problems.append(f"{names['head']}.weight differs from the embedding, to which config.json ties it")
         if problems:
             more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise Refused(f"{folder}: the weights are not those of its config.json: {'; '.join(problems[:10])}{more}")
@@ -485,19 +592,23 @@ def _choose(logits, temperature, top_k, allowed, generator):
         logits = logits.masked_fill(logits < least, -torch.inf)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
 
+def _shape(view):
+    """The shape in a file of what _places gives: heads, q | k | v and channels of a fused tensor are its rows."""
+    return view.shape if view.ndim < 3 else (-1, view.size(-1)) if view.ndim == 4 else (-1,)
+
 def _fill(place, tensors, name):
     """Copies a tensor of a file into place; what is wrong with it as a string, else None."""
     if place is None:
-        return None if name.endswith('rotary_emb.inv_freq') else f"{name} is extra"
-    header = tensors.get_slice(name)
-    if header.get_shape() != list(place.shape):
-        return f"{name} is {tuple(header.get_shape())}, expected {tuple(place.shape)}"
+        return None if re.search(BUFFERS, name) else f"{name} is extra"
+    header, shape = tensors.get_slice(name), tuple(torch.empty(place.shape, device='meta').reshape(_shape(place)).shape)
+    if tuple(header.get_shape()) != shape:
+        return f"{name} is {tuple(header.get_shape())}, expected {shape}"
     if header.get_dtype() not in ('F32', 'F16', 'BF16'):
         return f"{name} is {header.get_dtype()}, expected F32, F16 or BF16"
     tensor = tensors.get_tensor(name)
     if not tensor.isfinite().all():
         return f"{name} has values that are not finite"
-    place.copy_(tensor)
+    place.copy_(tensor.view(place.shape))
 
 def _local(name):
     """The folder of a checkpoint: name itself, or its download from the hub."""

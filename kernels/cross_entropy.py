@@ -4,6 +4,7 @@ channels, the head W (Vp, C) whose rows from V on are padding, and a target y:
 
     z    = W x   (-inf where padded)     p  = softmax(z)
     loss = log(sum(exp(z))) - z[y]       dz = p - onehot(y),  dx = g W' dz,  dW += dz (g x)'
+    with a softcap c (Gemma2):           z  = c tanh(W x / c),  dz gains a factor 1 - tanh(W x / c)^2
 
 with g the gradient of this row's loss, so any later weighting of the rows is exact (a mean, DPO, scoring). The rows
 are taken ROWS at a time. The backward makes the logits of a chunk again (8 n V C operations instead of 6), except when
@@ -23,36 +24,44 @@ KEEP = 4096 # rows of logits alive at most
 ROWS = {'cpu': 512, 'cuda': 4096} # a chunk: 512 x 2,560 floats still fit a CPU's cache; a GPU wants large products
 
 
-def linear_cross_entropy_ref(x, weight, targets, vocab_size):
+def linear_cross_entropy_ref(x, weight, targets, vocab_size, softcap=0.0):
     """The definition, in torch: x (n, C), weight (Vp, C), targets (n,) -> losses (n,), float32 at least."""
     logits = x @ weight[:vocab_size].T # (n, V)
     logits = logits.to(torch.promote_types(x.dtype, torch.float32))
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction='none')
 
-def _log_softmax(x, weight, vocab_size):
-    """log softmax of a chunk's logits, (rows, Vp), float32 at least."""
-    logits = (x @ weight.T).to(torch.promote_types(x.dtype, torch.float32))
+def _log_softmax(x, weight, vocab_size, softcap):
+    """log softmax of a chunk's logits (rows, Vp), float32 at least, and tanh(logits / softcap) or None."""
+    logits, tanh = (x @ weight.T).to(torch.promote_types(x.dtype, torch.float32)), None
+    if softcap:
+        tanh = logits.div_(softcap).tanh_()
+        logits = tanh * softcap
     logits[:, vocab_size:] = -torch.inf # sliced off instead, the GEMM would lose its alignment
-    return logits.log_softmax(-1)
+    return logits.log_softmax(-1), tanh
 
-def _dz(logp, y, dtype):
-    """p - onehot(y), in dtype: subtracted before it is rounded, as p[y] of a good model is near 1. logp is used up."""
-    return logp.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=logp.dtype)).to(dtype)
+def _dz(logp, tanh, y, dtype):
+    """p - onehot(y), in dtype: subtracted before it is rounded, as p[y] of a good model is near 1. Uses up its inputs."""
+    dz = logp.exp_().scatter_add_(1, y, torch.full_like(y, -1, dtype=logp.dtype))
+    if tanh is not None:
+        dz *= tanh.square_().neg_().add_(1)
+    return dz.to(dtype)
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, vocab_size, dtype):
-        ctx.dtypes, ctx.vocab_size, ctx.rows = (x.dtype, weight.dtype), vocab_size, ROWS.get(x.device.type, KEEP)
+    def forward(ctx, x, weight, targets, vocab_size, dtype, softcap):
+        ctx.dtypes, ctx.rows, ctx.head = (x.dtype, weight.dtype), ROWS.get(x.device.type, KEEP), (vocab_size, softcap)
         x, weight, kept = x.to(dtype), weight.to(dtype), []
         ignored = targets == IGNORED
         y = targets.masked_fill(ignored, 0)[:, None] # (n, 1)
         losses = x.new_empty(len(x), dtype=torch.promote_types(dtype, torch.float32))
         for i in range(0, len(x), ctx.rows):
             chunk = slice(i, i + ctx.rows)
-            logp = _log_softmax(x[chunk], weight, vocab_size)
+            logp, tanh = _log_softmax(x[chunk], weight, *ctx.head)
             losses[chunk] = -logp.gather(1, y[chunk])[:, 0]
             if len(x) <= KEEP and any(ctx.needs_input_grad):
-                kept.append(_dz(logp, y[chunk], dtype))
+                kept.append(_dz(logp, tanh, y[chunk], dtype))
         ctx.save_for_backward(x, weight, y, ignored, *kept)
         return losses.masked_fill_(ignored, 0.0)
 
@@ -65,13 +74,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for i in range(0, len(x), ctx.rows):
             chunk = slice(i, i + ctx.rows)
             dz = kept[i // ctx.rows] if kept else \
-                _dz(_log_softmax(x[chunk], weight, ctx.vocab_size), y[chunk], x.dtype) # (rows, Vp)
+                _dz(*_log_softmax(x[chunk], weight, *ctx.head), y[chunk], x.dtype) # (rows, Vp)
             torch.mm(dz, weight, out=dx[chunk])
             dw += dz.T @ gx[chunk]
         dx = dx * g
-        return dx.to(ctx.dtypes[0]), dw.to(ctx.dtypes[1]), None, None, None
+        return dx.to(ctx.dtypes[0]), dw.to(ctx.dtypes[1]), None, None, None, None
 
-def linear_cross_entropy(x, weight, targets, vocab_size):
+def linear_cross_entropy(x, weight, targets, vocab_size, softcap=0.0):
     """The definition in chunks: x (n, C), weight (Vp, C), targets (n,) -> losses (n,), float32, 0 where ignored."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -80,9 +89,9 @@ def linear_cross_entropy(x, weight, targets, vocab_size):
             # ignored rows are left out before they cost a product; on a GPU their number would be a host sync
             row = (targets != IGNORED).nonzero()[:, 0]
             if len(row) < len(targets):
-                losses = _LinearCrossEntropy.apply(x[row], weight, targets[row], vocab_size, dtype)
+                losses = _LinearCrossEntropy.apply(x[row], weight, targets[row], vocab_size, dtype, softcap)
                 return losses.new_zeros(len(targets)).index_put((row,), losses)
-        return _LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
+        return _LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype, softcap)
 
 
 def _main():

@@ -2,12 +2,15 @@
 Each kernel against its definition in plain torch: outputs and gradients. The yardstick is the definition run in
 float64: a kernel may be twice as far from it as the definition in the same dtype, plus one ulp of the largest value.
 """
+import math
+from itertools import product
+
 import pytest
 import torch
 
 from kernels import attention as att
 from kernels import cross_entropy as ce
-from kernels.attention import attention, attention_ref, documents
+from kernels.attention import attention, attention_decode, attention_ref, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -47,6 +50,50 @@ def test_attention_is_as_good_as_torch(rows, heads, dtype):
     assert_as_good_as_torch(['o', 'dq', 'dk', 'dv'], lambda *x: attention(*x, docs),
                             lambda *x: attention_ref(*x, doc_start), [q, k, v], dy, dtype)
 
+SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.7, 0.03, 0.9])
+VARIANTS = {'softcap': {'softcap': 2.0}, 'scale': {'scale': 0.7}, 'window': {'window': 5}, 'ALiBi': {'slopes': SLOPES},
+            'window longer than a block': {'window': 70}, 'all': dict(softcap=1.5, scale=0.5, window=33, slopes=SLOPES)}
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_attention_variants_are_as_good_as_torch(name, dtype, monkeypatch):
+    monkeypatch.setattr(att, 'QUERIES', 32)
+    generator, doc_start, how = torch.Generator().manual_seed(0), rows_of([90, 7, 33], [130]), VARIANTS[name]
+    q, k, v, dy = (torch.randn(2, 130, n, 8, generator=generator) for n in (6, 2, 2, 6))
+    for docs, starts in ((documents(doc_start), doc_start), (None, None)):
+        reference = lambda *x, starts=starts: attention_ref(*x, starts, **how)
+        assert_as_good_as_torch(['o', 'dq', 'dk', 'dv'], lambda *x, docs=docs: attention(*x, docs, **how), reference,
+                                [q, k, v], dy, dtype)
+    plain = attention_ref(q, k, v, doc_start)
+    assert (attention_ref(q, k, v, doc_start, **how) - plain).abs().max() > 0.05 # the variant is one
+    mask = (torch.arange(130) >= doc_start[:, :, None]).tril()[:, None]
+    how = {'scale': None, 'softcap': 0.0, 'window': 0, 'slopes': None, **how}
+    for mask, starts in ((mask, doc_start), (None, None)): # what a GPU runs
+        got = att._masked(q, k, v, mask, *how.values())
+        torch.testing.assert_close(got, attention_ref(q, k, v, starts, **how), rtol=0, atol=1e-5)
+
+def test_attention_ref_by_hand():
+    q, k, v = torch.randn(3, 1, 4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slopes = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    got = attention_ref(q, k, v, scale=0.3, softcap=2.0, window=2, slopes=slopes)
+    for h in range(2):
+        for t in range(4):
+            seen = [t - 1, t] if t else [0]
+            s = [2 * math.tanh(0.3 * float(q[0, t, h] @ k[0, j, h]) / 2) - float(slopes[h]) * (t - j) for j in seen]
+            p = [math.exp(x) / sum(map(math.exp, s)) for x in s]
+            expected = sum(w * v[0, j, h] for w, j in zip(p, seen))
+            torch.testing.assert_close(got[0, t, h], expected)
+
+@pytest.mark.parametrize('name', ['plain', *VARIANTS])
+def test_decoding_a_token_is_the_last_row_of_attention(name):
+    how, begin = VARIANTS.get(name, {}), torch.tensor([[0], [9]])
+    q, k, v = (torch.randn(2, 80, n, 8, generator=torch.Generator().manual_seed(n)) for n in (6, 2, 2))
+    for starts in (begin, None):
+        doc_start = None if starts is None else starts.expand(2, 80).where(torch.arange(80) >= starts, 0)
+        expected = attention_ref(q, k, v, doc_start, **how)[:, -1:]
+        got = attention_decode(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), starts, **how)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_attention_without_documents_is_causal_over_the_row(dtype):
     q, k, v, dy = torch.randn(4, 2, 270, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -64,7 +111,8 @@ def test_attention_gradcheck(monkeypatch):
     q, k, v = (torch.randn(2, 9, n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
                for n in (4, 2, 2))
     docs = documents(rows_of([6, 3], [9]))
-    assert torch.autograd.gradcheck(lambda *x: attention(*x, docs), (q, k, v))
+    for how in ({}, dict(scale=0.4, softcap=1.5, window=3, slopes=torch.tensor([0.5, 0.25, 0.1, 0.7]))):
+        assert torch.autograd.gradcheck(lambda *x, how=how: attention(*x, docs, **how), (q, k, v))
 
 def problem(n, C, V, Vp, ignored, generator):
     x, weight, dy = (torch.randn(*shape, generator=generator) for shape in ((n, C), (Vp, C), (n,)))
@@ -77,11 +125,11 @@ def problem(n, C, V, Vp, ignored, generator):
 @pytest.mark.parametrize('n, V, Vp', [(1, 5, 256), (37, 255, 256), (50, 300, 512), (64, 256, 256)])
 def test_cross_entropy_is_as_good_as_torch(n, V, Vp, ignored, dtype, monkeypatch):
     monkeypatch.setattr(ce, 'ROWS', {'cpu': 16})
-    for keep in (4096, 8): # logits' slopes kept, and made again
+    for keep, softcap in product((4096, 8), (0.0, 3.0)): # logits' slopes kept, and made again
         monkeypatch.setattr(ce, 'KEEP', keep)
         x, weight, targets, dy = problem(n, 24, V, Vp, ignored, torch.Generator().manual_seed(n))
-        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w: linear_cross_entropy(x, w, targets, V),
-                                lambda x, w: linear_cross_entropy_ref(x, w, targets, V), [x, weight], dy, dtype)
+        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w: linear_cross_entropy(x, w, targets, V, softcap),
+                                lambda x, w: linear_cross_entropy_ref(x, w, targets, V, softcap), [x, weight], dy, dtype)
 
 @pytest.mark.parametrize('keep', [4096, 0])
 def test_cross_entropy_gradcheck(keep, monkeypatch):
@@ -89,10 +137,11 @@ def test_cross_entropy_gradcheck(keep, monkeypatch):
     monkeypatch.setattr(ce, 'KEEP', keep)
     x, weight, targets, _ = problem(10, 6, 7, 9, 0.2, torch.Generator().manual_seed(1))
     x, weight = (t.double().requires_grad_() for t in (x, weight))
-    assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, 7), (x, weight))
+    for softcap in (0.0, 2.0):
+        assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, 7, softcap), (x, weight))
 
 @pytest.mark.parametrize('way', [linear_cross_entropy, # leaves ignored rows out on a CPU; on a GPU they are masked:
-                                 lambda x, w, y, V: ce._LinearCrossEntropy.apply(x, w, y, V, torch.float32)])
+                                 lambda x, w, y, V: ce._LinearCrossEntropy.apply(x, w, y, V, torch.float32, 0.0)])
 def test_cross_entropy_of_ignored_rows_and_padded_columns_is_nothing(way):
     x, weight, targets, _ = problem(40, 8, 200, 256, 0.5, torch.Generator().manual_seed(2))
     weight[200:] = 1e4 # would win the softmax

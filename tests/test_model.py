@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import model as model_file
 from configurator import Refused
+from families import FAMILIES
 from model import GPT, GPTConfig
 from vocab import Vocab
 
@@ -34,7 +35,26 @@ SHAPES = { # what differs from model to model
         rope_parameters={'rope_type': 'default', 'rope_theta': 1e5}, tie_word_embeddings=True, **SMALL),
     'llama 3.2, one key head, scaled rotary, wide heads, untied': transformers.LlamaConfig(
         vocab_size=300, hidden_size=42, num_attention_heads=3, num_key_value_heads=1, head_dim=32, intermediate_size=64,
-        rope_parameters=LLAMA3, tie_word_embeddings=False, **SMALL)}
+        rope_parameters=LLAMA3, tie_word_embeddings=False, **SMALL),
+    'gemma2, window shorter than the text, head 256, soft-caps that bite': transformers.Gemma2Config(
+        vocab_size=301, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=256, intermediate_size=60,
+        query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=9, **SMALL | {
+            'num_hidden_layers': 3}),
+    'gpt_neox, a quarter of each head rotated': transformers.GPTNeoXConfig(
+        vocab_size=277, hidden_size=96, num_attention_heads=4, intermediate_size=100,
+        rope_parameters=PLAIN | {'partial_rotary_factor': 0.25}, **SMALL),
+    'gpt_neox, residuals one after the other, tied': transformers.GPTNeoXConfig(
+        vocab_size=277, hidden_size=48, num_attention_heads=6, intermediate_size=64, use_parallel_residual=False,
+        rope_parameters=PLAIN | {'partial_rotary_factor': 1.0}, tie_word_embeddings=True, **SMALL),
+    'opt': transformers.OPTConfig(
+        vocab_size=290, hidden_size=60, num_attention_heads=5, ffn_dim=70, word_embed_proj_dim=60, **SMALL),
+    'opt-350m, norms behind, a narrow embedding': transformers.OPTConfig(
+        vocab_size=290, hidden_size=60, num_attention_heads=5, ffn_dim=70, word_embed_proj_dim=20,
+        do_layer_norm_before=False, **SMALL),
+    'bloom, 6 heads': transformers.BloomConfig(vocab_size=270, hidden_size=72, n_head=6, **{
+        'n_layer' if key == 'num_hidden_layers' else key: value for key, value in SMALL.items()}),
+    'bloom, 4 heads, untied': transformers.BloomConfig(vocab_size=256, hidden_size=48, n_head=4, tie_word_embeddings=False, **{
+        'n_layer' if key == 'num_hidden_layers' else key: value for key, value in SMALL.items()})}
 
 TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48)
 
@@ -66,7 +86,7 @@ def test_logits_equal_transformers(pair):
     theirs, ours, _ = pair
     tokens = some_tokens(ours.cfg.vocab_size, 3, 150)
     expected, got = logits_of(theirs, tokens), logits_of(ours, tokens)
-    assert expected.std() > 0.3 and got.shape == expected.shape
+    assert expected.std() > 0.1 and got.shape == expected.shape
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
 
 def test_packed_documents_equal_one_forward_each(pair):
@@ -96,7 +116,10 @@ def test_gradients_equal_transformers(pair):
         p.data = p.grad
     gradients = ours._places() # by transformers' names
     for name, p in theirs.named_parameters():
-        assert (gradients[name] - p.grad).abs().max() < 1e-4 * p.grad.abs().max(), name
+        name = name.replace('lm_head', FAMILIES[theirs.config.model_type]['names']['head']) # embed_out in files of Pythia
+        ours = gradients[name].reshape(p.shape)
+        # OPT's key biases shift all scores of a query alike: their gradient is rounding
+        assert (ours - p.grad).abs().max() < max(1e-4 * p.grad.abs().max(), 1e-9), name
 
 def test_files_round_trip_bytes_and_load_in_transformers(pair, tmp_path):
     theirs, ours, folder = pair
@@ -122,8 +145,8 @@ def test_greedy_generation_equals_full_forwards_and_transformers(pair):
         expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False)[0, len(prompt):]
         assert got == expected.tolist()
         assert ours.generate([prompt], 15, temperature=0) == [got]
-    penalized = ours.generate(prompts[2:], 15, temperature=0, repetition_penalty=1.7)
-    expected = theirs.generate(torch.tensor(prompts[2:]), max_new_tokens=15, do_sample=False, repetition_penalty=1.7)
+    penalized = ours.generate(prompts[2:], 15, temperature=0, repetition_penalty=5.0)
+    expected = theirs.generate(torch.tensor(prompts[2:]), max_new_tokens=15, do_sample=False, repetition_penalty=5.0)
     assert penalized == expected[:, 12:].tolist() and penalized != new[2:]
 
 def test_a_later_token_changes_nothing_before_it(small):
@@ -178,6 +201,60 @@ def test_published_checkpoints_load(small, tmp_path):
         'model_type': 'speech_language_model', 'vocab_size': 300, 'base_config': {**base, 'vocab_size': 151936}}))
     tokens = some_tokens(300, 1, 20)
     assert torch.equal(logits_of(GPT.from_pretrained(tmp_path), tokens), logits_of(small, tokens))
+
+def test_files_of_the_hub_load(tmp_path):
+    """Bloom's leave the prefix out, Pythia's hold buffers of old transformers."""
+    torch.manual_seed(3)
+    for family, change in [('bloom', lambda w: {name.removeprefix('transformer.'): t for name, t in w.items()}),
+                           ('gpt_neox', lambda w: w | {f'gpt_neox.layers.0.attention.{name}': torch.ones(1) for name in
+                                                       ('bias', 'masked_bias', 'rotary_emb.inv_freq')})]:
+        model = GPT(GPTConfig(family=family, vocab_size=300, n_layer=2, n_embd=32, tied=family == 'bloom'))
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / 'model.safetensors')
+        save_file(change(weights), tmp_path / 'model.safetensors')
+        tokens = some_tokens(300, 1, 20)
+        assert torch.equal(logits_of(GPT.from_pretrained(tmp_path), tokens), logits_of(model, tokens))
+
+HUB = { # config.json as the hub has it, shortened
+    'EleutherAI/pythia-160m': (
+        {'model_type': 'gpt_neox', 'bos_token_id': 0, 'eos_token_id': 0, 'hidden_act': 'gelu', 'hidden_size': 768,
+         'intermediate_size': 3072, 'layer_norm_eps': 1e-5, 'max_position_embeddings': 2048, 'num_attention_heads': 12,
+         'num_hidden_layers': 12, 'rotary_emb_base': 10000, 'rotary_pct': 0.25, 'tie_word_embeddings': False,
+         'use_parallel_residual': True, 'vocab_size': 50304},
+        dict(n_head=12, head_dim=64, n_rope=16, rope_theta=10000, residual='parallel', norm='layer', tied=False), 162_322_944),
+    'facebook/opt-350m': (
+        {'model_type': 'opt', 'activation_function': 'relu', 'do_layer_norm_before': False, 'bos_token_id': 2,
+         'eos_token_id': 2, 'ffn_dim': 4096, 'hidden_size': 1024, 'max_position_embeddings': 2048,
+         'num_attention_heads': 16, 'num_hidden_layers': 24, 'vocab_size': 50272, 'word_embed_proj_dim': 512},
+        dict(n_word=512, residual='post', position='learned', activation='relu', tied=True), 331_196_416),
+    'bigscience/bloom-560m': (
+        {'model_type': 'bloom', 'apply_residual_connection_post_layernorm': False, 'bos_token_id': 1, 'eos_token_id': 2,
+         'layer_norm_epsilon': 1e-5, 'n_embed': 1024, 'n_inner': None, 'n_layer': 24, 'num_attention_heads': 16,
+         'seq_length': 2048, 'vocab_size': 250880},
+        dict(n_layer=24, n_ffn=4096, position='alibi', embed_norm=True, tied=True), 559_214_592),
+    'google/gemma-2-2b': (
+        {'model_type': 'gemma2', 'attention_bias': False, 'attn_logit_softcapping': 50.0, 'bos_token_id': 2,
+         'eos_token_id': 1, 'final_logit_softcapping': 30.0, 'head_dim': 256, 'hidden_act': 'gelu_pytorch_tanh',
+         'hidden_activation': 'gelu_pytorch_tanh', 'hidden_size': 2304, 'intermediate_size': 9216,
+         'max_position_embeddings': 8192, 'num_attention_heads': 8, 'num_hidden_layers': 26, 'num_key_value_heads': 4,
+         'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'sliding_window': 4096,
+         'vocab_size': 256000},
+        dict(window=4096, attn_softcap=50.0, logit_softcap=30.0, norm='rms+1', residual='sandwich', tied=True), 2_614_341_888)}
+
+@pytest.mark.parametrize('name', HUB)
+def test_configs_of_the_hub(name):
+    hf, expected, parameters = HUB[name]
+    cfg = GPTConfig.from_hf(hf)
+    assert {key: getattr(cfg, key) for key in expected} == expected
+    assert GPTConfig.from_hf(cfg.to_hf()) == cfg
+    with torch.device('meta'):
+        assert GPT(cfg).num_params() == parameters
+
+def test_a_row_longer_than_the_learned_positions_is_refused():
+    model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
+    assert model(some_tokens(300, 1, 16)).isfinite().all()
+    with pytest.raises(Refused, match='17 tokens in a row, and the model has 16 positions'):
+        model(some_tokens(300, 1, 17))
 
 # ---- vocabulary
 
@@ -269,8 +346,14 @@ def test_parameter_and_flop_counts():
     qwen = shape(502, 24, 14, 2, 896, 4864)
     assert qwen.num_params() == 358_347_904 and qwen.num_params(embedding=False) == 357_898_112
     assert shape(152167, 24, 14, 2, 896, 4864).num_params() == 494_239_744
-    assert shape(502, 30, 9, 3, 576, 1536, qkv_bias=False, family='llama').num_params() == 106_492_608 # SmolLM2
-    assert shape(502, 32, 15, 5, 960, 2560, qkv_bias=False, family='llama').num_params() == 315_117_120
+    assert shape(502, 30, 9, 3, 576, 1536, family='llama').num_params() == 106_492_608 # SmolLM2, MobileLLM
+    assert shape(502, 32, 15, 5, 960, 2560, family='llama').num_params() == 315_117_120
+    # Slam, Table 7
+    assert shape(502, 12, 12, 12, 768, 3072, family='opt', n_positions=2048).num_params() == 87_015_936
+    assert shape(502, 24, 16, 16, 1024, 4096, family='opt', n_positions=2048, n_word=512, residual='post').num_params() \
+        == 305_714_176
+    assert shape(502, 12, 12, 12, 768, 3072, family='gpt_neox', tied=False).num_params() == 85_827_072
+    assert shape(502, 24, 16, 16, 1024, 4096, family='gpt_neox', tied=False).num_params() == 303_339_520
     untied = shape(300, 1, 1, 1, 64, 64, tied=False)
     assert untied.num_params() - untied.num_params(embedding=False) == 2 * 300 * 64
     weights = 24 * (896 * (14 + 4) * 64 + 896 * 896 + 3 * 896 * 4864) + 502 * 896 # of matrix products
@@ -278,9 +361,9 @@ def test_parameter_and_flop_counts():
     assert qwen.flops_per_token(1024, causal=True) == 6 * weights + 6 * 24 * 896 * 1025
 
 def test_impossible_shapes_are_refused():
-    for change, message in [({'n_head': 3}, 'n_head 3 is not a multiple'), ({'head_dim': 7}, 'head_dim 7 is odd'),
+    for change, message in [({'n_head': 3}, 'n_head 3 is not a multiple'), ({'head_dim': 7}, '7 channels of head_dim 7 would rotate'),
                             ({'n_layer': 0}, 'n_layer must be a positive'), ({'family': 'bert'}, "family 'bert'"),
-                            ({'qkv_bias': False}, 'qkv_bias=False is not qwen2')]:
+                            ({'qkv_bias': False}, 'qkv_bias=False is not qwen2, which has True')]:
         with pytest.raises(Refused, match=message):
             GPTConfig(**TINY | change)
 
@@ -329,6 +412,8 @@ BROKEN = {
     'another family': (configure(model_type='mamba'), "model_type 'mamba' is not supported"),
     'another activation': (configure(hidden_act='gelu'), "hidden_act 'gelu' is not supported, expected 'silu'"),
     'another rotary scaling': (configure(rope_scaling={'type': 'yarn'}), "rope_type 'yarn' is not supported"),
+    'layers of other kinds': (configure(model_type='gemma2', hidden_activation='gelu_pytorch_tanh',
+                                        layer_types=['full_attention'] * 2), r"layer_types \['full_attention', 'full"),
     'heads that do not divide': (configure(num_key_value_heads=3), 'n_head 4 is not a multiple of n_kv_head 3'),
     'an index out of the folder': (index({NORM: '../a.safetensors'}), "'../a.safetensors' is no file name"),
     'an absolute index': (index({NORM: '/etc/a.safetensors'}), 'is no file name of this folder'),
