@@ -196,7 +196,7 @@ class Norm(nn.Module):
         w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, w, self.eps)
-        return F.rms_norm(x, w.shape, w, self.eps).to(x.dtype) # fewer calls: a decoded token is all overhead
+        return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype) # one call: a decoded token is all overhead
 
 def _rotate(x, cos, sin):
     wide = x.to(cos.dtype) # at once: arithmetic on mixed types is slow on a CPU
@@ -221,10 +221,10 @@ def alibi_slopes(n_head):
     return torch.tensor(slopes + [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)])
 
 class Cache:
-    """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
+    """Keys and values of the columns seen so far: (B, capacity, HK, D) a layer, allocated once."""
     def __init__(self, model, B, capacity):
         cfg, like = model.cfg, model.embed
-        self.k, self.v = ([like.new_empty(B, cfg.n_kv_head, capacity, cfg.head_dim) for _ in range(cfg.n_layer)]
+        self.k, self.v = ([like.new_empty(B, capacity, cfg.n_kv_head, cfg.head_dim) for _ in range(cfg.n_layer)]
                           for _ in range(2))
         self.rope = model.rotary(torch.arange(capacity, device=like.device)) # each (capacity, n_rope)
         self.length = 0 # columns filled
@@ -233,12 +233,12 @@ class Cache:
     def attend(self, layer, q, k, v, docs, how):
         """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
         T, end = q.size(1), self.length + q.size(1)
-        self.k[layer][:, :, self.length:end] = k.transpose(1, 2)
-        self.v[layer][:, :, self.length:end] = v.transpose(1, 2)
+        self.k[layer].narrow(1, self.length, T).copy_(k)
+        self.v[layer].narrow(1, self.length, T).copy_(v)
         if self.length == 0:
             return attention(q, k, v, docs, **how)
         assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        return attention_decode(q, self.k[layer][:, :, :end], self.v[layer][:, :, :end], self.begin, **how)
+        return attention_decode(q, self.k[layer].narrow(1, 0, end), self.v[layer].narrow(1, 0, end), self.begin, **how)
 
 class Block(nn.Module):
     """A layer; where its norms stand is cfg.residual, with f the attention and then the MLP:
@@ -260,14 +260,13 @@ class Block(nn.Module):
             self.post1, self.post2 = Norm(cfg), Norm(cfg)
 
     def attend(self, x, rope, slopes, docs, cache):
-        H, HK = self.cfg.n_head, self.cfg.n_kv_head
-        qkv = self.qkv(x).unflatten(-1, (H + 2 * HK, -1)) # (B, T, H + 2 HK, D)
-        qk, v = qkv.split((H + HK, HK), 2)
+        H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
+        qkv = self.qkv(x).view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
+        qk, v = qkv.narrow(2, 0, H + HK), qkv.narrow(2, H + HK, HK)
         if rope is not None:
-            R = self.cfg.n_rope
-            qk = _Rotary.apply(qk, *rope) if R == qk.size(-1) else \
-                torch.cat((_Rotary.apply(qk[..., :R], *rope), qk[..., R:]), -1)
-        q, k = qk.split((H, HK), 2)
+            rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
+            qk = rotate(qk, *rope) if R == qk.size(-1) else torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
+        q, k = qk.narrow(2, 0, H), qk.narrow(2, H, HK)
         how = {**self.how, 'slopes': slopes}
         y = attention(q, k, v, docs, **how) if cache is None else cache.attend(self.layer, q, k, v, docs, how)
         return self.out(y.flatten(2)) # of (B, T, H, D)
@@ -565,7 +564,8 @@ class GPT(nn.Module):
                         if cfg.tied and name == names['head'] + '.weight': # saved though it is the embedding
                             head = tensors.get_tensor(theirs)
                             continue
-                        problem = _fill(places.get(name), tensors, theirs)
+                        twice = name in places and name not in missing
+                        problem = f"{theirs} is there twice" if twice else _fill(places.get(name), tensors, theirs)
                         problems += [problem] if problem else []
                         missing.discard(name)
             except (SafetensorError, OSError) as e:

@@ -393,6 +393,18 @@ def cut(folder):
     data = (folder / 'model.safetensors').read_bytes()
     (folder / 'model.safetensors').write_bytes(data[:len(data) // 2])
 
+def split_twice(folder):
+    shutil.copy(folder / 'model.safetensors', folder / 'a.safetensors')
+    index({NORM: 'a.safetensors', EMBED: 'b.safetensors'})(folder)
+    shutil.copy(folder / 'a.safetensors', folder / 'b.safetensors')
+
+def header(text, length=None):
+    """A file whose header is `text`, said to be `length` bytes long."""
+    def breakage(folder):
+        (folder / 'model.safetensors').write_bytes((length or len(text)).to_bytes(8, 'little') + text.encode() + bytes(256))
+    return breakage
+
+ONE = '"model.norm.weight": {"dtype": "F32", "shape": [32], "data_offsets": [0, 128]}'
 NORM, EMBED, UP = 'model.norm.weight', 'model.embed_tokens.weight', 'model.layers.1.mlp.up_proj.weight'
 BROKEN = {
     'a tensor is missing': (edit(lambda w: w.pop(UP)), f'{UP} is missing'),
@@ -405,6 +417,10 @@ BROKEN = {
     'cut short': (cut, 'model.safetensors: not a whole safetensors file'),
     'a pickle renamed': (lambda d: (d / 'model.safetensors').write_bytes(b'\x80\x04\x95' + bytes(99)), 'not a whole'),
     'a pickle': (lambda d: (d / 'model.safetensors').rename(d / 'pytorch_model.bin'), 'is a pickle .* convert it once'),
+    'a header of 1 GB': (header('{', 10 ** 9), 'not a whole safetensors file .*[Hh]eader ?[Tt]oo ?[Ll]arge'),
+    'a header that is no JSON': (header('{"a'), 'not a whole safetensors file'),
+    'a tensor twice': (header('{' + ONE + ', ' + ONE.replace('[0, 128]', '[128, 256]') + '}'), 'not a whole safetensors'),
+    'a tensor in two files': (split_twice, 'norm.weight is there twice'),
     'no weights': (lambda d: (d / 'model.safetensors').unlink(), 'no model.safetensors'),
     'no config': (lambda d: (d / 'config.json').unlink(), 'config.json: missing'),
     'config is no JSON': (lambda d: (d / 'config.json').write_text('{"a'), 'config.json: not JSON'),

@@ -1,0 +1,166 @@
+"""
+model.py beside transformers, in one run on this machine.
+
+    python bench/model.py speed                  a Qwen-shaped model of 6 layers: forward + backward, and cached decoding
+    python bench/model.py real FOLDER            a real checkpoint: load time, peak memory, logits, greedy text, likelihood
+
+speed: 256 wide, 4 heads over 2, V 2,552, rows of 512 tokens. nanoGPT's way of the same size (LayerNorm, learned positions,
+gelu, a materialized head) stands beside it. Medians of interleaved repeats; decoding is greedy, batch 1, 64 + 128 tokens.
+real: each model is loaded in a process of its own, so that peak memory is its own. The 100 sentences are the first
+stories of tiny/stories.py.
+
+Writes bench/results/model-NAME.json.
+"""
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from configurator import Refused, progress, write_json  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+from tiny.stories import stories  # noqa: E402
+
+PROMPT, NEW = 64, 128
+
+def machine():
+    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+                if line.startswith('model name')), platform.processor())
+    return {'machine': cpu, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
+            'transformers': transformers.__version__, 'commit': git}
+
+# ----------------------------------------------------------------------------------------------------------------
+# speed
+
+class NanoBlock(nn.Module):
+    def __init__(self, C, H):
+        super().__init__()
+        self.H, self.ln1, self.ln2 = H, nn.LayerNorm(C, bias=False), nn.LayerNorm(C, bias=False)
+        self.qkv, self.out = nn.Linear(C, 3 * C, bias=False), nn.Linear(C, C, bias=False)
+        self.up, self.down = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.H, -1)).transpose(1, 2) for t in self.qkv(self.ln1(x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.ln2(x))))
+
+class NanoGPT(nn.Module):
+    def __init__(self, V, L, H, C, T):
+        super().__init__()
+        self.embed, self.positions = nn.Embedding(V, C), nn.Embedding(T, C)
+        self.layers, self.norm = nn.Sequential(*(NanoBlock(C, H) for _ in range(L))), nn.LayerNorm(C, bias=False)
+
+    def forward(self, tokens, targets):
+        x = self.layers(self.embed(tokens) + self.positions.weight[:tokens.size(1)])
+        return F.cross_entropy((self.norm(x) @ self.embed.weight.T).flatten(0, 1), targets.flatten())
+
+def median_ms(ways, repeats, seconds=time.perf_counter):
+    """Interleaved, so that what else the machine does meets all alike."""
+    times = {name: [] for name in ways}
+    for i in progress(range(repeats + 1), desc='repeats'):
+        for name, way in ways.items():
+            begin = seconds()
+            way()
+            if i: # the first warms up
+                times[name].append((seconds() - begin) * 1e3)
+    return {name: round(statistics.median(t), 2) for name, t in times.items()}
+
+def speed(folder, repeats=9):
+    torch.manual_seed(0)
+    ours = GPT(GPTConfig(vocab_size=2552, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704))
+    ours.save_pretrained(folder)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    eager, sdpa = (load(folder, attn_implementation=how) for how in ('eager', 'sdpa'))
+    nano = NanoGPT(2560, 6, 4, 256, 512)
+    tokens, targets = torch.randint(2552, (2, 4, 512))
+    rows = []
+    for dtype in ('float32', 'bfloat16'):
+        def train(loss, dtype=dtype):
+            with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+                value = loss()
+            value.backward()
+        theirs = lambda model: F.cross_entropy(model(input_ids=tokens).logits.flatten(0, 1).float(), targets.flatten())
+        times = median_ms({'nanoSLM': lambda: train(lambda: ours.losses(tokens, None, targets).mean()),
+                           'transformers, eager': lambda: train(lambda: theirs(eager)),
+                           'transformers, sdpa': lambda: train(lambda: theirs(sdpa)),
+                           "nanoGPT's way": lambda: train(lambda: nano(tokens, targets))}, repeats)
+        rows += [{'what': f'forward + backward, 4 x 512 tokens, {dtype}', 'of': name, 'ms': ms} for name, ms in times.items()]
+    prompt = tokens[:1, :PROMPT]
+    times = median_ms({'nanoSLM': lambda: ours.generate(prompt.tolist(), NEW, temperature=0),
+                       'transformers': lambda: sdpa.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW,
+                                                             do_sample=False, pad_token_id=0)}, repeats)
+    rows += [{'what': 'cached decoding, batch 1, float32', 'of': name, 'tokens_s': round(NEW / ms * 1e3, 1)}
+             for name, ms in times.items()]
+    return rows
+
+# ----------------------------------------------------------------------------------------------------------------
+# a real checkpoint
+
+def load_one(folder, which, tokenizer):
+    """In a process of its own: what loading takes, and what the model says."""
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    model = GPT.from_pretrained(folder) if which == 'nanoSLM' else \
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    texts = [' '.join(story.sentences) for story in stories('train', 100, 0)]
+    ids = [tokenizer(text)['input_ids'] for text in texts]
+    model.eval()
+    likelihood, logits = [], None
+    with torch.inference_mode():
+        for row in progress(ids, desc=which):
+            x = torch.tensor([row])
+            z = model.logits(model(x))[0] if which == 'nanoSLM' else model(input_ids=x).logits[0]
+            logits = z if logits is None else logits
+            likelihood.append(-F.cross_entropy(z[:-1].float(), x[0, 1:]).item())
+        prompt = ids[0][:8]
+        greedy = model.generate([prompt], 30, temperature=0)[0] if which == 'nanoSLM' else \
+            model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None)[0, 8:].tolist()
+    return {'load_s': round(seconds, 2), 'load_peak_mb': round((peak - before) / 1024), 'logits': logits.flatten()[::97].tolist(),
+            'log_likelihood': statistics.fmean(likelihood), 'greedy': tokenizer.decode(greedy)}
+
+def real(folder):
+    if not (Path(folder) / 'config.json').is_file():
+        raise Refused(f"{folder}: no config.json; expected the folder of a checkpoint")
+    found = {}
+    for which in ('nanoSLM', 'transformers'):
+        done = subprocess.run([sys.executable, __file__, 'one', str(folder), which], capture_output=True, text=True)
+        if done.returncode:
+            raise Refused(f"{which} on {folder}: {done.stderr.strip().splitlines()[-1]}")
+        found[which] = json.loads(done.stdout.splitlines()[-1])
+    ours, theirs = found.values()
+    off = max(abs(a - b) for a, b in zip(ours.pop('logits'), theirs.pop('logits')))
+    weights = sum(f.stat().st_size for f in Path(folder).glob('*.safetensors')) / 2 ** 20
+    return [{'of': name, **row} for name, row in found.items()] + [
+        {'largest difference of logits': off, 'same greedy text': ours['greedy'] == theirs['greedy'],
+         'difference of log-likelihood': abs(ours['log_likelihood'] - theirs['log_likelihood']), 'files_mb': round(weights)}]
+
+def main(what, *rest):
+    if what == 'one':
+        tokenizer = transformers.AutoTokenizer.from_pretrained(rest[0])
+        return print(json.dumps(load_one(*rest, tokenizer)))
+    import tempfile
+    with tempfile.TemporaryDirectory() as tmp:
+        rows = speed(tmp) if what == 'speed' else real(*rest)
+    name = 'model-speed' if what == 'speed' else f'model-{Path(rest[0]).name}'
+    for row in rows:
+        print(json.dumps(row))
+    command = f"python bench/model.py {' '.join([what, *(os.path.basename(r) for r in rest)])}"
+    write_json(ROOT / 'bench' / 'results' / f'{name}.json', {**machine(), 'command': command, 'rows': rows})
+
+if __name__ == '__main__':
+    try:
+        main(*sys.argv[1:] or ['--help'])
+    except (Refused, TypeError) as e:
+        raise SystemExit(f"bench/model.py: {e}" if isinstance(e, Refused) else __doc__) from None
