@@ -65,7 +65,7 @@ class GPTConfig:
     eos_token_id: int | tuple | None = None
     rope_theta: float = 1e6
     rope_scaling: tuple | None = None # Llama-3.2: (factor, low_freq_factor, high_freq_factor, original positions)
-    attn_scalar: float | None = None # scores are divided by its root; None: head_dim
+    attn_scalar: int | None = None # scores are divided by its root; None: head_dim
     norm_eps: float | None = None
     norm: str | None = None        # rms | rms+1 (its weights are 1 + w) | layer
     residual: str | None = None    # pre | post | sandwich | parallel, see Block
@@ -144,6 +144,12 @@ class GPTConfig:
             raise Refused(f"{where}: {e} is missing") from None
         except Refused as e:
             raise Refused(f"{where}: {e}") from None
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """The config.json of a folder or hub id."""
+        path = _local(folder) / 'config.json'
+        return cls.from_hf(_read_json(path), path)
 
     def to_hf(self, dtype='float32'):
         """The dict of config.json; transformers 4 and 5 both read it."""
@@ -546,8 +552,7 @@ class GPT(nn.Module):
     def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
         """A model from a Hugging Face folder or hub id: every tensor accounted for, straight to dtype and device."""
         folder = _local(folder)
-        hf = _read_json(folder / 'config.json')
-        cfg = GPTConfig.from_hf(hf, folder / 'config.json')
+        cfg = GPTConfig.from_pretrained(folder)
         with torch.device('meta'):
             model = cls(cfg)
         model = model.to(dtype).to_empty(device=device)

@@ -55,7 +55,7 @@ class Config:
     tokenizer: str | None = None # text tokenizer of the data, folder or hub id; None: the one of init
     # model
     init: str = 'scratch' # a folder or hub id (TextLM or SLM), or 'scratch': random weights of the shape below
-    init_config: str | None = None # scratch in the shape of this folder or hub id instead (the papers' GSLM)
+    init_config: str | None = None # scratch in the shape of this folder's config.json or hub id (the papers' GSLM)
     n_layer: int | None = None
     n_head: int | None = None
     n_kv_head: int | None = None # None: n_head
@@ -213,24 +213,28 @@ def open_data(cfg):
               **{f'{name} shards': source.hash[:16] for name, source in zip(folders, sources)}}
     return vocab, tokenizer, loader, val, inputs
 
+def _rope(cfg, shape):
+    if cfg.rope_theta and shape.position != 'rope':
+        raise Refused(f"rope_theta={cfg.rope_theta}: {shape.family} has no rotary positions; expected rope_theta=None")
+    return {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
+
 def build_model(cfg, vocab, tokenizer, device):
     """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
     torch.manual_seed(cfg.seed)
-    rope = {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
     if cfg.init == 'scratch':
         if cfg.init_config:
-            shape = GPT.from_pretrained(cfg.init_config).cfg
+            shape = GPTConfig.from_pretrained(cfg.init_config)
         else:
             given = {name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None}
-            shape = GPTConfig(**{'n_kv_head': cfg.n_head, 'head_dim': cfg.n_embd // cfg.n_head, **given})
+            shape = GPTConfig(**given)
         bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
-        return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **rope)).to(device)
+        return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **_rope(cfg, shape))).to(device)
     theirs = Vocab.load(cfg.init) if Path(cfg.init, 'vocab.json').is_file() else None # none: a TextLM of the hub
     if theirs and theirs.kind != 'text' and theirs != vocab:
         raise Refused(f"{cfg.init}: its vocabulary ({theirs.kind}, {theirs.size} ids, {theirs.hash()}) is not that of "
                       f"the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); expected that, or a TextLM")
     model = GPT.from_pretrained(cfg.init, device=device)
-    model.cfg = replace(model.cfg, **rope)
+    model.cfg = replace(model.cfg, **_rope(cfg, model.cfg))
     if theirs != vocab:
         model.extend_vocabulary(vocab, cfg.new_rows, torch.Generator().manual_seed(cfg.seed))
     return model

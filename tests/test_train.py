@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from small import make_tokenizer
 
 import checkpoint
 import train
 from configurator import Refused, sha256
 from data import ShardWriter
-from model import GPT
+from model import GPT, GPTConfig
 from vocab import TextTokenizer, Vocab
 
 torch.set_num_threads(1)
@@ -355,6 +356,28 @@ def test_textlm_then_twist_keeps_text_rows_and_a_slm_starts_as_it_is(config, tmp
     assert train.build_model(gslm, vocab, text.out_dir, 'cpu').num_params() == start.num_params()
     with pytest.raises(Refused, match="its vocabulary .speech, 14 ids, .* expected that, or a TextLM"):
         train.main(config(init=speech.out_dir, out_dir=str(tmp_path / 'no'), **none | {'tokenizer': text.tokenizer}))
+
+@pytest.mark.parametrize('family', ['gemma2', 'gpt_neox', 'opt', 'bloom'])
+def test_every_family_becomes_an_slm_that_transformers_loads(family, config, tmp_path):
+    probe = config()
+    vocab, *_ = train.open_data(probe)
+    tokenizer = TextTokenizer(probe.tokenizer)
+    torch.manual_seed(0)
+    shape = {'n_kv_head': 2, 'head_dim': 16} if family == 'gemma2' else {}
+    textlm = GPT(GPTConfig(family=family, vocab_size=tokenizer.size, n_layer=2, n_embd=32, tied=family != 'gpt_neox', **shape))
+    textlm.save_pretrained(tmp_path / 'text', vocab=tokenizer.vocab, tokenizer=probe.tokenizer)
+    none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
+    cfg = config(init=str(tmp_path / 'text'), max_steps=3, out_dir=str(tmp_path / 'slm'), **none)
+    train.main(cfg)
+    ours = GPT.from_pretrained(cfg.out_dir)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(cfg.out_dir, attn_implementation='eager').eval()
+    tokens = torch.randint(vocab.size, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours.logits(ours(tokens)) - theirs(input_ids=tokens).logits).abs().max() < 1e-5
+    assert not torch.equal(ours.embed[:tokenizer.size], textlm.embed[:tokenizer.size]) # it learned
+    if family in ('opt', 'bloom'):
+        with pytest.raises(Refused, match=f'rope_theta=10000.0: {family} has no rotary positions'):
+            train.main(config(init=str(tmp_path / 'text'), rope_theta=1e4, out_dir=str(tmp_path / 'no'), **none))
 
 def test_bf16_autocast_stays_near_float32(config, tmp_path):
     a, b = config(out_dir=str(tmp_path / 'a')), config(dtype='bfloat16', out_dir=str(tmp_path / 'b'))
