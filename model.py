@@ -93,7 +93,7 @@ class GPTConfig:
                 object.__setattr__(self, name, value)
             elif name not in family['fields'] and getattr(self, name) != value: # config.json could not say it
                 raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has {value!r} here")
-        self._positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word')
+        self._positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word', *['window'] * ('window' in family['fields']))
         if self.n_head % self.n_kv_head:
             raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.position == 'rope' and (self.n_rope < 2 or self.n_rope % 2):
@@ -134,12 +134,16 @@ class GPTConfig:
         hf = {**SILENT, **family.get('silent', {}), **hf}
         hf['rotary_pct'] = rope.get('partial_rotary_factor', hf.get('rotary_pct'))
         try:
-            values = {ours: VALUES.get(theirs, {}).get(hf[theirs], hf[theirs]) for ours, theirs in family['fields'].items()
-                      if not isinstance(hf[theirs], list)}
-            eos = hf['eos_token_id']
-            return cls(family=name, rope_theta=rope['rope_theta'],
-                       rope_scaling=tuple(rope[key] for key in ROPE_SCALING) if kind == 'llama3' else None,
-                       **values | {'eos_token_id': tuple(eos) if isinstance(eos, list) else eos})
+            values = {ours: hf[theirs] for ours, theirs in family['fields'].items()}
+            for ours, value in values.items():
+                if isinstance(value, list): # several eos
+                    values[ours] = tuple(value)
+                elif value is None and ours.endswith('softcap'): # null is none
+                    values[ours] = 0.0
+                else:
+                    values[ours] = VALUES.get(family['fields'][ours], {}).get(value, value)
+            scaling = tuple(rope[key] for key in ROPE_SCALING) if kind == 'llama3' else None
+            return cls(family=name, rope_theta=rope['rope_theta'], rope_scaling=scaling, **values)
         except KeyError as e:
             raise Refused(f"{where}: {e} is missing") from None
         except Refused as e:
@@ -158,7 +162,7 @@ class GPTConfig:
         for ours, theirs in family['fields'].items():
             back = {word: value for value, word in VALUES.get(theirs, {}).items()}
             value = getattr(self, ours)
-            hf[theirs] = back.get(value, value) if value or ours not in ('attn_softcap', 'logit_softcap', 'window') else None
+            hf[theirs] = None if ours.endswith('softcap') and not value else back.get(value, value)
         if self.position == 'rope':
             scaling = self.rope_scaling and {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
             hf |= {'rope_theta': self.rope_theta, 'rotary_emb_base': self.rope_theta, 'rope_scaling': scaling}

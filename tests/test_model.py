@@ -250,6 +250,13 @@ def test_configs_of_the_hub(name):
     with torch.device('meta'):
         assert GPT(cfg).num_params() == parameters
 
+def test_a_softcap_that_is_null_is_none_and_one_that_is_absent_is_the_family_s():
+    hf, *_ = HUB['google/gemma-2-2b']
+    without = {key: value for key, value in hf.items() if key != 'attn_logit_softcapping'}
+    assert GPTConfig.from_hf(without).attn_softcap == GPTConfig(family='gemma2', n_embd=2048).attn_softcap == 50
+    cfg = GPTConfig.from_hf(hf | {'attn_logit_softcapping': None})
+    assert cfg.attn_softcap == 0 and cfg.to_hf()['attn_logit_softcapping'] is None and GPTConfig.from_hf(cfg.to_hf()) == cfg
+
 def test_a_row_longer_than_the_learned_positions_is_refused():
     model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
     assert model(some_tokens(300, 1, 16)).isfinite().all()
