@@ -37,7 +37,7 @@ from torch import nn
 from configurator import Refused, atomically, write_json
 from families import ALIASES, FAMILIES, SILENT, VALUES
 from kernels.attention import attention, attention_decode, documents
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 
 PAD_ROWS = 256                # the table's rows in memory are a multiple of this
 SHARD_BYTES = 5 * 10**9       # of a saved safetensors file
@@ -389,8 +389,15 @@ class GPT(nn.Module):
 
     def losses(self, tokens, doc_start, targets):
         """-log p of each target, float32 (B*T,), 0 where the target is -100."""
+        return self._head(linear_cross_entropy, tokens, doc_start, targets)
+
+    def loss_sum(self, tokens, doc_start, targets):
+        """The sum of losses, (), by the faster way for training, and losses without a gradient."""
+        return self._head(linear_cross_entropy_sum, tokens, doc_start, targets)
+
+    def _head(self, way, tokens, doc_start, targets):
         hidden, cfg = self(tokens, doc_start).flatten(0, 1), self.cfg
-        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
+        return way(hidden, self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
 
     # ------------------------------------------------------------------------------------------------------------
     # counting

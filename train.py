@@ -249,12 +249,12 @@ class Losses(torch.nn.Module):
         self.register_buffer('kinds', kinds.to(next(model.parameters()).device), persistent=False) # (V,)
 
     def forward(self, tokens, doc_start, targets): # (B, T) each
-        losses = self.model.losses(tokens, doc_start, targets) # (B*T,) float32, 0 where there is no target
+        loss, losses = self.model.loss_sum(tokens, doc_start, targets) # (), (B*T,) float32, 0 where there is no target
         flat = targets.flatten()
         kind = torch.where(flat >= 0, self.kinds[flat.clamp(min=0)].long(), 3)
         is_kind = kind == torch.arange(3, device=kind.device)[:, None] # (3, B*T)
-        sums = (is_kind * losses.detach()).sum(1, dtype=torch.float64)
-        return losses.sum(), torch.cat((sums, is_kind.sum(1))) # (), (6,)
+        sums = (is_kind * losses).sum(1, dtype=torch.float64)
+        return loss, torch.cat((sums, is_kind.sum(1))) # (), (6,)
 
 def fetch(loader, cfg, step, rank, world, device):
     """This rank's micro-batches of a step, on the device, and the number of their targets."""

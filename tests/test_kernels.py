@@ -3,7 +3,6 @@ Each kernel against its definition in plain torch: outputs and gradients. The ya
 float64: a kernel may be twice as far from it as the definition in the same dtype, plus one ulp of the largest value.
 """
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from kernels import attention as att
 from kernels import cross_entropy as ce
 from kernels.attention import attention, attention_decode, attention_ref, documents
-from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -120,62 +119,81 @@ def problem(n, C, V, Vp, ignored, generator):
     targets[torch.rand(n, generator=generator) < ignored] = -100
     return x, weight, targets, dy
 
+def summed(x, weight, targets, V, softcap=0.0):
+    return linear_cross_entropy_sum(x, weight, targets, V, softcap)[0]
+
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('ignored', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('n, V, Vp', [(1, 5, 256), (37, 255, 256), (50, 300, 512), (64, 256, 256)])
 def test_cross_entropy_is_as_good_as_torch(n, V, Vp, ignored, dtype, monkeypatch):
     monkeypatch.setattr(ce, 'ROWS', {'cpu': 16})
-    for keep, softcap in product((4096, 8), (0.0, 3.0)): # logits' slopes kept, and made again
-        monkeypatch.setattr(ce, 'KEEP', keep)
-        x, weight, targets, dy = problem(n, 24, V, Vp, ignored, torch.Generator().manual_seed(n))
-        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w: linear_cross_entropy(x, w, targets, V, softcap),
-                                lambda x, w: linear_cross_entropy_ref(x, w, targets, V, softcap), [x, weight], dy, dtype)
+    x, weight, targets, dy = problem(n, 24, V, Vp, ignored, torch.Generator().manual_seed(n))
+    for softcap in (0.0, 3.0):
+        reference = lambda x, w, c=softcap: linear_cross_entropy_ref(x, w, targets, V, c)
+        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w, c=softcap: linear_cross_entropy(x, w, targets, V, c),
+                                reference, [x, weight], dy, dtype)
+        assert_as_good_as_torch(['loss', 'dx', 'dw'], lambda x, w, c=softcap: summed(x, w, targets, V, c),
+                                lambda x, w, f=reference: f(x, w).sum(), [x, weight], torch.tensor(0.3), dtype)
 
-@pytest.mark.parametrize('keep', [4096, 0])
-def test_cross_entropy_gradcheck(keep, monkeypatch):
+@pytest.mark.parametrize('way', [linear_cross_entropy, summed])
+@pytest.mark.parametrize('softcap', [0.0, 2.0])
+def test_cross_entropy_gradcheck(way, softcap, monkeypatch):
     monkeypatch.setattr(ce, 'ROWS', {'cpu': 4})
-    monkeypatch.setattr(ce, 'KEEP', keep)
     x, weight, targets, _ = problem(10, 6, 7, 9, 0.2, torch.Generator().manual_seed(1))
     x, weight = (t.double().requires_grad_() for t in (x, weight))
-    for softcap in (0.0, 2.0):
-        assert torch.autograd.gradcheck(lambda x, w: linear_cross_entropy(x, w, targets, 7, softcap), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: way(x, w, targets, 7, softcap), (x, weight))
 
-@pytest.mark.parametrize('way', [linear_cross_entropy, # leaves ignored rows out on a CPU; on a GPU they are masked:
-                                 lambda x, w, y, V: ce._LinearCrossEntropy.apply(x, w, y, V, torch.float32, 0.0)])
-def test_cross_entropy_of_ignored_rows_and_padded_columns_is_nothing(way):
+def test_the_sum_and_its_losses_are_those_of_the_rows():
+    x, weight, targets, _ = problem(40, 8, 200, 256, 0.3, torch.Generator().manual_seed(4))
+    rows, (total, losses) = (way(x.requires_grad_(), weight, targets, 200) for way in
+                             (linear_cross_entropy, linear_cross_entropy_sum))
+    assert torch.equal(rows, losses) and torch.equal(total, losses.sum())
+    assert total.requires_grad and not losses.requires_grad
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy_sum(x, weight, targets, 200)[1], losses)
+
+@pytest.mark.parametrize('leaves_out', [True, False]) # ignored rows: left out on a CPU, masked on a GPU
+def test_cross_entropy_of_ignored_rows_and_padded_columns_is_nothing(leaves_out, monkeypatch):
+    if not leaves_out:
+        monkeypatch.setattr(ce, '_chunks', lambda x, targets: [slice(0, 25), slice(25, 50)])
     x, weight, targets, _ = problem(40, 8, 200, 256, 0.5, torch.Generator().manual_seed(2))
     weight[200:] = 1e4 # would win the softmax
     x, weight = x.requires_grad_(), weight.requires_grad_()
-    losses = way(x, weight, targets, 200)
-    losses.sum().backward()
-    ignored = targets == -100
-    assert losses.dtype == torch.float32 and losses.isfinite().all()
-    assert not losses[ignored].any() and not x.grad[ignored].any() and not weight.grad[200:].any()
-    assert (losses[~ignored] > 0).all()
-    expected = linear_cross_entropy_ref(x, weight, targets, 200)
-    dw, = torch.autograd.grad(expected.sum(), weight)
-    torch.testing.assert_close(losses, expected)
-    torch.testing.assert_close(weight.grad, dw)
+    for way in (linear_cross_entropy, lambda *problem: linear_cross_entropy_sum(*problem)[1]):
+        losses = way(x, weight, targets, 200)
+        ignored = targets == -100
+        assert losses.dtype == torch.float32 and losses.isfinite().all()
+        assert not losses[ignored].any() and (losses[~ignored] > 0).all()
+        torch.testing.assert_close(losses, linear_cross_entropy_ref(x, weight, targets, 200))
+    expected = torch.autograd.grad(linear_cross_entropy_ref(x, weight, targets, 200).sum(), (x, weight))
+    for total in (linear_cross_entropy(x, weight, targets, 200).sum(), summed(x, weight, targets, 200)):
+        dx, dw = torch.autograd.grad(total, (x, weight))
+        assert not dx[ignored].any() and not dw[200:].any()
+        torch.testing.assert_close((dx, dw), expected)
 
-def test_cross_entropy_never_holds_more_rows_of_logits_than_allowed(monkeypatch):
+def test_cross_entropy_never_holds_more_rows_of_logits_than_a_chunk(monkeypatch):
     monkeypatch.setattr(ce, 'ROWS', {'cpu': 8})
-    monkeypatch.setattr(ce, 'KEEP', 16)
-    made, dz = [], ce._dz
-    monkeypatch.setattr(ce, '_dz', lambda logp, *rest: made.append(len(logp)) or dz(logp, *rest))
-    x, weight, targets, _ = problem(40, 8, 200, 256, 0.0, torch.Generator().manual_seed(3))
-    losses = linear_cross_entropy(x.requires_grad_(), weight, targets, 200)
-    assert made == [] # 40 rows do not fit: nothing is kept
-    losses.sum().backward()
-    assert made == [8] * 5
+    made, real = [], ce._pass_torch
+    monkeypatch.setattr(ce, '_pass_torch', lambda z, *rest: made.append(len(z)) or real(z, *rest))
+    x, weight, targets, _ = problem(42, 8, 200, 256, 0.0, torch.Generator().manual_seed(3))
+    summed(x.requires_grad_(), weight, targets, 200).backward()
+    assert made == [8] * 5 + [2] # forward and backward in one
+    linear_cross_entropy(x, weight, targets, 200).sum().backward()
+    assert made == ([8] * 5 + [2]) * 3 # the backward makes them again
 
-def test_cross_entropy_under_autocast_computes_in_bf16_and_returns_float32():
-    x, weight, targets, dy = problem(50, 24, 300, 512, 0.2, torch.Generator().manual_seed(4))
-    def under_autocast(x, w):
-        with torch.autocast('cpu', torch.bfloat16):
-            return linear_cross_entropy(x, w, targets, 300)
-    loss, dx, dw = run(under_autocast, [x, weight], dy, torch.float32)
-    assert loss.dtype == dx.dtype == dw.dtype == torch.float32
-    exact = run(lambda x, w: linear_cross_entropy_ref(x, w, targets, 300), [x, weight], dy, torch.float64)
-    for name, got, e in zip(['loss', 'dx', 'dw'], [loss, dx, dw], exact):
-        off = (got - e).abs().max().item() / e.abs().max().item()
-        assert 1e-5 < off < 2e-2, f"{name} is off by {off:.1e} of its largest value: not bf16"
+def test_cross_entropy_operators_are_well_behaved():
+    x, weight, targets, _ = problem(20, 8, 30, 256, 0.2, torch.Generator().manual_seed(5))
+    _, stats = torch.ops.nanoslm.cross_entropy(x, weight, targets, 30, 0.0)
+    torch.library.opcheck(torch.ops.nanoslm.cross_entropy.default, (x, weight, targets, 30, 2.0))
+    for stats, g in ((None, None), (stats, torch.ones(20))):
+        torch.library.opcheck(torch.ops.nanoslm.cross_entropy_slopes.default, (x, weight, targets, stats, g, 30, 0.0))
+
+def test_cross_entropy_compiles_whole():
+    x, weight, targets, _ = problem(20, 8, 30, 256, 0.2, torch.Generator().manual_seed(6))
+    for way in (summed, lambda *problem: (linear_cross_entropy(*problem) * 0.5).sum()):
+        found = []
+        for f in (way, torch.compile(way, fullgraph=True, backend='aot_eager')):
+            inputs = [t.clone().requires_grad_() for t in (x, weight)]
+            loss = f(*inputs, targets, 30)
+            found.append((loss, *torch.autograd.grad(loss, inputs)))
+        assert all(torch.equal(a, b) for a, b in zip(*found))
