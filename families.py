@@ -1,11 +1,12 @@
 """
-The TextLM families of SIMS (section 4.2): how model.py's decoder is set for each, and what Hugging Face calls its
-settings and tensors. Tables only.
+GPTConfig: the shape of a model, and the flags in which the TextLM families of SIMS (section 4.2) differ; and per family
+what Hugging Face calls its settings and tensors.
 
     qwen2     Qwen2.5             gpt_neox  Pythia
     llama     Llama-3.2, SmolLM2  opt       OPT
     gemma2    Gemma2              bloom     Bloom
 
+    FAMILIES[name]:
     architecture   class in transformers
     flags          of GPTConfig: what makes the family, as far as config.json does not say it
     fields         of GPTConfig: the keys of config.json that do
@@ -16,6 +17,11 @@ settings and tensors. Tables only.
 
 To add a family: a table here, a flag in model.py for what is new in it, a shape in tests/test_model.py.
 """
+from dataclasses import dataclass
+
+from configurator import Refused
+
+PAD_ROWS = 256 # the embedding's rows in memory are a multiple of this
 
 # what a family is unless it says otherwise, as Llama
 PLAIN = {'norm_eps': 1e-6, 'position': 'rope', 'rope_share': 1.0, 'norm': 'rms', 'residual': 'pre', 'activation': 'silu', 'gated': True,
@@ -105,3 +111,121 @@ SILENT = {'bos_token_id': None, 'eos_token_id': None, 'tie_word_embeddings': Fal
 # other names of keys: Bloom's, and Pythia's rope_theta
 ALIASES = {'n_embed': 'hidden_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
            'rotary_emb_base': 'rope_theta'}
+ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+
+# ----------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A shape, and the flags in which the families differ. What is None is as the family has it."""
+    family: str = 'qwen2'          # a key of FAMILIES
+    vocab_size: int = 2048         # V, without the padding
+    n_layer: int = 6
+    n_head: int = 4
+    n_kv_head: int | None = None   # each serves n_head / n_kv_head query heads; None: n_head
+    n_embd: int = 256              # C
+    head_dim: int | None = None    # D; None: n_embd / n_head
+    n_ffn: int | None = None       # width of the MLP: of g and of u; None: 4 n_embd
+    n_word: int | None = None      # width of the embedding; None: n_embd, as everywhere but in opt-350m
+    n_positions: int = 32768       # most tokens of a model with learned positions; else only told to transformers
+    tied: bool = True              # head and embedding are one matrix
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple | None = None
+    rope_theta: float = 1e6
+    rope_scaling: tuple | None = None # Llama-3.2: (factor, low_freq_factor, high_freq_factor, original positions)
+    attn_scalar: int | None = None # scores are divided by its root; None: head_dim
+    norm_eps: float | None = None
+    norm: str | None = None        # rms | rms+1 (its weights are 1 + w) | layer
+    residual: str | None = None    # pre | post | sandwich | parallel, see Block
+    position: str | None = None    # rope | learned | alibi
+    rope_share: float | None = None # of the channels of a head that are rotated, the first ones
+    activation: str | None = None  # a key of ACTIVATIONS
+    gated: bool | None = None      # the MLP is D (act(g) * u), else D act(u)
+    qkv_bias: bool | None = None
+    bias: bool | None = None       # of the layer's other matrices
+    embed_scale: bool | None = None # the embedding times sqrt(C)
+    embed_norm: bool | None = None # a norm behind the embedding
+    attn_softcap: float | None = None # of the scores, 0: none
+    logit_softcap: float | None = None
+    window: int | None = None      # layers 0, 2, 4, ... see so many tokens, 0: all
+
+    def __post_init__(self):
+        if self.family not in FAMILIES:
+            raise Refused(f"model family '{self.family}' is not supported: one of {', '.join(FAMILIES)}")
+        self._positive('vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_positions')
+        family, C = FAMILIES[self.family], self.n_embd
+        D = self.head_dim or C // self.n_head
+        for name, value in {'n_kv_head': self.n_head, 'head_dim': D, 'n_ffn': 4 * C, 'n_word': C, 'attn_scalar': D,
+                            **family['flags']}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+            elif name not in family['fields'] and getattr(self, name) != value: # config.json could not say it
+                raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has {value!r} here")
+        self._positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word', *['window'] * ('window' in family['fields']))
+        if self.n_head % self.n_kv_head:
+            raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.position == 'rope' and (self.n_rope < 2 or self.n_rope % 2):
+            raise Refused(f"model: {self.n_rope} channels of head_dim {self.head_dim} would rotate; they do so in pairs")
+
+    def _positive(self, *names):
+        for name in names:
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise Refused(f"model: {name} must be a positive integer, got {getattr(self, name)!r}")
+
+    @property
+    def rows(self):
+        """Rows of the embedding in memory."""
+        return -(-self.vocab_size // PAD_ROWS) * PAD_ROWS
+
+    @property
+    def n_rope(self):
+        """Channels of a head that are rotated."""
+        return int(self.head_dim * self.rope_share)
+
+    @classmethod
+    def from_hf(cls, hf, where='config.json'):
+        """From the dict of a Hugging Face config.json, of transformers 4 or 5, or of a published slprl checkpoint."""
+        if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
+            hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}
+        name = hf.get('model_type')
+        if name not in FAMILIES:
+            raise Refused(f"{where}: model_type {name!r} is not supported, expected {' or '.join(map(repr, FAMILIES))}")
+        family, hf = FAMILIES[name], {ALIASES.get(key, key): value for key, value in hf.items()}
+        rope = hf.get('rope_parameters') or {**(hf.get('rope_scaling') or {}), 'rope_theta': hf.get('rope_theta', 1e4)}
+        kind, types = rope.get('rope_type', rope.get('type', 'default')), hf.get('layer_types')
+        alternating = [('sliding_attention', 'full_attention')[i % 2] for i in range(len(types or ()))]
+        for key, got, *wanted in [*((key, hf.get(key, value), value) for key, value in family['only'].items()),
+                                  ('rope_type', kind, 'default', 'llama3'),
+                                  *[('layer_types', types, None, alternating)] * ('window' in family['fields'])]:
+            if got not in wanted:
+                raise Refused(f"{where}: {key} {got!r} is not supported, expected {' or '.join(map(repr, wanted))}")
+        hf = {**SILENT, **family.get('silent', {}), **hf}
+        hf['rotary_pct'] = rope.get('partial_rotary_factor', hf.get('rotary_pct'))
+        try:
+            values = {ours: hf[theirs] for ours, theirs in family['fields'].items()}
+            for ours, value in values.items():
+                if isinstance(value, list): # several eos
+                    values[ours] = tuple(value)
+                elif value is None and ours.endswith('softcap'): # null is none
+                    values[ours] = 0.0
+                else:
+                    values[ours] = VALUES.get(family['fields'][ours], {}).get(value, value)
+            scaling = tuple(rope[key] for key in ROPE_SCALING) if kind == 'llama3' else None
+            return cls(family=name, rope_theta=rope['rope_theta'], rope_scaling=scaling, **values)
+        except KeyError as e:
+            raise Refused(f"{where}: {e} is missing") from None
+        except Refused as e:
+            raise Refused(f"{where}: {e}") from None
+
+    def to_hf(self, dtype='float32'):
+        """The dict of config.json; transformers 4 and 5 both read it."""
+        family = FAMILIES[self.family]
+        hf = {'architectures': [family['architecture']], 'model_type': self.family, 'torch_dtype': dtype, **family['only']}
+        for ours, theirs in family['fields'].items():
+            back = {word: value for value, word in VALUES.get(theirs, {}).items()}
+            value = getattr(self, ours)
+            hf[theirs] = None if ours.endswith('softcap') and not value else back.get(value, value)
+        if self.position == 'rope':
+            scaling = self.rope_scaling and {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
+            hf |= {'rope_theta': self.rope_theta, 'rotary_emb_base': self.rope_theta, 'rope_scaling': scaling}
+        return hf

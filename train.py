@@ -31,7 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from configurator import Refused, atomically, record, run, sha256, write_json
 from data import Loader, Shards
-from model import GPT, GPTConfig
+from families import GPTConfig
+from model import GPT, read_config
 from vocab import TextTokenizer, Vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
@@ -223,7 +224,7 @@ def build_model(cfg, vocab, tokenizer, device):
     torch.manual_seed(cfg.seed)
     if cfg.init == 'scratch':
         if cfg.init_config:
-            shape = GPTConfig.from_pretrained(cfg.init_config)
+            shape = read_config(cfg.init_config)
         else:
             given = {name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None}
             shape = GPTConfig(**given)

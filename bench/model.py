@@ -28,9 +28,10 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from configurator import Refused, progress, write_json  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
-from tiny.stories import stories  # noqa: E402
+from configurator import Refused, progress, write_json
+from families import GPTConfig
+from model import GPT
+from tiny.stories import stories
 
 PROMPT, NEW = 64, 128
 

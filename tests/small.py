@@ -6,7 +6,8 @@ import torch
 
 from audio import RATE
 from configurator import write_json
-from model import GPT, GPTConfig
+from families import GPTConfig
+from model import GPT
 from tokenize_speech import write_units_shard
 from vocab import TextTokenizer, Vocab
 

@@ -7,7 +7,8 @@ import torch
 
 import train
 from configurator import configure
-from model import GPT, GPTConfig
+from families import GPTConfig
+from model import GPT
 
 CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
 QWEN_7B = GPTConfig(vocab_size=152167, n_layer=28, n_head=28, n_kv_head=4, n_embd=3584, head_dim=128, n_ffn=18944,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import model as model_file
 from configurator import Refused
-from families import FAMILIES
-from model import GPT, GPTConfig
+from families import FAMILIES, GPTConfig
+from model import GPT
 from vocab import Vocab
 
 SMALL = dict(num_hidden_layers=2, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None)

@@ -22,7 +22,8 @@ import checkpoint
 import train
 from configurator import Refused, sha256
 from data import ShardWriter
-from model import GPT, GPTConfig
+from families import GPTConfig
+from model import GPT
 from vocab import TextTokenizer, Vocab
 
 torch.set_num_threads(1)
