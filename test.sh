@@ -9,5 +9,6 @@ case ${1:-} in
   *) echo "test.sh: $1: expected nothing or --all"; exit 1 ;;
 esac
 stage "lint: ruff" ruff check --quiet .
+stage "kernels, by Triton's interpreter" env TRITON_INTERPRET=1 python -m pytest -q tests/interpreted -p no:cacheprovider
 stage "tests: pytest -m '$marks'" python -m pytest -q -m "$marks" --durations=5 -p no:cacheprovider
 echo "all passed; the tests are in tests/, one file a room"

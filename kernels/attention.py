@@ -16,19 +16,51 @@ q is (B, T, H, D); k and v are (B, T, HK, D), and query head h reads key head h 
 holds the index in its row where token t's document begins. What a backend needs of it is made once a batch, by
 `documents`, and serves every layer.
 
+Triton, on a GPU in 16 bits. A program owns a block of queries (o, dq) or of keys (dk, dv, summed over the query heads of
+its group, so there is no atomic and the gradient is the same every time) and walks the blocks of the other kind between
+the first document's begin, or end, and the diagonal. Only the blocks at both edges need a mask, those between do not.
+exp(x) is exp2(x log2(e)), log2(e) folded into the scale; the forward keeps lse = log2(sum_j exp2(s log2(e))), from which
+the backward makes p again (FlashAttention-2, 2307.08691).
+
+SDPA, elsewhere and for what Triton's kernels do not take, with a boolean mask (B, 1, T, T), or with a softcap the definition.
+
 On the CPU a row is walked document by document, QUERIES queries at a time, so no score outside a document or window and
 few above the diagonal are computed: for documents of 100-200 tokens in rows of 512 that is about 3 x faster, in bf16
 and fp32, than SDPA with a mask, forward and backward. The softmax is float32 whatever q is; only p (and the softcap's
-slope) is kept for the backward. Elsewhere it is SDPA with a boolean mask (B, 1, T, T), or with a softcap the definition.
+slope) is kept for the backward.
 
     python kernels/attention.py       checks attention against attention_ref, then times both beside SDPA
 """
+import os
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+try:
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError: # e.g. macOS
+    triton = None
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configurator import Refused
+
 QUERIES = 256 # a block of queries on the CPU: longer wastes work above the diagonal, shorter starves the GEMMs
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1' # Triton's kernels run on the CPU, slowly
+
+CONFIGS = { # (sm, head size, pass): queries and keys of a tile, warps, stages. Chosen by bench/aot.py's spills
+    (80, 64, 'forward'): (128, 64, 8, 3), (80, 128, 'forward'): (128, 64, 8, 2), (80, 256, 'forward'): (64, 32, 8, 2),
+    (80, 64, 'dq'): (64, 64, 4, 2), (80, 128, 'dq'): (64, 64, 8, 2), (80, 256, 'dq'): (64, 32, 8, 2),
+    (80, 64, 'dkv'): (32, 128, 8, 2), (80, 128, 'dkv'): (32, 64, 8, 2), (80, 256, 'dkv'): (32, 32, 8, 1),
+    (90, 64, 'forward'): (128, 128, 8, 2), (90, 128, 'forward'): (128, 128, 8, 2), (90, 256, 'forward'): (128, 64, 8, 2),
+    (90, 64, 'dq'): (128, 64, 8, 2), (90, 128, 'dq'): (128, 64, 8, 2), (90, 256, 'dq'): (64, 32, 8, 2),
+    (90, 64, 'dkv'): (64, 128, 8, 2), (90, 128, 'dkv'): (32, 128, 8, 2), (90, 256, 'dkv'): (16, 64, 8, 2),
+}
 
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
@@ -49,15 +81,38 @@ def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, sl
     p = s.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
     return torch.einsum('bhtj,bjhd->bthd', p, v)
 
-def documents(doc_start):
-    """What `attention` wants to know of doc_start (B, T), made once a batch: blocks of queries on the CPU or a mask."""
+def _backend(device, asked=None):
+    """'blocks', 'triton' or 'sdpa': the way asked for, else the fastest of a device."""
+    if asked is None:
+        usual = {'cpu': 'blocks', 'cuda': 'sdpa' if triton is None else 'triton'}
+        return usual.get(device.type, 'sdpa')
+    if asked not in ('triton', 'sdpa'):
+        raise Refused(f"attention backend {asked!r}: expected 'triton' or 'sdpa'")
+    if asked == 'triton' and triton is None:
+        raise Refused("attention backend 'triton': triton is not installed; take 'sdpa'")
+    if asked == 'triton' and device.type != 'cuda' and not INTERPRETED:
+        raise Refused(f"attention backend 'triton': expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
+    return asked
+
+def documents(doc_start, backend=None):
+    """What `attention` wants to know of doc_start (B, T), made once a batch: for Triton doc_start and where documents end,
+    both int32 (B, T), for SDPA a mask, on the CPU blocks of queries."""
+    way = _backend(doc_start.device, backend)
+    if way == 'triton':
+        doc_start = doc_start.to(torch.int32).contiguous()
+        # doc_start ascends, so the first token whose document begins later is where a document ends
+        return doc_start, torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
+    if way == 'sdpa':
+        return _mask(doc_start)
     T = doc_start.size(1)
-    t = torch.arange(T, device=doc_start.device)
-    if doc_start.device.type != 'cpu':
-        return ((t <= t[:, None]) & (t >= doc_start[:, :, None]))[:, None] # (B, 1, T, T)
-    first = (doc_start == t).nonzero().tolist() # (row, begin) of each document, in order
+    first = (doc_start == torch.arange(T)).nonzero().tolist() # (row, begin) of each document, in order
     ends = [begin if row == previous else T for (previous, _), (row, begin) in zip(first, first[1:])] + [T]
     return _blocks([(row, begin, end) for (row, begin), end in zip(first, ends)])
+
+def _mask(doc_start):
+    """(B, T) -> (B, 1, T, T), True where a key is seen."""
+    t = torch.arange(doc_start.size(1), device=doc_start.device)
+    return ((t <= t[:, None]) & (t >= doc_start[:, :, None]))[:, None]
 
 def _blocks(spans):
     """(row, begin, end) of documents -> (row, begin, i, j): queries i..j-1 see keys begin..j-1, causally."""
@@ -131,12 +186,263 @@ class _Blocks(torch.autograd.Function):
             dq[row, i:j].view(j - i, HK, -1, D).copy_(_ungroup(torch.bmm(ds, k[row, keys].transpose(0, 1)), H))
         return dq.mul_(ctx.scale), dk, dv, None, None, None, None, None
 
-def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """attention_ref by the fastest way of the device. docs: documents(doc_start); None where a row is one document."""
+if triton is not None:
+    LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what a GPU has
+
+    @triton.jit
+    def _tile(x, b, begin, head, stride, T, ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr):
+        """Tokens begin.. of row b, one head: (ROWS, D). Past the end of the row it has others, which no mask lets through."""
+        if TMA:
+            tile = x.load([b * T + begin, head * D])
+        else:
+            t = tl.minimum(begin + tl.arange(0, ROWS), T - 1)
+            x += (b * T).to(tl.int64) * stride + head * D
+            tile = tl.load(x + t[:, None] * stride + tl.arange(0, D)[None, :])
+        return tile
+
+    @triton.jit
+    def _store(x, b, begin, head, heads, T, tile, ROWS: tl.constexpr, D: tl.constexpr):
+        t = begin + tl.arange(0, ROWS)
+        x += (b * T).to(tl.int64) * heads * D + head * D # x (B, T, heads, D)
+        tl.store(x + t[:, None] * heads * D + tl.arange(0, D)[None, :], tile.to(x.dtype.element_ty), mask=t[:, None] < T)
+
+    @triton.jit
+    def _tanh(x):
+        e = tl.exp2(tl.abs(x) * (-2 * LOG2E))
+        far, y = (1 - e) / (1 + e), x * x
+        near = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))) # where 1 - e would cancel
+        return tl.where(y < 0.09, near, tl.where(x < 0, -far, far))
+
+    @triton.jit
+    def _scores(qk, back, seen, slope, scale, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, MASKED: tl.constexpr):
+        """q.k and back = t - j of a tile -> s LOG2E, and ds / d(q.k scale)."""
+        rate = 1.0
+        if SOFTCAP > 0:
+            tanh = _tanh(qk * (scale / SOFTCAP))
+            s, rate = tanh * (SOFTCAP * LOG2E), 1 - tanh * tanh
+        else:
+            s = qk * (scale * LOG2E)
+        if ALIBI:
+            s -= slope * LOG2E * back.to(tl.float32)
+        if MASKED:
+            s = tl.where(seen, s, -float('inf'))
+        return s, rate
+
+    @triton.jit
+    def _keys_seen(doc_start, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
+        """Of queries begin.., the first key each one sees (BM,), and where the loop over their keys begins, is free of
+        masks from, needs them again from, and ends."""
+        t = begin + tl.arange(0, BM)
+        first = tl.maximum(tl.load(doc_start + b * T + tl.minimum(t, T - 1)), t - window + 1)
+        low, high = tl.min(first), tl.minimum(begin + BM, T)
+        inner = tl.minimum(low + tl.cdiv(tl.max(first) - low, BN) * BN, high)
+        diagonal = inner + tl.maximum(begin + 1 - inner, 0) // BN * BN
+        return t, first, (low, inner, diagonal, high)
+
+    @triton.jit
+    def _forward(q, k, v, doc_start, slopes, o, lse, q_stride, k_stride, v_stride, scale, window, T, H, HK,
+                 SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 TMA: tl.constexpr):
+        b, h = tl.program_id(0) // H, tl.program_id(0) % H
+        begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM # the last queries of a row see most: they go first
+        t, first, edges = _keys_seen(doc_start, b, begin, window, T, BM, BN)
+        slope = tl.load(slopes + h) if ALIBI else 0.0
+        q_tile = _tile(q, b, begin, h, q_stride, T, BM, D, TMA)
+        m = tl.full((BM,), -1e30, tl.float32) # finite: exp2(-inf - m) is 0 where a query sees none of a block's keys
+        total = tl.zeros((BM,), tl.float32)
+        acc = tl.zeros((BM, D), tl.float32)
+        for part in tl.static_range(3): # left edge, interior, diagonal
+            for start in range(edges[part], edges[part + 1], BN):
+                j = start + tl.arange(0, BN)
+                back = t[:, None] - j[None, :]
+                seen = (back >= 0) & (j[None, :] >= first[:, None])
+                k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
+                s, _ = _scores(tl.dot(q_tile, k_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BM, BN)
+                new = tl.maximum(m, tl.max(s, 1))
+                p, shrink = tl.exp2(s - new[:, None]), tl.exp2(m - new)
+                v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
+                acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None])
+                total = total * shrink + tl.sum(p, 1)
+                m = new
+        _store(o, b, begin, h, H, T, acc / total[:, None], BM, D)
+        tl.store(lse + tl.program_id(0) * T + t, m + tl.log2(total), mask=t < T)
+
+    @triton.jit
+    def _backward_q(q, k, v, do, o, lse, delta, doc_start, slopes, dq, q_stride, k_stride, v_stride, do_stride, scale, window,
+                    T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+                    BN: tl.constexpr, TMA: tl.constexpr):
+        b, h = tl.program_id(0) // H, tl.program_id(0) % H
+        begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
+        t, first, edges = _keys_seen(doc_start, b, begin, window, T, BM, BN)
+        slope = tl.load(slopes + h) if ALIBI else 0.0
+        do_tile = _tile(do, b, begin, h, do_stride, T, BM, D, TMA)
+        o_tile = _tile(o, b, begin, h, H * D, T, BM, D, False)
+        d = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) # (BM,), sum_j p dp
+        tl.store(delta + tl.program_id(0) * T + t, d, mask=t < T)
+        q_tile = _tile(q, b, begin, h, q_stride, T, BM, D, TMA)
+        norm = tl.load(lse + tl.program_id(0) * T + tl.minimum(t, T - 1))
+        acc = tl.zeros((BM, D), tl.float32)
+        for part in tl.static_range(3): # left edge, interior, diagonal
+            for start in range(edges[part], edges[part + 1], BN):
+                j = start + tl.arange(0, BN)
+                back = t[:, None] - j[None, :]
+                seen = (back >= 0) & (j[None, :] >= first[:, None])
+                k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
+                v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
+                s, rate = _scores(tl.dot(q_tile, k_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BM, BN)
+                ds = tl.exp2(s - norm[:, None]) * (tl.dot(do_tile, v_tile.T) - d[:, None]) * rate
+                acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc)
+        _store(dq, b, begin, h, H, T, acc * scale, BM, D)
+
+    @triton.jit
+    def _backward_kv(q, k, v, do, lse, delta, doc_end, slopes, dk, dv, q_stride, k_stride, v_stride, do_stride, scale, window,
+                     T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+                     BN: tl.constexpr, TMA: tl.constexpr):
+        b, hk = tl.program_id(0) // HK, tl.program_id(0) % HK
+        begin = tl.program_id(1) * BN # the first keys of a row are seen most: they go first
+        j = begin + tl.arange(0, BN)
+        end = tl.minimum(tl.load(doc_end + b * T + tl.minimum(j, T - 1)), j + window) # (BN,), queries that see j end here
+        high = tl.minimum(tl.max(end), T)
+        inner = tl.minimum(begin + tl.cdiv(BN, BM) * BM, high)
+        edges = (begin, inner, inner + tl.maximum(tl.min(end) - inner, 0) // BM * BM, high)
+        k_tile = _tile(k, b, begin, hk, k_stride, T, BN, D, TMA)
+        v_tile = _tile(v, b, begin, hk, v_stride, T, BN, D, TMA)
+        acc_k, acc_v = tl.zeros((BN, D), tl.float32), tl.zeros((BN, D), tl.float32)
+        for h in range(hk * (H // HK), (hk + 1) * (H // HK)): # the query heads of the group
+            slope = tl.load(slopes + h) if ALIBI else 0.0
+            for part in tl.static_range(3): # diagonal, interior, right edge
+                for start in range(edges[part], edges[part + 1], BM):
+                    t = start + tl.arange(0, BM)
+                    back = t[None, :] - j[:, None]
+                    seen = (back >= 0) & (t[None, :] < end[:, None])
+                    row = (b * H + h) * T + tl.minimum(t, T - 1)
+                    q_tile = _tile(q, b, start, h, q_stride, T, BM, D, TMA)
+                    s, rate = _scores(tl.dot(k_tile, q_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BN, BM)
+                    p = tl.exp2(s - tl.load(lse + row)[None, :])
+                    do_tile = _tile(do, b, start, h, do_stride, T, BM, D, TMA)
+                    acc_v = tl.dot(p.to(do_tile.dtype), do_tile, acc_v)
+                    ds = p * (tl.dot(v_tile, do_tile.T) - tl.load(delta + row)[None, :]) * rate
+                    acc_k = tl.dot(ds.to(q_tile.dtype), q_tile, acc_k)
+        _store(dk, b, begin, hk, HK, T, acc_k * scale, BN, D)
+        _store(dv, b, begin, hk, HK, T, acc_v, BN, D)
+
+def _sm(device):
+    """The architecture of CONFIGS that suits a device: Blackwell for servers has Hopper's TMA and shared memory."""
+    return 90 if device.type == 'cpu' or torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+
+def _options(warps, stages):
+    return {'num_warps': warps, 'num_stages': stages, 'enable_fp_fusion': True} # the default will be False in Triton 3.10
+
+def _flat(x):
+    """(B, T, heads, D) -> (B T, heads D), a view where x is a part of one q | k | v."""
+    x = x.flatten(2).flatten(0, 1)
+    return x if x.stride(1) == 1 else x.contiguous()
+
+def _launch(step, tensors, shape, scale, softcap, window):
+    """Runs a pass with its tensors by name. Those read in tiles go in as TMA's descriptors on Hopper, else as pointers."""
+    B, T, H, HK, D = shape
+    sm, strides = _sm(tensors['q'].device), {}
+    BM, BN, warps, stages = CONFIGS[sm, max(D, 64), step]
+    for name, rows in {'q': BM, 'k': BN, 'v': BN, 'do': BM}.items():
+        if name in tensors:
+            x = _flat(tensors[name])
+            strides[f'{name}_stride'] = x.stride(0)
+            tensors[name] = TensorDescriptor(x, [*x.shape], [*x.stride()], [rows, D]) if sm >= 90 else x
+    kernel, heads, rows = {'forward': (_forward, H, BM), 'dq': (_backward_q, H, BM), 'dkv': (_backward_kv, HK, BN)}[step]
+    kernel[(B * heads, triton.cdiv(T, rows))](**tensors, **strides, scale=scale, window=window or T, T=T, H=H, HK=HK,
+        SOFTCAP=softcap, ALIBI=tensors['slopes'] is not None, D=D, BM=BM, BN=BN, TMA=sm >= 90, **_options(warps, stages))
+
+def _attention_forward(q, k, v, doc_start, slopes, scale, softcap, window):
     B, T, H, D = q.shape
-    if q.device.type == 'cpu':
+    o, lse = _forward_like(q)
+    _launch('forward', dict(q=q, k=k, v=v, doc_start=doc_start, slopes=slopes, o=o, lse=lse), (B, T, H, k.size(2), D),
+            scale, softcap, window)
+    return o, lse
+
+def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, slopes, scale, softcap, window):
+    B, T, H, D = q.shape
+    dq, dk, dv = _backward_like(do, q, k, v)
+    read = dict(q=q, k=k, v=v, do=do, lse=lse, slopes=slopes, delta=torch.empty_like(lse)) # delta: sum_j p dp
+    for step, more in (('dq', dict(doc_start=doc_start, o=o, dq=dq)), ('dkv', dict(doc_end=doc_end, dk=dk, dv=dv))):
+        _launch(step, read | more, (B, T, H, k.size(2), D), scale, softcap, window) # the first makes delta
+    return dq, dk, dv
+
+def _forward_like(q, *rest):
+    """o like q and lse (B, H, T), empty."""
+    B, T, H, D = q.shape
+    return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+
+def _backward_like(do, q, k, v, *rest):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+# opaque to torch.compile, which has nothing to fuse into them
+_ops = torch.library.Library('nanoslm', 'FRAGMENT')
+for _name, _schema, _run, _like in (
+        ('attention_forward', "(Tensor q, Tensor k, Tensor v, Tensor doc_start, Tensor? slopes, float scale, "
+         "float softcap, int window) -> (Tensor, Tensor)", _attention_forward, _forward_like),
+        ('attention_backward', "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, "
+         "Tensor doc_end, Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor, Tensor)",
+         _attention_backward, _backward_like)):
+    _ops.define(_name + _schema)
+    for _key in ('CUDA', 'CPU'):
+        _ops.impl(_name, _run, _key)
+    torch.library.register_fake(f'nanoslm::{_name}', _like, lib=_ops)
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, doc_start, doc_end, slopes, *how):
+        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, doc_start, slopes, *how)
+        ctx.save_for_backward(q, k, v, o, lse, doc_start, doc_end, slopes)
+        ctx.how = how # scale, softcap, window
+        return o
+
+    @staticmethod
+    def backward(ctx, do):
+        dq, dk, dv = torch.ops.nanoslm.attention_backward(do, *ctx.saved_tensors, *ctx.how)
+        return dq, dk, dv, None, None, None, None, None, None
+
+def _by_triton(q, k, v, docs, scale, softcap, window, slopes):
+    D = q.size(-1)
+    padded = max(16, 1 << (D - 1).bit_length()) # a tile's sides are powers of 2, 16 at least
+    if padded > D: # zeros change no product
+        q, k, v = (F.pad(x, (0, padded - D)) for x in (q, k, v))
+    return _Triton.apply(q, k, v, *docs, slopes, scale, softcap, window)[..., :D]
+
+def aot(sm):
+    """What can be launched on an sm, in bf16: yields name, kernel, {argument: type}, {argument: constant}, options.
+    A type that ends in :16 is of numbers that 16 divides. A window is no kernel of its own, only a number."""
+    ints = dict.fromkeys(('window', 'H', 'HK'), 'i32') | {'T': 'i32:16', 'scale': 'fp32'}
+    pointers = (dict.fromkeys(('o', 'dq', 'dk', 'dv'), '*bf16') | dict.fromkeys(('slopes', 'lse', 'delta'), '*fp32')
+                | dict.fromkeys(('doc_start', 'doc_end'), '*i32'))
+    for (of, D, step), (BM, BN, warps, stages) in CONFIGS.items():
+        tiles = {x: f'tensordesc<bf16[{rows},{D}]>' if sm >= 90 else '*bf16'
+                 for x, rows in {'q': BM, 'k': BN, 'v': BN, 'do': BM}.items()}
+        types = ints | pointers | tiles | {f'{x}_stride': 'i32:16' for x in tiles}
+        for variant, softcap in {'plain': 0.0, 'softcap': 50.0, 'ALiBi': 0.0}.items() if of == sm else ():
+            constants = dict(SOFTCAP=softcap, ALIBI=variant == 'ALiBi', D=D, BM=BM, BN=BN, TMA=sm >= 90)
+            constants |= {} if variant == 'ALiBi' else {'slopes': None}
+            kernel = {'forward': _forward, 'dq': _backward_q, 'dkv': _backward_kv}[step]
+            signature = {name: types[name] for name in kernel.arg_names if name not in constants}
+            yield f'attention {step} {D} {variant}', kernel, signature, constants, _options(warps, stages)
+
+def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None, backend=None):
+    """attention_ref by the fastest way of the device, or the one asked for: 'triton' or 'sdpa'.
+    docs: documents(doc_start, backend); None where a row is one document."""
+    B, T, H, D = q.shape
+    way = _backend(q.device, backend)
+    fits = D <= 256 and (q.dtype.itemsize == 2 or q.device.type == 'cpu') # tensor cores round 32 bits to 19
+    if backend == 'sdpa' and softcap:
+        raise Refused("attention backend 'sdpa': it has no softcap; take 'triton'")
+    if backend == 'triton' and not fits:
+        raise Refused(f"attention backend 'triton': expected 16 bits and heads of at most 256 channels, got {q.dtype}, {D}")
+    if way == 'blocks':
         docs = docs or _blocks([(row, 0, T) for row in range(B)])
         return _Blocks.apply(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
+    if way == 'triton' and fits:
+        docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
+        return _by_triton(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
+    if way == 'triton' and docs is not None:
+        docs = _mask(docs[0])
     if docs is None and not (softcap or window or slopes is not None):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
@@ -186,15 +492,14 @@ def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slo
 
 def _main():
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    B, T, H, HK, D = 8, 512, 4, 2, 64
+    B, T, H, HK, D = (8, 2048, 14, 2, 64) if device == 'cuda' else (8, 512, 4, 2, 64)
     generator = torch.Generator().manual_seed(0)
     begins = torch.rand(B, T, generator=generator) < 1 / 150 # documents of 150 tokens on average
     doc_start = torch.where(begins, torch.arange(T), 0).cummax(1).values.to(device)
     docs = documents(doc_start)
-    t = torch.arange(T, device=device)
-    mask = ((t <= t[:, None]) & (t >= doc_start[:, :, None]))[:, None]
-    ways = {'attention_ref': lambda *x: attention_ref(*x, doc_start), 'SDPA, mask': lambda *x: _masked(*x, mask, None, 0.0, 0, None),
-            'attention': lambda *x: attention(*x, docs)}
+    mask = documents(doc_start, 'sdpa')
+    ways = {'attention_ref': lambda *x: attention_ref(*x, doc_start), 'attention': lambda *x: attention(*x, docs),
+            'SDPA, mask': lambda *x: attention(*x, mask, backend='sdpa')}
     print(f"{device}, B {B}, T {T}, H {H}/{HK}, D {D}, documents of 150 tokens, {torch.get_num_threads()} threads\n")
     print("| implementation | dtype | forward + backward, ms |\n|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):

@@ -111,7 +111,7 @@ if triton is not None:
 def _pass_triton(z, targets, stats, vocab_size, softcap, slopes):
     losses, made = z.new_empty(len(z), dtype=torch.float32), z.new_empty(len(z), 2, dtype=torch.float32)
     _pass[(len(z),)](z, targets, losses, made if stats is None else stats, vocab_size, z.size(1), softcap,
-                     CAP=softcap > 0, STATS=stats is None, SLOPES=slopes, BLOCK=BLOCK, num_warps=WARPS)
+                     CAP=softcap > 0, STATS=stats is None, SLOPES=slopes, BLOCK=BLOCK, num_warps=WARPS, num_stages=2)
     return losses, made if stats is None else stats
 
 def _passes(device):
@@ -229,6 +229,15 @@ def _apply(function, x, weight, targets, vocab_size, softcap):
     with torch.autocast(device, enabled=False):
         return function.apply(x, weight, targets, vocab_size, softcap, dtype)
 
+
+def aot(sm):
+    """What can be launched, in bf16, for bench/aot.py: as aot of kernels/attention.py."""
+    types = {'z_ptr': '*bf16', 'y_ptr': '*i64', 'loss_ptr': '*fp32', 'stats_ptr': '*fp32', 'V': 'i32', 'Vp': 'i32:16',
+             'softcap': 'fp32'}
+    for stats, slopes in ((True, False), (True, True), (False, True)): # a loss a row, the sum, and the rows' backward
+        for cap in (False, True):
+            name = f"cross-entropy{' statistics' * stats}{' slopes' * slopes}{' soft-cap' * cap}"
+            yield name, _pass, types, dict(CAP=cap, STATS=stats, SLOPES=slopes, BLOCK=BLOCK), {'num_warps': WARPS, 'num_stages': 2}
 
 def _main():
     device = 'cuda' if torch.cuda.is_available() else 'cpu'

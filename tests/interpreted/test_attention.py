@@ -1,0 +1,142 @@
+"""
+Triton's attention against the definition, by the yardstick of test_kernels.py: at most twice torch's own error to
+float64, plus one ulp. float32 only: the interpreter multiplies bf16 as bit patterns.
+"""
+import pytest
+import torch
+from test_kernels import assert_as_good_as_torch, rows_of
+
+from configurator import Refused
+from kernels import attention as att
+from kernels.attention import attention, attention_ref, documents
+
+NAMES = ['o', 'dq', 'dk', 'dv']
+SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.7])
+
+@pytest.fixture(params=[80, 90])
+def sm(request, monkeypatch):
+    """80 reads by pointers, 90 by TMA descriptors."""
+    monkeypatch.setattr(att, '_sm', lambda device: request.param)
+    return request.param
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """So that rows of a few blocks have an edge, an interior and a diagonal."""
+    tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1)}
+    monkeypatch.setattr(att, 'CONFIGS', {key: tiles[key[-1]] for key in att.CONFIGS})
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+def check(doc_start, H, HK, D, **how):
+    B, T = doc_start.shape
+    q, k, v, dy = normal(B, T, 2 * (H + HK), D).split([H, HK, HK, H], dim=2)
+    docs = documents(doc_start, 'triton')
+    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, docs, backend='triton', **how),
+                            lambda *x: attention_ref(*x, doc_start, **how), [q, k, v], dy, torch.float32)
+
+MANY = torch.randint(1, 3, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+PACKED = {'one document': rows_of([75]), 'whole blocks': rows_of([32, 64, 32]),
+          'rows differ': rows_of([40, 7, 33], [80], [1, 78, 1]), '300 documents': rows_of(MANY)}
+
+@pytest.mark.parametrize('rows', PACKED)
+def test_documents_of_any_length(rows, small_tiles):
+    check(PACKED[rows], 2, 1, 16)
+
+def test_a_document_of_one_token_gives_its_value(small_tiles):
+    docs = documents(rows_of([1] * 40), 'triton')
+    q, k, v, dy = (x.clone().requires_grad_() for x in normal(1, 40, 6, 16).split([2, 1, 1, 2], dim=2))
+    o = attention(q, k, v, docs, backend='triton')
+    dq, dk, dv = torch.autograd.grad(o, (q, k, v), dy)
+    assert torch.equal(o, v.expand(1, 40, 2, 16))
+    torch.testing.assert_close(dv, dy.sum(2, keepdim=True), rtol=0, atol=1e-6)
+    assert max(dq.abs().max(), dk.abs().max()) < 1e-5 # torch has 0; here the rounding of do.v and of do.o, some 1e-6 of 10
+
+@pytest.mark.parametrize('heads', [(14, 2), (28, 4), (3, 1), (2, 2)])
+def test_grouped_heads(heads, small_tiles):
+    check(rows_of([29, 13]), *heads, 16)
+
+@pytest.mark.parametrize('D', [64, 128, 256])
+def test_shipped_tiles(D, sm):
+    check(rows_of([170, 1, 29]), 2, 1, D, softcap=20.0, window=150)
+
+@pytest.mark.parametrize('how', [{'softcap': 2.0}, {'softcap': 50.0, 'scale': 1.0}, {'window': 5}, {'window': 50},
+                                 {'slopes': SLOPES}, dict(softcap=1.5, scale=0.5, window=33, slopes=SLOPES)], ids=str)
+def test_variants(how, small_tiles):
+    check(rows_of([90, 7, 33]), 4, 2, 16, **how)
+
+@pytest.mark.parametrize('D', [10, 32, 80])
+def test_head_sizes_between_powers_of_two(D, small_tiles):
+    check(rows_of([30, 20]), 2, 1, D)
+
+def test_without_documents_a_row_is_one(small_tiles):
+    q, k, v, dy = normal(2, 50, 5, 16).split([2, 1, 1, 1], dim=2)
+    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, backend='triton', window=20),
+                            lambda *x: attention_ref(*x, window=20), [q, k, v], dy.repeat(1, 1, 2, 1), torch.float32)
+
+def test_documents_begin_and_end():
+    begin, end = documents(rows_of([3, 1, 2], [6]), 'triton')
+    assert begin.tolist() == [[0, 0, 0, 3, 4, 4], [0] * 6] and end.tolist() == [[3, 3, 3, 4, 6, 6], [6] * 6]
+    assert begin.dtype == end.dtype == torch.int32
+
+def of_one_tensor(docs, backend='triton'):
+    """attention of the views q, k, v of one (B, T, 4 + 2 + 2, 16)."""
+    return lambda qkv: attention(*qkv.split([4, 2, 2], dim=2), docs, backend=backend)
+
+def test_views_of_one_tensor(sm, small_tiles):
+    doc_start, qkv, dy = rows_of([40, 10], [50]), normal(2, 50, 8, 16), normal(2, 50, 4, 16)
+    assert_as_good_as_torch(['o', 'dqkv'], of_one_tensor(documents(doc_start, 'triton')),
+                            lambda x: attention_ref(*x.split([4, 2, 2], dim=2), doc_start), [qkv], dy, torch.float32)
+
+def test_views_in_another_order_and_an_expanded_gradient(small_tiles):
+    doc_start = rows_of([40, 10])
+    docs, inputs = documents(doc_start, 'triton'), [normal(1, heads, 50, 16).requires_grad_() for heads in (4, 2, 2)]
+    def gradients(f):
+        return torch.autograd.grad(f(*(x.transpose(1, 2) for x in inputs)).sum(), inputs) # from (B, H, T, D)
+    ours = gradients(lambda *x: attention(*x, docs, backend='triton'))
+    theirs = gradients(lambda *x: attention_ref(*x, doc_start))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+def test_the_gradient_is_the_same_every_time(small_tiles):
+    docs, qkv = documents(rows_of([40, 10]), 'triton'), normal(1, 50, 8, 16).requires_grad_()
+    first, second = (torch.autograd.grad(of_one_tensor(docs)(qkv).square().sum(), qkv)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+def test_compiled_is_eager(small_tiles):
+    doc_start, qkv, dy = rows_of([30, 10], [40]), normal(2, 40, 8, 16).requires_grad_(), normal(2, 40, 4, 16)
+    def eager(qkv):
+        return of_one_tensor(documents(doc_start, 'triton'))(qkv)
+    compiled = torch.compile(eager, fullgraph=True, backend='aot_eager')
+    (y, dqkv), (y2, dqkv2) = ((y, *torch.autograd.grad(y, qkv, dy)) for y in (eager(qkv), compiled(qkv)))
+    assert torch.equal(y, y2) and torch.equal(dqkv, dqkv2)
+
+def test_ops_are_as_they_are_declared(small_tiles):
+    q, k, v, do = normal(1, 20, 8, 16).split([3, 1, 1, 3], dim=2)
+    docs = documents(rows_of([13, 7]), 'triton')
+    for slopes, softcap, window in ((None, 0.0, 0), (SLOPES[:3], 2.0, 5)):
+        how = slopes, 0.25, softcap, window
+        torch.library.opcheck(torch.ops.nanoslm.attention_forward.default, (q, k, v, docs[0], *how))
+        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, docs[0], *how)
+        torch.library.opcheck(torch.ops.nanoslm.attention_backward.default, (do, q, k, v, o, lse, *docs, *how))
+
+def test_what_cannot_be_done_is_refused(monkeypatch):
+    q, wide = normal(1, 4, 2, 16), normal(1, 4, 2, 512)
+    with pytest.raises(Refused, match="'flash': expected 'triton' or 'sdpa'"):
+        attention(q, q, q, backend='flash')
+    with pytest.raises(Refused, match="no softcap"):
+        attention(q, q, q, softcap=5.0, backend='sdpa')
+    with pytest.raises(Refused, match="at most 256 channels, got torch.float32, 512"):
+        attention(wide, wide, wide, backend='triton')
+    monkeypatch.setattr(att, 'INTERPRETED', False)
+    with pytest.raises(Refused, match="expected a GPU"):
+        documents(rows_of([4]), 'triton')
+    monkeypatch.setattr(att, 'triton', None)
+    with pytest.raises(Refused, match="not installed"):
+        attention(q, q, q, backend='triton')
+
+def test_sdpa_when_asked_for():
+    q, k, v = normal(1, 30, 4, 16).split([2, 1, 1], dim=2)
+    doc_start = rows_of([20, 10])
+    got = attention(q, k, v, documents(doc_start, 'sdpa'), window=7, backend='sdpa')
+    torch.testing.assert_close(got, attention_ref(q, k, v, doc_start, window=7), rtol=0, atol=1e-5)
