@@ -13,7 +13,20 @@ step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last
 once() { # once FILE step ...: only while FILE is not there
   if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
 }
-train() { step "train: $1" "$1" python train.py "config/$1.py"; } # a finished run says so and ends
+# bf16 on a GPU, and on a CPU whose bf16 product is the faster one (on most it is the slower); measured once, for all runs
+[ -s $out/dtype ] || python - >$out/dtype <<'PYTHON'
+import time, torch
+def seconds(dtype):
+    a = torch.randn(2048, 512, dtype=dtype)
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        a @ a.T
+        times.append(time.perf_counter() - begin)
+    return min(times)
+print('bfloat16' if torch.cuda.is_available() or seconds(torch.bfloat16) < seconds(torch.float32) else 'float32')
+PYTHON
+train() { step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $out/dtype)"; } # a finished run says so and ends
 
 once $out/units/info.json step "audio -> units" units \
   python tokenize_speech.py --audio=tiny/audio --out=$out/units
