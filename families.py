@@ -24,8 +24,8 @@ from configurator import Refused
 PAD_ROWS = 256 # the embedding's rows in memory are a multiple of this
 
 # what a family is unless it says otherwise, as Llama
-PLAIN = {'norm_eps': 1e-6, 'position': 'rope', 'rope_share': 1.0, 'norm': 'rms', 'residual': 'pre', 'activation': 'silu', 'gated': True,
-         'qkv_bias': False, 'bias': False, 'embed_scale': False, 'embed_norm': False, 'attn_softcap': 0.0,
+PLAIN = {'norm_eps': 1e-6, 'position': 'rope', 'rope_share': 1.0, 'norm': 'rms', 'residual': 'pre', 'activation': 'silu',
+         'gated': True, 'qkv_bias': False, 'bias': False, 'embed_scale': False, 'embed_norm': False, 'attn_softcap': 0.0,
          'logit_softcap': 0.0, 'window': 0}
 LAYER_NORM = PLAIN | {'norm': 'layer', 'gated': False, 'qkv_bias': True, 'bias': True} # of the families before Llama
 
@@ -162,6 +162,10 @@ class GPTConfig:
             elif name not in family['fields'] and getattr(self, name) != value: # config.json could not say it
                 raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has {value!r} here")
         self._positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word', *['window'] * ('window' in family['fields']))
+        for name, theirs in family['fields'].items():
+            if theirs in VALUES and getattr(self, name) not in VALUES[theirs].values():
+                raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has "
+                              f"{' or '.join(map(repr, VALUES[theirs].values()))}")
         if self.n_head % self.n_kv_head:
             raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.position == 'rope' and (self.n_rope < 2 or self.n_rope % 2):

@@ -151,7 +151,8 @@ def _slopes(x, weight, targets, stats, g, vocab_size, softcap):
     losses, dx = x.new_zeros(len(x), dtype=wide), torch.zeros_like(x)
     dw = torch.zeros_like(weight, dtype=wide)
     for rows in _chunks(x, targets):
-        z, part = x[rows] @ weight.T, x[rows] # (rows, Vp), (rows, C)
+        part = x[rows] # (rows, C)
+        z = part @ weight.T # (rows, Vp)
         losses[rows], _ = _passes(x.device)(z, targets[rows], None if stats is None else stats[rows], vocab_size, softcap, True)
         if g is None:
             dx[rows] = z @ weight

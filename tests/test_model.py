@@ -250,6 +250,10 @@ def test_configs_of_the_hub(name):
     with torch.device('meta'):
         assert GPT(cfg).num_params() == parameters
 
+def test_an_order_of_residuals_that_config_json_cannot_say_is_refused():
+    with pytest.raises(Refused, match="residual='sandwich' is not opt, which has 'pre' or 'post'"):
+        GPTConfig(family='opt', residual='sandwich')
+
 def test_a_softcap_that_is_null_is_none_and_one_that_is_absent_is_the_family_s():
     hf, *_ = HUB['google/gemma-2-2b']
     without = {key: value for key, value in hf.items() if key != 'attn_logit_softcapping'}
