@@ -27,6 +27,7 @@ import numpy as np
 
 from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from folders import read_info, read_lines, shard_folders
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
 REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP') # what repair answers, by index
@@ -147,7 +148,7 @@ class Words:
     """A words folder: .info, .shards (shard s begins with document first[s]), .ids; words[i] -> words, starts, ends."""
 
     def __init__(self, folder):
-        self.folder, self.info = Path(folder), _info(folder, 'align.py')
+        self.folder, self.info = Path(folder), read_info(folder, 'align.py')
         self.shards = [WordsShard(path) for path in shard_folders(folder)]
         self.ids = [name for shard in self.shards for name in shard.ids]
         self.first = np.cumsum([0] + [len(shard) for shard in self.shards])
@@ -164,37 +165,7 @@ class Words:
             raise Refused(f"{self.folder}: no document '{name}'")
         return self.ids.index(name)
 
-def shard_folders(folder):
-    """The complete shards of a units or words folder, in order."""
-    return sorted(path for path in Path(folder).iterdir() if path.is_dir() and path.name.isdecimal())
-
-def _info(folder, script):
-    path = Path(folder) / 'info.json'
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        what = "no such folder" if not Path(folder).is_dir() else "no info.json in it, so it is not complete"
-        raise Refused(f"{folder}: {what}; {script} makes it") from None
-    except (OSError, ValueError) as e:
-        raise Refused(f"{path}: not readable as JSON: {e}") from None
-
 # ----------------------------------------------------------------------------------------------------------------
-
-def read_lines(path):
-    """(where, object) of each line of a .jsonl file; a line that is not a JSON object is refused with its number."""
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            for number, line in enumerate(f, start=1):
-                if line.strip():
-                    try:
-                        value = json.loads(line)
-                    except ValueError as e:
-                        raise Refused(f"{path}:{number}: not JSON: {e}") from None
-                    if not isinstance(value, dict):
-                        raise Refused(f"{path}:{number}: expected a JSON object, got {line.strip()[:40]}")
-                    yield f'{path}:{number}', value
-    except (OSError, UnicodeDecodeError) as e:
-        raise Refused(f"{path}: not readable as UTF-8 text: {e}") from None
 
 def _read_words(path, rate):
     """{id: (words, starts, ends)} of a .jsonl file; times times rate are samples, NaN where missing."""
@@ -237,7 +208,7 @@ def align_shard(metas, words):
 
 def main(cfg):
     units = Path(cfg.units)
-    info, shards, out = _info(units, 'tokenize_speech.py'), shard_folders(units), Path(cfg.out or units / 'words')
+    info, shards, out = read_info(units, 'tokenize_speech.py'), shard_folders(units), Path(cfg.out or units / 'words')
     if not shards:
         raise Refused(f"{units}: no shards (00000/, ...) in it; tokenize_speech.py makes them")
     for source in [cfg.words] if cfg.words else [shard / 'words.jsonl' for shard in shards]:

@@ -34,10 +34,11 @@ from pathlib import Path
 
 import numpy as np
 
-from align import Words, read_lines
+from align import Words
 from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from data import ShardWriter
+from folders import read_lines
 from tokenize_speech import Units
 from vocab import TextTokenizer, Vocab
 

@@ -49,6 +49,7 @@ from torch import nn
 from audio import RATE, BadAudio, load_audio
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from corpora.folder import utterances
+from folders import read_array, read_info, read_lines, shard_folders, write_lines, write_shard
 
 POOL = 1800 * RATE # samples that are decoded before their windows are sorted into batches
 
@@ -244,21 +245,6 @@ def deduplicate(frames):
     starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 1)) # the first differs from what is before it
     return frames[starts], np.diff(starts, append=len(frames))
 
-def write_lines(path, dicts):
-    Path(path).write_text(''.join(json.dumps(d) + '\n' for d in dicts), encoding='ascii')
-
-def write_shard(dir, index, arrays, lines):
-    """DIR/00000 with NAME.npy for every array, NAME.jsonl for every list of dicts; it appears whole or not at all."""
-    folder = Path(dir) / f'{index:05d}'
-    if (size := sum(a.nbytes for a in arrays.values())) > 1 << 30:
-        raise Refused(f"{folder}: {size:,} bytes, a shard has at most 1 GiB; put fewer documents into it")
-    with atomically(folder) as tmp:
-        tmp.mkdir()
-        for name, array in arrays.items():
-            np.save(tmp / f'{name}.npy', array)
-        for name, dicts in lines.items():
-            write_lines(tmp / f'{name}.jsonl', dicts)
-
 def write_units_shard(dir, index, docs, **lines):
     """docs: list of (meta dict, units, runs); lines: further lists of dicts to lie in the shard (words=, failures=)."""
     arrays = {'offsets': np.cumsum([0] + [len(units) for _, units, _ in docs], dtype=np.int64)}
@@ -270,60 +256,21 @@ def write_units_shard(dir, index, docs, **lines):
         arrays[name] = np.concatenate([np.zeros(0, np.int64), *(doc[column] for doc in docs)]).astype(np.uint16)
     write_shard(dir, index, arrays, {'meta': [meta for meta, _, _ in docs], **lines})
 
-def shard_folders(dir):
-    """The complete shards of a units or words folder, in order; none may be missing."""
-    names = sorted(name for name in os.listdir(dir) if name.isdigit() and len(name) >= 5)
-    for index, name in enumerate(sorted(names, key=int)):
-        if int(name) != index:
-            raise Refused(f"{dir}: shard {index:05d} is missing, {name} is there")
-    return [Path(dir) / name for name in sorted(names, key=int)]
-
-def read_array(path, dtype):
-    """A shard's NAME.npy, memory-mapped and checked."""
-    try:
-        a = np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError) as e:
-        raise Refused(f"{path}: not a whole .npy file ({e})") from None
-    if a.dtype != dtype or a.ndim != 1:
-        raise Refused(f"{path}: {a.dtype} of shape {a.shape}, expected one row of {np.dtype(dtype)}")
-    return a
-
-def read_lines(path):
-    """A shard's NAME.jsonl as a list of dicts."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            lines = [json.loads(line) for line in f]
-    except (OSError, ValueError) as e:
-        raise Refused(f"{path}: not a whole .jsonl file ({e})") from None
-    if not all(isinstance(line, dict) for line in lines):
-        raise Refused(f"{path}: expected a JSON object a line")
-    return lines
-
-def read_info(dir):
-    """DIR/info.json, which a finished folder has."""
-    if not Path(dir).is_dir():
-        raise Refused(f"{dir}: no such units folder; tokenize_speech.py makes one")
-    try:
-        return json.loads((Path(dir) / 'info.json').read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise Refused(f"{dir}: no info.json: not a units folder, or tokenize_speech.py has not finished it") from None
-    except (OSError, ValueError) as e:
-        raise Refused(f"{dir}/info.json: not JSON ({e})") from None
-
 class Units:
     """A units folder, checked. len(u) documents; u[i] -> (units, runs); u.meta[i]; u.find(id) -> i; u.info.
 
     u.units, u.runs, u.offsets are lists with one memory-mapped array a shard; shard s begins with document u.first[s].
     """
     def __init__(self, dir):
-        self.info, self.meta, self.first, self._index = read_info(dir), [], [0], None
+        self.info, self.meta, self.first, self._index = read_info(dir, 'tokenize_speech.py'), [], [0], None
         self.units, self.runs, self.offsets = [], [], []
         K = self.info.get('n_units')
         if type(K) is not int or K < 1:
             raise Refused(f"{dir}/info.json: n_units is {K!r}, expected the number of centroids")
         for folder in shard_folders(dir):
             units, runs = (read_array(folder / f'{name}.npy', np.uint16) for name in ('units', 'runs'))
-            offsets, meta = read_array(folder / 'offsets.npy', np.int64), read_lines(folder / 'meta.jsonl')
+            offsets = read_array(folder / 'offsets.npy', np.int64)
+            meta = [line for _, line in read_lines(folder / 'meta.jsonl')]
             if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(units):
                 raise Refused(f"{folder}/offsets.npy: must rise from 0 to {len(units)}, the number of units")
             if len(runs) != len(units) or (runs == 0).any():
@@ -437,7 +384,7 @@ def write_failures(cfg, failures, total):
 def finish(cfg, encoder, kmeans, failures):
     """info.json, with counts that come from the shards."""
     folders = shard_folders(cfg.out)
-    seconds = [meta['seconds'] for folder in folders for meta in read_lines(folder / 'meta.jsonl')]
+    seconds = [meta['seconds'] for folder in folders for _, meta in read_lines(folder / 'meta.jsonl')]
     if not seconds:
         raise Refused(f"{cfg.audio}: not one usable file, see {cfg.out}/failures.jsonl")
     info = {'encoder': cfg.encoder, 'layer': cfg.layer, 'kmeans': sha256(kmeans), 'units_hash': encoder.hash,
@@ -469,7 +416,7 @@ def main(cfg):
             batch, start = docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs], time.perf_counter()
             folder = Path(cfg.out) / f'{s:05d}'
             if folder.exists():
-                failures += read_lines(folder / 'failures.jsonl')
+                failures += [failure for _, failure in read_lines(folder / 'failures.jsonl')]
                 skipped += 1
                 bar.update(len(batch))
                 continue

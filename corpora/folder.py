@@ -8,10 +8,10 @@ Any folder of audio, or a list of it.
                          "words": [["the", 0.12, 0.25], ...] in seconds from the start of the audio, null where unknown}
                         id and audio are needed, the others may be absent or null; further fields are ignored
 """
-import json
 import os
 
 from configurator import Refused
+from folders import read_lines
 
 EXTENSIONS = ('.wav', '.flac', '.ogg', '.mp3')
 
@@ -24,7 +24,7 @@ def utterances(root):
     if os.path.isfile(manifest):
         if not manifest.endswith('.jsonl'):
             raise Refused(f"{manifest}: expected a folder of audio or a .jsonl list")
-        found = _from_manifest(manifest)
+        found = [_from_line(u, where, os.path.dirname(manifest)) for where, u in read_lines(manifest)]
     else:
         found = _from_folder(root)
     if not found:
@@ -51,21 +51,7 @@ def _text(path):
     except (OSError, UnicodeDecodeError) as e:
         raise Refused(f"{path}: expected UTF-8 text ({e})") from None
 
-def _from_manifest(manifest):
-    found = []
-    with open(manifest, 'rb') as f:
-        for number, line in enumerate(f, 1):
-            if line.strip():
-                found.append(_from_line(line, f"{manifest}:{number}", os.path.dirname(manifest)))
-    return found
-
-def _from_line(line, where, folder):
-    try:
-        u = json.loads(line)
-    except ValueError: # not JSON, or not UTF-8
-        raise Refused(f"{where}: not a line of JSON") from None
-    if not isinstance(u, dict):
-        raise Refused(f"{where}: expected a JSON object, got {line[:40].decode(errors='replace').strip()}")
+def _from_line(u, where, folder):
     for key in ('id', 'audio'):
         if not (isinstance(u.get(key), str) and u[key] and '\0' not in u[key]):
             raise Refused(f"{where}: '{key}' must be a non-empty string, got {u.get(key)!r}")

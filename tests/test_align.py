@@ -153,7 +153,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     refused('no units folder', units='')
     refused('no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
     refused('no such file', words=str(tmp_path / 'none.jsonl'))
-    refused('w.jsonl:2: not JSON', '{"id": "a", "words": []}\n{"id": "b", "wor')
+    refused('w.jsonl:2: not a line of JSON', '{"id": "a", "words": []}\n{"id": "b", "wor')
     refused('w.jsonl:1: expected a JSON object', '[1, 2]\n')
     refused('w.jsonl:1: expected {"id"', '{"id": "a"}\n')
     refused("w.jsonl:2: document 'a' comes twice", '{"id": "a", "words": null}\n' * 2)

@@ -173,7 +173,7 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
 
 @pytest.mark.parametrize('settings, message', [
     ({'model': 'none', 'data': ''}, "none/vocab.json: no such file"),
-    ({'items': 'none', 'data': ''}, "none: no such units folder"),
+    ({'items': 'none', 'data': ''}, "none: no such folder; tokenize_speech.py makes it"),
     ({'data': 'none'}, "none: no val/SOURCE shards that a joint model reads"),
     ({'data': '', 'items': ''}, "nothing to measure"),
 ])

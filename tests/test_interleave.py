@@ -408,7 +408,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
         assert not (tmp_path / 'no').exists() and not (tmp_path / 'no.tmp').exists()
     silent = make_folder(tmp_path / 'silent', [random_docs(3, 6, ['a'])], words=False)
     refused('no such folder; align.py makes it', units=str(silent))
-    refused('no such units folder', units=str(tmp_path / 'nowhere'))
+    refused('nowhere: no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
     refused('a folder comes twice', units=f'{mine},{mine}')
     other = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
     refused('units_hash differs', units=f'{mine},{other}')

@@ -240,7 +240,7 @@ def array(name, value):
     return lambda f: np.save(f / '00001' / f'{name}.npy', value)
 
 FAULTS = {
-    'no folder': (lambda f: f.rename(f.with_name('gone')), 'units: no such units folder'),
+    'no folder': (lambda f: f.rename(f.with_name('gone')), 'units: no such folder; tokenize_speech.py makes it'),
     'unfinished': (lambda f: (f / 'info.json').unlink(), 'no info.json'),
     'bad info': (lambda f: (f / 'info.json').write_text('{'), 'info.json: not JSON'),
     'no n_units': (lambda f: (f / 'info.json').write_text('{}'), 'info.json: n_units is None'),
@@ -258,8 +258,8 @@ FAULTS = {
     'run of 0': (array('runs', np.zeros(5, np.uint16)), '00001/runs.npy: expected 5 run lengths'),
     'fewer runs': (array('runs', np.ones(4, np.uint16)), '00001/runs.npy: expected 5 run lengths'),
     'meta': (lambda f: (f / '00001/meta.jsonl').write_text('{}\n'), '00001/meta.jsonl: 1 lines, offsets.npy has 2 doc'),
-    'numbers': (lambda f: (f / '00001/meta.jsonl').write_text('1\n2\n'), '00001/meta.jsonl: expected a JSON'),
-    'meta cut': (lambda f: os.truncate(f / '00001/meta.jsonl', 20), '00001/meta.jsonl: not a whole .jsonl file'),
+    'numbers': (lambda f: (f / '00001/meta.jsonl').write_text('1\n2\n'), '00001/meta.jsonl:1: expected a JSON'),
+    'meta cut': (lambda f: os.truncate(f / '00001/meta.jsonl', 20), '00001/meta.jsonl:2: not a line of JSON'),
 }
 
 @pytest.mark.parametrize('fault', FAULTS)

@@ -56,6 +56,7 @@ import soundfile
 
 from audio import RATE, resample
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from folders import read_lines, write_lines
 
 BEFORE, AFTER = RATE * 50 // 1000, RATE * 150 // 1000 # what a sentence keeps around its words
 FADE = RATE // 200 # 5 ms at both ends of a sentence: no click where silence begins
@@ -405,13 +406,6 @@ def plan(cfg):
 # ----------------------------------------------------------------------------------------------------------------
 # shards
 
-def _write_lines(path, lines):
-    path.write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), encoding='utf-8')
-
-def _read_lines(path):
-    with open(path, encoding='utf-8') as f:
-        return [json.loads(line) for line in f]
-
 def write_shard(folder, shard, speak):
     """Speaks the groups of a shard into a folder, complete once it has its name. speak(doc) -> line, wave."""
     with atomically(folder) as tmp:
@@ -429,8 +423,8 @@ def write_shard(folder, shard, speak):
                     lines.append({'id': line['id'], 'start': at, **line})
                     audio.write(wave)
                     at += len(wave)
-        _write_lines(tmp / 'docs.jsonl', lines)
-        _write_lines(tmp / 'refused.jsonl', refused)
+        write_lines(tmp / 'docs.jsonl', lines)
+        write_lines(tmp / 'refused.jsonl', refused)
 
 def documents(folder):
     """What was spoken: yields (line of docs.jsonl, wave int16) in order."""
@@ -439,7 +433,7 @@ def documents(folder):
         raise Refused(f"{folder}: no speech in it; python -m tiny.speak writes it")
     for shard in shards:
         with soundfile.SoundFile(shard / 'audio.flac') as audio:
-            for line in _read_lines(shard / 'docs.jsonl'):
+            for _, line in read_lines(shard / 'docs.jsonl'):
                 wave = audio.read(line['samples'], dtype='int16')
                 if len(wave) != line['samples']:
                     raise Refused(f"{shard}/audio.flac: ends within {line['id']}; remove {shard} and speak it again")
@@ -449,8 +443,8 @@ def _finished(folder, shard):
     """Whether the shard is there already. Raises Refused if it was spoken from other texts."""
     if not folder.exists():
         return False
-    texts = {line['id']: line['text'] for line in _read_lines(folder / 'docs.jsonl')}
-    refused = {line['id'] for line in _read_lines(folder / 'refused.jsonl')}
+    texts = {line['id']: line['text'] for _, line in read_lines(folder / 'docs.jsonl')}
+    refused = {line['id'] for _, line in read_lines(folder / 'refused.jsonl')}
     wanted = {doc['id']: ' '.join(doc['sentences'])
               for group in shard if group[0]['id'] not in refused for doc in group}
     if texts != wanted:
@@ -505,8 +499,8 @@ def _same_settings(cfg):
 def _summary(cfg, shards):
     lines, refused = [], []
     for k in shards:
-        lines += _read_lines(Path(cfg.out) / f'{k:05d}' / 'docs.jsonl')
-        refused += _read_lines(Path(cfg.out) / f'{k:05d}' / 'refused.jsonl')
+        lines += [line for _, line in read_lines(Path(cfg.out) / f'{k:05d}' / 'docs.jsonl')]
+        refused += [line for _, line in read_lines(Path(cfg.out) / f'{k:05d}' / 'refused.jsonl')]
     hours, reasons = {}, {}
     for line in lines:
         hours[line['speaker']] = hours.get(line['speaker'], 0) + line['samples'] / RATE / 3600

@@ -44,6 +44,7 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 from audio import RATE, load_audio
 from configurator import Refused, atomically, record, run, sha256, write_json
 from corpora.folder import utterances
+from folders import read_lines
 from tokenize_speech import Encoder, load_centroids
 
 HOP = 640 # samples a frame: 25 Hz
@@ -82,7 +83,7 @@ class Config:
 def recordings(folder):
     """Dicts {id, path, start, end (seconds or None), text, speaker}: of tiny/speak.py, LibriSpeech or any folder."""
     for docs in sorted(Path(folder).glob('*[0-9]/docs.jsonl')):
-        for u in map(json.loads, docs.read_text(encoding='utf-8').splitlines()):
+        for _, u in read_lines(docs):
             yield {**u, 'path': docs.with_name('audio.flac'), 'start': u['start'] / RATE,
                    'end': (u['start'] + u['samples']) / RATE}
     if next(Path(folder).glob('*[0-9]/docs.jsonl'), None):
