@@ -12,7 +12,6 @@ Writes bench/results/aot.json.
 import contextlib
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.common import ROOT, commit
 from configurator import progress, write_json
 from kernels import attention, cross_entropy
 
@@ -57,9 +56,8 @@ def main():
         rows.append({'sm': sm, 'kernel': name, 'warps': options['num_warps'], 'stages': options['num_stages'],
                      **compiled(sm, kernel, signature, constants, options)})
         print('| ' + ' | '.join(map(str, rows[-1].values())) + ' |', flush=True)
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     write_json(ROOT / 'bench' / 'results' / 'aot.json',
-               {'triton': triton.__version__, 'commit': commit, 'command': 'python bench/aot.py', 'rows': rows})
+               {'triton': triton.__version__, 'commit': commit(), 'command': 'python bench/aot.py', 'rows': rows})
 
 if __name__ == '__main__':
     main()
