@@ -79,7 +79,10 @@ class Norm(nn.Module):
         w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, w, self.eps)
-        return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype) # one call: a decoded token is all overhead
+        if not x.is_cpu or x.dtype != torch.float32:
+            return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True) # half the calls rms_norm makes on a CPU
+        return torch.full_like(length, self.eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_().mul(x).mul_(w)
 
 def _rotate(x, cos, sin):
     wide = x.to(cos.dtype) # at once: arithmetic on mixed types is slow on a CPU
@@ -105,13 +108,13 @@ def alibi_slopes(n_head):
 
 class Cache:
     """Keys and values of the columns seen so far: (B, capacity, HK, D) a layer, allocated once."""
-    def __init__(self, model, B, capacity):
+    def __init__(self, model, B, capacity, begin=None):
         cfg, like = model.cfg, model.embed
         self.k, self.v = ([like.new_empty(B, capacity, cfg.n_kv_head, cfg.head_dim) for _ in range(cfg.n_layer)]
                           for _ in range(2))
-        self.rope = model.rotary(torch.arange(capacity, device=like.device)) # each (capacity, n_rope)
+        self.rope = model.rotary(torch.arange(capacity, device=like.device)[:, None]) # each (capacity, 1, n_rope)
         self.length = 0 # columns filled
-        self.begin = None # (B, 1): the column where each row's document begins; None is 0
+        self.begin = begin # (B, 1): the column where each row's document begins; None is 0
 
     def attend(self, layer, q, k, v, docs, how):
         """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
@@ -142,7 +145,7 @@ class Block(nn.Module):
         if cfg.residual == 'sandwich':
             self.post1, self.post2 = Norm(cfg), Norm(cfg)
 
-    def attend(self, x, rope, slopes, docs, cache):
+    def attend(self, x, rope, slopes, docs, backend, cache):
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
         qkv = self.qkv(x).view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
         qk, v = qkv.narrow(2, 0, H + HK), qkv.narrow(2, H + HK, HK)
@@ -151,7 +154,10 @@ class Block(nn.Module):
             qk = rotate(qk, *rope) if R == qk.size(-1) else torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
         q, k = qk.narrow(2, 0, H), qk.narrow(2, H, HK)
         how = {**self.how, 'slopes': slopes}
-        y = attention(q, k, v, docs, **how) if cache is None else cache.attend(self.layer, q, k, v, docs, how)
+        if cache is None:
+            y = attention(q, k, v, docs, **how, backend=backend)
+        else:
+            y = cache.attend(self.layer, q, k, v, docs, how)
         return self.out(y.flatten(2)) # of (B, T, H, D)
 
     def mlp(self, x):
@@ -180,6 +186,7 @@ class GPT(nn.Module):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator."""
         super().__init__()
         self.cfg = cfg
+        self.attention = None # of training: None, the fastest of the device; 'triton'; 'sdpa'
         table = lambda rows, width: nn.Parameter(torch.empty(rows, width))
         self.embed = table(cfg.rows, cfg.n_word)
         self.head = None if cfg.tied else table(cfg.rows, cfg.n_word)
@@ -225,10 +232,11 @@ class GPT(nn.Module):
     def forward(self, tokens, doc_start=None, cache=None):
         """tokens, doc_start (B, T) -> hidden (B, T, n_word) for the head; with a cache, of its next T columns."""
         cfg, T, begin = self.cfg, tokens.size(1), 0 if cache is None else cache.length
-        position = torch.arange(begin, begin + T, device=tokens.device)[None] # (1, T)
+        position = torch.arange(begin, begin + T, device=tokens.device) # (T,)
         if doc_start is not None:
             position = position - doc_start # (B, T)
-        docs = documents(doc_start) if doc_start is not None and begin == 0 else None
+        backend = self.attention if cache is None else None
+        docs = documents(doc_start, backend) if doc_start is not None and begin == 0 else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as transformers rounds it
@@ -236,9 +244,8 @@ class GPT(nn.Module):
             x = self.word_in(x)
         rope = slopes = None
         if cfg.position == 'rope':
-            table = self.rotary(torch.arange(T, device=tokens.device)) if cache is None else cache.rope # (columns, R) each
-            rope = [t[begin:begin + T] if doc_start is None else t[position] for t in table] # (T, R) or (B, T, R)
-            rope = [t.unsqueeze(-2) for t in rope]
+            table = self.rotary(torch.arange(T, device=tokens.device)[:, None]) if cache is None else cache.rope
+            rope = [t[begin:begin + T] if doc_start is None else t[position] for t in table] # (T, 1, R) or (B, T, 1, R)
         elif cfg.position == 'learned':
             if begin + T > cfg.n_positions:
                 raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
@@ -248,7 +255,7 @@ class GPT(nn.Module):
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         for block in self.layers:
-            x = block(x, rope, slopes, docs, cache)
+            x = block(x, rope, slopes, docs, backend, cache)
         if cache is not None:
             cache.length += T
         x = x if self.norm is None else self.norm(x)
@@ -293,7 +300,7 @@ class GPT(nn.Module):
     # ------------------------------------------------------------------------------------------------------------
     # generation
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
                  stop=(), generator=None):
         """Continuations of the prompts (lists of ids, of any lengths) as lists of new ids, a stop id included.
@@ -310,16 +317,13 @@ class GPT(nn.Module):
         # prompts end together, each a document of its own that begins after its padding
         tokens = torch.zeros(B, P, dtype=torch.long, device=device)
         begin = torch.tensor([[P - len(prompt)] for prompt in prompts], device=device) # (B, 1)
-        for row, prompt in zip(tokens, prompts):
-            row[P - len(prompt):] = torch.tensor(prompt)
-        columns = torch.arange(P + max_new_tokens, device=device)
-        ragged = bool(begin.any())
-        doc_start = torch.where(columns[:P] < begin, 0, begin) if ragged else None
         used = torch.zeros(B, V, dtype=torch.bool, device=device) # ids in the text so far
-        if repetition_penalty != 1:
-            for row, prompt in zip(used, prompts):
-                row[prompt] = True
-        cache, new, running = Cache(self, B, P + max_new_tokens), [[] for _ in prompts], set(range(B))
+        for row, seen, prompt in zip(tokens, used, prompts):
+            row[P - len(prompt):] = torch.tensor(prompt)
+            seen[prompt] = True
+        cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
+        doc_start = None if cache.begin is None else torch.where(torch.arange(P, device=device) < begin, 0, begin)
+        new, running = [[] for _ in prompts], set(range(B))
         for _ in range(max_new_tokens):
             logits = self.logits(self(tokens, doc_start, cache)[:, -1]).float() # (B, V)
             if repetition_penalty != 1:
@@ -333,8 +337,7 @@ class GPT(nn.Module):
                         running.discard(i)
             if not running:
                 break
-            if ragged:
-                doc_start = cache.begin = begin
+            doc_start = cache.begin
         return new
 
     # ------------------------------------------------------------------------------------------------------------
@@ -499,21 +502,21 @@ def _fill(place, tensors, name):
         return f"{name} has values that are not finite"
     place.copy_(tensor.view(place.shape))
 
-def _local(name):
-    """The folder of a checkpoint: name itself, or its download from the hub."""
+def _local(name, files=('*.json', '*.safetensors')):
+    """The folder of a checkpoint: name itself, or the download of its files from the hub."""
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) or Path(name).parent.is_dir():
         raise Refused(f"{name}: no such model folder; expected a folder, or a hub id like Qwen/Qwen2.5-0.5B")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(name), allow_patterns=['*.json', '*.safetensors']))
+        return Path(snapshot_download(str(name), allow_patterns=files))
     except (OSError, ValueError) as e:
         raise Refused(f"{name}: no such folder, and not to be had from the hub ({type(e).__name__})") from None
 
 def read_config(folder):
     """The GPTConfig of a folder or hub id."""
-    path = _local(folder) / 'config.json'
+    path = _local(folder, ['config.json']) / 'config.json'
     return GPTConfig.from_hf(_read_json(path), path)
 
 def _read_json(path):

@@ -32,15 +32,17 @@ import checkpoint
 from configurator import Refused, atomically, record, run, sha256, write_json
 from data import Loader, Shards
 from families import GPTConfig
+from kernels.attention import choose_backend
 from model import GPT, read_config
 from vocab import TextTokenizer, Vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
-FREE = ('out_dir', 'micro_batch', 'device', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every') # to change
+# to change on resume: at most the rounding differs
+FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
-           'dtype': ('bfloat16', 'float32')}
+           'attention': (None, 'triton', 'sdpa'), 'dtype': ('bfloat16', 'float32')}
 POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
             'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
@@ -85,6 +87,7 @@ class Config:
     out_dir: str = 'out/model'
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
+    attention: str | None = None # 'triton', 'sdpa' (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest
     dtype: str = 'bfloat16' # of the compute, by autocast; weights and moments are float32
     timeout: float = 600.0 # seconds without an answer from another rank end the run
     log_every: int = 10 # steps a terminal line; log.jsonl has every step
@@ -95,7 +98,7 @@ class Config:
     def __post_init__(self):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise Refused(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+                raise Refused(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(str, allowed))}")
         for name in POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
@@ -219,15 +222,17 @@ def _rope(cfg, shape):
         raise Refused(f"rope_theta={cfg.rope_theta}: {shape.family} has no rotary positions; expected rope_theta=None")
     return {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
 
+def shape_of(cfg):
+    """The GPTConfig that a new run starts from, with the vocabulary it has there."""
+    if cfg.init != 'scratch' or cfg.init_config:
+        return read_config(cfg.init_config or cfg.init)
+    return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
+
 def build_model(cfg, vocab, tokenizer, device):
     """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
     torch.manual_seed(cfg.seed)
     if cfg.init == 'scratch':
-        if cfg.init_config:
-            shape = read_config(cfg.init_config)
-        else:
-            given = {name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None}
-            shape = GPTConfig(**given)
+        shape = shape_of(cfg)
         bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
         return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **_rope(cfg, shape))).to(device)
     theirs = Vocab.load(cfg.init) if Path(cfg.init, 'vocab.json').is_file() else None # none: a TextLM of the hub
@@ -371,6 +376,9 @@ def main(cfg):
     with processes(cfg) as (rank, world, device), checkpoint.signals() as asked:
         say = print if rank == 0 else lambda *_, **__: None
         out = Path(cfg.out_dir)
+        if cfg.attention: # refused here where it cannot be had
+            shape = shape_of(cfg)
+            choose_backend(device, cfg.attention, getattr(torch, cfg.dtype), shape.head_dim, shape.attn_softcap)
 
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
@@ -385,6 +393,7 @@ def main(cfg):
 
         # ---- the model and its optimizer
         model = GPT.from_pretrained(folder, device=device) if folder else build_model(cfg, vocab, tokenizer, device)
+        model.attention = cfg.attention
         flops = 6 * model.num_params() * cfg.batch_tokens # a step
         steps = total_steps(cfg, flops) # None: until max_seconds
         optimizer = make_optimizer(model, cfg.lr)

@@ -13,7 +13,6 @@ Writes bench/results/model-NAME.json.
 """
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,21 +25,14 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.common import ROOT, machine, measure
 from configurator import Refused, progress, write_json
 from families import GPTConfig
 from model import GPT
 from tiny.stories import stories
 
 PROMPT, NEW = 64, 128
-
-def machine():
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                if line.startswith('model name')), platform.processor())
-    return {'machine': cpu, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'transformers': transformers.__version__, 'commit': git}
 
 # ----------------------------------------------------------------------------------------------------------------
 # speed
@@ -67,17 +59,6 @@ class NanoGPT(nn.Module):
         x = self.layers(self.embed(tokens) + self.positions.weight[:tokens.size(1)])
         return F.cross_entropy((self.norm(x) @ self.embed.weight.T).flatten(0, 1), targets.flatten())
 
-def median_ms(ways, repeats, seconds=time.perf_counter):
-    """Interleaved, so that what else the machine does meets all alike."""
-    times = {name: [] for name in ways}
-    for i in progress(range(repeats + 1), desc='repeats'):
-        for name, way in ways.items():
-            begin = seconds()
-            way()
-            if i: # the first warms up
-                times[name].append((seconds() - begin) * 1e3)
-    return {name: round(statistics.median(t), 2) for name, t in times.items()}
-
 def speed(folder, repeats=9):
     torch.manual_seed(0)
     ours = GPT(GPTConfig(vocab_size=2552, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704))
@@ -93,17 +74,17 @@ def speed(folder, repeats=9):
                 value = loss()
             value.backward()
         theirs = lambda model: F.cross_entropy(model(input_ids=tokens).logits.flatten(0, 1).float(), targets.flatten())
-        times = median_ms({'nanoSLM': lambda: train(lambda: ours.losses(tokens, None, targets).mean()),
-                           'transformers, eager': lambda: train(lambda: theirs(eager)),
-                           'transformers, sdpa': lambda: train(lambda: theirs(sdpa)),
-                           "nanoGPT's way": lambda: train(lambda: nano(tokens, targets))}, repeats)
-        rows += [{'what': f'forward + backward, 4 x 512 tokens, {dtype}', 'of': name, 'ms': ms} for name, ms in times.items()]
+        times = measure({'nanoSLM': lambda: train(lambda: ours.loss_sum(tokens, None, targets)[0] / targets.numel()),
+                         'transformers, eager': lambda: train(lambda: theirs(eager)),
+                         'transformers, sdpa': lambda: train(lambda: theirs(sdpa)),
+                         "nanoGPT's way": lambda: train(lambda: nano(tokens, targets))}, repeats, 'cpu')
+        rows += [{'what': f'forward + backward, 4 x 512 tokens, {dtype}', 'of': name, **row} for name, row in times.items()]
     prompt = tokens[:1, :PROMPT]
-    times = median_ms({'nanoSLM': lambda: ours.generate(prompt.tolist(), NEW, temperature=0),
-                       'transformers': lambda: sdpa.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW,
-                                                             do_sample=False, pad_token_id=0)}, repeats)
-    rows += [{'what': 'cached decoding, batch 1, float32', 'of': name, 'tokens_s': round(NEW / ms * 1e3, 1)}
-             for name, ms in times.items()]
+    times = measure({'nanoSLM': lambda: ours.generate(prompt.tolist(), NEW, temperature=0),
+                     'transformers': lambda: sdpa.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW,
+                                                           do_sample=False, pad_token_id=0)}, repeats, 'cpu')
+    rows += [{'what': 'cached decoding, batch 1, float32', 'of': name, 'tokens_s': round(NEW / row['ms'] * 1e3, 1)}
+             for name, row in times.items()]
     return rows
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -81,23 +81,27 @@ def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, sl
     p = s.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
     return torch.einsum('bhtj,bjhd->bthd', p, v)
 
-def _backend(device, asked=None):
-    """'blocks', 'triton' or 'sdpa': the way asked for, else the fastest of a device."""
+def choose_backend(device, asked=None, dtype=torch.bfloat16, D=64, softcap=0.0):
+    """'blocks', 'triton' or 'sdpa': the one asked for, refused where it cannot be had, else the fastest of a device."""
+    fits = D <= 256 and (dtype.itemsize == 2 or device.type == 'cpu') # tensor cores round 32 bits to 19
     if asked is None:
-        usual = {'cpu': 'blocks', 'cuda': 'sdpa' if triton is None else 'triton'}
-        return usual.get(device.type, 'sdpa')
+        return 'blocks' if device.type == 'cpu' else 'triton' if device.type == 'cuda' and triton and fits else 'sdpa'
     if asked not in ('triton', 'sdpa'):
         raise Refused(f"attention backend {asked!r}: expected 'triton' or 'sdpa'")
+    if asked == 'sdpa' and softcap:
+        raise Refused("attention backend 'sdpa': it has no softcap, which this model needs; expected None")
     if asked == 'triton' and triton is None:
         raise Refused("attention backend 'triton': triton is not installed; take 'sdpa'")
     if asked == 'triton' and device.type != 'cuda' and not INTERPRETED:
         raise Refused(f"attention backend 'triton': expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
+    if asked == 'triton' and not fits:
+        raise Refused(f"attention backend 'triton': expected 16 bits and heads of at most 256 channels, got {dtype}, {D}")
     return asked
 
 def documents(doc_start, backend=None):
     """What `attention` wants to know of doc_start (B, T), made once a batch: for Triton doc_start and where documents end,
     both int32 (B, T), for SDPA a mask, on the CPU blocks of queries."""
-    way = _backend(doc_start.device, backend)
+    way = choose_backend(doc_start.device, backend)
     if way == 'triton':
         doc_start = doc_start.to(torch.int32).contiguous()
         # doc_start ascends, so the first token whose document begins later is where a document ends
@@ -429,19 +433,14 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
     """attention_ref by the fastest way of the device, or the one asked for: 'triton' or 'sdpa'.
     docs: documents(doc_start, backend); None where a row is one document."""
     B, T, H, D = q.shape
-    way = _backend(q.device, backend)
-    fits = D <= 256 and (q.dtype.itemsize == 2 or q.device.type == 'cpu') # tensor cores round 32 bits to 19
-    if backend == 'sdpa' and softcap:
-        raise Refused("attention backend 'sdpa': it has no softcap; take 'triton'")
-    if backend == 'triton' and not fits:
-        raise Refused(f"attention backend 'triton': expected 16 bits and heads of at most 256 channels, got {q.dtype}, {D}")
+    way = choose_backend(q.device, backend, q.dtype, D, softcap)
     if way == 'blocks':
         docs = docs or _blocks([(row, 0, T) for row in range(B)])
         return _Blocks.apply(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
-    if way == 'triton' and fits:
+    if way == 'triton':
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
         return _by_triton(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
-    if way == 'triton' and docs is not None:
+    if isinstance(docs, tuple): # made for Triton, whose kernels do not take these heads
         docs = _mask(docs[0])
     if docs is None and not (softcap or window or slopes is not None):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)

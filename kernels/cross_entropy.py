@@ -69,7 +69,9 @@ if triton is not None:
         """z or its softcap, and the softcap's tanh; there is no tanh of tl that the interpreter knows."""
         tanh = z
         if CAP:
-            tanh = 2.0 / (1.0 + tl.exp(-2.0 * z / softcap)) - 1.0
+            e = tl.exp(-2.0 * tl.abs(z) / softcap)
+            tanh = 1.0 - 2.0 * e / (1.0 + e) # in this form the last rounding is the only large one
+            tanh = tl.where(z < 0, -tanh, tanh)
             z = softcap * tanh
         return z, tanh
 
@@ -211,8 +213,8 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, _):
-        dx, dw = ctx.saved_tensors
-        return (dx * g).to(ctx.dtypes[0]), (dw * g).to(ctx.dtypes[1]), None, None, None, None
+        dx, dw = (torch.mul(x, g, out=torch.empty_like(x, dtype=dtype)) for x, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        return dx, dw, None, None, None, None # cast in the product: a float32 copy of dW is 2 GB at 7B
 
 # ----------------------------------------------------------------------------------------------------------------
 

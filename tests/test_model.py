@@ -177,6 +177,22 @@ def test_bf16_autocast_stays_near_float32(small):
     with torch.autocast('cpu', torch.bfloat16):
         assert (small.losses(tokens, None, targets) - exact).abs().max() < 0.03
 
+def test_the_model_compiles_whole():
+    """Forward and backward are one graph, the same one for rows of any documents, with the numbers of eager. By SDPA: on a
+    CPU the blocks of `documents` are a list of the batch's own documents, which a graph cannot hold."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(family='bloom', vocab_size=300, n_layer=2, n_head=4, n_embd=32))
+    model.attention = 'sdpa'
+    compiled = torch.compile(model.loss_sum, fullgraph=True, backend='aot_eager')
+    for begin, stance in ((13, 'default'), (29, 'fail_on_recompile')):
+        doc_start = torch.arange(40).ge(begin).long().mul(begin).expand(2, 40)
+        args, found = (some_tokens(300, 2, 40), doc_start, some_tokens(300, 2, 40, seed=1)), []
+        with torch.compiler.set_stance(stance):
+            for loss_sum in (model.loss_sum, compiled):
+                loss, _ = loss_sum(*args)
+                found.append((loss, *torch.autograd.grad(loss, model.parameters())))
+        assert all(map(torch.equal, *found))
+
 def test_shards_and_bf16_load_everywhere_and_stale_shards_go(small, tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, 'SHARD_BYTES', 10_000)
     small.save_pretrained(tmp_path, dtype=torch.bfloat16)

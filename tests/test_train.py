@@ -387,6 +387,13 @@ def test_bf16_autocast_stays_near_float32(config, tmp_path):
     x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
     assert x != y and max(abs(p - q) for p, q in zip(x, y)) < 0.05
 
+def test_attention_by_sdpa_differs_by_rounding_alone(config, tmp_path):
+    a, b = config(out_dir=str(tmp_path / 'a')), config(attention='sdpa', out_dir=str(tmp_path / 'b'))
+    train.main(a)
+    train.main(b)
+    x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
+    assert x != y and x == pytest.approx(y, abs=1e-5)
+
 # ---- schedule and budget
 
 @pytest.mark.parametrize('schedule, at', [
@@ -418,6 +425,7 @@ def test_seconds_end_a_run_and_its_schedule(config):
 # ---- refusals
 
 REFUSALS = [
+    (dict(attention='flash'), "attention='flash': expected one of None, triton, sdpa"),
     (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
     (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
     (dict(max_tokens=5),
@@ -454,6 +462,21 @@ def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
             train.main(config(**changes))
         assert str(refusal.value) == message and not Path(config().out_dir).exists()
 
+def test_an_attention_that_cannot_be_had_is_refused_before_any_weights_are_read(config, tmp_path):
+    hf = GPTConfig(family='gemma2', vocab_size=257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8).to_hf()
+    (tmp_path / 'config.json').write_text(json.dumps(hf)) # and no weights
+    none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None)
+    for changes, message in [
+            (dict(attention='triton'),
+             "attention backend 'triton': expected a GPU (or TRITON_INTERPRET=1), got cpu; take 'sdpa'"),
+            (dict(attention='sdpa', init=str(tmp_path), **none),
+             "attention backend 'sdpa': it has no softcap, which this model needs; expected None"),
+            (dict(attention='sdpa', init_config=str(tmp_path), **none),
+             "attention backend 'sdpa': it has no softcap, which this model needs; expected None")]:
+        with pytest.raises(Refused) as refusal:
+            train.main(config(**changes))
+        assert str(refusal.value) == message and not Path(config().out_dir).exists()
+
 def test_another_tokenizer_is_refused(config, tmp_path):
     other = tmp_path / 'other'
     make_tokenizer(other)
@@ -472,7 +495,7 @@ def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp
     assert str(refusal.value) == (f"{out} holds another run: lr was 0.01 and is 0.02, seed was 0 and is 5; "
                                   "take the old settings back or choose another out_dir")
     assert weights_of(out) == before
-    train.main(config(max_steps=2, micro_batch=3, save_every=7)) # these may change: finished all the same
+    train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa')) # these may change: finished all the same
 
 def test_changed_shards_are_refused_on_resume(config, tmp_path):
     corpus = make_corpus(tmp_path / 'mine', TextTokenizer(config().tokenizer), n=20)
