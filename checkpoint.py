@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from configurator import Refused, atomically, sha256
 
@@ -65,22 +66,43 @@ def newest(out_dir):
         raise Refused(f"no checkpoint of {out_dir} verifies: {'; '.join(bad)}; to start anew, move the folder away")
     return None
 
-def _state_tensors(model, optimizer):
-    """The optimizer's tensors under their parameters' names, and the random states."""
-    tensors = {f'{name}.{key}': value for name, p in model.named_parameters()
-               for key, value in optimizer.state[p].items()}
+def whole(tensor):
+    """A tensor that is in shards over the ranks, put together on each; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+def whole_model(model, rank):
+    """On rank 0 the model, its shards put together on the CPU; None on the others, which must call it too."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return model if rank == 0 else None
+    with torch.device('meta'):
+        copy = type(model)(model.cfg)
+    for name, p in model.named_parameters(): # one at a time on the device
+        full, (parent, _, leaf) = whole(p.detach()), name.rpartition('.')
+        if rank == 0:
+            setattr(copy.get_submodule(parent), leaf, torch.nn.Parameter(full.cpu()))
+    return copy if rank == 0 else None
+
+def _state_tensors(model, optimizer, rank):
+    """On rank 0 the optimizer's tensors under their parameters' names, and the random states."""
+    tensors = {}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state[p].items():
+            value = whole(value)
+            tensors |= {f'{name}.{key}': value.cpu()} if rank == 0 else {}
     tensors['rng'] = torch.get_rng_state()
     if next(model.parameters()).is_cuda:
         tensors['rng.cuda'] = torch.cuda.get_rng_state()
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
-def save(out_dir, step, model, optimizer, state, vocab, tokenizer):
-    """Writes out_dir/step-N, then removes all but the newest KEEP.
+def save(out_dir, step, model, optimizer, state, vocab, tokenizer, rank=0):
+    """Writes out_dir/step-N, then removes all but the newest KEEP. All ranks call it; rank 0 writes.
 
     Weights or moments that are not finite are refused: nothing is ever saved over a good checkpoint with a bad one.
     """
     out_dir = Path(out_dir)
-    tensors = _state_tensors(model, optimizer)
+    tensors, model = _state_tensors(model, optimizer, rank), whole_model(model, rank)
+    if model is None:
+        return None
     for name, value in [*model.named_parameters(), *tensors.items()]:
         if value.is_floating_point() and not value.isfinite().all():
             raise Refused(f"step {step}: {name} is not finite, not saved; the last good one is {newest(out_dir)}")
@@ -127,7 +149,10 @@ def load_optimizer(folder, model, optimizer):
         name, key = full.rsplit('.', 1)
         if name not in parameters or value.dim() and value.shape != parameters[name].shape:
             raise Refused(f"{folder}/state.safetensors: {full} {tuple(value.shape)} fits no parameter of the model")
-        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+        p = parameters[name]
+        if isinstance(p, DTensor) and value.dim():
+            value = distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None) # no communication
+        optimizer.state[p][key] = value.to(p.device)
     missing = [name for name, p in parameters.items() if p not in optimizer.state]
     if missing and len(missing) < len(parameters): # none at all: saved before the first step
         raise Refused(f"{folder}/state.safetensors: nothing for {', '.join(missing[:10])}")

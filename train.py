@@ -24,8 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
@@ -39,10 +42,12 @@ from vocab import TextTokenizer, Vocab
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # to change on resume: at most the rounding differs
-FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
+FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'timeout', 'log_every', 'eval_every', 'eval_rows',
+        'save_every')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
-           'attention': (None, 'triton', 'sdpa'), 'dtype': ('bfloat16', 'float32')}
+           'attention': (None, 'triton', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
+           'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
 POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
             'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
@@ -88,7 +93,8 @@ class Config:
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
     attention: str | None = None # 'triton', 'sdpa' (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest
-    dtype: str = 'bfloat16' # of the compute, by autocast; weights and moments are float32
+    parallel: str = 'ddp' # several processes: each a copy ('ddp'), or a shard of weights, gradients, moments ('fsdp')
+    dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
     timeout: float = 600.0 # seconds without an answer from another rank end the run
     log_every: int = 10 # steps a terminal line; log.jsonl has every step
     eval_every: int = 1000 # steps
@@ -182,6 +188,22 @@ def processes(cfg):
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+def spread(losses, cfg, world, device):
+    """losses over the processes: gradients are averages over them, of the backward after net.sync(True)."""
+    if world == 1:
+        return losses
+    if cfg.parallel == 'ddp':
+        net = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+        net.sync = lambda on: setattr(net, 'require_backward_grad_sync', on)
+        return net
+    # a layer's weights are gathered when it is used, in the dtype of the compute; gradients are summed in float32
+    policy = MixedPrecisionPolicy(torch.bfloat16 if cfg.dtype == 'bfloat16' else None, torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(device.type, (world,))
+    for module in (*losses.model.layers, losses): # the last has what no layer has: embedding, head, last norm
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    losses.sync = losses.set_requires_gradient_sync
+    return losses
 
 def make_optimizer(model, lr):
     """AdamW, fused (on a CPU too: a third of the time of the unfused); its `found_inf` skips a step on the device."""
@@ -286,8 +308,10 @@ def evaluate(net, val, cfg, rank, world, device, autocast):
     result = {}
     for name, loader in val.items():
         rows, parts = min(cfg.eval_rows, int(loader.n_rows[0])), torch.zeros(6, dtype=torch.float64, device=device)
-        for first in range(rank * cfg.micro_batch, rows, world * cfg.micro_batch):
-            batch = loader.rows(first, min(cfg.micro_batch, rows - first))[:3]
+        for first in range(rank * cfg.micro_batch, rows + rank * cfg.micro_batch, world * cfg.micro_batch):
+            n = min(cfg.micro_batch, rows - first)
+            *batch, targets, _ = loader.rows(min(first, rows - 1), max(n, 1))
+            batch.append(targets if n > 0 else np.full_like(targets, -100)) # shards: all ranks call forward equally often
             with autocast():
                 parts += net(*(to_device(x, device) for x in batch))[1]
         if world > 1:
@@ -315,6 +339,10 @@ class Log:
             with atomically(path) as tmp:
                 tmp.write_text(''.join(kept))
             self.file = open(path, 'a')
+
+    def sync(self):
+        if self.file:
+            os.fsync(self.file.fileno())
 
     def write(self, row):
         if self.file:
@@ -378,7 +406,8 @@ def main(cfg):
         out = Path(cfg.out_dir)
         if cfg.attention: # refused here where it cannot be had
             shape = shape_of(cfg)
-            choose_backend(device, cfg.attention, getattr(torch, cfg.dtype), shape.head_dim, shape.attn_softcap)
+            dtype = torch.float32 if cfg.dtype == 'float32' else torch.bfloat16
+            choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
 
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
@@ -393,17 +422,17 @@ def main(cfg):
 
         # ---- the model and its optimizer
         model = GPT.from_pretrained(folder, device=device) if folder else build_model(cfg, vocab, tokenizer, device)
+        model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
         model.attention = cfg.attention
         flops = 6 * model.num_params() * cfg.batch_tokens # a step
         steps = total_steps(cfg, flops) # None: until max_seconds
+        losses = Losses(model, vocab)
+        net = spread(losses, cfg, world, device)
         optimizer = make_optimizer(model, cfg.lr)
         if folder:
             checkpoint.load_optimizer(folder, model, optimizer)
             say(f"{out}: going on from {folder}")
-        losses = net = Losses(model, vocab)
-        if world > 1: # gradients are averaged over ranks after the last micro-step
-            net = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
-        autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16')
+        autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype != 'float32')
         log = Log(cfg, state, model.flops_per_token(cfg.block_size), rank, world, device)
         say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
             + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
@@ -421,7 +450,7 @@ def main(cfg):
             parts = torch.zeros(6, dtype=torch.float64, device=device)
             for i, (tokens, doc_start, targets) in enumerate(batch):
                 if world > 1:
-                    net.require_backward_grad_sync = i == len(batch) - 1
+                    net.sync(i == len(batch) - 1)
                 with autocast():
                     loss, part = net(tokens, doc_start, targets)
                 (loss * scale).backward()
@@ -431,7 +460,7 @@ def main(cfg):
             shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
             if world > 1:
                 dist.all_reduce(shared)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
             bad = ~(norm.isfinite() & shared[:3].isfinite().all()) # the same on every rank: both are sums over all
             optimizer.found_inf = (bad | (n_targets == 0)).float() # 1: this step changes neither weights nor moments
             optimizer.step()
@@ -450,11 +479,11 @@ def main(cfg):
                 state['val'] = evaluate(losses, val, cfg, rank, world, device, autocast)
                 log.write({'step': step, 'val': state['val']})
                 say(*(f"step {step} | val {name} {mean['loss']:.3f}" for name, mean in state['val'].items()), sep='\n')
-            if (to_save or stop) and rank == 0:
+            if to_save or stop:
                 state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
                           'streak': log.streak, 'finished': done, 'run': identity}
-                os.fsync(log.file.fileno())
-                checkpoint.save(out, step, model, optimizer, state, vocab, tokenizer)
+                log.sync()
+                checkpoint.save(out, step, model, optimizer, state, vocab, tokenizer, rank)
             if world > 1:
                 dist.barrier()
             log.skip_time()
@@ -462,8 +491,8 @@ def main(cfg):
         # ---- the end
         if not done:
             say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
-        elif rank == 0:
-            model.save_pretrained(out, vocab, tokenizer)
+        elif export := checkpoint.whole_model(model, rank):
+            export.save_pretrained(out, vocab, tokenizer)
             write_json(out / 'settings.json', record(cfg) | {
                 'parameters': model.num_params(), 'steps': step, 'skipped': log.skipped,
                 'tokens': step * cfg.batch_tokens, 'flops': flops * step, 'inputs': inputs})

@@ -10,7 +10,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 350 # 1.4M tokens; tiny_speech and tiny_scratch have the same budget
+max_steps = 300 # 1.2M tokens; tiny_speech and tiny_scratch have the same budget
 
 eval_every = 100
-save_every = 175
+save_every = 150

@@ -11,7 +11,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 350
+max_steps = 300
 
 eval_every = 100
-save_every = 175
+save_every = 150

@@ -19,7 +19,7 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3 # small models bear more than the papers' 5e-4
 warmup = 0.03
-max_steps = 350 # 1.4M tokens
+max_steps = 300 # 1.2M tokens
 
 eval_every = 100
-save_every = 175
+save_every = 150

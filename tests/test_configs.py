@@ -11,17 +11,38 @@ from families import GPTConfig
 from model import GPT
 
 CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
-QWEN_7B = GPTConfig(vocab_size=152167, n_layer=28, n_head=28, n_kv_head=4, n_embd=3584, head_dim=128, n_ffn=18944,
-                    tied=False)
-QWEN_05B = GPTConfig(vocab_size=502, n_layer=24, n_head=14, n_kv_head=2, n_embd=896, head_dim=64, n_ffn=4864)
+SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;
+    # parameters of the published model; ids of its text tokenizer
+    'Qwen/Qwen2.5-0.5B': ('qwen2', 24, 14, 2, 896, 4864, 151936, {}, 494_032_768, 151665),
+    'Qwen/Qwen2.5-1.5B': ('qwen2', 28, 12, 2, 1536, 8960, 151936, {}, 1_543_714_304, 151665),
+    'Qwen/Qwen2.5-3B': ('qwen2', 36, 16, 2, 2048, 11008, 151936, {}, 3_085_938_688, 151665),
+    'Qwen/Qwen2.5-7B': ('qwen2', 28, 28, 4, 3584, 18944, 152064, {'tied': False}, 7_615_616_512, 151665),
+    'meta-llama/Llama-3.2-1B': ('llama', 16, 32, 8, 2048, 8192, 128256, {}, 1_235_814_400, 128256),
+    'meta-llama/Llama-3.2-3B': ('llama', 28, 24, 8, 3072, 8192, 128256, {}, 3_212_749_824, 128256),
+    'HuggingFaceTB/SmolLM2-1.7B': ('llama', 24, 32, 32, 2048, 8192, 49152, {}, 1_711_376_384, 49152),
+    'google/gemma-2-2b': ('gemma2', 26, 8, 4, 2304, 9216, 256000, {'head_dim': 256}, 2_614_341_888, 256000),
+    'EleutherAI/pythia-160m': ('gpt_neox', 12, 12, 12, 768, 3072, 50304, {'tied': False}, 162_322_944, 50277),
+    'facebook/opt-125m': ('opt', 12, 12, 12, 768, 3072, 50272, {'n_positions': 2048}, 125_239_296, 50265),
+    'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680)}
+GPUS = {'H200': 989.4e12, 'A100': 312e12, 'an A5000': 111e12}
+FAMILIES_20K = ['qwen0.5b', 'qwen0.5b-real', 'qwen0.5b-synthetic', 'llama3.2-1b', 'smollm2', 'gemma2-2b', 'pythia-160m',
+                'opt-125m', 'bloom-1b7'] # SIMS Figure 2 and Table 1
 
 def config(name):
     [path] = [p for p in CONFIGS if p.stem == name]
     return configure(train.Config, [str(path)]), path.read_text().splitlines()[0]
 
-def n_params(shape):
+def n_params(init, vocab='joint'):
+    """Of the SLM: 500 units and 2 separators more, or 502 ids in all; of the TextLM where vocab is None."""
+    family, L, H, HK, C, ffn, rows, other, _, T = SHAPES[init]
+    V = {'joint': T + 502, 'speech': 502, None: rows}[vocab]
+    shape = GPTConfig(family=family, vocab_size=V, n_layer=L, n_head=H, n_kv_head=HK, n_embd=C, n_ffn=ffn, **other)
     with torch.device('meta'):
         return GPT(shape).num_params()
+
+@pytest.mark.parametrize('init', SHAPES)
+def test_shapes_have_the_published_models_parameters(init):
+    assert n_params(init, None) == SHAPES[init][-2]
 
 def flops_of(cfg, n):
     return 6 * n * cfg.batch_tokens * train.total_steps(cfg, 6 * n * cfg.batch_tokens)
@@ -35,31 +56,53 @@ def test_config_parses_and_its_first_line_is_the_command_and_the_cost(path):
     assert re.match(rf'# (python|torchrun \S+) train.py config/{path.stem}.py  ', first), first
     assert re.search(r'\d (s|h) on ', first), first
 
-@pytest.mark.parametrize('name, shape, peak', [('qwen7b', QWEN_7B, 8 * 989.4e12), ('slam', QWEN_05B, 111e12)])
-def test_first_line_s_cost_is_6nd_and_its_hours_at_half_the_peak(name, shape, peak):
+@pytest.mark.parametrize('name', [p.stem for p in CONFIGS if not p.stem.startswith('tiny')])
+def test_first_line_s_cost_is_6nd_and_its_hours_at_half_the_peak(name):
     cfg, first = config(name)
-    flops = flops_of(cfg, n_params(shape))
-    said, hours = re.search(r'([\d.e]+) FLOPs: ([\d.]+) h', first).groups()
+    said, hours, n_gpus, gpu = re.search(r'([\d.e]+) FLOPs: ([\d.]+) h on (?:(\d) )?(an A5000|\w+)', first).groups()
+    flops_s = 0.5 * int(n_gpus or 1) * GPUS[gpu]
+    flops = flops_s * cfg.max_seconds if cfg.max_seconds else flops_of(cfg, n_params(cfg.init, cfg.vocab))
     assert float(said) == pytest.approx(flops, rel=5e-3)
-    assert float(hours) == pytest.approx(flops / peak / 0.5 / 3600, rel=5e-3)
+    assert float(hours) == pytest.approx(flops / flops_s / 3600, rel=0.025, abs=0.006) # two digits
 
-def test_qwen7b_is_sims(): # SIMS 4.3, 5.1 and A.2
-    cfg, _ = config('qwen7b')
-    assert cfg.batch_tokens == pytest.approx(720e6 / 5000, rel=0.03) # "5k steps, and 720M tokens"
-    steps = train.total_steps(cfg, 1.0)
-    assert steps * cfg.batch_tokens == pytest.approx(15e9, rel=1e-4)
-    assert flops_of(cfg, n_params(QWEN_7B)) == pytest.approx(6.86e20, rel=2e-3)
-    assert (cfg.block_size, cfg.lr, cfg.min_lr, cfg.warmup, cfg.schedule, cfg.clip, cfg.dtype) == \
-        (2048, 3e-4, 5e-5, 0.01, 'cosine', 0.5, 'bfloat16')
+def is_sims(cfg): # SIMS 4.3 and A.2
+    assert cfg.batch_tokens == pytest.approx(720e6 / 5000, rel=0.03) # "5k steps (~ 720M tokens)"
+    assert (cfg.block_size, cfg.min_lr, cfg.warmup, cfg.schedule, cfg.clip, cfg.dtype, cfg.new_rows) == \
+        (2048, 5e-5, 0.01, 'cosine', 0.5, 'bfloat16', 'hf')
     assert cfg.sources == ('text', 'speech', 'interleaved') and cfg.weights is None and cfg.vocab == 'joint'
-    assert cfg.rows % 8 == 0 and cfg.new_rows == 'hf'
+    assert cfg.rows % (8 * cfg.micro_batch) == 0
 
-def test_slam_is_slam(): # Slam tables 4-7
+@pytest.mark.parametrize('name', FAMILIES_20K)
+def test_family_runs_are_20k_steps_of_sims(name):
+    cfg, _ = config(name)
+    is_sims(cfg)
+    assert cfg.max_steps == 20000 and cfg.lr == 5e-4
+    assert ('stinystories' in cfg.data, 'librilight' in cfg.data) == (not name.endswith('real'), not name.endswith('synthetic'))
+
+@pytest.mark.parametrize('name, flops, lr', [('qwen7b', 6.86e20, 3e-4), ('qwen3b', 2e20, 3e-4), ('qwen1.5b', 2e20, 3e-4),
+                                             ('llama3.2-3b', 5.9e19, 5e-4)])
+def test_table_2_runs_have_its_compute(name, flops, lr): # and A.2's rates: 3e-4 from 2e20 on
+    cfg, _ = config(name)
+    is_sims(cfg)
+    assert flops_of(cfg, n_params(cfg.init)) == pytest.approx(flops, rel=2e-3) and cfg.lr == lr
+
+def test_qwen7b_sees_15b_tokens(): # SIMS 5.1
+    cfg, _ = config('qwen7b')
+    assert train.total_steps(cfg, 1.0) * cfg.batch_tokens == pytest.approx(15e9, rel=1e-4)
+
+@pytest.mark.parametrize('name, rows', [('slam', 128), ('slam-real', 128), ('slam-diverse', 128), ('slam-scaled', 256),
+                                        ('slam-large', 256)])
+def test_slam_s_relatives_differ_in_what_they_say(name, rows):
+    cfg, _ = config(name)
+    assert (cfg.rows, cfg.block_size, cfg.lr, cfg.min_lr, cfg.warmup, cfg.clip, cfg.rope_theta, cfg.vocab, cfg.sources) == \
+        (rows, 1024, 1e-3, 5e-5, 0.01, 0.5, 10000, 'speech', ('textless',))
+    assert cfg.init == ('Qwen/Qwen2.5-1.5B' if name == 'slam-large' else 'Qwen/Qwen2.5-0.5B')
+    assert cfg.max_seconds == 48 * 3600 if rows == 256 else cfg.max_steps == 17625
+    assert ('stinystories' in cfg.data) == (name != 'slam-real') and ('voxpopuli' in cfg.data) == (name == 'slam-diverse')
+
+def test_slam_is_slam(): # its tables 4-7
     cfg, _ = config('slam')
-    assert n_params(QWEN_05B) == 358_347_904
-    assert (cfg.rows, cfg.block_size, cfg.max_steps, cfg.lr, cfg.min_lr, cfg.warmup, cfg.clip, cfg.rope_theta) == \
-        (128, 1024, 17625, 1e-3, 5e-5, 0.01, 0.5, 10000)
-    assert cfg.vocab == 'speech' and cfg.sources == ('textless',)
+    assert n_params(cfg.init, 'speech') == 358_347_904
     assert cfg.max_steps * cfg.rows * 621 == pytest.approx(1.4e9, rel=0.01) # tokens, at the paper's mean row
 
 def test_the_tiny_models_that_are_compared_have_one_budget_and_one_data():

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from small import make_tokenizer
 
 import checkpoint
@@ -206,9 +208,9 @@ def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
         assert rows > 2 and val[name]['loss'] == pytest.approx(loss, abs=1e-5)
         assert val[name]['targets'] == int((targets >= 0).sum())
 
-@pytest.mark.parametrize('cut', [7, 15]) # 16 rows a source: step 7 is mid-epoch, 15 in epoch 2 and later
-def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut):
-    whole, parts = config(out_dir=str(tmp_path / 'whole')), config(out_dir=str(tmp_path / 'parts'))
+@pytest.mark.parametrize('cut, dtype', [(7, 'float32'), (15, 'float32'), (15, 'pure_bfloat16')]) # 16 rows a source: step 7 is mid-epoch, 15 in epoch 2 and later
+def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut, dtype):
+    whole, parts = (config(out_dir=str(tmp_path / name), dtype=dtype) for name in ('whole', 'parts'))
     train.main(whole)
     with interrupted_after(cut):
         assert train.main(parts) is None
@@ -230,17 +232,18 @@ def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch
     for x, y in zip(rows_of(a.out_dir), rows_of(b.out_dir)):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
 
-def test_two_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path):
-    """Same losses within 1e-5, in two micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on both."""
+@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
+@pytest.mark.parametrize('world, micro_batch', [(2, 3), (4, 1)])
+def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path, world, micro_batch, parallel):
+    """Same losses within 1e-5, in 2 or 3 micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on all."""
     one = config(micro_batch=12, out_dir=str(tmp_path / 'one'))
-    two = config(micro_batch=3, out_dir=str(tmp_path / 'two'))
+    two = config(micro_batch=1, out_dir=str(tmp_path / 'two'), parallel=parallel)
     with not_finite({4}):
         train.main(one)
     def work(rank):
-        os.environ['WORLD_SIZE'] = '2'
-        with not_finite({8}, on_rank=1):
-            train.main(two)
-    assert on_ranks(2, work) == [0, 0]
+        with not_finite({4 * 12 // world // micro_batch}, on_rank=1):
+            train.main(replace(two, micro_batch=micro_batch))
+    assert on_ranks(world, work) == [0] * world
     a, b = rows_of(one.out_dir), rows_of(two.out_dir)
     assert [r['step'] for r in b] == [*range(1, 21), 20]
     assert [r.get('targets') for r in a] == [r.get('targets') for r in b]
@@ -254,6 +257,23 @@ def test_two_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_
     _, _, loader, *_ = train.open_data(one)
     counts = [(loader.rows(first, 3)[2] >= 0).sum() for first in (0, 3, 6, 9)]
     assert counts[0] + counts[2] != counts[1] + counts[3] # so a mean of the ranks' means would have differed
+
+def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path):
+    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding."""
+    runs = {name: config(out_dir=str(tmp_path / name), micro_batch=1, parallel='fsdp') for name in ('uncut', '1', '2', '4')}
+    cut = config(out_dir=str(tmp_path / 'cut'), micro_batch=1, parallel='fsdp')
+    def stopped(rank):
+        with interrupted_after(12):
+            train.main(cut)
+    assert on_ranks(2, lambda rank: train.main(runs['uncut'])) == on_ranks(2, stopped) == [0, 0]
+    for world in (1, 2, 4):
+        shutil.copytree(cut.out_dir, tmp_path / str(world))
+        assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
+    uncut = load_file(tmp_path / 'uncut/model.safetensors')
+    for world in '124':
+        ours = load_file(tmp_path / world / 'model.safetensors')
+        for name, value in uncut.items():
+            assert torch.equal(value, ours[name]) if world == '2' else (value - ours[name]).abs().max() < 1e-4, name
 
 @pytest.mark.parametrize('what', ['loss', 'gradient'])
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, what):
@@ -380,12 +400,15 @@ def test_every_family_becomes_an_slm_that_transformers_loads(family, config, tmp
         with pytest.raises(Refused, match=f'rope_theta=10000.0: {family} has no rotary positions'):
             train.main(config(init=str(tmp_path / 'text'), rope_theta=1e4, out_dir=str(tmp_path / 'no'), **none))
 
-def test_bf16_autocast_stays_near_float32(config, tmp_path):
-    a, b = config(out_dir=str(tmp_path / 'a')), config(dtype='bfloat16', out_dir=str(tmp_path / 'b'))
+@pytest.mark.parametrize('dtype, within', [('bfloat16', 0.05), ('pure_bfloat16', 0.1)])
+def test_bf16_stays_near_float32(config, tmp_path, dtype, within):
+    a, b = config(out_dir=str(tmp_path / 'a')), config(dtype=dtype, out_dir=str(tmp_path / 'b'))
     train.main(a)
     train.main(b)
     x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
-    assert x != y and max(abs(p - q) for p, q in zip(x, y)) < 0.05
+    assert x != y and max(abs(p - q) for p, q in zip(x, y)) < within
+    moments = load_file(Path(b.out_dir, 'step-20/state.safetensors'))['layers.0.qkv.weight.exp_avg']
+    assert moments.dtype == (torch.bfloat16 if dtype == 'pure_bfloat16' else torch.float32)
 
 def test_attention_by_sdpa_differs_by_rounding_alone(config, tmp_path):
     a, b = config(out_dir=str(tmp_path / 'a')), config(attention='sdpa', out_dir=str(tmp_path / 'b'))

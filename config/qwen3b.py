@@ -1,0 +1,12 @@
+# torchrun --nproc_per_node=8 train.py config/qwen3b.py          2.00e20 FLOPs: 14.0 h on 8 H200 at 50 % MFU
+#
+# SIMS Table 2 [5]: Qwen2.5-3B at 2e20 FLOPs.
+# Context, batch, schedule and the rest are train.py's defaults, which are the paper's [A.2].
+data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoplespeech,'
+        'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
+init = 'Qwen/Qwen2.5-3B'
+out_dir = 'out/qwen3b'
+
+micro_batch = 3
+lr = 3e-4 # 5e-4 below 2e20 FLOPs
+max_flops = 2e20 # 73,242 steps, 10.8B tokens

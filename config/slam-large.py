@@ -1,0 +1,15 @@
+# torchrun --nproc_per_node=2 train.py config/slam-large.py          5.39e19 FLOPs: 48.0 h on 2 A100 at 50 % MFU
+#
+# Slam large: config/slam-scaled.py from Qwen2.5-1.5B.
+data = 'out/tokens/librilight,out/tokens/librispeech,out/tokens/stinystories'
+sources = ('textless',)
+vocab = 'speech'
+init = 'Qwen/Qwen2.5-1.5B'
+rope_theta = 10000
+out_dir = 'out/slam-large'
+
+block_size = 1024
+batch_tokens = 256 * block_size
+micro_batch = 16
+lr = 1e-3
+max_seconds = 48 * 3600 # the schedule ends with the time

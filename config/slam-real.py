@@ -1,0 +1,15 @@
+# python train.py config/slam-real.py          4.97e18 FLOPs: 24.9 h on an A5000 at 50 % of its 111 TFLOP/s
+#
+# Slam's ablation of synthetic data: config/slam.py without it.
+data = 'out/tokens/librilight,out/tokens/librispeech'
+sources = ('textless',)
+vocab = 'speech'
+init = 'Qwen/Qwen2.5-0.5B'
+rope_theta = 10000
+out_dir = 'out/slam-real'
+
+block_size = 1024
+batch_tokens = 128 * block_size
+micro_batch = 8
+lr = 1e-3
+max_steps = 17625
