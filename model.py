@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from configurator import Refused, atomically, write_json
 from families import FAMILIES, GPTConfig
@@ -126,6 +127,9 @@ class Cache:
         assert T == 1, f"{T} tokens onto a filled cache, expected 1"
         return attention_decode(q, self.k[layer].narrow(1, 0, end), self.v[layer].narrow(1, 0, end), self.begin, **how)
 
+def _again(f, *x):
+    return checkpoint(f, *x, use_reentrant=False, preserve_rng_state=False) # nothing here is random
+
 class Block(nn.Module):
     """A layer; where its norms stand is cfg.residual, with f the attention and then the MLP:
 
@@ -133,7 +137,7 @@ class Block(nn.Module):
     """
     def __init__(self, cfg, layer):
         super().__init__()
-        self.cfg, self.layer = cfg, layer
+        self.cfg, self.layer, self.recompute = cfg, layer, 'none'
         H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
         self.how = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap,
                     'window': cfg.window if layer % 2 == 0 else 0}
@@ -145,9 +149,13 @@ class Block(nn.Module):
         if cfg.residual == 'sandwich':
             self.post1, self.post2 = Norm(cfg), Norm(cfg)
 
-    def attend(self, x, rope, slopes, docs, backend, cache):
+    def light(self, f, *x):
+        """f(*x); when recomputing, what f keeps for the backward is made again there, up to its last product."""
+        return _again(f, *x) if self.recompute == 'selective' and torch.is_grad_enabled() else f(*x)
+
+    def attend(self, norm, x, rope, slopes, docs, backend, cache):
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
-        qkv = self.qkv(x).view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
+        qkv = self.light(lambda x: self.qkv(norm(x)), x).view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
         qk, v = qkv.narrow(2, 0, H + HK), qkv.narrow(2, H + HK, HK)
         if rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
@@ -160,26 +168,30 @@ class Block(nn.Module):
             y = cache.attend(self.layer, q, k, v, docs, how)
         return self.out(y.flatten(2)) # of (B, T, H, D)
 
-    def mlp(self, x):
-        act, h = ACTIVATIONS[self.cfg.activation], self.up(x)
+    def mlp(self, norm, x):
+        h = self.light(lambda x: self.up(norm(x)), x) # (B, T, n_ffn), or of g | u twice that
+        return self.light(lambda h: self.down(self.act(h)), h)
+
+    def act(self, h):
+        act = ACTIVATIONS[self.cfg.activation]
         if self.cfg.gated:
             g, u = h.chunk(2, -1) # (B, T, n_ffn) each
-            return self.down(act(g) * u)
-        return self.down(act(h))
+            return act(g) * u
+        return act(h)
 
     def forward(self, x, *where):
         match self.cfg.residual:
             case 'pre':
-                x = x + self.attend(self.norm1(x), *where)
-                return x + self.mlp(self.norm2(x))
+                x = x + self.attend(self.norm1, x, *where)
+                return x + self.mlp(self.norm2, x)
             case 'post':
-                x = self.norm1(x + self.attend(x, *where))
-                return self.norm2(x + self.mlp(x))
+                x = self.norm1(x + self.attend(lambda x: x, x, *where))
+                return self.norm2(x + self.mlp(lambda x: x, x))
             case 'sandwich':
-                x = x + self.post1(self.attend(self.norm1(x), *where))
-                return x + self.post2(self.mlp(self.norm2(x)))
+                x = x + self.post1(self.attend(self.norm1, x, *where))
+                return x + self.post2(self.mlp(self.norm2, x))
             case 'parallel':
-                return x + self.attend(self.norm1(x), *where) + self.mlp(self.norm2(x))
+                return x + self.attend(self.norm1, x, *where) + self.mlp(self.norm2, x)
 
 class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig):
@@ -255,7 +267,8 @@ class GPT(nn.Module):
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         for block in self.layers:
-            x = block(x, rope, slopes, docs, backend, cache)
+            where = x, rope, slopes, docs, backend, cache
+            x = _again(block, *where) if block.recompute == 'full' and torch.is_grad_enabled() else block(*where)
         if cache is not None:
             cache.length += T
         x = x if self.norm is None else self.norm(x)
@@ -473,8 +486,9 @@ class GPT(nn.Module):
 def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none'):
     """Bytes on each GPU of training a model of shape cfg with micro-batches of so many tokens, as train.py does it.
 
-    weights, gradients, moments and (bf16) copies are exact; saved is what the layers keep for the backward, with Triton's
-    attention and no head that is padded; head is the one chunk of logits and the head's gradient in float32.
+    weights, gradients, moments and bf16 copies are exact (of shards, two layers are gathered at a time); saved is what the
+    layers keep for the backward with Triton's attention (heads not padded), within 2 %; head is one chunk of logits and the
+    head's gradient in float32. The sum is the peak, as the head's backward is made at the end of the forward.
     """
     with torch.device('meta'):
         model = GPT(cfg)
@@ -488,15 +502,16 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
     C, F_, D, H, HK = cfg.n_embd, cfg.n_ffn, cfg.head_dim, cfg.n_head, cfg.n_kv_head
     # a token of a layer: what norms and products were given, q | k | v, o and its statistics
     norm = stream if cfg.norm != 'layer' or word == 4 else 4 # torch's LayerNorm keeps float32 under autocast
-    norms = {'pre': 2 * norm, 'post': 2 * norm, 'sandwich': 2 * norm + 2 * word, 'parallel': norm if norm == stream else 2 * norm}
+    norms = {'pre': 2 * norm, 'post': 2 * norm, 'sandwich': 2 * norm + 2 * word,
+             'parallel': norm if norm == stream else 2 * norm}[cfg.residual]
     into = 2 * word # what the norms give to the products
     mixer = word * D * (2 * H + 2 * HK + (H + HK) * (cfg.position == 'rope')) + 4 * H
     mlp = word * F_ * (4 if cfg.gated else 1 if cfg.activation == 'relu' else 2)
-    each = {'none': C * (norms[cfg.residual] + into) + mixer + mlp,
-            'selective': C * norms[cfg.residual] + mixer + word * F_ * (1 + cfg.gated), 'full': C * stream}[recompute]
+    each = {'none': C * (norms + into) + mixer + mlp,
+            'selective': C * norms + mixer + word * F_ * (1 + cfg.gated), 'full': C * stream}[recompute]
     copies = 0 if word == master else (2 * 2 * layer + 2 * (N - cfg.n_layer * layer)) if sharded else 2 * linear
-    return {'weights': master * N // share, 'gradients': master * N // share, 'moments': 2 * master * N // share, 'copies': copies,
-            'saved': tokens * (cfg.n_layer * each + C * (norm + word)),
+    return {'weights': master * N // share, 'gradients': master * N // share, 'moments': 2 * master * N // share,
+            'copies': copies, 'saved': tokens * (cfg.n_layer * each + C * (norm * (1 + cfg.embed_norm) + word)),
             'head': min(tokens, ROWS['cuda']) * cfg.rows * word + table * (4 + word * (word != master))}
 
 def _penalized(logits, penalty):

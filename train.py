@@ -36,17 +36,17 @@ from configurator import Refused, atomically, record, run, sha256, write_json
 from data import Loader, Shards
 from families import GPTConfig
 from kernels.attention import choose_backend
-from model import GPT, read_config
+from model import GPT, memory, read_config
 from vocab import TextTokenizer, Vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # to change on resume: at most the rounding differs
-FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'timeout', 'log_every', 'eval_every', 'eval_rows',
-        'save_every')
+FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'memory', 'timeout', 'log_every',
+        'eval_every', 'eval_rows', 'save_every')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
-           'attention': (None, 'triton', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
+           'attention': (None, 'triton', 'sdpa'), 'parallel': ('ddp', 'fsdp'), 'recompute': ('none', 'selective', 'full'),
            'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
 POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
             'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
@@ -94,7 +94,9 @@ class Config:
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
     attention: str | None = None # 'triton', 'sdpa' (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest
     parallel: str = 'ddp' # several processes: each a copy ('ddp'), or a shard of weights, gradients, moments ('fsdp')
+    recompute: str = 'none' # in the backward, to save memory: 'selective' (norms and activations), 'full' (layers)
     dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
+    memory: int = 0 # print what each of so many GPUs holds at most, and end: no GPU, weights or data are needed
     timeout: float = 600.0 # seconds without an answer from another rank end the run
     log_every: int = 10 # steps a terminal line; log.jsonl has every step
     eval_every: int = 1000 # steps
@@ -250,6 +252,18 @@ def shape_of(cfg):
         return read_config(cfg.init_config or cfg.init)
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
+def memory_of(cfg, world, vocab_size=None):
+    """Bytes on each of `world` GPUs, as model.memory; without a vocab_size it is the text's and 502 ids, or those alone."""
+    shape = shape_of(cfg)
+    vocab_size = vocab_size or {'joint': shape.vocab_size + 502, 'speech': 502, 'text': shape.vocab_size}[cfg.vocab]
+    return memory(replace(shape, vocab_size=vocab_size), cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype,
+                  cfg.recompute)
+
+def table_of(held, cfg, world):
+    each = ', '.join(f'{name} {size / 1e9:.1f}' for name, size in held.items())
+    return (f"{sum(held.values()) / 1e9:.1f} GB on each of {world} GPUs at most ({each}): {cfg.parallel}, {cfg.dtype}, "
+            f"recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")
+
 def build_model(cfg, vocab, tokenizer, device):
     """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
     torch.manual_seed(cfg.seed)
@@ -401,6 +415,8 @@ def line(row, of):
     return text + (f" | SKIPPED: not finite, rows {row['rows'][0]}..{row['rows'][1] - 1}" if 'skipped' in row else '')
 
 def main(cfg):
+    if cfg.memory:
+        return print(table_of(memory_of(cfg, cfg.memory), cfg, cfg.memory))
     with processes(cfg) as (rank, world, device), checkpoint.signals() as asked:
         say = print if rank == 0 else lambda *_, **__: None
         out = Path(cfg.out_dir)
@@ -411,6 +427,11 @@ def main(cfg):
 
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
+        if device.type == 'cuda':
+            held, room = memory_of(cfg, world, vocab.size), torch.cuda.get_device_properties(device).total_memory
+            if sum(held.values()) > room:
+                raise Refused(f"{table_of(held, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller micro_batch, "
+                              "recompute='selective' or 'full', or parallel='fsdp'")
         identity = {k: v for k, v in asdict(cfg).items() if k not in FREE} | inputs # what a resumed run must share
         folder = checkpoint.find(out, identity, rank, world, device)
         fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
@@ -424,6 +445,8 @@ def main(cfg):
         model = GPT.from_pretrained(folder, device=device) if folder else build_model(cfg, vocab, tokenizer, device)
         model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
         model.attention = cfg.attention
+        for block in model.layers:
+            block.recompute = cfg.recompute
         flops = 6 * model.num_params() * cfg.batch_tokens # a step
         steps = total_steps(cfg, flops) # None: until max_seconds
         losses = Losses(model, vocab)

@@ -1,7 +1,7 @@
 # torchrun --nproc_per_node=8 train.py config/qwen7b.py          6.86e20 FLOPs: 48.1 h on 8 H200 at 50 % MFU
 #
 # SIMS 7B [SIMS 4.1, 5.1, A.2]: Qwen2.5-7B on 15B tokens of text, speech and both interleaved, a third of the rows each.
-# float32 weights, gradients and moments are 122 GB on every GPU under DDP: it takes cards of 140 GB.
+# In shards a run holds 58 GB on each of 8 GPUs (--memory=8); as copies, parallel='ddp', 152.
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoplespeech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama') # 84k h real, 30k h synthetic, text
 sources = ('text', 'speech', 'interleaved')
@@ -10,7 +10,8 @@ out_dir = 'out/qwen7b'
 
 block_size = 2048
 batch_tokens = 72 * block_size # 147,456: 5k steps are the papers' 720M tokens to 2.4 %
-micro_batch = 1
+micro_batch = 3
+parallel = 'fsdp'
 lr = 3e-4 # 5e-4 below 2e20 FLOPs
 min_lr = 5e-5
 schedule = 'cosine'

@@ -8,7 +8,7 @@ import torch
 import train
 from configurator import configure
 from families import GPTConfig
-from model import GPT
+from model import GPT, memory
 
 CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
 SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;
@@ -86,8 +86,14 @@ def test_table_2_runs_have_its_compute(name, flops, lr): # and A.2's rates: 3e-4
     is_sims(cfg)
     assert flops_of(cfg, n_params(cfg.init)) == pytest.approx(flops, rel=2e-3) and cfg.lr == lr
 
-def test_qwen7b_sees_15b_tokens(): # SIMS 5.1
+def test_qwen7b_sees_15b_tokens_and_fits_8_cards_of_80_gb(): # SIMS 5.1
     cfg, _ = config('qwen7b')
+    family, L, H, HK, C, ffn, _, other, _, T = SHAPES[cfg.init]
+    shape = GPTConfig(family=family, vocab_size=T + 502, n_layer=L, n_head=H, n_kv_head=HK, n_embd=C, n_ffn=ffn, **other)
+    held = [memory(shape, rows * 2048, 8, parallel) for rows, parallel in ((cfg.micro_batch, cfg.parallel), (1, 'ddp'))]
+    assert sum(held[0].values()) == pytest.approx(58e9, rel=0.02) and sum(held[1].values()) == pytest.approx(152e9, rel=0.02)
+    N = n_params(cfg.init) + 2 * 3584 * (-(T + 502) % 256) # rows are padded
+    assert [held[0][part] for part in ('weights', 'gradients', 'moments')] == [N // 2, N // 2, N] # 4, 4 and 8 bytes over 8
     assert train.total_steps(cfg, 1.0) * cfg.batch_tokens == pytest.approx(15e9, rel=1e-4)
 
 @pytest.mark.parametrize('name, rows', [('slam', 128), ('slam-real', 128), ('slam-diverse', 128), ('slam-scaled', 256),

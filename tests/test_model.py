@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
 from configurator import Refused
@@ -472,3 +473,20 @@ def test_a_broken_folder_is_one_clear_line(name, small, tmp_path):
     with pytest.raises(Refused, match=message) as error:
         GPT.from_pretrained(folder)
     assert '\n' not in str(error.value) and str(folder) in str(error.value)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_recomputing_changes_no_gradient_and_selective_repeats_no_product(family):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(family=family, vocab_size=300, n_layer=2, n_head=4, n_embd=32))
+    x = torch.randint(300, (2, 24))
+    found = {}
+    for recompute in ('none', 'selective', 'full'):
+        for block in model.layers:
+            block.recompute = recompute
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counted:
+            model.loss_sum(x, torch.zeros_like(x), x)[0].backward()
+        found[recompute] = counted.get_total_flops(), [p.grad.clone() for p in model.parameters()]
+    (plain, a), (selective, b), (full, c) = found.values()
+    assert plain == selective < full
+    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(a, b, c))

@@ -554,6 +554,23 @@ def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_pat
     assert process.returncode == 0 and 'stopped by a signal, saved as' in rest
     assert len(checkpoint.folders(cfg.out_dir)) == 1 and checkpoint.fault(checkpoint.folders(cfg.out_dir)[0]) is None
 
+def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
+    cfg = config(memory=2, data=str(tmp_path / 'none'), vocab='speech', parallel='fsdp')
+    assert train.main(cfg) is None and not Path(cfg.out_dir).exists()
+    assert capsys.readouterr().out == (
+        "0.0 GB on each of 2 GPUs at most (weights 0.0, gradients 0.0, moments 0.0, copies 0.0, saved 0.0, head 0.0): "
+        "fsdp, float32, recompute=none, 6 x 32 tokens\n")
+    one, two = (train.memory_of(cfg, world) for world in (1, 2))
+    N = sum(p.numel() for p in GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ffn=32, vocab_size=502)).parameters())
+    assert (one['weights'], one['gradients'], one['moments']) == (4 * N, 4 * N, 8 * N) and two['moments'] == 4 * N
+
+@pytest.mark.parametrize('recompute', ['selective', 'full'])
+def test_recomputing_changes_nothing(config, tmp_path, recompute):
+    a, b = config(out_dir=str(tmp_path / 'a'), max_steps=4), config(out_dir=str(tmp_path / 'b'), max_steps=4, recompute=recompute)
+    train.main(a)
+    train.main(b)
+    assert losses_of(a.out_dir) == losses_of(b.out_dir)
+
 def test_the_command_line_refuses_in_one_line(config):
     line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
