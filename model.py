@@ -21,7 +21,6 @@ targets, never sampled, never saved.
 
 Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary, L layers.
 """
-import json
 import math
 import re
 from dataclasses import replace
@@ -30,20 +29,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from configurator import Refused, atomically, write_json
+import hub
+from configurator import Refused, write_json
 from families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import ROWS, linear_cross_entropy, linear_cross_entropy_sum
 
-SHARD_BYTES = 5 * 10**9       # of a saved safetensors file
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2                # learned positions: token t has row t + 2
-BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 
 # ----------------------------------------------------------------------------------------------------------------
 # the decoder
@@ -301,14 +297,12 @@ class GPT(nn.Module):
         body = sum(p.numel() for p in self.parameters()) - sum(t.numel() for t in tables)
         return body + embedding * len(tables) * self.cfg.vocab_size * self.cfg.n_word
 
-    def flops_per_token(self, T, causal=False):
-        """Forward and backward, per token of a row of T: 6 a weight of a product, the head counted once, and attention
-        over all T^2 pairs (PaLM's convention, mfu_palm) or, if causal, over those at or below the diagonal."""
-        cfg = self.cfg
+    def flops_per_token(self, keys):
+        """Forward and backward, per token: 6 a weight of a product, the head counted once, and attention to so many keys:
+        the T of a row by PaLM's convention, (T + 1) / 2 causally, or on average the token's place in its document."""
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        seen = lambda w: sum(min(t, w) for t in range(1, T + 1)) / T # keys a token, with a window of w
-        pairs = sum(seen(block.how['window'] or T) if causal else T for block in self.layers) * cfg.n_head * cfg.head_dim
-        return 6 * (weights + cfg.vocab_size * cfg.n_word) + 12 * pairs
+        seen = sum(min(keys, block.how['window'] or keys) for block in self.layers) # at most a window
+        return 6 * (weights + self.cfg.vocab_size * self.cfg.n_word) + 12 * seen * self.cfg.n_head * self.cfg.head_dim
 
     # ------------------------------------------------------------------------------------------------------------
     # generation
@@ -414,33 +408,10 @@ class GPT(nn.Module):
 
     def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
         """Writes a Hugging Face folder: config, weights, and vocab.json and tokenizer files where these are given."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        shards, size = [{}], 0
-        for name, view in self._places().items():
-            nbytes = view.numel() * dtype.itemsize
-            if shards[-1] and size + nbytes > SHARD_BYTES:
-                shards.append({})
-                size = 0
-            shards[-1][name], size = view, size + nbytes
-        files = ['model.safetensors'] if len(shards) == 1 else \
-            [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
-        for file, shard in zip(files, shards):
-            shard = {name: view.to('cpu', dtype, copy=True).reshape(_shape(view)) for name, view in shard.items()}
-            with atomically(folder / file) as tmp:
-                save_file(shard, tmp, {'format': 'pt'})
-        index = folder / 'model.safetensors.index.json'
-        if len(files) > 1:
-            weights = {name: file for file, shard in zip(files, shards) for name in shard}
-            total = sum(view.numel() for shard in shards for view in shard.values()) * dtype.itemsize
-            write_json(index, {'metadata': {'total_size': total}, 'weight_map': weights})
-        for stale in set(folder.glob('model*.safetensors')) - {folder / file for file in files}: # of an earlier save
-            stale.unlink()
-        if len(files) == 1:
-            index.unlink(missing_ok=True)
+        hub.write_weights(folder, self._places(), dtype)
         hf = self.cfg.to_hf(str(dtype).removeprefix('torch.'))
-        write_json(folder / 'config.json', hf)
-        write_json(folder / 'generation_config.json', {'_from_model_config': True, **{
+        write_json(Path(folder, 'config.json'), hf)
+        write_json(Path(folder, 'generation_config.json'), {'_from_model_config': True, **{
             key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}})
         if vocab is not None:
             vocab.save(folder)
@@ -451,36 +422,15 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
         """A model from a Hugging Face folder or hub id: every tensor accounted for, straight to dtype and device."""
-        folder = _local(folder)
-        cfg = read_config(folder)
+        folder = hub.local_folder(folder)
+        cfg = hub.read_config(folder)
         with torch.device('meta'):
             model = cls(cfg)
         model = model.to(dtype).to_empty(device=device)
         model._clear_padding()
-        places, problems, head = model._places(), [], None
-        names, missing = FAMILIES[cfg.family]['names'], set(places)
-        prefix = names['embed'].split('.')[0] + '.' # which Bloom's files on the hub leave out
-        for file in _weight_files(folder):
-            try:
-                with safe_open(file, 'pt') as tensors: # memory-mapped
-                    for theirs in tensors.keys():
-                        name = theirs.removeprefix('lm.') # of slprl/*
-                        name = name if name in places or prefix + name not in places else prefix + name
-                        if cfg.tied and name == names['head'] + '.weight': # saved though it is the embedding
-                            head = tensors.get_tensor(theirs)
-                            continue
-                        twice = name in places and name not in missing
-                        problem = f"{theirs} is there twice" if twice else _fill(places.get(name), tensors, theirs)
-                        problems += [problem] if problem else []
-                        missing.discard(name)
-            except (SafetensorError, OSError) as e:
-                raise Refused(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]})") from None
-        problems += [f"{name} is missing" for name in sorted(missing)]
-        if head is not None and not torch.equal(head.to(model.embed), model.embed[:cfg.vocab_size]):
-            problems.append(f"{names['head']}.weight differs from the embedding, to which config.json ties it")
-        if problems:
-            more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise Refused(f"{folder}: the weights are not those of its config.json: {'; '.join(problems[:10])}{more}")
+        names = FAMILIES[cfg.family]['names']
+        tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
+        hub.read_weights(folder, model._places(), tied, names['embed'].split('.')[0] + '.') # Bloom's files leave that out
         return model
 
 def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none'):
@@ -527,64 +477,3 @@ def _choose(logits, temperature, top_k, allowed, generator):
         least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:] # (B, 1)
         logits = logits.masked_fill(logits < least, -torch.inf)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-
-def _shape(view):
-    """The shape in a file of what _places gives: heads, q | k | v and channels of a fused tensor are its rows."""
-    return view.shape if view.ndim < 3 else (-1, view.size(-1)) if view.ndim == 4 else (-1,)
-
-def _fill(place, tensors, name):
-    """Copies a tensor of a file into place; what is wrong with it as a string, else None."""
-    if place is None:
-        return None if re.search(BUFFERS, name) else f"{name} is extra"
-    header, shape = tensors.get_slice(name), tuple(torch.empty(place.shape, device='meta').reshape(_shape(place)).shape)
-    if tuple(header.get_shape()) != shape:
-        return f"{name} is {tuple(header.get_shape())}, expected {shape}"
-    if header.get_dtype() not in ('F32', 'F16', 'BF16'):
-        return f"{name} is {header.get_dtype()}, expected F32, F16 or BF16"
-    tensor = tensors.get_tensor(name)
-    if not tensor.isfinite().all():
-        return f"{name} has values that are not finite"
-    place.copy_(tensor.view(place.shape))
-
-def _local(name, files=('*.json', '*.safetensors')):
-    """The folder of a checkpoint: name itself, or the download of its files from the hub."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) or Path(name).parent.is_dir():
-        raise Refused(f"{name}: no such model folder; expected a folder, or a hub id like Qwen/Qwen2.5-0.5B")
-    from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=files))
-    except (OSError, ValueError) as e:
-        raise Refused(f"{name}: no such folder, and not to be had from the hub ({type(e).__name__})") from None
-
-def read_config(folder):
-    """The GPTConfig of a folder or hub id."""
-    path = _local(folder, ['config.json']) / 'config.json'
-    return GPTConfig.from_hf(_read_json(path), path)
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise Refused(f"{path}: missing; expected a Hugging Face folder with config.json and safetensors") from None
-    except ValueError as e: # not JSON, or not UTF-8
-        raise Refused(f"{path}: not JSON ({e})") from None
-
-def _weight_files(folder):
-    """The safetensors files of a folder: one, or those its index names."""
-    index = folder / 'model.safetensors.index.json'
-    if (folder / 'model.safetensors').is_file():
-        return [folder / 'model.safetensors']
-    if not index.is_file():
-        if list(folder.glob('pytorch_model*.bin')):
-            raise Refused(f"{folder}: pytorch_model.bin is a pickle and is not read; convert it once by transformers'"
-                          f" AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained('{folder}')")
-        raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json")
-    files = sorted(set(_read_json(index).get('weight_map', {}).values()))
-    for file in files:
-        if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file): # no path parts
-            raise Refused(f"{index}: {file!r} is no file name of this folder")
-        if not (folder / file).is_file():
-            raise Refused(f"{folder / file}: missing, though {index.name} names it")
-    return [folder / file for file in files]

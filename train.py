@@ -32,11 +32,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from configurator import Refused, atomically, record, run, sha256, write_json
+from configurator import Refused, record, run, sha256, write_json
 from data import Loader, Shards
 from families import GPTConfig
+from hub import read_config
 from kernels.attention import choose_backend
-from model import GPT, memory, read_config
+from log import Log, means
+from model import GPT, memory
 from vocab import TextTokenizer, Vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
@@ -50,8 +52,6 @@ CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'nor
            'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
 POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
             'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
-PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
-PEAK = {'A100': 312e12, 'H100': 989.4e12, 'H200': 989.4e12} # dense bf16 FLOP/s, for mfu
 
 @dataclass(frozen=True)
 class Config:
@@ -299,22 +299,18 @@ class Losses(torch.nn.Module):
         return loss, torch.cat((sums, is_kind.sum(1))) # (), (6,)
 
 def fetch(loader, cfg, step, rank, world, device):
-    """This rank's micro-batches of a step, on the device, and the number of their targets."""
-    micro, n_targets = [], 0
+    """This rank's micro-batches of a step, on the device, the number of their targets there, and the keys they see."""
+    micro, n_targets, keys, place = [], 0, 0, np.arange(1, cfg.block_size + 1)
     for first in range(step * cfg.rows, (step + 1) * cfg.rows, world * cfg.micro_batch):
         tokens, doc_start, targets, _ = loader.rows(first + rank * cfg.micro_batch, cfg.micro_batch)
         n_targets += int((targets >= 0).sum())
+        keys += int((place - doc_start).sum())
         micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, targets)))
-    return micro, to_device(torch.tensor(float(n_targets), dtype=torch.float64), device)
+    return micro, to_device(torch.tensor(float(n_targets), dtype=torch.float64), device), keys
 
 def to_device(x, device):
     x = torch.as_tensor(x)
     return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
-
-def means(sums, counts):
-    """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
-    each = {name: s / n for name, s, n in zip(('text', 'speech', 'sep'), sums, counts) if n}
-    return {'loss': sum(sums) / max(sum(counts), 1)} | each
 
 @torch.no_grad()
 def evaluate(net, val, cfg, rank, world, device, autocast):
@@ -335,84 +331,6 @@ def evaluate(net, val, cfg, rank, world, device, autocast):
     return result
 
 # ----------------------------------------------------------------------------------------------------------------
-
-class Log:
-    """log.jsonl and the terminal. A step's numbers are posted when it is launched and read when the next one is, so the
-    host never waits for the device. All ranks read; rank 0 writes."""
-
-    def __init__(self, cfg, state, flops_per_token, rank, world, device):
-        self.cfg, self.flops_per_token, self.file, self.waiting = cfg, flops_per_token, None, None
-        self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
-        self.before = self._now() # when the step began
-        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-        self.peak = world * next((flops for key, flops in PEAK.items() if key in name), math.nan)
-        if rank == 0: # what a cut run did after its checkpoint will be done again
-            path = Path(cfg.out_dir, 'log.jsonl')
-            lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-            kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= state['step']]
-            with atomically(path) as tmp:
-                tmp.write_text(''.join(kept))
-            self.file = open(path, 'a')
-
-    def sync(self):
-        if self.file:
-            os.fsync(self.file.fileno())
-
-    def write(self, row):
-        if self.file:
-            self.file.write(json.dumps(row) + '\n')
-            self.file.flush()
-
-    def _now(self):
-        """The moment the device is through with all it was given: a recorded event, or on a CPU the time."""
-        if self.device.type != 'cuda':
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def post(self, step, of, stats, lr):
-        stats = stats.to('cpu', non_blocking=True)
-        self.waiting = step, of, stats, lr, self._now()
-
-    def skip_time(self):
-        """What came since the last step was no step: an evaluation, a checkpoint."""
-        self.before = self._now()
-
-    def read(self):
-        """(stop asked for by any rank, rank 0's seconds) of the waiting step, which is logged; None if none waits."""
-        if self.waiting is None:
-            return None
-        (step, of, stats, lr, end), self.waiting = self.waiting, None
-        if self.device.type == 'cuda':
-            end.synchronize()
-        *parts, stop, seconds, norm, bad = stats.tolist()
-        ms = self.before.elapsed_time(end) if self.device.type == 'cuda' else (end - self.before) * 1e3
-        self.before = end
-        row = {'step': step, **means(parts[:3], parts[3:]), 'lr': lr, 'grad_norm': norm, 'targets': int(sum(parts[3:])),
-               'ms': round(ms, 2), 'tok_s': round(self.cfg.batch_tokens / ms * 1e3)}
-        mfu = row['tok_s'] * self.flops_per_token / self.peak
-        row |= {} if math.isnan(mfu) else {'mfu': round(mfu, 4)}
-        self.streak = self.streak + 1 if bad else 0
-        if bad:
-            self.skipped += 1
-            row |= {'skipped': True, 'rows': [(step - 1) * self.cfg.rows, step * self.cfg.rows]} # the samples' numbers
-        self.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
-        if self.file and (bad or step == 1 or step % self.cfg.log_every == 0):
-            print(line(row, of), flush=True)
-        if self.streak >= PATIENCE:
-            good = next(iter(checkpoint.folders(self.cfg.out_dir)), 'none: it never saved')
-            print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {good}")
-            raise SystemExit(17)
-        return stop > 0, seconds
-
-def line(row, of):
-    """The terminal's line of a step."""
-    each = ' '.join(f"{name} {row[name]:.3f}" for name in ('text', 'speech', 'sep') if name in row)
-    text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "
-            f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
-    text += f" | mfu {row['mfu']:.1%}" if 'mfu' in row else ''
-    return text + (f" | SKIPPED: not finite, rows {row['rows'][0]}..{row['rows'][1] - 1}" if 'skipped' in row else '')
 
 def main(cfg):
     if cfg.memory:
@@ -456,14 +374,14 @@ def main(cfg):
             checkpoint.load_optimizer(folder, model, optimizer)
             say(f"{out}: going on from {folder}")
         autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype != 'float32')
-        log = Log(cfg, state, model.flops_per_token(cfg.block_size), rank, world, device)
+        log = Log(cfg, state, model, rank, world, device)
         say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
             + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
             + f"; held out: {', '.join(val) or 'nothing'}")
 
         # ---- the loop
         started, stop, done = time.monotonic() - seconds, False, state['finished']
-        batch, n_targets = fetch(loader, cfg, step, rank, world, device)
+        batch, n_targets, keys = fetch(loader, cfg, step, rank, world, device)
         while not (done or stop):
             lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
             optimizer.param_groups[0]['lr'] = lr
@@ -478,8 +396,10 @@ def main(cfg):
                     loss, part = net(tokens, doc_start, targets)
                 (loss * scale).backward()
                 parts += part
-            batch, next_targets = fetch(loader, cfg, step + 1, rank, world, device) # while the device works
-            own = [len(asked), time.monotonic() - started if rank == 0 else 0.0] # signals here; rank 0's clock
+            begin = time.perf_counter()
+            batch, next_targets, next_keys = fetch(loader, cfg, step + 1, rank, world, device) # while the device works
+            data = time.perf_counter() - begin
+            own = [len(asked), time.monotonic() - started if rank == 0 else 0.0, keys] # signals here; rank 0's clock
             shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
             if world > 1:
                 dist.all_reduce(shared)
@@ -488,10 +408,10 @@ def main(cfg):
             optimizer.found_inf = (bad | (n_targets == 0)).float() # 1: this step changes neither weights nor moments
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            step, n_targets = step + 1, next_targets
+            step, n_targets, keys = step + 1, next_targets, next_keys
 
             late = log.read() # the step before; every rank reads the same
-            log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr)
+            log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr, data)
             stop, seconds = late or (stop, seconds)
             done = step == steps if steps else seconds >= cfg.max_seconds
             to_evaluate, to_save = done or step % cfg.eval_every == 0, done or stop or step % cfg.save_every == 0

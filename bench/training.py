@@ -9,7 +9,7 @@ eager with SDPA and its own loss; it is given positions where documents are shor
 a multiple of 64. One model is on the device at a time, so its ways are not interleaved; peak_mb is all it takes.
 
 mfu counts the pairs of tokens that see one another in a document, mfu_palm all T^2, both over the chip's peak (PEAK of
-train.py); of_product is mfu's rate over what a bf16 product of 8,192^3 reached just before.
+log.py); of_product is mfu's rate over what a bf16 product of 8,192^3 reached just before.
 
 Writes bench/results/gpu-training.json.
 """
@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, asked_dry, ceilings, measure, save, table
 from bench.kernel_speed import OURS, packed
 from families import GPTConfig
+from log import PEAK
 from model import GPT
-from train import PEAK, make_optimizer
+from train import make_optimizer
 
 SHAPES = { # and rows a micro-batch
     'Qwen2.5-0.5B': (GPTConfig(vocab_size=152_167, n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864), 8),

@@ -313,8 +313,9 @@ def test_six_bad_steps_of_which_four_in_a_row_do_not_end_it(config):
 def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypatch):
     cfg, fetch = config(max_steps=4, save_every=2), train.fetch
     def blank(loader, c, step, *rest):
-        micro, count = fetch(loader, c, step, *rest)
-        return (micro, count) if step < 2 else ([(a, b, torch.full_like(t, -100)) for a, b, t in micro], count * 0)
+        micro, count, keys = fetch(loader, c, step, *rest)
+        none = [(a, b, torch.full_like(t, -100)) for a, b, t in micro]
+        return (micro, count, keys) if step < 2 else (none, count * 0, keys)
     monkeypatch.setattr(train, 'fetch', blank)
     train.main(cfg)
     assert [r['loss'] for r in rows_of(cfg.out_dir)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out_dir)[3]
@@ -588,4 +589,12 @@ def test_every_step_is_given_the_time_it_took_and_no_evaluation(corpus, tmp_path
     monkeypatch.setattr(train, 'evaluate', taking(10.0, evaluate))
     train.main(small(corpus, tmp_path / 'run', max_steps=6, eval_every=3))
     rows = map(json.loads, (tmp_path / 'run' / 'log.jsonl').read_text().splitlines())
-    assert [row['ms'] for row in rows if 'ms' in row][1:] == [50.0] * 5
+    steps = [row for row in rows if 'ms' in row][1:]
+    assert [(row['ms'], row['data']) for row in steps] == [(50.0, 1.0)] * 5
+
+def test_keys_of_a_batch_are_the_tokens_places_in_their_documents(config):
+    cfg = config()
+    _, _, loader, *_ = train.open_data(cfg)
+    batch, _, keys = train.fetch(loader, cfg, 0, 0, 1, torch.device('cpu'))
+    slow = sum(t - start + 1 for _, doc_start, _ in batch for row in doc_start.tolist() for t, start in enumerate(row))
+    assert keys == slow
