@@ -9,7 +9,8 @@ block_size = 512
 batch_tokens = 16 * block_size
 micro_batch = 16
 lr = 2e-3
-max_steps = 2400 # 20M tokens
+max_steps = 1600 # 13M tokens
 
 eval_every = 400
+eval_rows = 16
 save_every = 400

@@ -1,4 +1,4 @@
-# python train.py config/tiny_speech.py          speech alone, after config/tiny_text.py: about 150 s on 2 CPU cores
+# python train.py config/tiny_speech.py          speech alone, after config/tiny_text.py: about 130 s on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('textless',)
 vocab = 'speech' # Slam's: pad, bos = eos, units
@@ -11,7 +11,8 @@ batch_tokens = 8 * block_size
 micro_batch = 8
 lr = 2e-3
 warmup = 0.03
-max_steps = 300
+max_steps = 220
 
-eval_every = 100
-save_every = 150
+eval_every = 110
+eval_rows = 16
+save_every = 110
