@@ -491,3 +491,15 @@ def test_recomputing_changes_no_gradient_and_selective_repeats_no_product(family
     (plain, a), (selective, b), (full, c) = found.values()
     assert plain == selective < full
     assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(a, b, c))
+
+def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeypatch):
+    before = {name: (p, p.detach().clone()) for name, p in small.named_parameters()}
+    small.generate([[1, 2, 3]], 3)
+    monkeypatch.setattr(model_file, '_choose', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small.generate([[1, 2, 3]], 3)
+    for name, p in small.named_parameters():
+        assert p is before[name][0] and torch.equal(p, before[name][1]) and p.is_contiguous() and not p.is_inference(), name
+    small.loss_sum(*torch.ones(3, 1, 4, dtype=torch.long))[0].backward() # trains on
+    assert small.layers[0].qkv.weight.grad.is_contiguous()
+    small.zero_grad()
