@@ -195,7 +195,7 @@ class GPT(nn.Module):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator."""
         super().__init__()
         self.cfg = cfg
-        self.attention = None # of training: None, the fastest of the device; 'triton'; 'sdpa'
+        self.attention = None # of training: None, the fastest of the device; 'triton', 'one-pass', 'sdpa'
         table = lambda rows, width: nn.Parameter(torch.empty(rows, width))
         self.embed = table(cfg.rows, cfg.n_word)
         self.head = None if cfg.tied else table(cfg.rows, cfg.n_word)

@@ -48,7 +48,7 @@ FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'recompute'
         'eval_every', 'eval_rows', 'save_every')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
-           'attention': (None, 'triton', 'sdpa'), 'parallel': ('ddp', 'fsdp'), 'recompute': ('none', 'selective', 'full'),
+           'attention': (None, 'triton', 'one-pass', 'sdpa'), 'parallel': ('ddp', 'fsdp'), 'recompute': ('none', 'selective', 'full'),
            'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
 POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
             'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
@@ -92,7 +92,8 @@ class Config:
     out_dir: str = 'out/model'
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    attention: str | None = None # 'triton', 'sdpa' (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest
+    attention: str | None = None # 'triton', 'one-pass' (its faster backward, not the same to the bit every time), 'sdpa'
+    # (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest that repeats its bits
     parallel: str = 'ddp' # several processes: each a copy ('ddp'), or a shard of weights, gradients, moments ('fsdp')
     recompute: str = 'none' # in the backward, to save memory: 'selective' (norms and activations), 'full' (layers)
     dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code

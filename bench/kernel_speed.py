@@ -112,7 +112,9 @@ def attention_ways(doc_start):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return sdpa(q, k, v)
     ref = lambda q, k, v: attention_ref(q, k, v, doc_start)
-    return {OURS: lambda *qkv: attention(*qkv, docs, backend=BACKEND), 'torch': ref, 'torch.compile': compiled(ref),
+    one_pass = BACKEND and 'one-pass'
+    return {OURS: lambda *qkv: attention(*qkv, docs, backend=BACKEND),
+            f'{OURS}, one pass': lambda *qkv: attention(*qkv, docs, backend=one_pass), 'torch': ref, 'torch.compile': compiled(ref),
             'SDPA': heads_first(sdpa), 'SDPA, cuDNN': heads_first(cudnn),
             'FlexAttention': heads_first(lambda *qkv: flex(*qkv, block_mask=block_mask(), enable_gqa=True)),
             'varlen': lambda *qkv: varlen_attn(*(x.flatten(0, 1) for x in qkv), ends, ends, longest, longest,

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
+from itertools import groupby, product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,22 +27,22 @@ from kernels import cross_entropy as ce
 from kernels.attention import INTERPRETED
 
 HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)} # Qwen2.5-0.5B, 7B, Gemma2-2B
-PASSES = 'forward', 'dq', 'dkv'
+PASSES = 'forward', 'dq', 'dkv', 'one-pass'
 REGISTERS = 200 # a thread, of the accumulators and the scores alone
 
 def candidates(D, step):
     """Tiles, warps and stages whose accumulators fit the registers."""
     for BM, BN, warps, stages in product((16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3)):
-        floats = 2 * BN * (D + BM) if step == 'dkv' else BM * (D + BN)
+        floats = {'dkv': 2 * BN * (D + BM), 'one-pass': 2 * BN * (D + BM) + BM * D}.get(step, BM * (D + BN))
         if BM * BN >= 1024 and floats <= REGISTERS * 32 * warps:
             yield BM, BN, warps, stages
 
 def timed(D, step, heads, T, rows):
     """config -> a call of the pass with it: the forward, or the whole backward."""
     H, HK = heads
-    docs = att.documents(packed(rows, T, T), 'triton')
+    docs, backend = att.documents(packed(rows, T, T), 'triton'), 'one-pass' if step == 'one-pass' else 'triton'
     inputs = [torch.randn(rows, T, n, D, device=DEVICE).to(DTYPE) for n in (H, HK, HK)]
-    call = call_of(lambda *qkv: att.attention(*qkv, docs, backend='triton'), inputs,
+    call = call_of(lambda *qkv: att.attention(*qkv, docs, backend=backend), inputs,
                    'forward' if step == 'forward' else 'backward')
     def of(config):
         def way():
@@ -102,9 +102,9 @@ def best_block(dry):
 # ----------------------------------------------------------------------------------------------------------------
 
 def with_table(text, table):
-    """kernels/attention.py with another table between the braces of CONFIGS, three entries a line."""
-    entries = [f'{key}: {value},' for key, value in table.items()]
-    lines = ''.join(f"    {' '.join(entries[i:i + 3])}\n" for i in range(0, len(entries), 3))
+    """kernels/attention.py with another table between the braces of CONFIGS, a pass a line."""
+    lines = ''.join(f"    {' '.join(f'{key}: {value},' for key, value in of)}\n"
+                    for _, of in groupby(table.items(), lambda entry: entry[0][::2])) # of an (sm, pass)
     new, n = re.subn(r'(?ms)^(CONFIGS = \{[^\n]*\n).*?^\}', lambda match: f'{match[1]}{lines}}}', text)
     assert n == 1, f"{n} tables named CONFIGS, expected 1"
     return new
@@ -119,7 +119,7 @@ def main():
     dry = asked_dry(__doc__)
     torch.manual_seed(0)
     sm, heads = att._sm(torch.device(DEVICE)), [64] if dry else list(HEADS)
-    keys = [(sm, D, step) for D in heads for step in PASSES]
+    keys = [(sm, D, step) for D in heads for step in PASSES if (sm, D, step) in att.CONFIGS] # no one-pass of 256
     if not dry:
         jobs = [(D, step, config) for _, D, step in keys for config in candidates(D, step)]
         with ProcessPoolExecutor(min(12, os.cpu_count()), get_context('spawn')) as pool:

@@ -22,17 +22,17 @@ def sm(request, monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """So that rows of a few blocks have an edge, an interior and a diagonal."""
-    tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1)}
+    tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1), 'one-pass': (16, 32, 4, 1)}
     monkeypatch.setattr(att, 'CONFIGS', {key: tiles[key[-1]] for key in att.CONFIGS})
 
 def normal(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
-def check(doc_start, H, HK, D, **how):
+def check(doc_start, H, HK, D, backend='triton', **how):
     B, T = doc_start.shape
     q, k, v, dy = normal(B, T, 2 * (H + HK), D).split([H, HK, HK, H], dim=2)
-    docs = documents(doc_start, 'triton')
-    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, docs, backend='triton', **how),
+    docs = documents(doc_start, backend)
+    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, docs, backend=backend, **how),
                             lambda *x: attention_ref(*x, doc_start, **how), [q, k, v], dy, torch.float32)
 
 MANY = torch.randint(1, 3, (300,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -78,6 +78,14 @@ def test_variants(how, small_tiles):
 @pytest.mark.parametrize('D', [10, 32, 80])
 def test_head_sizes_between_powers_of_two(D, small_tiles):
     check(rows_of([30, 20]), 2, 1, D)
+
+@pytest.mark.parametrize('rows', PACKED)
+def test_one_pass_over_documents_of_any_length(rows, small_tiles):
+    check(PACKED[rows], 4, 2, 16, 'one-pass', softcap=1.5, window=33, slopes=SLOPES)
+
+@pytest.mark.parametrize('D', [64, 128])
+def test_one_pass_with_shipped_tiles(D, sm):
+    check(rows_of([170, 1, 29]), 2, 1, D, 'one-pass', softcap=20.0, window=150)
 
 def test_without_documents_a_row_is_one(small_tiles):
     q, k, v, dy = normal(2, 50, 5, 16).split([2, 1, 1, 1], dim=2)
@@ -128,16 +136,18 @@ def test_ops_are_as_they_are_declared(small_tiles):
         how = slopes, 0.25, softcap, window
         torch.library.opcheck(torch.ops.nanoslm.attention_forward.default, (q, k, v, docs[0], *how))
         o, lse = torch.ops.nanoslm.attention_forward(q, k, v, docs[0], *how)
-        torch.library.opcheck(torch.ops.nanoslm.attention_backward.default, (do, q, k, v, o, lse, *docs, *how))
+        torch.library.opcheck(torch.ops.nanoslm.attention_backward.default, (do, q, k, v, o, lse, *docs, *how, False))
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
     q, wide = normal(1, 4, 2, 16), normal(1, 4, 2, 512)
-    with pytest.raises(Refused, match="'flash': expected 'triton' or 'sdpa'"):
+    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass' or 'sdpa'"):
         attention(q, q, q, backend='flash')
     with pytest.raises(Refused, match="no softcap"):
         attention(q, q, q, softcap=5.0, backend='sdpa')
     with pytest.raises(Refused, match="at most 256 channels, got torch.float32, 512"):
         attention(wide, wide, wide, backend='triton')
+    with pytest.raises(Refused, match="'one-pass': expected heads of at most 128 channels, got 256"):
+        attention(*[normal(1, 4, 2, 256)] * 3, backend='one-pass')
     monkeypatch.setattr(att, 'INTERPRETED', False)
     with pytest.raises(Refused, match="expected a GPU"):
         documents(rows_of([4]), 'triton')
