@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
@@ -329,6 +329,8 @@ def evaluate(net, val, cfg, rank, world, device, autocast):
             dist.all_reduce(parts)
         parts = parts.tolist()
         result[name] = means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
+    if isinstance(net, FSDPModule):
+        net.reshard() # without a backward its own weights stay gathered, and a checkpoint would save those, in bf16
     return result
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -258,10 +258,13 @@ def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path
     counts = [(loader.rows(first, 3)[2] >= 0).sum() for first in (0, 3, 6, 9)]
     assert counts[0] + counts[2] != counts[1] + counts[3] # so a mean of the ranks' means would have differed
 
-def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path):
-    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding."""
-    runs = {name: config(out_dir=str(tmp_path / name), micro_batch=1, parallel='fsdp') for name in ('uncut', '1', '2', '4')}
-    cut = config(out_dir=str(tmp_path / 'cut'), micro_batch=1, parallel='fsdp')
+@pytest.mark.parametrize('dtype, within', [('float32', 1e-4), ('bfloat16', 0.05)])
+def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype, within):
+    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding. Each
+    checkpoint comes right after an evaluation, and has the float32 weights and moments all the same."""
+    runs = {name: config(out_dir=str(tmp_path / name), micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
+            for name in ('uncut', 'cut', '1', '2', '4')}
+    cut = runs['cut']
     def stopped(rank):
         with interrupted_after(12):
             train.main(cut)
@@ -273,7 +276,11 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path):
     for world in '124':
         ours = load_file(tmp_path / world / 'model.safetensors')
         for name, value in uncut.items():
-            assert torch.equal(value, ours[name]) if world == '2' else (value - ours[name]).abs().max() < 1e-4, name
+            assert torch.equal(value, ours[name]) if world == '2' else (value - ours[name]).abs().max() < within, name
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in uncut.values() if value.ndim == 2)
+    assert not torch.equal(uncut['model.embed_tokens.weight'], uncut['model.embed_tokens.weight'].bfloat16().float())
+    moments = load_file(tmp_path / 'uncut/step-20/state.safetensors')
+    assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
 
 @pytest.mark.parametrize('what', ['loss', 'gradient'])
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, what):
