@@ -456,7 +456,7 @@ def test_seconds_end_a_run_and_its_schedule(config):
 # ---- refusals
 
 REFUSALS = [
-    (dict(attention='flash'), "attention='flash': expected one of None, triton, sdpa"),
+    (dict(attention='flash'), "attention='flash': expected one of None, triton, one-pass, sdpa"),
     (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
     (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
     (dict(max_tokens=5),
