@@ -469,16 +469,16 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
 
 @contextmanager
 def _by_columns(weights):
-    """Stores weights (out, in) by columns meanwhile: a CPU's product with one token reads them twice as fast that way."""
-    with torch.inference_mode(False), torch.no_grad():
-        for w in weights:
-            w.data = w.t().contiguous().t()
-    try:
-        yield
-    finally:
+    """Stores weights (out, in) by columns meanwhile: a CPU's product with one token reads them faster that way."""
+    def store(way):
         with torch.inference_mode(False), torch.no_grad():
             for w in weights:
-                w.data = w.contiguous()
+                w.data = way(w)
+    try:
+        store(lambda w: w.t().contiguous().t())
+        yield
+    finally:
+        store(torch.Tensor.contiguous)
 
 def _penalized(logits, penalty):
     return torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -114,6 +114,8 @@ class Config:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise Refused(f"expected exactly one of {', '.join(BUDGETS)}, got {' and '.join(given) or 'none'}")
+        if self.memory < 0:
+            raise Refused(f"memory={self.memory}: expected a number of GPUs")
         if not 0 <= self.min_lr <= self.lr:
             raise Refused(f"min_lr={self.min_lr}: expected 0 to lr={self.lr}")
         if not 0 <= self.warmup < 1 or self.schedule == 'wsd' and self.warmup + self.decay > 1:
@@ -265,6 +267,14 @@ def table_of(held, cfg, world):
     return (f"{sum(held.values()) / 1e9:.1f} GB on each of {world} GPUs at most ({each}): {cfg.parallel}, {cfg.dtype}, "
             f"recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")
 
+def check_memory(cfg, world, vocab_size, room):
+    """Refuses a run that cannot fit into so many bytes a GPU."""
+    held = memory_of(cfg, world, vocab_size)
+    need = sum(held.values()) - (held['gradients'] if cfg.rows == cfg.micro_batch else 0) # made as activations go, then
+    if need > room:
+        raise Refused(f"{table_of(held, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller micro_batch, "
+                      "recompute='selective' or 'full', or parallel='fsdp'")
+
 def build_model(cfg, vocab, tokenizer, device):
     """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
     torch.manual_seed(cfg.seed)
@@ -349,10 +359,7 @@ def main(cfg):
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
-            held, room = memory_of(cfg, world, vocab.size), torch.cuda.get_device_properties(device).total_memory
-            if sum(held.values()) > room:
-                raise Refused(f"{table_of(held, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller micro_batch, "
-                              "recompute='selective' or 'full', or parallel='fsdp'")
+            check_memory(cfg, world, vocab.size, torch.cuda.get_device_properties(device).total_memory)
         identity = {k: v for k, v in asdict(cfg).items() if k not in FREE} | inputs # what a resumed run must share
         folder = checkpoint.find(out, identity, rank, world, device)
         fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}

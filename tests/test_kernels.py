@@ -28,6 +28,14 @@ def assert_as_good_as_torch(names, kernel, reference, inputs, dy, dtype):
         ulp = torch.finfo(dtype).eps * e.abs().max().item() # the spacing of dtype at the largest value
         assert ours <= 2 * torchs + ulp, f"{name}: kernel is off by {ours:.2e}, torch by {torchs:.2e}"
 
+def assert_slope(f, inputs):
+    """Along a random direction the float32 scalar f rises as its gradient says: central differences, within 1 %."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    ways = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) for i, x in enumerate(inputs)]
+    said = sum((g * way).sum() for g, way in zip(torch.autograd.grad(f(*inputs), inputs), ways)).item()
+    up, down = (f(*(x.detach() + h * way for x, way in zip(inputs, ways))).item() for h in (1e-3, -1e-3))
+    assert (up - down) / 2e-3 == pytest.approx(said, rel=0.01)
+
 def rows_of(*rows):
     """Document lengths of each row -> doc_start (B, T)"""
     return torch.stack([torch.cat([torch.full((n,), sum(row[:i])) for i, n in enumerate(row)]) for row in rows])

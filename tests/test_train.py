@@ -19,8 +19,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from small import make_tokenizer
+from torch.distributed.tensor import DTensor
 
 import checkpoint
+import model as model_file
 import train
 from configurator import Refused, sha256
 from data import ShardWriter
@@ -268,17 +270,22 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
     def stopped(rank):
         with interrupted_after(12):
             train.main(cut)
-    assert on_ranks(2, lambda rank: train.main(runs['uncut'])) == on_ranks(2, stopped) == [0, 0]
+    def uncut(rank):
+        make, seen = train.make_optimizer, []
+        train.make_optimizer = lambda model, lr: seen.extend(model.parameters()) or make(model, lr)
+        train.main(runs['uncut'])
+        assert seen and all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in seen)
+    assert on_ranks(2, uncut) == on_ranks(2, stopped) == [0, 0]
     for world in (1, 2, 4):
         shutil.copytree(cut.out_dir, tmp_path / str(world))
         assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
-    uncut = load_file(tmp_path / 'uncut/model.safetensors')
+    whole = load_file(tmp_path / 'uncut/model.safetensors')
     for world in '124':
         ours = load_file(tmp_path / world / 'model.safetensors')
-        for name, value in uncut.items():
+        for name, value in whole.items():
             assert torch.equal(value, ours[name]) if world == '2' else (value - ours[name]).abs().max() < within, name
-    assert any(not torch.equal(value, value.bfloat16().float()) for value in uncut.values() if value.ndim == 2)
-    assert not torch.equal(uncut['model.embed_tokens.weight'], uncut['model.embed_tokens.weight'].bfloat16().float())
+    table = whole['model.embed_tokens.weight']
+    assert not torch.equal(table, table.bfloat16().float())
     moments = load_file(tmp_path / 'uncut/step-20/state.safetensors')
     assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
 
@@ -572,11 +579,29 @@ def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
     N = sum(p.numel() for p in GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ffn=32, vocab_size=502)).parameters())
     assert (one['weights'], one['gradients'], one['moments']) == (4 * N, 4 * N, 8 * N) and two['moments'] == 4 * N
 
+def test_a_run_that_cannot_fit_is_refused(config):
+    cfg = config(micro_batch=6)
+    need = sum(train.memory_of(cfg, 1, 300).values())
+    train.check_memory(cfg, 1, 300, need)
+    with pytest.raises(Refused, match="a GPU has 0.0 GB: expected a smaller micro_batch"):
+        train.check_memory(cfg, 1, 300, need - 1)
+    alone = config(micro_batch=12) # without accumulation gradients come as activations go
+    held = train.memory_of(alone, 1, 300)
+    train.check_memory(alone, 1, 300, sum(held.values()) - held['gradients'])
+
+@pytest.mark.parametrize('world', [1, 2])
 @pytest.mark.parametrize('recompute', ['selective', 'full'])
-def test_recomputing_changes_nothing(config, tmp_path, recompute):
-    a, b = config(out_dir=str(tmp_path / 'a'), max_steps=4), config(out_dir=str(tmp_path / 'b'), max_steps=4, recompute=recompute)
-    train.main(a)
-    train.main(b)
+def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute, world):
+    a, b = (config(out_dir=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
+            for way in ('none', recompute))
+    def work(rank):
+        again, calls = model_file._again, []
+        model_file._again = lambda *x: calls.append(x) or again(*x)
+        train.main(a)
+        assert not calls
+        train.main(b)
+        assert calls
+    assert on_ranks(world, work) == [0] * world
     assert losses_of(a.out_dir) == losses_of(b.out_dir)
 
 def test_the_command_line_refuses_in_one_line(config):

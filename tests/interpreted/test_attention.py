@@ -4,7 +4,7 @@ float64, plus one ulp. float32 only: the interpreter multiplies bf16 as bit patt
 """
 import pytest
 import torch
-from test_kernels import assert_as_good_as_torch, rows_of
+from test_kernels import assert_as_good_as_torch, assert_slope, rows_of
 
 from configurator import Refused
 from kernels import attention as att
@@ -86,6 +86,13 @@ def test_one_pass_over_documents_of_any_length(rows, small_tiles):
 @pytest.mark.parametrize('D', [64, 128])
 def test_one_pass_with_shipped_tiles(D, sm):
     check(rows_of([170, 1, 29]), 2, 1, D, 'one-pass', softcap=20.0, window=150)
+
+@pytest.mark.parametrize('backend', ['triton', 'one-pass'])
+def test_the_gradient_is_the_slope(backend, small_tiles):
+    doc_start = rows_of([29, 13])
+    q, k, v, dy = normal(1, 42, 12, 16).split([4, 2, 2, 4], dim=2)
+    docs = documents(doc_start, backend)
+    assert_slope(lambda *x: (attention(*x, docs, backend=backend, softcap=2.0, window=20) * dy).sum(), [q, k, v])
 
 def test_without_documents_a_row_is_one(small_tiles):
     q, k, v, dy = normal(2, 50, 5, 16).split([2, 1, 1, 1], dim=2)

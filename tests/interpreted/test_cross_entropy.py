@@ -3,7 +3,7 @@ The Triton pass of kernels/cross_entropy.py under the interpreter, in float32, b
 """
 import pytest
 import torch
-from test_kernels import assert_as_good_as_torch, problem, summed
+from test_kernels import assert_as_good_as_torch, assert_slope, problem, summed
 
 from kernels import cross_entropy as ce
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
@@ -37,3 +37,8 @@ def test_large_logits_and_padded_columns():
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close((dx, dw), torch.autograd.grad(expected.sum(), inputs), rtol=1e-4, atol=1e-2)
     assert not dw[padded].any() and not dx[targets == -100].any() and not losses[targets == -100].any()
+
+@pytest.mark.parametrize('way', [summed, linear_cross_entropy])
+def test_the_gradient_is_the_slope_of_the_loss(way):
+    x, weight, targets, _ = problem(20, 24, 255, 256, 0.3, torch.Generator().manual_seed(3))
+    assert_slope(lambda x, w: way(x, w, targets, 255, 3.0).sum(), [x, weight])
