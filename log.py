@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ class Log:
         self.before = self._now() # when the step began
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
         self.peak = world * next((flops for key, flops in PEAK.items() if key in name), math.nan)
+        self.wandb = _wandb(cfg, state['step']) if rank == 0 and cfg.wandb else None
         if rank == 0: # what a cut run did after its checkpoint will be done again
             path = Path(cfg.out_dir, 'log.jsonl')
             lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
@@ -53,6 +55,8 @@ class Log:
         if self.file:
             self.file.write(json.dumps(row) + '\n')
             self.file.flush()
+        if self.wandb:
+            self.wandb.log(row, step=row['step'])
 
     def _now(self):
         """The moment the device is through with all it was given: a recorded event, or on a CPU the time."""
@@ -100,6 +104,16 @@ class Log:
             print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {good}")
             raise SystemExit(17)
         return stop > 0, seconds
+
+def _wandb(cfg, step):
+    """The run at Weights & Biases; one that was cut goes on under its id, which lies in out_dir."""
+    import wandb
+    path, known = Path(cfg.out_dir, 'wandb.txt'), None
+    if step and path.is_file():
+        known = path.read_text()
+    its = wandb.init(project=cfg.wandb, name=Path(cfg.out_dir).name, id=known, resume='allow', config=asdict(cfg), dir=cfg.out_dir)
+    path.write_text(its.id)
+    return its
 
 def line(row, of):
     """The terminal's line of a step."""

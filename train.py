@@ -22,6 +22,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ from vocab import TextTokenizer, Vocab
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # to change on resume: at most the rounding differs
-FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'memory', 'timeout', 'log_every',
-        'eval_every', 'eval_rows', 'save_every')
+FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile', 'memory', 'timeout',
+        'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
            'attention': (None, 'triton', 'one-pass', 'sdpa'), 'parallel': ('ddp', 'fsdp'), 'recompute': ('none', 'selective', 'full'),
@@ -96,6 +97,7 @@ class Config:
     # (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest that repeats its bits
     parallel: str = 'ddp' # several processes: each a copy ('ddp'), or a shard of weights, gradients, moments ('fsdp')
     recompute: str = 'none' # in the backward, to save memory: 'selective' (norms and activations), 'full' (layers)
+    compile: bool = False # torch.compile of each layer, around our kernels: seconds at the start, fewer passes after
     dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
     memory: int = 0 # print what each of so many GPUs holds at most, and end: no GPU, weights or data are needed
     timeout: float = 600.0 # seconds without an answer from another rank end the run
@@ -103,6 +105,7 @@ class Config:
     eval_every: int = 1000 # steps
     eval_rows: int = 64 # rows of each corpus and source, at most
     save_every: int = 500 # steps
+    wandb: str = '' # a project of Weights & Biases that log.jsonl is sent to as well, by its own package; '' is none
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
@@ -114,6 +117,8 @@ class Config:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise Refused(f"expected exactly one of {', '.join(BUDGETS)}, got {' and '.join(given) or 'none'}")
+        if self.wandb and not find_spec('wandb'):
+            raise Refused(f"wandb={self.wandb!r}: expected its package; pip install wandb")
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
         if not 0 <= self.min_lr <= self.lr:
@@ -375,6 +380,8 @@ def main(cfg):
         model.attention = cfg.attention
         for block in model.layers:
             block.recompute = cfg.recompute
+            if cfg.compile: # forward alone: what gathers shards is called around it
+                block.forward = torch.compile(block.forward, dynamic=False)
         flops = 6 * model.num_params() * cfg.batch_tokens # a step
         steps = total_steps(cfg, flops) # None: until max_seconds
         losses = Losses(model, vocab)

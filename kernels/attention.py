@@ -36,6 +36,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +125,10 @@ def _mask(doc_start):
     return ((t <= t[:, None]) & (t >= doc_start[:, :, None]))[:, None]
 
 def _blocks(spans):
-    """(row, begin, end) of documents -> (row, begin, i, j): queries i..j-1 see keys begin..j-1, causally."""
-    return [(row, begin, i, min(i + QUERIES, end)) for row, begin, end in spans for i in range(begin, end, QUERIES)]
+    """(row, begin, end) of documents -> .all of (row, begin, i, j): queries i..j-1 see keys begin..j-1, causally.
+    In an object, as torch.compile would make a new graph for a list of another length."""
+    return SimpleNamespace(all=[(row, begin, i, min(i + QUERIES, end))
+                                for row, begin, end in spans for i in range(begin, end, QUERIES)])
 
 def _group(x, HK):
     """(n, H, D) -> (HK, G*n, D): the G query heads of a key head one below the other, so K and V are never expanded."""
@@ -150,7 +153,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, blocks, scale, softcap, window, slopes):
         B, T, H, D = q.shape
-        HK, wide = k.size(2), torch.promote_types(q.dtype, torch.float32)
+        HK, wide, blocks = k.size(2), torch.promote_types(q.dtype, torch.float32), blocks.all
         if window: # the keys before the first query's window are left out
             blocks = [(row, max(begin, i - window + 1), i, j) for row, begin, i, j in blocks]
         q, o, kept = q * scale, q.new_empty(q.shape), []
@@ -194,6 +197,8 @@ class _Blocks(torch.autograd.Function):
             dk[row, keys] += _sum_group(ds, _group(q[row, i:j], HK), j - i)
             dq[row, i:j].view(j - i, HK, -1, D).copy_(_ungroup(torch.bmm(ds, k[row, keys].transpose(0, 1)), H))
         return dq.mul_(ctx.scale), dk, dv, None, None, None, None, None
+
+_by_blocks = torch.compiler.disable(_Blocks.apply) # compiled, every new length of a document would be a new graph
 
 if triton is not None:
     LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what a GPU has
@@ -458,7 +463,7 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
     way = choose_backend(q.device, backend, q.dtype, D, softcap)
     if way == 'blocks':
         docs = docs or _blocks([(row, 0, T) for row in range(B)])
-        return _Blocks.apply(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
+        return _by_blocks(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
     if way == 'triton':
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
         return _by_triton(q, k, v, docs, backend == 'one-pass', scale or D ** -0.5, softcap, window, slopes)

@@ -1,5 +1,6 @@
 """train.py on made-up shards: it learns; any cut, world size or accumulation gives the same run; refusals are lines."""
 import contextlib
+import importlib.machinery
 import json
 import math
 import multiprocessing
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from small import make_tokenizer
+from torch._inductor import config as inductor
 from torch.distributed.tensor import DTensor
 
 import checkpoint
@@ -594,15 +597,56 @@ def test_a_run_that_cannot_fit_is_refused(config):
 def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute, world):
     a, b = (config(out_dir=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
             for way in ('none', recompute))
-    def work(rank):
+    def work(cfg):
         again, calls = model_file._again, []
         model_file._again = lambda *x: calls.append(x) or again(*x)
-        train.main(a)
-        assert not calls
-        train.main(b)
-        assert calls
-    assert on_ranks(world, work) == [0] * world
+        train.main(cfg)
+        assert bool(calls) == (cfg.recompute != 'none')
+    for cfg in (a, b):
+        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
     assert losses_of(a.out_dir) == losses_of(b.out_dir)
+
+@pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize('parallel, recompute, world', [('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
+def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
+    runs = [config(out_dir=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
+                   compile=on) for on in (False, True)]
+    def work(cfg):
+        inductor.compile_threads = 1 # in this process: a pool does not outlive a fork
+        make, made = torch.compile, []
+        torch.compile = lambda f, **how: made.append(f) or make(f, **how)
+        train.main(cfg)
+        assert len(made) == cfg.compile # for the one layer
+    for cfg in runs:
+        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg), limit=120) == [0] * world
+    for a, b in zip(*(rows_of(run.out_dir)[:4] for run in runs)):
+        assert a['loss'] == pytest.approx(b['loss'], abs=1e-5) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
+    plain, compiled = (load_file(Path(run.out_dir, 'model.safetensors')) for run in runs)
+    assert plain.keys() == compiled.keys()
+
+class FakeWandb:
+    """What train.py uses of the package."""
+    __spec__ = importlib.machinery.ModuleSpec('wandb', None)
+    def __init__(self):
+        self.runs, self.rows = [], []
+    def init(self, **how):
+        self.runs.append(how)
+        return SimpleNamespace(id=how['id'] or 'made', log=lambda row, step: self.rows.append((step, row)))
+
+def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', fake := FakeWandb())
+    cfg = config(wandb='speech', max_steps=4)
+    with interrupted_after(2):
+        train.main(cfg)
+    train.main(cfg)
+    assert [(run['project'], run['id'], run['config']['max_steps']) for run in fake.runs] == [
+        ('speech', None, 4), ('speech', 'made', 4)]
+    assert [row for _, row in fake.rows] == rows_of(cfg.out_dir) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
+
+def test_wandb_without_its_package_is_refused(config, monkeypatch):
+    monkeypatch.setattr(train, 'find_spec', lambda name: None)
+    with pytest.raises(Refused, match="wandb='speech': expected its package; pip install wandb"):
+        config(wandb='speech')
 
 def test_the_command_line_refuses_in_one_line(config):
     line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
