@@ -200,7 +200,7 @@ def processes(cfg):
             dist.destroy_process_group()
 
 def spread(losses, cfg, world, device):
-    """losses over the processes: gradients are averages over them, of the backward after net.sync(True)."""
+    """losses over the processes: gradients are averages over them once a backward has come after net.sync(True)."""
     if world == 1:
         return losses
     if cfg.parallel == 'ddp':
@@ -212,7 +212,7 @@ def spread(losses, cfg, world, device):
     mesh = init_device_mesh(device.type, (world,))
     for module in (*losses.model.layers, losses): # the last has what no layer has: embedding, head, last norm
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    losses.sync = losses.set_requires_gradient_sync
+    losses.sync = lambda on: None # always: whole gradients, kept until the last micro-batch, would not fit
     return losses
 
 def make_optimizer(model, lr):

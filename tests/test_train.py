@@ -606,6 +606,18 @@ def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute,
         assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
     assert losses_of(a.out_dir) == losses_of(b.out_dir)
 
+def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
+    cfg = config(parallel='fsdp', micro_batch=2, max_steps=2) # 3 micro-batches a rank
+    def work(rank):
+        kept, call = [], torch.nn.Module.__call__
+        def count(losses, *batch): # outside of FSDP's hooks, where the parameters are shards
+            kept.append({p.grad is not None and p.grad.to_local().shape == p.to_local().shape for p in losses.model.parameters()})
+            return call(losses, *batch)
+        train.Losses.__call__ = count
+        train.main(cfg)
+        assert kept[:6] == [{False}, {True}, {True}] * 2, kept
+    assert on_ranks(2, work) == [0, 0]
+
 @pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize('parallel, recompute, world', [('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
 def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
