@@ -4,7 +4,7 @@ A run's log, for train.py: log.jsonl with a line a step (and one an evaluation),
     {"step", "loss", "text", "speech", "sep" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
      "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
 
-mfu: the FLOPs of GPT.flops_per_token over PEAK, with T keys a token (PaLM), or those that a token sees in its document.
+mfu: the FLOPs of GPT.flops_per_token over the peak of the chip (cost.py), with T keys a token (PaLM), or those that a token sees in its document.
 
 A step's numbers are read when the next one has been launched, so the host never waits for the device.
 """
@@ -19,9 +19,9 @@ import torch
 
 import checkpoint
 from configurator import atomically
+from cost import chip_of
 
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
-PEAK = {'A100': 312e12, 'H100': 989.4e12, 'H200': 989.4e12} # dense bf16 FLOP/s, for mfu
 
 def means(sums, counts):
     """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
@@ -36,8 +36,8 @@ class Log:
         self.cfg, self.flops_per_token, self.file, self.waiting = cfg, model.flops_per_token, None, None
         self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
         self.before = self._now() # when the step began
-        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-        self.peak = world * next((flops for key, flops in PEAK.items() if key in name), math.nan)
+        chip = chip_of(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
+        self.peak = world * chip.flops if chip else math.nan
         self.wandb = _wandb(cfg, state['step']) if rank == 0 and cfg.wandb else None
         if rank == 0: # what a cut run did after its checkpoint will be done again
             path = Path(cfg.out_dir, 'log.jsonl')

@@ -37,7 +37,7 @@ import hub
 from configurator import Refused, write_json
 from families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
-from kernels.cross_entropy import ROWS, linear_cross_entropy, linear_cross_entropy_sum
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2                # learned positions: token t has row t + 2
@@ -435,37 +435,6 @@ class GPT(nn.Module):
         tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
         hub.read_weights(folder, model._places(), tied, names['embed'].split('.')[0] + '.') # Bloom's files leave that out
         return model
-
-def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none'):
-    """Bytes on each GPU of training a model of shape cfg with micro-batches of so many tokens, as train.py does it.
-
-    weights, gradients, moments and bf16 copies are exact (of shards, two layers are gathered at a time); saved is what the
-    layers keep for the backward with Triton's attention (heads not padded), within 2 %; head is one chunk of logits and the
-    head's gradient in float32. The sum is the peak, as the head's backward is made at the end of the forward.
-    """
-    with torch.device('meta'):
-        model = GPT(cfg)
-    N, table = sum(p.numel() for p in model.parameters()), cfg.rows * cfg.n_word
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    layer = sum(p.numel() for p in model.layers[0].parameters())
-    sharded, master = world > 1 and parallel == 'fsdp', 2 if dtype == 'pure_bfloat16' else 4
-    word = 4 if dtype == 'float32' else 2 # bytes of the compute,
-    stream = 2 if word == 2 and (sharded or master == 2) else 4 # and of x between the layers
-    share = world if sharded else 1
-    C, F_, D, H, HK = cfg.n_embd, cfg.n_ffn, cfg.head_dim, cfg.n_head, cfg.n_kv_head
-    # a token of a layer: what norms and products were given, q | k | v, o and its statistics
-    norm = stream if cfg.norm != 'layer' or word == 4 else 4 # torch's LayerNorm keeps float32 under autocast
-    norms = {'pre': 2 * norm, 'post': 2 * norm, 'sandwich': 2 * norm + 2 * word,
-             'parallel': norm if norm == stream else 2 * norm}[cfg.residual]
-    into = 2 * word # what the norms give to the products
-    mixer = word * D * (2 * H + 2 * HK + (H + HK) * (cfg.position == 'rope')) + 4 * H
-    mlp = word * F_ * (4 if cfg.gated else 1 if cfg.activation == 'relu' else 2)
-    each = {'none': C * (norms + into) + mixer + mlp,
-            'selective': C * norms + mixer + word * F_ * (1 + cfg.gated), 'full': C * stream}[recompute]
-    copies = 0 if word == master else (2 * 2 * layer + 2 * (N - cfg.n_layer * layer)) if sharded else 2 * linear
-    return {'weights': master * N // share, 'gradients': master * N // share, 'moments': 2 * master * N // share,
-            'copies': copies, 'saved': tokens * (cfg.n_layer * each + C * (norm * (1 + cfg.embed_norm) + word)),
-            'head': min(tokens, ROWS['cuda']) * cfg.rows * word + table * (4 + word * (word != master))}
 
 @contextmanager
 def _by_columns(weights):

@@ -34,12 +34,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 from configurator import Refused, record, run, sha256, write_json
+from cost import memory
 from data import Loader, Shards
 from families import GPTConfig
 from hub import read_config
 from kernels.attention import choose_backend
 from log import Log, means
-from model import GPT, memory
+from model import GPT
 from vocab import TextTokenizer, Vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
@@ -261,7 +262,7 @@ def shape_of(cfg):
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
-    """Bytes on each of `world` GPUs, as model.memory; without a vocab_size it is the text's and 502 ids, or those alone."""
+    """Bytes on each of `world` GPUs, as cost.memory; without a vocab_size it is the text's and 502 ids, or those alone."""
     shape = shape_of(cfg)
     vocab_size = vocab_size or {'joint': shape.vocab_size + 502, 'speech': 502, 'text': shape.vocab_size}[cfg.vocab]
     return memory(replace(shape, vocab_size=vocab_size), cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype,

@@ -54,6 +54,9 @@ class NanoGPT(nn.Module):
         super().__init__()
         self.embed, self.positions = nn.Embedding(V, C), nn.Embedding(T, C)
         self.layers, self.norm = nn.Sequential(*(NanoBlock(C, H) for _ in range(L))), nn.LayerNorm(C, bias=False)
+        for p in self.parameters():
+            if p.ndim == 2:
+                nn.init.normal_(p, std=0.02)
 
     def forward(self, tokens, targets):
         x = self.layers(self.embed(tokens) + self.positions.weight[:tokens.size(1)])

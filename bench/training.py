@@ -8,8 +8,8 @@ A step is 65,536 tokens in rows of 2,048, documents of 2,048 or of mean 512, in 
 eager with SDPA and its own loss; it is given positions where documents are shorter than rows, and a vocabulary of 152,320,
 a multiple of 64. One model is on the device at a time, so its ways are not interleaved; peak_mb is all it takes.
 
-mfu counts the pairs of tokens that see one another in a document, mfu_palm all T^2, both over the chip's peak (PEAK of
-log.py); of_product is mfu's rate over what a bf16 product of 8,192^3 reached just before.
+mfu counts the pairs of tokens that see one another in a document, mfu_palm all T^2, both over the chip's peak (cost.py);
+of_product is mfu's rate over what a bf16 product of 8,192^3 reached just before.
 
 Writes bench/results/gpu-training.json.
 """
@@ -24,8 +24,8 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, asked_dry, ceilings, measure, save, table
 from bench.kernel_speed import OURS, packed
+from cost import chip_of
 from families import GPTConfig
-from log import PEAK
 from model import GPT
 from train import make_optimizer
 
@@ -43,7 +43,8 @@ def ours(cfg):
 
 def ours_compiled(cfg):
     model, loss = ours(cfg)
-    model.compile(dynamic=False, backend='inductor' if DEVICE == 'cuda' else 'aot_eager')
+    for block in model.layers: # as train.py --compile
+        block.forward = torch.compile(block.forward, dynamic=False)
     return model, loss
 
 def theirs(cfg):
@@ -63,7 +64,7 @@ def theirs_with_liger(cfg):
 WAYS = {OURS: ours, f'{OURS}, torch.compile': ours_compiled, 'transformers': theirs,
         'transformers, Liger': theirs_with_liger}
 
-def step_of(build, cfg, batch, seen):
+def step_of(build, cfg, batch, seen, dtype=torch.bfloat16):
     """A call that makes a step; the model is built in the first. seen: the loss of the last one."""
     made = []
     def step():
@@ -75,7 +76,7 @@ def step_of(build, cfg, batch, seen):
         model, loss, optimizer = made
         total = torch.zeros((), device=DEVICE)
         for micro in batch:
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 value = loss(*micro) / len(batch)
             value.backward()
             total += value.detach()
@@ -96,7 +97,7 @@ def batch_of(cfg, n_rows, T, mean, micro):
     return list(zip(*parts)), (t + 1 - doc_start).float().mean().item()
 
 def rows_of(name, cfg, micro, dry):
-    peak = next((flops for key, flops in PEAK.items() if DEVICE == 'cuda' and key in torch.cuda.get_device_name()), None)
+    chip = chip_of(torch.cuda.get_device_name()) if DEVICE == 'cuda' else None
     n_rows, T, means = (4, 32, (32, 8)) if dry else (32, 2048, (2048, 512))
     for mean in means:
         batch, keys = batch_of(cfg, n_rows, T, mean, micro)
@@ -113,7 +114,7 @@ def rows_of(name, cfg, micro, dry):
                 row['loss'] = round(seen['loss'].item(), 3)
                 row['of_product'] = round(rate * model.flops_per_token(keys) / best / 1e12, 3)
                 for key, width in (('mfu', keys), ('mfu_palm', T)):
-                    row |= {key: round(rate * model.flops_per_token(width) / peak, 4)} if peak else {}
+                    row |= {key: round(rate * model.flops_per_token(width) / chip.flops, 4)} if chip else {}
             seen.clear()
             gc.collect()
             torch.compiler.reset()

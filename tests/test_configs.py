@@ -7,8 +7,9 @@ import torch
 
 import train
 from configurator import configure
+from cost import memory
 from families import GPTConfig
-from model import GPT, memory
+from model import GPT
 
 CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
 SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;

@@ -1,12 +1,13 @@
-"""model.memory against what autograd keeps, on fake tensors of real sizes (shapes without numbers)."""
+"""cost.memory against what autograd keeps, on fake tensors of real sizes (shapes without numbers)."""
 import gc
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cost import memory
 from families import GPTConfig
-from model import GPT, memory
+from model import GPT
 
 SHAPES = {
     'qwen2': dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864),
