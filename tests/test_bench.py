@@ -98,17 +98,36 @@ def test_packed_documents():
     assert (doc_start.gather(1, doc_start) == doc_start).all() # a document begins where it says
 
 def test_training_steps():
-    (cfg, micro), = training.TINY.values()
-    rows = list(training.rows_of('tiny', cfg, micro, dry=True))
+    (how,) = training.TINY.values()
+    rows = list(training.rows_of('tiny', *how, dry=True))
     by = {(row['of'], row['documents']): row for row in rows}
     ours, compiled, theirs = (by[of, 32] for of in list(training.WAYS)[:3])
     assert ours['tok_s'] > 0 and ours['loss'] == pytest.approx(compiled['loss'], abs=0.01)
     assert theirs['loss'] == pytest.approx(ours['loss'], abs=0.1) # a random model of the same shape
 
+def test_training_in_pure_bf16_and_where_its_time_goes():
+    shape, micro, _ = training.TINY['tiny']
+    cfg, seen = training.GPTConfig(vocab_size=500, **shape), {}
+    batch, _ = training.batch_of(cfg, 4, 32, 8, micro)
+    step = training.step_of(training.ours, cfg, batch, seen, weights=torch.bfloat16)
+    parts = {row['what']: row for row in training.profile_of(step)}
+    assert seen['states'] == 8 * sum(p.numel() for p in training.GPT(cfg).parameters())
+    assert sum(row['share'] for row in parts.values()) == pytest.approx(1, abs=1e-3)
+    assert parts['products']['share'] > 0.02 and 'mm' in parts['products']['kernels']
+    assert 'adam' in parts['optimizer, clip']['kernels']
+
+def test_goals_of_training():
+    row = lambda of, **numbers: {'model': 'Qwen2.5-0.5B', 'documents': 2048, 'of': of, **numbers}
+    met = {goal['goal']: goal for goal in training.goals([row('nanoSLM', tok_s=150_000, ms=10.0, saved_mb=100),
+                                                          row('transformers', ms=17.0, saved_mb=400)])}
+    assert met.keys() == {'tok_s', 'ms of transformers', 'saved_mb of transformers'} # no mfu off a known chip
+    assert met['tok_s']['met'] and not met['ms of transformers']['met'] and met['ms of transformers']['got'] == 1.7
+    assert met['saved_mb of transformers']['met']
+
 def test_the_queue_refuses_a_part_it_does_not_know():
     done = subprocess.run(['bench/gpu.sh', 'kernel'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout == "bench/gpu.sh: kernel: expected --dry, correctness, kernels, training or runs\n"
+    assert done.stdout == "bench/gpu.sh: kernel: expected --dry, correctness, kernels, training, large or runs\n"
 
 def test_the_queue_goes_on_after_a_part_that_fails(tmp_path):
     python = tmp_path / 'python3' # of which the first part fails
