@@ -2,16 +2,20 @@
 Any audio file -> float32 mono at 16 kHz, or the reason why not.
 
     wave = load_audio('a.mp3')                        start=, end= in seconds cut a segment out
+    wave = load_audio('b.parquet#7')                  the 'audio' of row 7 (bytes, or a path beside the file); pyarrow
     y = resample(x, 44100)                            (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),) at 16 kHz
 
 A file that cannot be used raises BadAudio, whose `kind` is one of a few words that can be counted. Files shorter than
 their own header says are found out even where libsndfile keeps quiet (WAV, Ogg, MP3).
 """
+import io
 import math
 import os
+import re
 import stat
 import struct
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import soundfile
@@ -58,30 +62,70 @@ def resample(x, rate, to=RATE):
         y[:, j] = np.einsum('bk,k->b', rows, h[j])
     return y.reshape(-1)[:n]
 
-def _declared_more(path):
+def _declared_more(f):
     """Why the file is shorter than its own header says, or None; for the two formats where libsndfile keeps quiet."""
-    size = os.path.getsize(path)
-    with open(path, 'rb') as f:
-        head = f.read(12)
-        if head[:4] == b'RIFF' and head[8:] == b'WAVE':
-            while len(chunk := f.read(8)) == 8:
-                name, length = struct.unpack('<4sI', chunk)
-                if name == b'data': # 2 GiB and more is what writers to a pipe put, who cannot know
-                    lacks = f.tell() + length - size
-                    return f"data chunk of {length} bytes lacks {lacks}" if lacks > 0 and length < 0x7fff0000 else None
-                f.seek(length + length % 2, os.SEEK_CUR)
-        if head[:4] == b'OggS':
-            f.seek(max(0, size - 65307)) # the largest page
-            last = (tail := f.read()).rfind(b'OggS')
-            page = tail[last:]
-            whole = last >= 0 and len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
-            return None if whole and page[5] & 4 else "the last page of the stream is not there"
+    size = f.seek(0, os.SEEK_END)
+    f.seek(0)
+    head = f.read(12)
+    if head[:4] == b'RIFF' and head[8:] == b'WAVE':
+        while len(chunk := f.read(8)) == 8:
+            name, length = struct.unpack('<4sI', chunk)
+            if name == b'data': # 2 GiB and more is what writers to a pipe put, who cannot know
+                lacks = f.tell() + length - size
+                return f"data chunk of {length} bytes lacks {lacks}" if lacks > 0 and length < 0x7fff0000 else None
+            f.seek(length + length % 2, os.SEEK_CUR)
+    if head[:4] == b'OggS':
+        f.seek(max(0, size - 65307)) # the largest page
+        last = (tail := f.read()).rfind(b'OggS')
+        page = tail[last:]
+        whole = last >= 0 and len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
+        return None if whole and page[5] & 4 else "the last page of the stream is not there"
     return None
 
-def _read_mono(path, start, end, max_seconds):
+def open_parquet(path):
+    """pyarrow's ParquetFile. Only who has parquet needs pyarrow."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise Refused(f"{path}: parquet is read by pyarrow, which is not here: pip install pyarrow") from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, ValueError) as e: # ArrowInvalid is a ValueError
+        raise Refused(f"{path}: not a whole parquet file ({str(e).splitlines()[0]})") from None
+
+@lru_cache(maxsize=8)
+def _first_rows(file):
+    """(groups + 1,) the first row of each row group, and how many rows there are."""
+    metadata = open_parquet(file).metadata
+    return np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
+
+@lru_cache(maxsize=2) # whole row groups, as large as their writer made them; rows are asked for in order
+def _audio_column(file, group):
+    return open_parquet(file).read_row_group(group, columns=['audio']).column('audio')
+
+_one_reads = Lock() # threads want the same row group at the same time
+
+def _in_parquet(path, file, row):
+    """The encoded audio of a row as bytes, or the path of the file that it names."""
+    with _one_reads:
+        first = _first_rows(file)
+        if row >= first[-1]:
+            raise BadAudio('MISSING', path, f"the file has {first[-1]} rows")
+        group = int(np.searchsorted(first, row, side='right')) - 1
+        try:
+            audio = _audio_column(file, group)[int(row - first[group])].as_py()
+        except (OSError, ValueError, KeyError) as e:
+            raise BadAudio('TRUNCATED', path, f"no column 'audio' to be read ({e})") from None
+    if isinstance(audio, dict): # as the hub stores it
+        audio = audio.get('bytes') or audio.get('path')
+    if not isinstance(audio, (bytes, str)) or not audio:
+        raise BadAudio('EMPTY', path, "neither bytes nor a path in the row")
+    return audio
+
+def _read_mono(path, source, start, end, max_seconds):
     """float32 mono at the file's own rate, the rate, and how many samples should have come."""
     parts, got = [], 0
-    with soundfile.SoundFile(path) as f:
+    with soundfile.SoundFile(source) as f:
         if not 1000 <= f.samplerate <= 384000:
             raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
         if f.frames > 1 << 60: # FLAC written to a pipe: libsndfile cannot read to its end
@@ -100,26 +144,35 @@ def _read_mono(path, start, end, max_seconds):
 def load_audio(path, start=None, end=None, max_seconds=math.inf):
     """File (from start to end, in seconds) -> float32 (N,), mono, 16 kHz. Raises BadAudio."""
     path = os.fspath(path)
+    row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
+    file = row[1] if row else path
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
+        regular = stat.S_ISREG(os.stat(file).st_mode)
     except OSError as e:
         raise BadAudio('MISSING', path, e.strerror) from None
     if not regular:
         raise BadAudio('MISSING', path, "not a regular file") # opening a pipe would wait forever
-    if not os.access(path, os.R_OK):
+    if not os.access(file, os.R_OK):
         raise BadAudio('MISSING', path, "no permission to read it")
-    if os.path.getsize(path) == 0:
+    if os.path.getsize(file) == 0:
         raise BadAudio('EMPTY', path, "0 bytes")
+    source = lambda: path # a new one for each reader
+    if row:
+        data = _in_parquet(path, file, int(row[2]))
+        if isinstance(data, str):
+            return load_audio(os.path.join(os.path.dirname(file), data), start, end, max_seconds)
+        source = lambda: io.BytesIO(data)
     try:
-        soundfile.SoundFile(path).close()
+        soundfile.SoundFile(source()).close()
     except (soundfile.LibsndfileError, TypeError): # TypeError: soundfile wants more settings for a .raw
         raise BadAudio('NOT_AUDIO', path, "not a file that libsndfile can open") from None
     try:
-        x, rate, wanted = _read_mono(path, start, end, max_seconds)
+        x, rate, wanted = _read_mono(path, source(), start, end, max_seconds)
     except soundfile.LibsndfileError as e:
         raise BadAudio('TRUNCATED', path, e.error_string) from None
-    if why := _declared_more(path):
-        raise BadAudio('TRUNCATED', path, why)
+    with io.BytesIO(data) if row else open(path, 'rb') as f:
+        if why := _declared_more(f):
+            raise BadAudio('TRUNCATED', path, why)
     if wanted - len(x) > max(wanted // 100, 2304): # an mp3's own count may be two packets off
         raise BadAudio('TRUNCATED', path, f"{len(x)} of {wanted} samples")
     if not len(x):
