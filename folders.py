@@ -8,8 +8,10 @@ The folders that a stage hands on: numbered shards, each whole or absent, and an
 What is in them: units (tokenize_speech.py), words (align.py), the speech of the embedded corpus (tiny/speak.py). Token
 shards, which training maps, are another format (data.py).
 """
+import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +53,9 @@ def read_array(path, dtype):
     return a
 
 def read_lines(path):
-    """(where, dict) of each line of a .jsonl file; a line that is not a JSON object is refused with its number."""
+    """(where, dict) of each line of a .jsonl(.gz); a line that is not a JSON object is refused with its number."""
     try:
-        with open(path, 'rb') as f:
+        with gzip.open(path) if str(path).endswith('.gz') else open(path, 'rb') as f:
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     try:
@@ -63,7 +65,7 @@ def read_lines(path):
                     if not isinstance(value, dict):
                         raise Refused(f"{path}:{number}: expected a JSON object, got {line[:40].decode(errors='replace').strip()}")
                     yield f'{path}:{number}', value
-    except OSError as e:
+    except (OSError, EOFError, zlib.error) as e: # the last two: a .gz cut short
         raise Refused(f"{path}: not readable ({e})") from None
 
 def read_info(dir, script):
