@@ -1,0 +1,65 @@
+"""
+VoxPopuli (https://github.com/facebookresearch/voxpopuli): the European Parliament, 24,100 h of it in English.
+
+    python -m corpora.voxpopuli --download --root=data/voxpopuli --subset=en_v2    24,100 h; en: 4,500 h, plenaries
+    python tokenize_speech.py --corpus=voxpopuli --audio=data/voxpopuli/raw_audios/en --out=...
+
+    ROOT/raw_audios/LANGUAGE/YEAR/EVENT_LANGUAGE.ogg        sessions of hours
+    ROOT/unlabelled_data/unlabelled_v2.tsv.gz               event_id, segment_no, start, end (seconds) of all languages
+    ROOT/transcribed_data/LANGUAGE/asr_SPLIT.tsv            id, raw_text, normalized_text, speaker_id, ... and
+    ROOT/transcribed_data/LANGUAGE/YEAR/ID.ogg              what the authors' get_asr_data writes: parts of sessions
+
+--audio is the folder of a language in raw_audios, cut here by the table, or one asr_SPLIT.tsv. Where no session but
+plenaries is there (the subset en) only their rows are read; a session without rows is yielded whole.
+"""
+import os
+from glob import escape, glob
+
+from configurator import Refused
+from corpora.download import script
+from corpora.tree import files, refuse_orphans, table, utterance
+
+SUBSET = 'ROOT/raw_audios/LANGUAGE or ROOT/transcribed_data/LANGUAGE/asr_SPLIT.tsv'
+URL = 'https://dl.fbaipublicfiles.com/voxpopuli'
+SEGMENTS = (f'{URL}/annotations/unlabelled_v2.tsv.gz', 'unlabelled_data', None)
+PLENARIES = tuple((f'{URL}/audios/en_{year}.tar', 'raw_audios', None) for year in range(2009, 2021))
+OTHERS = tuple((f'{URL}/audios/en_{year}_2.tar', 'raw_audios', None) for year in range(2009, 2021))
+SUBSETS = {'en': (SEGMENTS, *PLENARIES), 'en_v2': (SEGMENTS, *PLENARIES, *OTHERS)}
+
+def utterances(root):
+    root = os.path.abspath(root) # .../raw_audios/en/ and . have their names
+    read = _transcribed if root.endswith('.tsv') else _sessions
+    yield from sorted(read(root), key=lambda u: u['id'])
+
+def _transcribed(tsv):
+    folder, listed = os.path.dirname(tsv), set()
+    audio = lambda id: os.path.join(folder, id[:4], id + '.ogg')
+    for split in glob(os.path.join(escape(folder), 'asr_*.tsv')): # the years hold the audio of all splits
+        listed |= {audio(row['id']) for _, row in table(split, ('id',))}
+    refuse_orphans(files(folder, '.ogg', 'YEAR/ID', SUBSET).values(), listed, 'no row in any asr_SPLIT.tsv')
+    for _, row in table(tsv, ('id', 'raw_text', 'normalized_text', 'speaker_id')):
+        speaker = None if row['speaker_id'] in ('', 'None') else row['speaker_id']
+        text = row['raw_text'] or row['normalized_text'] or None # the former has case and punctuation, and gaps
+        yield utterance(row['id'], audio(row['id']), text=text, speaker=speaker)
+
+def _sessions(root):
+    language, cut = os.path.basename(root), set()
+    sessions = {name.partition('/')[2]: path for name, path in files(root, '.ogg', 'YEAR/EVENT', SUBSET).items()}
+    plenaries = all('PLENARY' in event for event in sessions)
+    segments = os.path.join(os.path.dirname(os.path.dirname(root)), 'unlabelled_data', 'unlabelled_v2.tsv.gz')
+    for where, row in table(segments, ('event_id', 'segment_no', 'start', 'end')):
+        event = row['event_id']
+        if not event.endswith('_' + language) or plenaries and 'PLENARY' not in event:
+            continue
+        try:
+            start, end = float(row['start']), float(row['end'])
+        except ValueError:
+            raise Refused(f"{where}: start and end are {row['start']}, {row['end']}, expected seconds") from None
+        cut.add(event)
+        path = sessions.get(event, os.path.join(root, event[:4], event + '.ogg'))
+        yield utterance(f"{event}_{row['segment_no']}", path, start, end)
+    for event in set(sessions) - cut:
+        yield utterance(event, sessions[event])
+
+if __name__ == '__main__':
+    script(utterances, SUBSETS)
