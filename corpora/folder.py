@@ -59,11 +59,11 @@ def _from_line(u, where, folder):
         if not isinstance(u.get(key), (str, type(None))):
             raise Refused(f"{where}: '{key}' must be a string or null, got {u[key]!r}")
     words = u.get('words')
-    if words is not None and not (isinstance(words, list) and all(map(_is_word, words))):
+    if words is not None and not (isinstance(words, list) and all(map(is_word, words))):
         raise Refused(f"{where}: 'words' must be a list of [word, start, end], in seconds or null")
     return {'id': u['id'], 'path': os.path.join(folder, u['audio']), 'start': None, 'end': None,
             'text': u.get('text'), 'speaker': u.get('speaker'), 'words': words}
 
-def _is_word(w):
+def is_word(w):
     return (isinstance(w, list) and len(w) == 3 and isinstance(w[0], str)
             and all(t is None or type(t) in (int, float) and -1e9 < t < 1e9 for t in w[1:])) # NaN is not
