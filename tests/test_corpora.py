@@ -1,12 +1,42 @@
-"""corpora/: miniature trees in each corpus's layout, made here."""
+"""corpora/: miniature trees in each corpus's layout, made here; a server on this machine for the downloads."""
+import gzip
+import hashlib
+import importlib
+import io
 import json
 import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
+from small import speech_like
 
+from audio import RATE, BadAudio, load_audio
 from configurator import Refused
+from corpora import (
+    download,
+    librilight,
+    librispeech,
+    ljspeech,
+    peoples_speech,
+    redpajama,
+    spoken,
+    stinystories,
+    swc,
+    tedlium,
+    voxpopuli,
+)
 from corpora.folder import utterances
+from corpora.tree import pieces
+from tokenize_speech import decode
 
 LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
 
@@ -86,3 +116,588 @@ def test_librispeech_mini_reads_as_it_is():
     assert len(found) == 134 and [u['id'] for u in found] == sorted(u['id'] for u in found)
     assert all(os.path.isfile(u['path']) and u['text'] and u['words'] for u in found)
     assert all(u['speaker'] == u['id'].split('-')[0] for u in found)
+
+# ----------------------------------------------------------------------------------------------------------------
+# published corpora
+
+def write(root, tree):
+    """{path: text, bytes, lines of JSON as a list, or a wave} below root -> root."""
+    for name, content in tree.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, np.ndarray):
+            soundfile.write(path, content, RATE, **({'format': 'NIST', 'subtype': 'PCM_16'} if name.endswith('.sph') else {}))
+        else:
+            content = ''.join(json.dumps(line) + '\n' for line in content) if isinstance(content, list) else content
+            content = content if isinstance(content, bytes) else content.encode()
+            path.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
+    return root
+
+def said(id, path, start=None, end=None, text=None, speaker=None, words=None):
+    return {'id': id, 'path': str(path), 'start': start, 'end': end, 'text': text, 'speaker': speaker, 'words': words}
+
+def refusal(corpus, root):
+    with pytest.raises(Refused) as e:
+        list(corpus.utterances(root))
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+LIBRISPEECH_TREE = {'19/198/19-198.trans.txt': '19-198-0000 NORTHANGER ABBEY\n19-198-0001 THIS LITTLE WORK\n',
+                    '19/198/19-198-0000.flac': b'', '19/198/19-198-0001.flac': b'',
+                    '103/1240/103-1240.trans.txt': '103-1240-0000 CHAPTER ONE\n', '103/1240/103-1240-0000.flac': b''}
+
+def test_librispeech(tmp_path):
+    root = write(tmp_path / 'train-clean-100', LIBRISPEECH_TREE)
+    assert list(librispeech.utterances(root)) == [
+        said('103-1240-0000', root / '103/1240/103-1240-0000.flac', text='chapter one', speaker='103'),
+        said('19-198-0000', root / '19/198/19-198-0000.flac', text='northanger abbey', speaker='19'),
+        said('19-198-0001', root / '19/198/19-198-0001.flac', text='this little work', speaker='19')]
+    (root / '19/198/19-198-0001.flac').unlink() # its line is yielded, and counted as MISSING later
+    found = list(librispeech.utterances(root))
+    assert len(found) == 3 and decode(found[2], 640, 60).kind == 'MISSING'
+    write(root, {'19/198/19-198-0002.flac': b''})
+    assert '19-198-0002.flac: no line of a .trans.txt, one of 1 such' in refusal(librispeech, root)
+    assert 'expected a subset such as LibriSpeech/train-clean-100' in refusal(librispeech, tmp_path) # one folder too high
+    assert 'no .trans.txt in it; expected a subset' in refusal(librispeech, tmp_path / 'gone')
+    write(root, {'19/198/19-198.trans.txt': '19-199-0000 NORTHANGER ABBEY\n'})
+    assert "19-198.trans.txt:1: expected '19-198-NUMBER TEXT'" in refusal(librispeech, root)
+
+def test_librilight_is_cut_at_its_voice_activity(tmp_path):
+    spans = [[.5, 20], [20.5, 40], [41, 60], [61, 70], [73, 75], [80, 150], [151, 152]]
+    root = write(tmp_path / 'small', {'100/book_64kb/a.flac': b'', '100/book_64kb/a.json': [{'voice_activity': spans}],
+                                      '99/other/b.flac': b'', '99/other/b.json': [{'voice_activity': [[0, 1]]}]})
+    a = root / '100/book_64kb/a.flac'
+    assert list(librilight.utterances(root)) == [
+        said('100/book_64kb/a/00000', a, .5, 60, speaker='100'), # the next would make it longer than a minute
+        said('100/book_64kb/a/00001', a, 61, 70, speaker='100'), # silence of 3 s
+        said('100/book_64kb/a/00002', a, 73, 75, speaker='100'),
+        said('100/book_64kb/a/00003', a, 80, 150, speaker='100'), # longer alone
+        said('100/book_64kb/a/00004', a, 151, 152, speaker='100'),
+        said('99/other/b/00000', root / '99/other/b.flac', 0, 1, speaker='99')]
+    for meta, what in (({}, "KeyError('voice_activity')"), ({'voice_activity': [[2, 1]]}, '[2, 1] comes after 0'),
+                       ({'voice_activity': [[0, 1], [.5, 2]]}, '[0.5, 2] comes after 1'), ({'voice_activity': 3}, 'TypeError')):
+        write(root, {'99/other/b.json': [meta]})
+        message = refusal(librilight, root)
+        assert "b.json: expected JSON with 'voice_activity'" in message and what in message
+    write(root, {'99/other/b.json': [{'voice_activity': []}]})
+    assert 'b.json: no voice activity' in refusal(librilight, root)
+    write(root, {'99/other/c.flac': b''})
+    assert 'c.flac: no .json beside it' in refusal(librilight, root)
+    assert 'expected small, medium or large of Libri-Light' in refusal(librilight, tmp_path)
+
+def test_pieces_keep_every_span_once_in_order():
+    rng = np.random.default_rng(0)
+    edges = np.cumsum(rng.exponential(3, 2000)).round(2)
+    spans = list(zip(edges[::2], edges[1::2]))
+    found = list(pieces(spans, 30, 4))
+    assert [span for piece in found for span in piece] == spans
+    for piece, following in zip(found, found[1:]):
+        assert len(piece) == 1 or piece[-1][1] - piece[0][0] <= 30
+        assert all(b[0] - a[1] <= 4 for a, b in zip(piece, piece[1:]))
+        assert following[0][1] - piece[0][0] > 30 or following[0][0] - piece[-1][1] > 4 # none is shorter than need be
+
+EVENT = '20190401-0900-PLENARY_en'
+
+def test_voxpopuli_sessions_are_cut_by_the_table(tmp_path):
+    root = tmp_path / 'raw_audios/en'
+    write(tmp_path, {f'raw_audios/en/2019/{EVENT}.ogg': b'', 'raw_audios/en/2020/20200102-PLENARY-2_en.ogg': b'',
+                     'unlabelled_data/unlabelled_v2.tsv.gz': 'event_id\tsegment_no\tstart\tend\n'
+                     f'{EVENT}\t0\t1.5\t31.5\n20190401-0900-PLENARY_de\t0\t0\t30\n{EVENT}\t1\t31.5\t40\n'
+                     '20190402-ENVI_en\t0\t0\t30\n20180101-PLENARY_en\t0\t0\t30\n'})
+    session = root / f'2019/{EVENT}.ogg'
+    plenaries = [said('20180101-PLENARY_en_0', root / '2018/20180101-PLENARY_en.ogg', 0, 30), # audio missing: counted later
+                 said(f'{EVENT}_0', session, 1.5, 31.5), said(f'{EVENT}_1', session, 31.5, 40),
+                 said('20200102-PLENARY-2_en', root / '2020/20200102-PLENARY-2_en.ogg')] # no row: whole
+    assert list(voxpopuli.utterances(root)) == plenaries
+    write(root, {'2018/20180505-ENVI_en.ogg': b''}) # not the plenaries alone: en_v2
+    assert {u['id'] for u in voxpopuli.utterances(root)} == {u['id'] for u in plenaries} | {'20190402-ENVI_en_0',
+                                                                                           '20180505-ENVI_en'}
+    table = tmp_path / 'unlabelled_data/unlabelled_v2.tsv.gz'
+    for text, what in (('event_id\tstart\tend\n', 'columns event_id, start, end; expected event_id, segment_no'),
+                       ('event_id\tsegment_no\tstart\tend\nx_en\t0\n', ':2: 2 columns, the header has 4'),
+                       (f'event_id\tsegment_no\tstart\tend\n{EVENT}\t0\ta\tb\n', ':2: start and end are a, b')):
+        write(tmp_path, {'unlabelled_data/unlabelled_v2.tsv.gz': text})
+        assert str(table) in (message := refusal(voxpopuli, root)) and what in message
+    table.write_bytes(table.read_bytes()[:20])
+    assert 'expected UTF-8 text' in refusal(voxpopuli, root)
+    table.unlink()
+    assert 'unlabelled_v2.tsv.gz: expected UTF-8 text' in refusal(voxpopuli, root)
+    assert 'expected ROOT/raw_audios/LANGUAGE' in refusal(voxpopuli, tmp_path)
+
+def test_voxpopuli_transcribed(tmp_path):
+    header = 'id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent\n'
+    root = write(tmp_path / 'transcribed_data/en', {
+        'asr_train.tsv': header + '20090112-a\tThank you.\tthank you\t28167\ttrain\tfemale\tFalse\tNone\n'
+                                  '20090112-b\t\tand "yes"\tNone\ttrain\tNone\tFalse\tNone\n',
+        'asr_dev.tsv': header + '20100112-c\tNo.\tno\t1\tdev\tmale\tFalse\tNone\n',
+        '2009/20090112-a.ogg': b'', '2009/20090112-b.ogg': b'', '2010/20100112-c.ogg': b''})
+    assert list(voxpopuli.utterances(root / 'asr_train.tsv')) == [
+        said('20090112-a', root / '2009/20090112-a.ogg', text='Thank you.', speaker='28167'),
+        said('20090112-b', root / '2009/20090112-b.ogg', text='and "yes"')]
+    write(root, {'2010/20100112-d.ogg': b''})
+    assert '20100112-d.ogg: no row in any asr_SPLIT.tsv' in refusal(voxpopuli, root / 'asr_train.tsv')
+    write(root, {'asr_dev.tsv': 'id\ttext\n20100112-c\tNo.\n20100112-d\tYes.\n'})
+    assert 'asr_dev.tsv: columns id, text; expected id, raw_text' in refusal(voxpopuli, root / 'asr_dev.tsv')
+
+STM = """;; a comment
+Jo_2010 1 Jo_2010 0.25 1.00 <o,f0,female> it 's the(2) {NOISE} talk we 'd all <sil> want get 'em
+Jo_2010 1 inter_segment_gap 1.00 1.50 <o,,> ignore_time_segment_in_scoring
+Jo_2010 1 Jo_2010 1.50 2.00 <NA> about <unk> things
+Jo_2010 1 Jo_2010 2.00 2.50 <NA>
+"""
+
+def test_tedlium_segments_and_the_audio_of_one(tmp_path):
+    wave = np.round(speech_like(3, 0) * 32767) / 32768
+    root = write(tmp_path / 'legacy/train', {'stm/Jo_2010.stm': STM, 'sph/Jo_2010.sph': wave})
+    sph = root / 'sph/Jo_2010.sph'
+    found = list(tedlium.utterances(root))
+    assert found == [
+        said('Jo_2010/00002', sph, .25, 1, "it's the talk we'd all want get 'em", 'Jo_2010'),
+        said('Jo_2010/00003', sph, 1, 1.5, None, 'inter_segment_gap'),
+        said('Jo_2010/00004', sph, 1.5, 2, None, 'Jo_2010'), said('Jo_2010/00005', sph, 2, 2.5, None, 'Jo_2010')]
+    assert np.abs(decode(found[0], 640, 60) - wave[4000:16000]).max() < 1e-4
+    assert 'no .stm in it; expected a subset such as' in refusal(tedlium, tmp_path)
+    for line in ('Jo_2010 1 Jo_2010 x 1 <NA> a', 'Jo 1 Jo_2010 0 1 <NA> a', 'Jo_2010 1 Jo_2010 0 1', 'Jo_2010 1 J 0 1 a b'):
+        write(root, {'stm/Jo_2010.stm': STM + line})
+        assert "Jo_2010.stm:6: expected 'Jo_2010 CHANNEL SPEAKER START END <LABEL> TEXT'" in refusal(tedlium, root)
+    write(root, {'sph/Al_2011.sph': b''})
+    assert 'Al_2011.sph: no table in stm/' in refusal(tedlium, root)
+
+def test_ljspeech(tmp_path):
+    root = write(tmp_path / 'LJSpeech-1.1', {
+        'metadata.csv': 'LJ001-0002|in 1455.|in fourteen fifty-five.\nLJ001-0001|"Printing"|"Printing"\n',
+        'wavs/LJ001-0001.wav': b'', 'wavs/LJ001-0002.wav': b''})
+    assert list(ljspeech.utterances(root)) == [
+        said('LJ001-0001', root / 'wavs/LJ001-0001.wav', text='"Printing"', speaker='LJ'),
+        said('LJ001-0002', root / 'wavs/LJ001-0002.wav', text='in fourteen fifty-five.', speaker='LJ')]
+    write(root, {'wavs/LJ001-0003.wav': b''})
+    assert 'LJ001-0003.wav: no line of metadata.csv' in refusal(ljspeech, root)
+    write(root, {'metadata.csv': 'LJ001-0001|Printing\n'})
+    assert "metadata.csv:1: expected 'ID|as printed|as said'" in refusal(ljspeech, root)
+    assert 'expected the folder LJSpeech-1.1' in refusal(ljspeech, tmp_path)
+
+# ----------------------------------------------------------------------------------------------------------------
+# Spoken Wikipedia
+
+def swc_xml(*tokens):
+    """'Word 0 500' | 'Word' (not found) | '.' -> an aligned.swc"""
+    parts = []
+    for token in tokens:
+        word, *times = token.split()
+        n = ''.join(f'<n pronunciation="x" start="{a}" end="{b}"><ph type="a"/></n>' for a, b in zip(times[::2], times[1::2]))
+        parts.append(f'<t>{word}{n if times or not word.isalnum() else "<n pronunciation=" + chr(34) * 2 + "/>"}</t>')
+    return ('<?xml version="1.0"?><article><meta><prop key="reader.name" value="Ann"/></meta><d><section><s>'
+            + '\n'.join(parts) + '</s></section></d></article>')
+
+def test_swc_divides_a_recording_into_what_has_times_and_what_has_not(tmp_path):
+    root = write(tmp_path / 'english', {
+        'Apple/audio.ogg': speech_like(9, 0), 'Apple/aligned.swc': swc_xml(
+            '1990 1500 1900 1900 2300', 'apples 2300 2800', ',', 'fell', 'far 3000 3500', '.', 'And 6000 6400', 'so 6500 7000'),
+        'Bee/audio.ogg': speech_like(2, 1)})
+    apple = root / 'Apple/audio.ogg'
+    assert list(swc.utterances(root)) == [
+        said('Apple/0/00000', apple, 0, 1.5, speaker='Ann'),
+        said('Apple/0/00001', apple, 1.5, 2.8, '1990 apples,', 'Ann', [['1990', 0, .8], ['apples,', .8, 1.3]]),
+        said('Apple/0/00002', apple, 3, 3.5, 'far.', 'Ann', [['far.', 0, .5]]), # 0.2 s are no speech
+        said('Apple/0/00003', apple, 3.5, 6, speaker='Ann'),
+        said('Apple/0/00004', apple, 6, 7, 'And so', 'Ann', [['And', 0, .4], ['so', .5, 1]]),
+        said('Apple/0/00005', apple, 7, speaker='Ann'),
+        said('Bee/0/00000', root / 'Bee/audio.ogg', 0)] # not aligned
+    u = list(swc.utterances(root))[4]
+    assert len(decode(u, 640, 60)) == RATE
+    for content, what in (('<article>', 'expected XML ('), ('<d><t>a</t></d>', 'got <d> with 1'),
+                          ('<article/>', 'got <article> with 0'), (swc_xml('a 5 x'), "'a' has no start and end in ms")):
+        write(root, {'Apple/aligned.swc': content})
+        assert str(root / 'Apple/aligned.swc') in (message := refusal(swc, root)) and what in message
+    write(root, {'Apple/intro.ogg': b''})
+    assert 'intro.ogg: expected audio.ogg, or audio1.ogg' in refusal(swc, root)
+    assert "expected the corpus's folder english" in refusal(swc, tmp_path)
+
+def test_swc_times_go_on_from_part_to_part(tmp_path):
+    words = ('One 500 1000', 'two 3500 4000', 'ten 19000 19500')
+    root = write(tmp_path, {f'U/audio{i}.ogg': speech_like(2, i) for i in range(1, 11)} | {'U/aligned.swc': swc_xml(*words)})
+    found = [u for u in swc.utterances(root) if u['words']]
+    assert [(u['id'], Path(u['path']).name, u['start'], u['end'], u['text']) for u in found] == [
+        ('U/0/00000', 'audio1.ogg', .5, 1, 'One'), ('U/1/00001', 'audio2.ogg', 1.5, 2, 'two'),
+        ('U/9/00000', 'audio10.ogg', 1, 1.5, 'ten')]
+    write(root, {'U/audio2.ogg': b'OggS', 'V/aligned.swc': swc_xml('a 0 500')})
+    assert 'audio2.ogg: cannot be opened' in refusal(swc, root)
+    write(root, {'U/audio2.ogg': speech_like(2, 2)})
+    assert list(swc.utterances(root))[-1] == said('V/0/00000', root / 'V/audio.ogg', 0, .5, 'a', 'Ann', [['a', 0, .5]])
+
+# ----------------------------------------------------------------------------------------------------------------
+# parquet
+
+def encoded(wave, format='FLAC'):
+    with io.BytesIO() as f:
+        soundfile.write(f, wave, RATE, format=format, subtype='PCM_16')
+        return f.getvalue()
+
+def write_parquet(path, rows, **kwargs):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, **kwargs)
+
+def test_stinystories_is_read_from_parquet_and_its_audio_too(tmp_path):
+    waves = [np.round(speech_like(.5 + i / 10, i) * 32767) / 32768 for i in range(5)]
+    words = [{'word': 'Once', 'start_time': .1, 'end_time': .25}, {'word': ' upon', 'start_time': .25, 'end_time': .5}]
+    rows = [{'audio': {'bytes': encoded(w, 'WAV' if i % 2 else 'FLAC'), 'path': f'{i}.wav'}, 'text': f'Once upon {i}',
+             'aligned_text': words, 'split_sentence': False} for i, w in enumerate(waves)]
+    rows[3]['audio'] = {'bytes': None, 'path': 'beside/3.wav'} # a path instead of bytes
+    rows[4]['aligned_text'] = []
+    write(tmp_path, {'data/beside/3.wav': waves[3]})
+    file = tmp_path / 'data/data-00000-of-02191.parquet'
+    write_parquet(file, rows, row_group_size=2)
+    found = list(stinystories.utterances(tmp_path / 'data'))
+    assert found == list(stinystories.utterances(file))
+    assert found[1] == said('data-00000-of-02191/000001', f'{file}#1', text='Once upon 1', speaker='LJ',
+                            words=[['Once', .1, .25], [' upon', .25, .5]])
+    assert found[4]['words'] is None
+    for u, wave in reversed(list(zip(found, waves))): # any order
+        assert np.abs(decode(u, 640, 60) - wave).max() < 1e-4
+    assert np.array_equal(load_audio(f'{file}#2', .125, .25), load_audio(f'{file}#2')[2000:4000])
+    assert 'expected the folder data' in refusal(stinystories, tmp_path)
+    write_parquet(file, [{'text': 'a'}])
+    assert 'no column aligned_text, audio; expected audio, text' in refusal(stinystories, file)
+    write_parquet(file, [{'text': 'a', 'audio': b'', 'aligned_text': [{'w': 'a'}]}])
+    assert '#0: expected aligned_text with word, start_time' in refusal(stinystories, file)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert 'not a whole parquet file' in refusal(stinystories, file)
+
+def test_bad_audio_in_parquet_is_counted_like_a_bad_file(tmp_path):
+    good = encoded(speech_like(1, 0), 'WAV')
+    audio = [good, b'not audio', b'', good[:-1000], None, b'RIFF']
+    file = tmp_path / 'a.parquet'
+    write_parquet(file, [{'audio': {'bytes': b, 'path': None}} for b in audio])
+    kinds = []
+    for row in range(len(audio) + 1):
+        with pytest.raises(BadAudio) if row else pytest.MonkeyPatch.context() as e:
+            load_audio(f'{file}#{row}')
+        kinds += [e.value.kind] if row else []
+    assert kinds == ['NOT_AUDIO', 'EMPTY', 'TRUNCATED', 'EMPTY', 'NOT_AUDIO', 'MISSING']
+    with pytest.raises(BadAudio, match=r'gone.parquet#0: MISSING'):
+        load_audio(tmp_path / 'gone.parquet#0')
+
+def test_without_pyarrow_parquet_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    write(tmp_path, {'a.parquet': b'PAR1'})
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
+    assert refusal(stinystories, tmp_path).endswith('pip install pyarrow')
+
+def test_peoples_speech_in_both_forms(tmp_path):
+    rows = [{'id': f'a_DOT_mp3_0000{i}.flac', 'audio': {'bytes': encoded(speech_like(.2, i)), 'path': None}, 'duration_ms': 200,
+             'text': f'hello {i}'} for i in (1, 0)]
+    file = tmp_path / 'clean/train-00000-of-00804.parquet'
+    write_parquet(file, rows)
+    assert list(peoples_speech.utterances(tmp_path / 'clean')) == [
+        said('a_DOT_mp3_00000.flac', f'{file}#1', text='hello 0'), said('a_DOT_mp3_00001.flac', f'{file}#0', text='hello 1')]
+    root = write(tmp_path / 'train', {
+        'dirty.json': [{'identifier': 'a', 'training_data': {'duration_ms': [1, 2], 'label': ['b one', 'b two'],
+                                                             'name': ['a/b1.flac', 'a/b0.flac']}}],
+        'dirty/a/b0.flac': b'', 'dirty/a/b1.flac': b''})
+    assert list(peoples_speech.utterances(root / 'dirty.json')) == [
+        said('a/b0', root / 'dirty/a/b0.flac', text='b two'), said('a/b1', root / 'dirty/a/b1.flac', text='b one')]
+    write(root, {'dirty/a/b2.flac': b''})
+    assert 'b2.flac: no name in ' in refusal(peoples_speech, root / 'dirty.json')
+    for data in (None, {'name': ['a'], 'label': [], 'duration_ms': [1]}, {'name': 'a', 'label': 'a', 'duration_ms': 'a'}):
+        write(root, {'dirty.json': [{'training_data': data}]})
+        assert "dirty.json:1: expected 'training_data' with equally many" in refusal(peoples_speech, root / 'dirty.json')
+    write_parquet(file, [{'audio': b'', 'text': 'a'}])
+    assert 'no column id; expected audio, id, text' in refusal(peoples_speech, tmp_path / 'clean')
+    assert "expected a folder of the hub's parquet" in refusal(peoples_speech, tmp_path)
+
+def test_every_corpus_has_utterances_and_says_what_it_reads():
+    for path in sorted((Path(__file__).parents[1] / 'corpora').glob('*.py')):
+        module = importlib.import_module(f'corpora.{path.stem}')
+        assert callable(getattr(module, 'utterances', None)) or path.stem in ('tree', 'download')
+        assert module.__doc__ and (path.stem in ('tree', 'download', 'folder', 'spoken') or 'https://' in module.__doc__)
+
+# ----------------------------------------------------------------------------------------------------------------
+# downloads
+
+class Server(ThreadingHTTPServer):
+    """Serves .files; .ranges: whether it honors Range; .cut: bytes after which the next answers break off; .asked: ranges."""
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.files, self.ranges, self.length, self.cut, self.asked = {}, True, True, [], []
+        self.url = f'http://127.0.0.1:{self.server_port}'
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, content = self.server, self.server.files.get(self.path.lstrip('/'))
+        server.asked.append(self.headers.get('Range'))
+        if content is None:
+            return self.send_error(404)
+        first = int(re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', 'bytes=0-'))[1]) if server.ranges else 0
+        if first >= len(content):
+            self.send_response(416)
+            self.send_header('Content-Range', f'bytes */{len(content)}')
+            self.send_header('Content-Length', '0')
+            return self.end_headers()
+        self.send_response(206 if first else 200)
+        if first:
+            self.send_header('Content-Range', f'bytes {first}-{len(content) - 1}/{len(content)}')
+        if server.length:
+            self.send_header('Content-Length', str(len(content) - first))
+        self.end_headers()
+        self.wfile.write(content[first:first + server.cut.pop(0)] if server.cut else content[first:])
+
+    def log_message(self, *args):
+        pass
+
+@pytest.fixture
+def server(monkeypatch):
+    for name, value in (('WAIT', 0.0), ('ATTEMPTS', 3), ('BLOCK', 1000)):
+        monkeypatch.setattr(download, name, value)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = 'sha256:' + hashlib.sha256(CONTENT).hexdigest()
+
+def test_a_download_that_was_cut_goes_on_where_it_stopped(server, tmp_path):
+    server.files['a.bin'], server.cut = CONTENT, [100_000, 50_000]
+    download.download(tmp_path, f'{server.url}/a.bin', 'in', SHA256)
+    assert (tmp_path / 'in/a.bin').read_bytes() == CONTENT
+    assert server.asked == [None, 'bytes=100000-', 'bytes=150000-']
+    download.download(tmp_path, f'{server.url}/a.bin', 'in', SHA256) # done: not asked for again
+    assert len(server.asked) == 3 and sorted(p.name for p in (tmp_path / 'in').iterdir()) == ['a.bin']
+
+def test_a_download_begins_anew_where_the_server_cannot_go_on(server, tmp_path):
+    server.files['a.bin'], server.cut, server.ranges = CONTENT, [100_000], False
+    download.fetch(f'{server.url}/a.bin', tmp_path / 'a.bin')
+    assert (tmp_path / 'a.bin').read_bytes() == CONTENT and server.asked == [None, 'bytes=100000-']
+    server.ranges = True
+    (tmp_path / 'b.bin.part').write_bytes(CONTENT + b'of another file')
+    server.files['b.bin'] = CONTENT
+    download.fetch(f'{server.url}/b.bin', tmp_path / 'b.bin')
+    assert (tmp_path / 'b.bin').read_bytes() == CONTENT
+    (tmp_path / 'c.bin.part').write_bytes(CONTENT) # killed before it was renamed
+    server.files['c.bin'] = CONTENT
+    download.fetch(f'{server.url}/c.bin', tmp_path / 'c.bin', 'md5:' + hashlib.md5(CONTENT).hexdigest())
+    assert (tmp_path / 'c.bin').read_bytes() == CONTENT and not (tmp_path / 'c.bin.part').exists()
+
+def test_what_is_wrong_with_a_download_is_said(server, tmp_path):
+    def message(name, checksum=None):
+        with pytest.raises(Refused) as e:
+            download.fetch(f'{server.url}/{name}', tmp_path / name, checksum)
+        assert not (tmp_path / name).exists() and '\n' not in str(e.value)
+        return str(e.value)
+    server.files['a.bin'], server.cut = CONTENT, [1000, 1000, 1000]
+    assert message('a.bin').endswith('3,000 bytes are in ' + str(tmp_path / 'a.bin.part') + ', run again to go on')
+    assert 'its sha256 is ' in message('a.bin', 'sha256:' + '0' * 64) and not (tmp_path / 'a.bin.part').exists()
+    assert '404' in message('gone.bin') and server.asked[-2:] != [None, None] # not tried again
+    server.length = False
+    assert 'nothing says when it is whole' in message('a.bin')
+    server.length = True
+    download.fetch(f'{server.url}/a.bin', tmp_path / 'right.bin', SHA256)
+
+def tar(members, mode='w:gz'):
+    """{name: bytes, or TarInfo} -> a tar."""
+    with io.BytesIO() as f:
+        with tarfile.open(fileobj=f, mode=mode) as archive:
+            for name, content in members.items():
+                info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+                info.name, info.size = name, len(content) if isinstance(content, bytes) else 0
+                archive.addfile(info, io.BytesIO(content) if info.size else None)
+        return f.getvalue()
+
+def link(to):
+    info = tarfile.TarInfo()
+    info.type, info.linkname = tarfile.SYMTYPE, to
+    return info
+
+def test_a_corpus_is_downloaded_by_its_command_and_read(server, tmp_path, monkeypatch, capsys):
+    for part in ('19', '103'): # two archives of one folder
+        tree = {f'LibriSpeech/dev-clean/{name}': text.encode() or b'x' for name, text in
+                ((name, text if isinstance(text, str) else '') for name, text in LIBRISPEECH_TREE.items()) if name.startswith(part + '/')}
+        server.files[f'{part}.tar.gz'] = tar(tree)
+    subsets = {'dev-clean': tuple((f'{server.url}/{part}.tar.gz', '', None) for part in ('19', '103'))}
+    def command(*args):
+        monkeypatch.setattr(sys, 'argv', ['corpora/librispeech.py', *args])
+        download.script(librispeech.utterances, subsets)
+        return capsys.readouterr().out
+    assert '19.tar.gz: in ' in command('--download', f'--root={tmp_path}', '--subset=dev-clean')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.downloaded', 'LibriSpeech'] # nothing lies about
+    asked = len(server.asked)
+    assert 'downloaded before' in command('--download', f'--root={tmp_path}', '--subset=dev-clean')
+    assert len(server.asked) == asked
+    assert '3 utterances, 3 with text, 0 with word times' in command(f'--root={tmp_path}/LibriSpeech/dev-clean')
+    for args, message in ((('--download', '--root=x'), 'expected some of dev-clean'), ((), 'expected --root=DIR'),
+                          (('--download', '--root=x', '--subset=dev'), 'subset=dev: expected some of dev-clean')):
+        with pytest.raises(SystemExit, match=message):
+            command(*args)
+
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path):
+    inside = {'a/b/1.txt': b'one', 'a/2.txt': b'two', 'a/link': link('b/1.txt')}
+    write(tmp_path, {'a/b/1.txt': 'old', 'a/b/kept.txt': 'kept', 'x.tar.bz2': tar(inside, 'w:bz2')})
+    download.unpack(tmp_path / 'x.tar.bz2', tmp_path)
+    found = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob('*.txt')}
+    assert found == {'a/b/1.txt': 'one', 'a/2.txt': 'two', 'a/b/kept.txt': 'kept'}
+    assert (tmp_path / 'a/link').read_text() == 'one'
+    fifo, root = tarfile.TarInfo(), tmp_path / 'root'
+    fifo.type = tarfile.FIFOTYPE
+    for name, content in (('../out.txt', b'x'), ('l', link('/etc/passwd')), ('l', link('../../up')), ('p', fifo)):
+        archive = write(root, {'y.tar.gz': b''}) / 'y.tar.gz'
+        archive.write_bytes(tar({'first.txt': b'1', name: content}))
+        with pytest.raises(Refused, match='y.tar.gz: cannot be unpacked'):
+            download.unpack(archive, root)
+        assert [p.name for p in root.iterdir()] == ['y.tar.gz'] and not (tmp_path / 'out.txt').exists()
+    archive.write_bytes(tar({'/out.txt': b'x'})) # tarfile drops the leading /
+    download.unpack(archive, root)
+    assert (root / 'out.txt').exists() and not Path('/out.txt').exists()
+    archive.write_bytes(tar({'a': CONTENT, 'b': CONTENT})[:400_000])
+    with pytest.raises(Refused, match='delete it to download it again'):
+        download.unpack(archive, root)
+
+def test_what_is_downloaded_has_an_address_and_a_checksum_that_can_be_one():
+    for corpus in (librispeech, librilight, voxpopuli, tedlium, ljspeech, swc):
+        for archives in corpus.SUBSETS.values():
+            for url, folder, checksum in archives:
+                assert url.startswith('https://') and url.rpartition('/')[2] and '..' not in folder
+                assert checksum is None or re.fullmatch('sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}', checksum)
+    assert len(voxpopuli.SUBSETS['en_v2']) == 25
+
+# ----------------------------------------------------------------------------------------------------------------
+# text
+
+def text_of(n_words, length=4, seed=0):
+    """Different words of so many letters: nothing repeats."""
+    rng = np.random.default_rng(seed)
+    return ' '.join(''.join(rng.choice(list('abcdefghijklmnop'), length)) for _ in range(n_words))
+
+@pytest.mark.parametrize('text, rule', [
+    (text_of(49), 'words'), (text_of(50), None), (text_of(100_000), None), (text_of(100_001), 'words'), ('', 'words'),
+    (text_of(50, 3), None), (text_of(49, 3) + ' ab', 'word_length'), (text_of(50, 10), None), # bounds are inside
+    (text_of(49, 10) + ' abcdefghijk', 'word_length'), (text_of(45) + ' #' * 5 + text_of(5), None),
+    (text_of(90) + ' a#b' * 10, None), (text_of(89) + ' a#b' * 10, 'symbols'), (text_of(89) + ' and...' * 10, 'symbols'),
+    (text_of(90, 5) + ' wait…' * 11, 'symbols'),
+    ('\n'.join(['\u2022 ' + text_of(6, seed=i) for i in range(9)] + [text_of(6)]), None),
+    ('\n'.join(['  \u2013 ' + text_of(6, seed=i) for i in range(10)] + ['']), 'bullets'),
+    ('\n'.join(['\u2022 ' + text_of(6, seed=i) for i in range(19)] + [text_of(6)]), 'bullets'),
+    (text_of(80) + ' The, cats!' * 10, None), # 60 of 380 characters
+    (text_of(80) + ' abcd efgh' * 10, None), # 80 of 400 characters: 0.2
+    (text_of(79) + ' abcd efgh' * 10, 'top_2gram'),
+])
+def test_gopher_rules_at_their_bounds(text, rule):
+    assert redpajama.broken_rule(redpajama.signals(text)) == rule, redpajama.signals(text)
+
+def quality(**values):
+    """quality_signals of a good document but for `values`."""
+    doc = {'rps_doc_word_count': 50, 'rps_doc_mean_word_length': 3.0, 'rps_doc_symbol_to_word_ratio': .1, 'ccnet_nlines': 10,
+           'rps_doc_frac_chars_top_2gram': .2, **{k: v for k, v in values.items() if not k.startswith('rps_lines')}}
+    lines = values.get('rps_lines_start_with_bulletpoint', [1.0] * 9 + [0.0])
+    return {**{name: [[0, 100, value]] for name, value in doc.items()},
+            'rps_lines_start_with_bulletpoint': [[i, i + 1, value] for i, value in enumerate(lines)]}
+
+@pytest.mark.parametrize('values, rule', [
+    ({}, None), ({'rps_doc_word_count': 49}, 'words'), ({'rps_doc_word_count': 100_001}, 'words'),
+    ({'rps_doc_mean_word_length': 2.99}, 'word_length'), ({'rps_doc_mean_word_length': 10.01}, 'word_length'),
+    ({'rps_doc_symbol_to_word_ratio': .11}, 'symbols'), ({'rps_doc_frac_chars_top_2gram': .21}, 'top_2gram'),
+    ({'rps_lines_start_with_bulletpoint': [1.0] * 10}, 'bullets'),
+    ({'rps_doc_word_count': 0, 'rps_doc_mean_word_length': None, 'ccnet_nlines': 0}, 'words')])
+def test_published_signals_decide_where_there_are_some(values, rule):
+    assert redpajama.broken_rule(redpajama.published(quality(**values), 'x')) == rule
+    assert redpajama.broken_rule(redpajama.published(json.dumps(quality(**values)), 'x')) == rule
+
+def test_redpajama_is_filtered_file_by_file(tmp_path, capsys):
+    good, short = text_of(60), 'too short'
+    ids = [f'2023-14/0000/en_head.json.gz/{i}' for i in range(3)]
+    root = write(tmp_path / 'rp2', {
+        'documents/2023-14/0000/en_head.json.gz': [{'raw_content': text, 'url': 'u'} for text in (good, 'é', good)],
+        'quality_signals/2023-14/0000/en_head.signals.json.gz':
+            [{'id': id, 'quality_signals': quality(**v)} for id, v in zip(ids, ({}, {}, {'rps_doc_word_count': 3}))],
+        'documents/2023-14/0000/en_tail.json.gz': [{'raw_content': good}, {'raw_content': short}]}) # has no signals
+    cfg = redpajama.Config(str(root), str(tmp_path / 'out'))
+    redpajama.main(cfg)
+    head, tail = tmp_path / 'out/2023-14/0000/en_head.jsonl', tmp_path / 'out/2023-14/0000/en_tail.jsonl'
+    assert [json.loads(line) for line in head.open()] == [{'id': ids[0], 'text': good}, {'id': ids[1], 'text': 'é'}]
+    assert [json.loads(line) for line in tail.open()] == [{'id': 'en_tail.json.gz:1', 'text': good}]
+    info = json.loads((tmp_path / 'out/info.json').read_text())
+    assert {k: info[k] for k in ('files', 'documents', 'kept', 'words', 'signals_published')} == {
+        'files': 2, 'documents': 5, 'kept': 3, 'words': 2, 'signals_published': 3}
+    assert '3 of 5 documents; 2 words, 0 word_length' in capsys.readouterr().out
+    head.with_suffix('.counts.json').unlink() # killed before the counts: this file again, the other not
+    stamp = tail.stat().st_mtime_ns
+    redpajama.main(cfg)
+    assert tail.stat().st_mtime_ns == stamp and head.with_suffix('.counts.json').exists()
+    mixed = write(tmp_path / 'mixed', {'a.txt': f'{good}\n{short}\n', 'b.jsonl.gz': [
+        {'raw_content': short, 'doc_id': 'd1', 'quality_signals': json.dumps(quality())}, {'text': good, 'id': 'd2'}]})
+    redpajama.main(redpajama.Config(str(mixed), str(tmp_path / 'out2')))
+    kept = [json.loads(line)['id'] for name in 'ab' for line in (tmp_path / f'out2/{name}.jsonl').open()]
+    assert kept == ['a.txt:1', 'd1', 'd2']
+
+@pytest.mark.parametrize('tree, message', [
+    ({'x.md': 'text'}, 'no text in it; expected .txt .jsonl'),
+    ({'x.jsonl': [{'content': 'a'}]}, "x.jsonl:1: expected a string 'raw_content' or 'text'"),
+    ({'x.jsonl': [{'text': 'a', 'quality_signals': '{}'}]}, 'not the quality_signals of RedPajama V2'),
+    ({'x.jsonl': [{'text': 'a', 'quality_signals': '{"'}]}, 'not the quality_signals of RedPajama V2'),
+    ({'documents/x.json.gz': [{'raw_content': 'a'}], 'quality_signals/x.signals.json.gz': []}, 'not one line with an id'),
+    ({'documents/x.json.gz': [], 'quality_signals/x.signals.json.gz': [{'id': 'a'}]}, 'not one line with an id')])
+def test_other_text_is_refused(tmp_path, tree, message):
+    root = write(tmp_path / 'in', tree)
+    with pytest.raises(Refused) as e:
+        redpajama.main(redpajama.Config(str(root), str(tmp_path / 'out')))
+    assert message in str(e.value) and '\n' not in str(e.value)
+    assert not list(tmp_path.glob('out/**/x.jsonl*'))
+    with pytest.raises(Refused, match='text without audio'):
+        redpajama.utterances(root)
+
+# ----------------------------------------------------------------------------------------------------------------
+# read out
+
+VOICE = """
+import json, sys
+import numpy as np, soundfile
+wav, words, argument = sys.argv[1:]
+text = sys.stdin.read()
+assert argument == '-' or argument == text
+if 'fail' in text:
+    sys.exit('cannot say that')
+times = [[word, i / 10, i / 10 + .1] for i, word in enumerate(text.split())]
+if 'nowav' not in text:
+    soundfile.write(wav, np.sin(np.arange(len(times) * 2205)), 22050, format='WAV')
+open(words, 'w').write('[["a"]]' if 'badwords' in text else json.dumps(times))
+"""
+
+def test_a_text_is_read_out_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    texts = ['Once upon a time', 'please fail', 'a "quoted" {wav} $(text)', 'nowav', 'badwords here', 'the end']
+    write(tmp_path, {'voice.py': VOICE, 'texts.jsonl': [{'id': f'd{i}', 'text': t} for i, t in enumerate(texts)]})
+    out = tmp_path / 'out'
+    cfg = lambda **kwargs: spoken.Config(**{
+        'text': str(tmp_path / 'texts.jsonl'), 'out': str(out), 'shard_docs': 4, 'max_fail_frac': .5, 'speaker': 'v',
+        'command': f'{sys.executable} {tmp_path}/voice.py {{wav}} {{words}} {{text}}', **kwargs})
+    run, calls = subprocess.run, []
+    def killed_at_the_fifth(*args, **kwargs):
+        calls.append(kwargs['input'].decode())
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+    monkeypatch.setattr(spoken, 'subprocess', SimpleNamespace(run=killed_at_the_fifth, TimeoutExpired=subprocess.TimeoutExpired))
+    with pytest.raises(KeyboardInterrupt):
+        spoken.main(cfg())
+    assert sorted(p.name for p in out.iterdir()) == ['00000', 'settings.json']
+    assert 'python -m corpora.spoken makes it' in refusal(spoken, out)
+    spoken.main(cfg())
+    assert calls[:4] == texts[:4] and set(calls[4:]) == set(texts[4:]) # the first shard was not said again
+    found = list(spoken.utterances(out))
+    assert [u['id'] for u in found] == ['d0', 'd2', 'd5']
+    assert found[0] == said('d0', out / '00000/0000.wav', text=texts[0], speaker='v', words=[
+        ['Once', 0, .1], ['upon', .1, .2], ['a', .2, .30000000000000004], ['time', .3, .4]])
+    assert found[1]['text'] == texts[2] and len(decode(found[2], 640, 60)) == .2 * RATE
+    failures = [json.loads(line) for s in '01' for line in (out / f'0000{s}/failures.jsonl').open()]
+    assert [f['id'] for f in failures] == ['d1', 'd3', 'd4']
+    assert failures[0]['reason'] == 'status 1: cannot say that' and failures[1]['reason'].startswith('MISSING')
+    assert failures[2]['reason'].startswith('words: ') and len(list(out.rglob('*.w*'))) == 3 # no word files left
+    for change, message in (({'speaker': 'w'}, 'begun with another text or command'), ({'command': 'no-such {wav}'}, 'no program'),
+                            ({'out': str(tmp_path / 'o2'), 'max_fail_frac': .1}, '2 of 6 documents not spoken')):
+        with pytest.raises(Refused, match=message):
+            spoken.main(cfg(**change))
+    with pytest.raises(Refused, match='expected --text=FILE'):
+        cfg(command='espeak')
