@@ -42,6 +42,7 @@ def utterances(root):
                 raise Refused(f"{where}: expected '{talk} CHANNEL SPEAKER START END <LABEL> TEXT', got "
                               f"'{line[:60]}'") from None
             id = f"{talk}/{int(where.rpartition(':')[2]):05d}" # the line
+            speaker = None if speaker == 'inter_segment_gap' else speaker
             yield utterance(id, audio[talk], start, end, _text(''.join(text)), speaker)
 
 def _text(text):
