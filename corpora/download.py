@@ -24,7 +24,7 @@ from pathlib import Path
 
 from configurator import Refused, progress, run, write_json
 
-ATTEMPTS, WAIT = 10, 10.0 # to go on with a download that was cut, and the seconds between
+ATTEMPTS, WAIT = 10, 10.0 # how often in a row nothing may come, and the seconds between
 BLOCK = 1 << 16 # bytes; where a download is cut, the block that was not full is lost
 
 @dataclass(frozen=True)
@@ -81,21 +81,21 @@ def fetch(url, path, checksum=None):
     part = path.with_name(path.name + '.part')
     if path.exists(): # downloaded, then unpacking was cut
         return
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(WAIT)
+    have, tries = _size(part), 0
+    while True:
         try:
             _go_on(requests, url, part, checksum)
             break
         except requests.RequestException as e:
             if e.response is not None and 400 <= e.response.status_code < 500:
                 raise Refused(f"{url}: {e.response.status_code} {e.response.reason}") from None
-            why = e
+            before, have = have, _size(part)
+            tries = 1 if have > before else tries + 1
+            if tries == ATTEMPTS:
+                raise Refused(f"{url}: {e}; {have:,} bytes are in {part}, run again to go on") from None
+            time.sleep(WAIT)
         except OSError as e: # the disk, not the network
             raise Refused(f"{part}: cannot be written ({e})") from None
-    else:
-        have = part.stat().st_size if part.exists() else 0
-        raise Refused(f"{url}: {why}; {have:,} bytes are in {part}, run again to go on")
     kind, _, wanted = (checksum or '').partition(':')
     if wanted:
         with open(part, 'rb') as f:
@@ -105,9 +105,12 @@ def fetch(url, path, checksum=None):
             raise Refused(f"{url}: its {kind} is {got}, expected {wanted}; it is deleted, run again")
     os.replace(part, path)
 
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
 def _go_on(requests, url, part, checksum):
     """Appends what is missing to part; requests.ConnectionError if that ends early."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     headers = {'Accept-Encoding': 'identity', **({'Range': f'bytes={have}-'} if have else {})}
     with requests.get(url, headers=headers, stream=True, timeout=60) as response:
         said = response.headers.get('Content-Range', '')
@@ -132,7 +135,7 @@ def _go_on(requests, url, part, checksum):
                 bar.update(len(block))
             f.flush()
             os.fsync(f.fileno())
-    if total is not None and (size := part.stat().st_size) != total:
+    if total is not None and (size := _size(part)) != total:
         raise requests.ConnectionError(f"ended after {size:,} of {total:,} bytes")
 
 def unpack(archive, root):
@@ -147,7 +150,7 @@ def unpack(archive, root):
                 bar.update(member.size)
         _move(tmp, root)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as e:
-        raise Refused(f"{archive}: cannot be unpacked ({e}); delete it to download it again") from None
+        raise Refused(f"{archive}: cannot be unpacked ({e}); delete it and try again, or unpack it by hand") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """
 The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 30,000 h of English, with text.
 
-    huggingface-cli download MLCommons/peoples_speech --repo-type dataset --include 'clean/train-*' --local-dir data/ps
+    hf download MLCommons/peoples_speech --repo-type dataset --include 'clean/train-*' --local-dir data/ps
     python tokenize_speech.py --corpus=peoples_speech --audio=data/ps/clean --out=...
 
     SUBSET/train-00000-of-00804.parquet     columns id, audio (flac bytes at 16 kHz), duration_ms, text

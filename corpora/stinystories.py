@@ -1,7 +1,7 @@
 """
 sTinyStories (https://huggingface.co/datasets/slprl/sTinyStories): TinyStories in the voice of LJ, 30,000 h, with words.
 
-    huggingface-cli download slprl/sTinyStories --repo-type dataset --include 'data/data-000*' --local-dir data/sts
+    hf download slprl/sTinyStories --repo-type dataset --include 'data/data-000*' --local-dir data/sts
     python tokenize_speech.py --corpus=stinystories --audio=data/sts/data --out=...
 
     data/data-00000-of-02191.parquet    columns audio (16 kHz), text, aligned_text, split_sentence (not used);

@@ -50,6 +50,8 @@ def lines(path):
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     yield f'{path}:{number}', line.rstrip('\r\n')
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; it is part of the corpus") from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise Refused(f"{path}: expected UTF-8 text ({e})") from None
 
