@@ -9,8 +9,8 @@ The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 
                                             {"duration_ms": [...], "label": [...], "name": [...]}}; name: path in the
                                             folder SUBSET, into which the .tar files were unpacked
 
---audio is a folder of parquet, one of its files, or SUBSET.json. The hub keeps validation and test apart: so do the
-same, by --include or by folders.
+--audio is a folder of parquet, one of its files, or SUBSET.json. ids are FILE/ROW, so that rows that lie together are
+read together, or the name. validation and test are files of their own: leave them out, as above, or in another folder.
 """
 import os
 
@@ -22,15 +22,12 @@ from folders import read_lines
 SUBSET = "a folder of the hub's parquet, or train/SUBSET.json"
 
 def utterances(root):
-    read = _manifest if os.fspath(root).endswith('.json') else _parquet
-    yield from sorted(read(root), key=lambda u: u['id'])
-
-def _parquet(root):
-    for path in parquet_files(root, SUBSET).values():
-        for audio, row in rows(path, ('id', 'text')):
-            if not isinstance(row['id'], str):
-                raise Refused(f"{audio}: id is {row['id']!r}, expected a string")
-            yield utterance(row['id'], audio, text=row['text'])
+    if os.fspath(root).endswith('.json'):
+        yield from sorted(_manifest(root), key=lambda u: u['id'])
+        return
+    for name, path in parquet_files(root, SUBSET).items():
+        for number, (audio, row) in enumerate(rows(path, ('text',))):
+            yield utterance(f'{name}/{number:06d}', audio, text=row['text'])
 
 def _manifest(path):
     folder, found = os.fspath(path).removesuffix('.json'), []

@@ -45,6 +45,12 @@ class Config:
     def __post_init__(self):
         if not self.text or not self.out or '{wav}' not in self.command:
             raise Refused("expected --text=FILE, --out=DIR and --command='PROGRAM ... {wav}'")
+        try:
+            program = shlex.split(self.command)[0]
+        except ValueError as e:
+            raise Refused(f"command is {self.command}: {e}") from None
+        if not shutil.which(program):
+            raise Refused(f"command: no program '{program}' here")
         if not (self.workers > 0 and self.timeout > 0 and self.shard_docs > 0 and 0 <= self.max_fail_frac <= 1):
             raise Refused("expected workers, timeout and shard_docs above 0 and max_fail_frac from 0 to 1")
 
@@ -90,8 +96,6 @@ def write_shard(cfg, path, docs, pool):
         write_lines(tmp / 'failures.jsonl', failures)
 
 def main(cfg):
-    if not shutil.which(shlex.split(cfg.command)[0]):
-        raise Refused(f"command: no program '{shlex.split(cfg.command)[0]}' here")
     docs = [(id, text) for id, text, _ in documents(cfg.text) if text.strip()]
     settings = {'text': sha256(cfg.text), 'documents': len(docs), 'command': cfg.command, 'speaker': cfg.speaker,
                 'shard_docs': cfg.shard_docs}

@@ -397,8 +397,8 @@ def test_peoples_speech_in_both_forms(tmp_path):
     file = tmp_path / 'clean/train-00000-of-00804.parquet'
     write_parquet(file, rows)
     assert list(peoples_speech.utterances(tmp_path / 'clean')) == [
-        said('a_DOT_mp3_00000.flac', f'{file}#1', text='hello 0'),
-        said('a_DOT_mp3_00001.flac', f'{file}#0', text='hello 1')]
+        said('train-00000-of-00804/000000', f'{file}#0', text='hello 1'),
+        said('train-00000-of-00804/000001', f'{file}#1', text='hello 0')]
     root = write(tmp_path / 'train', {
         'dirty.json': [{'identifier': 'a', 'training_data': {'duration_ms': [1, 2], 'label': ['b one', 'b two'],
                                                              'name': ['a/b1.flac', 'a/b0.flac']}}],
@@ -412,8 +412,8 @@ def test_peoples_speech_in_both_forms(tmp_path):
         write(root, {'dirty.json': [{'training_data': data}]})
         message = refusal(peoples_speech, root / 'dirty.json')
         assert "dirty.json:1: expected 'training_data' with equally many" in message
-    write_parquet(file, [{'audio': b'', 'text': 'a'}])
-    assert 'no column id; expected audio, id, text' in refusal(peoples_speech, tmp_path / 'clean')
+    write_parquet(file, [{'audio': b'', 'sentence': 'a'}])
+    assert 'no column text; expected audio, text, got audio, sentence' in refusal(peoples_speech, tmp_path / 'clean')
     assert "expected a folder of the hub's parquet" in refusal(peoples_speech, tmp_path)
 
 def test_every_corpus_has_utterances_and_says_what_it_reads():
@@ -563,9 +563,14 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path):
     archive.write_bytes(tar({'/out.txt': b'x'})) # tarfile drops the leading /
     download.unpack(archive, root)
     assert (root / 'out.txt').exists() and not Path('/out.txt').exists()
-    archive.write_bytes(tar({'a': CONTENT, 'b': CONTENT})[:400_000])
-    with pytest.raises(Refused, match='delete it and try again'):
-        download.unpack(archive, root)
+    for mode in ('w', 'w:gz', 'w:bz2'): # cut short
+        whole = tar({'a': CONTENT, 'b': CONTENT}, mode)
+        archive.write_bytes(whole[:len(whole) * 2 // 3])
+        with pytest.raises(Refused, match='delete it and try again'):
+            download.unpack(archive, root)
+    archive.write_bytes(tar({'a': CONTENT}, 'w'))
+    download.unpack(archive, root)
+    assert (root / 'a').read_bytes() == CONTENT
 
 def test_what_is_downloaded_has_an_address_and_a_checksum_that_can_be_one():
     for corpus in (librispeech, librilight, voxpopuli, tedlium, ljspeech, swc):
@@ -716,5 +721,6 @@ def test_a_text_is_read_out_and_an_interrupted_run_goes_on(tmp_path, monkeypatch
                             ({'out': str(tmp_path / 'o2'), 'max_fail_frac': .1}, '2 of 6 documents not spoken')):
         with pytest.raises(Refused, match=message):
             spoken.main(cfg(**change))
-    with pytest.raises(Refused, match='expected --text=FILE'):
-        cfg(command='espeak')
+    for command, message in (('espeak', 'expected --text=FILE'), ("espeak '{wav}", 'No closing quotation')):
+        with pytest.raises(Refused, match=message):
+            cfg(command=command)
