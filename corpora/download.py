@@ -24,7 +24,7 @@ from pathlib import Path
 
 from configurator import Refused, progress, run, write_json
 
-ATTEMPTS, WAIT = 10, 10.0 # how often in a row nothing may come, and the seconds between
+ATTEMPTS, WAIT = 5, 5.0 # how often in a row nothing may come, and the seconds between
 BLOCK = 1 << 16 # bytes; where a download is cut, the block that was not full is lost
 
 @dataclass(frozen=True)

@@ -79,8 +79,9 @@ def broken_rule(values):
 
 def judged(path):
     """(id, text, rule that it breaks or None, whether its signals are published) of each document of a file."""
-    beside = path.replace('/documents/', '/quality_signals/').removesuffix('.json.gz') + '.signals.json.gz'
-    if '/documents/' not in path or not os.path.exists(beside):
+    above, found, name = os.path.abspath(path).rpartition('/documents/')
+    beside = f"{above}/quality_signals/{name.removesuffix('.json.gz')}.signals.json.gz"
+    if not found or not os.path.exists(beside):
         for id, text, line in documents(path):
             quality = line.get('quality_signals')
             values = published(quality, f'{path}: {id}') if quality else signals(text)
@@ -114,7 +115,8 @@ def main(cfg):
         total.update({key: n for key, n in json.loads(counted.read_text()).items() if key != 'from'})
     write_json(Path(cfg.out, 'info.json'), {'files': len(paths), **total, **record(cfg)})
     print(f"{cfg.out}: {total['kept']:,} of {total['documents']:,} documents; "
-          + ', '.join(f'{total[rule]:,} {rule}' for rule in RULES))
+          + ', '.join(f'{total[rule]:,} {rule}' for rule in RULES)
+          + f"; {total['signals_published']:,} had published signals")
 
 if __name__ == '__main__':
     run(main, Config)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,8 +361,9 @@ def test_stinystories_is_read_from_parquet_and_its_audio_too(tmp_path):
     assert found[1] == said('data-00000-of-02191/000001', f'{file}#1', text='Once upon 1', speaker='LJ',
                             words=[['Once', .1, .25], [' upon', .25, .5]])
     assert found[4]['words'] is None
-    for u, wave in reversed(list(zip(found, waves))): # any order
-        assert np.abs(decode(u, 640, 60) - wave).max() < 1e-4
+    with ThreadPoolExecutor(8) as pool: # in any order, at the same time
+        for wave, decoded in zip(waves[::-1] * 9, pool.map(lambda u: decode(u, 640, 60), found[::-1] * 9)):
+            assert np.abs(decoded - wave).max() < 1e-4
     assert np.array_equal(load_audio(f'{file}#2', .125, .25), load_audio(f'{file}#2')[2000:4000])
     assert 'expected the folder data' in refusal(stinystories, tmp_path)
     write_parquet(file, [{'text': 'a'}])
@@ -629,7 +631,7 @@ def test_published_signals_decide_where_there_are_some(values, rule):
 def test_redpajama_is_filtered_file_by_file(tmp_path, capsys):
     good, short = text_of(60), 'too short'
     ids = [f'2023-14/0000/en_head.json.gz/{i}' for i in range(3)]
-    root = write(tmp_path / 'rp2', {
+    root = write(tmp_path / 'documents/rp2', { # a path may have the word twice
         'documents/2023-14/0000/en_head.json.gz': [{'raw_content': text, 'url': 'u'} for text in (good, 'é', good)],
         'quality_signals/2023-14/0000/en_head.signals.json.gz':
             [{'id': id, 'quality_signals': quality(**v)} for id, v in zip(ids, ({}, {}, {'rps_doc_word_count': 3}))],
@@ -642,7 +644,8 @@ def test_redpajama_is_filtered_file_by_file(tmp_path, capsys):
     info = json.loads((tmp_path / 'out/info.json').read_text())
     assert {k: info[k] for k in ('files', 'documents', 'kept', 'words', 'signals_published')} == {
         'files': 2, 'documents': 5, 'kept': 3, 'words': 2, 'signals_published': 3}
-    assert '3 of 5 documents; 2 words, 0 word_length' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '3 of 5 documents; 2 words, 0 word_length' in printed and '3 had published signals' in printed
     head.with_suffix('.counts.json').unlink() # killed before the counts: this file again, the other not
     stamp = tail.stat().st_mtime_ns
     redpajama.main(cfg)
