@@ -7,28 +7,23 @@ The model is Qwen-shaped: 6 layers, 256 wide, 4 heads over 2, V 2,552; a step is
 of documents of mean 128. transformers runs with SDPA and its own loss and is given positions where documents are shorter
 than rows; nanoGPT's way of the same size (bench/model.py) knows rows of one document only. Medians of interleaved repeats.
 
-The loader reads rows of 2,048 out of three sources of documents of mean 290, by one thread. Its rate is that of one process
-of train.py, and there is one for each GPU; `of a GPU` is the share of the host's time that takes beside 140,000 tokens/s,
-which one H200 should reach at 0.5B, while the GPU works.
+The loader (bench/prepare.py's `read`) has one thread in each process of train.py, and there is one for each GPU: `of a GPU`
+is the share of the host's time it takes beside 140,000 tokens/s, which an H200 should reach at 0.5B; the GPU works meanwhile.
 
 Writes bench/results/train-cpu.json.
 """
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import measure, save, table
 from bench.model import NanoGPT
+from bench.prepare import reading
 from bench.training import batch_of, ours, ours_compiled, step_of, theirs
-from configurator import progress
-from data import Loader, Shards, ShardWriter
 from families import GPTConfig
-from vocab import Vocab
 
 SHAPE = dict(vocab_size=2552, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704)
 GPU = 140_000 # tokens/s
@@ -56,33 +51,18 @@ def steps(cfg, repeats, T=512):
 def build_knows(name, mean, T):
     return mean == T or name != "nanoGPT's way"
 
-def loader(folder, tokens, T=2048):
-    """How many tokens a second Loader.rows makes, each row for the first time."""
-    vocab, rng = Vocab('joint', 151_665, 500, 'x', 'y'), np.random.default_rng(0)
-    for name in ('text', 'speech', 'interleaved'):
-        with ShardWriter(folder / name, name, vocab) as writer:
-            lengths = np.maximum(rng.geometric(1 / 290, size=tokens // 290), 2)
-            writer.add(rng.integers(vocab.size, size=lengths.sum()), lengths)
-    begin = time.perf_counter()
-    rows = Loader([Shards(folder / name) for name in ('text', 'speech', 'interleaved')], None, T, 0)
-    opened, n = time.perf_counter() - begin, int(rows.n_rows.sum())
-    begin = time.perf_counter()
-    for first in progress(range(0, n // 8 * 8, 8), desc='rows'):
-        rows.rows(first, 8)
-    rate = n // 8 * 8 * T / (time.perf_counter() - begin)
-    return {'open_and_pack_s': round(opened, 2), 'rows': n, 'tok_s': round(rate), 'of a GPU': round(GPU / rate, 4)}
-
 def main():
     if sys.argv[1:] not in ([], ['--dry']):
         raise SystemExit(__doc__)
     dry = bool(sys.argv[1:])
     cfg = GPTConfig(**SHAPE | (dict(n_layer=1, n_embd=64, head_dim=16, n_ffn=64) if dry else {}))
     with tempfile.TemporaryDirectory() as tmp:
-        reading = loader(Path(tmp), 100_000 if dry else 20_000_000)
-    print('loader:', ', '.join(f'{name} {value:,}' for name, value in reading.items()))
+        loader = reading(Path(tmp), 100_000 if dry else 20_000_000)
+    loader['of a GPU'] = round(GPU / loader['tok_s'], 4)
+    print('loader:', ', '.join(f'{name} {value:,}' for name, value in loader.items()))
     rows = table(steps(cfg, 1 if dry else 9, 64 if dry else 512), 'what', 'of', 'ms', 'least', 'most', 'tok_s',
                  'of transformers', 'loss')
-    save('train-cpu', dry, loader=reading, rows=rows)
+    save('train-cpu', dry, loader=loader, rows=rows)
 
 if __name__ == '__main__':
     main()
