@@ -25,7 +25,7 @@ from configurator import Refused, atomically, record, run, write_json
 from model import GPT
 from tokenize_speech import Encoder, deduplicate, load_centroids
 from vocab import TEXT, UNIT, TextTokenizer, Vocab
-from vocoder import UnitToMel
+from vocoder import load_vocoder
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def main(cfg):
         if vocab.units and encoder.hash != vocab.units:
             raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
     if cfg.output == 'speech':
-        vocoder = UnitToMel.from_pretrained(cfg.vocoder)
+        vocoder = load_vocoder(cfg.vocoder)
     prompts = [read_prompt(p, cfg, encoder) for p in cfg.prompts]
     ids = [prompt_ids(p, cfg.output, vocab, tokenizer) for p in prompts]
     allowed, stop = allowed_ids(vocab, tokenizer, cfg.output)
@@ -159,7 +159,7 @@ def main(cfg):
                 tmp.write_text(sample['text'] + '\n', encoding='utf-8')
         else:
             sample['units'] = vocab.token_to_unit(tokens).tolist()
-            sample['wave'] = vocoder.speak(sample['units'], units_hash=vocab.units)
+            sample['wave'], = vocoder.speak([sample['units']], units_hash=vocab.units)
             for file, wave in ((f'{name}.wav', sample['wave']), (f'{name}.prompt.wav', prompt.get('wave'))):
                 if wave is not None:
                     with atomically(out / file) as tmp:

@@ -26,7 +26,7 @@ from tiny.pack import Config as PackConfig
 from tiny.pack import encode_part, with_joined
 from tiny.speak import distance, documents
 from tokenize_speech import Encoder, load_centroids
-from vocoder import MelConfig, UnitToMel, griffin_lim, log_mel
+from vocoder import MelConfig, UnitToMel, griffin_lim, load_vocoder, log_mel
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ def transcriber(folder):
     return transcribe
 
 def score(cfg):
-    encoder, model, transcribe = make_encoder(cfg), UnitToMel.from_pretrained(cfg.out), transcriber(cfg.whisper)
+    encoder, model, transcribe = make_encoder(cfg), load_vocoder(cfg.out), transcriber(cfg.whisper)
     wanted = (pair for pair in with_joined(documents(cfg.items), PackConfig()) if pair[0]['id'].endswith('context+right'))
     pairs = list(islice(wanted, cfg.score))
     errors, samples = {}, []
     for (line, wave), doc in zip(progress(pairs, desc='score'), encode_part(pairs, encoder)):
         wave = wave.astype(np.float32) / 32768
         versions = {'original': wave, 'griffin_lim': griffin_lim(log_mel(torch.from_numpy(wave))).numpy(),
-                    'units': model.speak(doc['units'], doc['runs'], encoder.hash),
-                    'units, predicted runs': model.speak(doc['units'], None, encoder.hash)}
+                    'units': model.speak([doc['units']], [doc['runs']], encoder.hash)[0],
+                    'units, predicted runs': model.speak([doc['units']], None, encoder.hash)[0]}
         truth = words(''.join(w for w, _, _ in line['words']))
         for name, x in versions.items():
             said = words(transcribe(x))
