@@ -1,19 +1,24 @@
 """
-Continue a prompt, spoken or written, in speech or in text.
+Continue prompts: spoken, written or mixed ones, in speech, in text, or freely in both by turns.
 
-    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.flac                     speech -> speech
-    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.flac --output=text       speech -> text
-    python sample.py --model=out/tiny --prompt="Tom wanted a red kite." --output=speech   text -> speech
+    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.context.flac                speech -> speech
+    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.context.flac --output=text  speech -> text
+    python sample.py --model=out/tiny --prompt="Tom had a kite." --output=speech             text -> speech
+    python sample.py --prompt="a.wav| and then she said|b.wav" --output=free                 mixed -> by turns
+    python sample.py --prompts=FOLDER --n=4         each audio file of a folder, or each line of a .txt, is a prompt
 
-A prompt is the path of an audio file or else text; several are separated by |. The documents are those of eval.py: one
-modality goes on without a separator, a change of modality is <speech> .. <text> .. or <text> .. <speech> ..
-Written to --out: 000.wav (a spoken continuation) or 000.txt, 000.prompt.wav (the part of an audio prompt that was used),
-samples.json (units, texts, settings) and samples.html, one page with players that needs nothing else.
+The parts of a prompt, separated by |, are paths of audio files or else text. The documents are those of eval.py: where all
+is one modality there is no separator; else <speech> or <text> stands before each span of one modality.
+
+Written to --out, for prompt and continuation i: 000.wav (its speech, spans one behind the other) and 000.txt (its text),
+where it has some; 000.prompt.wav (what was used of an audio prompt); samples.json (spans with their units, runs or text,
+settings); samples.html, one page that needs nothing else: players, and each sample's spans as a strip over its time.
 """
 import base64
 import html
 import io
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +26,27 @@ import soundfile
 import torch
 
 from audio import RATE, load_audio
-from configurator import Refused, atomically, record, run, write_json
+from configurator import Refused, atomically, progress, record, run, write_json
 from model import GPT
 from tokenize_speech import Encoder, deduplicate, load_centroids
-from vocab import TEXT, UNIT, TextTokenizer, Vocab
+from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
 from vocoder import load_vocoder
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = 'out/tiny' # a folder that train.py wrote
-    prompt: str = '' # audio files or texts, separated by |
-    output: str = 'speech' # speech or text
-    seconds: float = 3.0 # of an audio prompt that are used, from its start; 0: all
+    prompt: str = '' # one prompt: audio files and texts, separated by |
+    prompts: str = '' # or many: a folder of audio, or a .txt with a prompt a line
+    output: str = 'speech' # speech, text, or free: both, by turns, as the model likes
+    seconds: float = 3.0 # of each audio file that are used, from its start; 0: all
     n: int = 1 # continuations a prompt
     max_new_tokens: int = 100
-    temperature: float = 0.8
+    temperature: float = 0.8 # 0: always the most likely
     top_k: int = 25
     repetition_penalty: float = 1.0
     seed: int = 0
+    batch: int = 16 # continuations made at once
     encoder: str = 'tiny/hubert' # a HubertModel with kmeans.safetensors in its folder
     layer: int = 4
     vocoder: str = 'tiny/mel'
@@ -47,54 +54,85 @@ class Config:
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
 
     def __post_init__(self):
-        if not all(self.prompts):
-            raise Refused("expected --prompt=FILE_OR_TEXT (several separated by |), none of them empty")
-        if self.output not in ('speech', 'text'):
-            raise Refused(f"output is {self.output!r}, expected speech or text")
-        for key in ('n', 'max_new_tokens', 'top_k', 'repetition_penalty'):
+        if bool(self.prompt) == bool(self.prompts) or self.prompt and not all(map(str.strip, self.prompt.split('|'))):
+            raise Refused("expected --prompt=FILES_AND_TEXTS (separated by |, none of them empty), or --prompts=FOLDER_OR_TXT")
+        if self.output not in ('speech', 'text', 'free'):
+            raise Refused(f"output is {self.output!r}, expected speech, text or free")
+        for key in ('n', 'max_new_tokens', 'top_k', 'repetition_penalty', 'batch'):
             if getattr(self, key) <= 0:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
         if self.temperature < 0 or self.seconds < 0:
             raise Refused("temperature and seconds must not be negative")
 
-    @property
-    def prompts(self):
-        return [part.strip() for part in self.prompt.split('|')]
-
 AUDIO = {'.wav', '.flac', '.ogg', '.mp3'}
+NAMES = {UNIT: 'speech', TEXT: 'text'}
 
-def read_prompt(text, cfg, encoder):
-    """{'text'} or {'path', 'units', 'runs', 'wave'} of one prompt."""
-    if Path(text).suffix.lower() not in AUDIO:
-        return {'text': text}
-    wave = load_audio(text)[:round(cfg.seconds * RATE) or None]
+# ----------------------------------------------------------------------------------------------------------------
+# prompts
+
+def all_prompts(cfg):
+    """[[part, ...], ...]: of --prompt, or of each file or line of --prompts."""
+    if cfg.prompt:
+        return [cfg.prompt.split('|')]
+    path = Path(cfg.prompts)
+    try:
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in AUDIO) if path.is_dir() else \
+            [line for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise Refused(f"{path}: expected a folder of audio, or UTF-8 text with a prompt a line ({e})") from None
+    if not found:
+        raise Refused(f"{path}: no prompt in it; expected {' '.join(sorted(AUDIO))} files, or lines")
+    return [[file] for file in found] if path.is_dir() else [line.split('|') for line in found]
+
+def is_audio(part):
+    return Path(part.strip()).suffix.lower() in AUDIO
+
+def read_part(part, cfg, encoder):
+    """{'kind': TEXT, 'text'} or {'kind': UNIT, 'path', 'units', 'runs', 'wave'} of a part of a prompt."""
+    if not is_audio(part):
+        return {'kind': TEXT, 'text': part}
+    path = part.strip()
+    wave = load_audio(path)[:round(cfg.seconds * RATE) or None]
     if len(wave) < encoder.hop:
-        raise Refused(f"{text}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
+        raise Refused(f"{path}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
     units, runs = deduplicate(encoder.encode([wave])[0])
-    return {'path': text, 'units': units, 'runs': runs, 'wave': wave}
+    return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': wave}
 
-def prompt_ids(prompt, output, vocab, tokenizer):
+def prompt_ids(parts, output, vocab, tokenizer):
     """The ids that the continuation follows."""
-    spoken = 'units' in prompt
-    if vocab.kind == 'speech':
-        if not spoken or output == 'text':
-            raise Refused("a speech-only model reads and writes speech alone: give an audio prompt and --output=speech")
-        return [vocab.bos, *vocab.unit_to_token(prompt['units']).tolist()]
-    if vocab.kind == 'text' and (spoken or output == 'speech'):
-        raise Refused("a text-only model reads and writes text alone: give a text prompt and --output=text")
-    body = vocab.unit_to_token(prompt['units']).tolist() if spoken else tokenizer.encode(prompt['text'])
-    if spoken == (output == 'speech'):
-        return [*tokenizer.first, *body]
-    before, after = (vocab.speech, vocab.text) if spoken else (vocab.text, vocab.speech)
-    return [*tokenizer.first, before, *body, after]
+    kinds, wanted = {part['kind'] for part in parts}, {'speech': {UNIT}, 'text': {TEXT}, 'free': {UNIT, TEXT}}[output]
+    for kind, knows in (('speech', UNIT), ('text', TEXT)):
+        if vocab.kind == kind and kinds | wanted != {knows}:
+            raise Refused(f"a {kind}-only model reads and writes {kind} alone: give such prompts, and --output={kind}")
+    ids, last = [] if vocab.kind == 'speech' else [*tokenizer.first], None
+    ids += [vocab.bos] if vocab.kind == 'speech' else []
+    mixed = len(kinds | wanted) > 1
+    begin = lambda kind: [vocab.speech if kind == UNIT else vocab.text] if mixed and kind != last else []
+    for part in parts:
+        ids += begin(part['kind'])
+        if part['kind'] == UNIT:
+            ids += vocab.unit_to_token(part['units']).tolist()
+        else: # words inside a document have their space
+            ids += tokenizer.encode(part['text'].strip() if last is None else ' ' + part['text'].strip())
+        last = part['kind']
+    return ids + (begin(*wanted) if len(wanted) == 1 else [])
 
 def allowed_ids(vocab, tokenizer, output):
-    """(V,) bool: the ids of the wanted modality and what ends a document; and the ids that end it."""
-    kind = vocab.modality(np.arange(vocab.size))
-    allowed = torch.from_numpy(kind == (UNIT if output == 'speech' else TEXT))
-    stop = {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
+    """(V,) bool: the ids of the wanted modality, of both with their separators, and what ends a document; the ids that end it."""
+    kind, stop = vocab.modality(np.arange(vocab.size)), {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
+    allowed = torch.from_numpy(np.ones_like(kind, bool) if output == 'free' else kind == (UNIT if output == 'speech' else TEXT))
     allowed[list(stop)] = True
     return allowed, stop
+
+def spans_of(tokens, vocab, tokenizer):
+    """Generated ids -> [{'kind', 'units' or 'text'}], one for each stretch of a modality; separators only part them."""
+    spans = []
+    for kind, part in groupby(tokens, key=lambda t: int(vocab.modality(np.array([t]))[0])):
+        if kind == UNIT:
+            spans.append({'kind': UNIT, 'units': vocab.token_to_unit(list(part)).tolist()})
+        elif kind != OTHER:
+            spans.append({'kind': TEXT, 'text': tokenizer.decode(list(part)).strip()})
+    return spans
 
 # ----------------------------------------------------------------------------------------------------------------
 # files
@@ -111,67 +149,100 @@ PAGE = """<!doctype html>
  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }}
  article {{ border-top: 1px solid #ddd; padding: .75rem 0 1rem }}
  h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1rem; margin: .25rem 0 }}
- audio {{ width: 100%; height: 2.5rem }} .from {{ color: #666 }} p {{ margin: .25rem 0; overflow-wrap: anywhere }}
+ audio {{ width: 100%; height: 2.5rem }} .about {{ color: #666 }} p {{ margin: .25rem 0; overflow-wrap: anywhere }}
+ .strip {{ display: flex; gap: 2px; margin: .35rem 0; font-size: .8rem; line-height: 1.6rem }}
+ .strip span {{ min-width: 2px; padding: 0 .3rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 3px }}
+ .speech {{ background: #0072B2; color: #fff }} .text {{ background: #F0C870; color: #222 }}
 </style>
-<h1>{title}</h1><p class="from">{about}</p>
+<h1>{title}</h1><p class="about">{about}</p>
 {body}</html>
 """
+WORD = 0.35 # seconds that a written word takes in the strip, about what saying it takes
+
+def strip(spans):
+    """Spans as bars over time: as wide as they last, or as reading them out would."""
+    bars = []
+    for span in spans:
+        wide = span['seconds'] if span['kind'] == UNIT else WORD * len(span['text'].split())
+        said = f"{span['seconds']:.1f} s" if span['kind'] == UNIT else html.escape(span['text'])
+        bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{max(wide, 0.05):.2f} 1 0" title="{said}">{said}</span>')
+    return f'<div class="strip">{"".join(bars)}</div>'
+
+def player(wave):
+    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav_bytes(wave)).decode()}"></audio>'
 
 def page(samples, cfg):
-    """samples.html: prompt and continuation of each sample, audio inside the page."""
-    def part(name, text, wave):
-        player = '' if wave is None else \
-            f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav_bytes(wave)).decode()}"></audio>'
-        return f'<h2>{name}</h2>' + (f'<p>{html.escape(text)}</p>' if text else '') + player
-    body = '\n'.join('<article>' + part(f"Prompt ({s['from']})", s['prompt_text'], s['prompt_wave'])
-                     + part(f"Continuation ({s['to']})", s['text'], s['wave']) + '</article>' for s in samples)
+    """samples.html: prompt and continuation of each sample as strips and players, audio inside the page."""
+    def part(name, spans, wave):
+        text = ' '.join(span['text'] for span in spans if span['kind'] == TEXT)
+        return f'<h2>{name}</h2>' + strip(spans) + (f'<p>{html.escape(text)}</p>' if text else '') \
+            + ('' if wave is None else player(wave))
+    body = '\n'.join('<article>' + part(f"{s['name']} prompt", s['prompt'], s['prompt_wave'])
+                     + part('continuation', s['spans'], s['wave']) + '</article>' for s in samples)
     about = (f"{html.escape(cfg.model)}, temperature {cfg.temperature:g}, top-k {cfg.top_k}, seed {cfg.seed}. Audio is 16 kHz; "
-             "continuations are spoken by the vocoder from generated units.")
+             f"continuations are spoken by {html.escape(cfg.vocoder)} from generated units. Blue is speech, yellow text.")
     return PAGE.format(title="nanoSLM samples", about=about, body=body)
+
+def joined(waves):
+    """One wave of several, None of none."""
+    return np.concatenate(waves) if waves else None
+
+def write(out, name, data):
+    with atomically(out / name) as tmp:
+        tmp.write_bytes(data)
+
+def keep(sample, out):
+    """The files of one sample."""
+    text = ' '.join(span['text'] for span in sample['spans'] if span['kind'] == TEXT)
+    for name, wave in ((f"{sample['name']}.wav", sample['wave']), (f"{sample['name']}.prompt.wav", sample['prompt_wave'])):
+        if wave is not None:
+            write(out, name, wav_bytes(wave))
+    if any(span['kind'] == TEXT for span in sample['spans']):
+        write(out, f"{sample['name']}.txt", (text + '\n').encode())
+
+# ----------------------------------------------------------------------------------------------------------------
+
+def generate(cfg, model, vocab, tokenizer, prompts, device):
+    """For each prompt and continuation its spans; speech not yet spoken."""
+    ids = [prompt_ids(parts, cfg.output, vocab, tokenizer) for parts in prompts for _ in range(cfg.n)]
+    allowed, stop = allowed_ids(vocab, tokenizer, cfg.output)
+    generator, new = torch.Generator(device).manual_seed(cfg.seed), []
+    for at in progress(range(0, len(ids), cfg.batch), desc='generate'):
+        new += model.generate(ids[at:at + cfg.batch], cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.repetition_penalty,
+                              allowed.to(device), stop, generator)
+    return [spans_of([t for t in tokens if t not in stop], vocab, tokenizer) for tokens in new]
 
 def main(cfg):
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     vocab, model = Vocab.load(cfg.model), GPT.from_pretrained(cfg.model, device=device).eval()
     tokenizer = None if vocab.kind == 'speech' else TextTokenizer(cfg.model)
-    encoder = vocoder = None
-    if any(Path(p).suffix.lower() in AUDIO for p in cfg.prompts):
+    encoder, vocoder, parts = None, None, all_prompts(cfg)
+    if any(is_audio(part) for prompt in parts for part in prompt):
         encoder = Encoder(cfg.encoder, cfg.layer, load_centroids(Path(cfg.encoder) / 'kmeans.safetensors'), device)
         if vocab.units and encoder.hash != vocab.units:
             raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
-    if cfg.output == 'speech':
+    if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder)
-    prompts = [read_prompt(p, cfg, encoder) for p in cfg.prompts]
-    ids = [prompt_ids(p, cfg.output, vocab, tokenizer) for p in prompts]
-    allowed, stop = allowed_ids(vocab, tokenizer, cfg.output)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    new = model.generate([x for x in ids for _ in range(cfg.n)], cfg.max_new_tokens, cfg.temperature, cfg.top_k,
-                         cfg.repetition_penalty, allowed.to(device), stop, generator)
+    prompts = [[read_part(part, cfg, encoder) for part in prompt] for prompt in parts]
+    made = generate(cfg, model, vocab, tokenizer, prompts, device)
+    spoken = [span for spans in made for span in spans if span['kind'] == UNIT]
+    waves = vocoder.speak([span['units'] for span in spoken], units_hash=vocab.units) if spoken else []
+    for span, wave in zip(spoken, waves):
+        span |= {'seconds': len(wave) / RATE, 'wave': wave}
     samples, out = [], Path(cfg.out)
-    for i, tokens in enumerate(new):
-        prompt, tokens = prompts[i // cfg.n], [t for t in tokens if t not in stop]
-        name = f"{i:03d}"
-        sample = {'name': name, 'from': 'speech' if 'units' in prompt else 'text', 'to': cfg.output,
-                  'prompt_text': prompt.get('text') or prompt.get('path'), 'prompt_wave': prompt.get('wave'),
-                  'text': '', 'wave': None, 'units': []}
-        if cfg.output == 'text':
-            sample['text'] = tokenizer.decode(tokens).strip()
-            with atomically(out / f'{name}.txt') as tmp:
-                tmp.write_text(sample['text'] + '\n', encoding='utf-8')
-        else:
-            sample['units'] = vocab.token_to_unit(tokens).tolist()
-            sample['wave'], = vocoder.speak([sample['units']], units_hash=vocab.units)
-            for file, wave in ((f'{name}.wav', sample['wave']), (f'{name}.prompt.wav', prompt.get('wave'))):
-                if wave is not None:
-                    with atomically(out / file) as tmp:
-                        tmp.write_bytes(wav_bytes(wave))
+    for i, spans in enumerate(made):
+        prompt = [{**part, 'seconds': len(part['wave']) / RATE} if part['kind'] == UNIT else part for part in prompts[i // cfg.n]]
+        sample = {'name': f'{i:03d}', 'prompt': prompt, 'prompt_wave': joined([p['wave'] for p in prompt if p['kind'] == UNIT]),
+                  'spans': spans, 'wave': joined([span['wave'] for span in spans if span['kind'] == UNIT])}
+        keep(sample, out)
         samples.append(sample)
-        said = f"{len(sample['wave']) / RATE:.2f} s of speech, {len(sample['units'])} units" \
-            if cfg.output == 'speech' else repr(sample['text'])
-        print(f"{name} | {sample['prompt_text']} | -> {said}")
-    with atomically(out / 'samples.html') as tmp:
-        tmp.write_text(page(samples, cfg), encoding='utf-8')
-    keep = [{k: v for k, v in s.items() if not k.endswith('wave')} for s in samples]
-    write_json(out / 'samples.json', {'samples': keep, **record(cfg)})
+        said = [f"{s['seconds']:.2f} s of speech, {len(s['units'])} units" if s['kind'] == UNIT else repr(s['text']) for s in spans]
+        print(f"{sample['name']} | {' | '.join(p.get('path') or p['text'] for p in prompt)} -> {' | '.join(said) or 'nothing'}")
+    write(out, 'samples.html', page(samples, cfg).encode())
+    plain = lambda span: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in span.items() if k != 'wave'} \
+        | {'kind': NAMES[span['kind']]}
+    write_json(out / 'samples.json', {'samples': [{'name': s['name'], 'prompt': list(map(plain, s['prompt'])),
+                                                   'spans': list(map(plain, s['spans']))} for s in samples], **record(cfg)})
     print(f"{out}/samples.html: {len(samples)} samples")
 
 if __name__ == '__main__':

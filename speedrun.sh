@@ -47,7 +47,7 @@ once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$o
 once $out/figure.png step "figure" figure \
   python scaling.py --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
 once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
-  python sample.py --prompt="tiny/audio/m00000.context.flac|tiny/audio/m00001.context.flac" --seconds=0 --out=$out/speech
+  python sample.py --prompts=tiny/audio --seconds=0 --out=$out/speech
 once $out/text/samples.html step "sample: speech -> text" sample-text \
   python sample.py --prompt="tiny/audio/m00000.context.flac" --seconds=0 --output=text --out=$out/text
 once $out/spoken/samples.html step "sample: text -> speech" sample-spoken \
