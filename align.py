@@ -2,9 +2,13 @@
 Words and their times -> a words folder, on the clock of the units.
 
     python align.py --units=out/units/mine                       words the corpus gave (tokenize_speech.py kept them)
-    python align.py --units=out/units/mine --words=words.jsonl   a file's: {"id", "words": [[word, start_s, end_s]]}
+    python align.py --units=out/units/mine --words=FILE          what a file or folder has: JSON of whisper or WhisperX,
+                                                                 TextGrids, slamkit's, our own (word_files.py)
+    python align.py --units=out/units/mine --ctc=facebook/wav2vec2-base-960h       where the known text was said
+    python align.py --units=out/units/mine --whisper=openai/whisper-large-v3-turbo             what was said, and when
 
-A words folder mirrors its units folder, shard by shard, document by document (a document without words has none):
+The last two hear the audio again (aligners.py). Under torchrun shard s belongs to rank s % world. A words folder mirrors
+its units folder, shard by shard, document by document (a document without words has none):
 
     words/info.json             documents, words, refused by reason, settings
     words/00000/words.json      the distinct words, first seen first, each with the leading space it has in the text
@@ -12,22 +16,27 @@ A words folder mirrors its units folder, shard by shard, document by document (a
                 start.npy end.npy   int32, samples at 16 kHz (where units begin on whole samples: ties are exact)
                 offsets.npy     int64 (n+1): words offsets[i] to offsets[i+1] are those of document i
                 ids.json        document ids
-                info.json       hash of the words it was made from, refused [[id, reason], ...], words repaired
+                info.json       hash of what it was made from, refused [[id, reason], ...], words repaired, unlike_text
 
 Times that are missing, outside the audio, reversed or overlapping are repaired within 50 ms (`repair`), else the
-document is refused: it keeps its place, without words. Its words, joined, must be its text, where a text is known.
+document is refused: it keeps its place, without words. Where a text is known, words of the same letters are spelled as
+there (`spelled`); of other words at most max_word_error of the text may differ, and such documents are counted.
 """
 import hashlib
 import json
+import os
+import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from audio import RATE
+from audio import RATE, BadAudio, load_audio
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from folders import read_info, read_lines, shard_folders
+from word_files import read_words, word_files, words_of
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
 REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP') # what repair answers, by index
@@ -35,15 +44,27 @@ REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP'
 @dataclass(frozen=True)
 class Config:
     units: str = '' # units folder, as tokenize_speech.py writes it
-    words: str = '' # .jsonl with words in seconds, matched by id; '': the words.jsonl of each shard of units
+    words: str = '' # file or folder of words in seconds, matched by id; '': the words.jsonl of each shard of units
+    ctc: str = '' # a transformers CTC model (wav2vec2, HuBERT), folder or hub id: align each document's own text
+    whisper: str = '' # a transformers Whisper, folder or hub id: transcribe and align
+    language: str = '' # of the speech, for Whisper ('en', 'de', ...); '': heard in the first 30 s of each file
+    min_score: float = -3.0 # of a text under --ctc, nats a letter worse than the likeliest letters: below, it was not said
+    max_word_error: float = 0.3 # share of a known text's words that the words may leave out, add or spell otherwise
     out: str = '' # '': units/words, where interleave.py looks
     max_fail_frac: float = 0.05 # stop when a larger share of the documents with words is refused
+    device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda where there is one (in float16)
+    workers: int = 4 # threads that decode audio; never changes the result
 
     def __post_init__(self):
         if not self.units:
             raise Refused("no units folder: give --units=DIR, as tokenize_speech.py writes it")
-        if not 0 <= self.max_fail_frac <= 1:
-            raise Refused(f"max_fail_frac = {self.max_fail_frac}: expected a share between 0 and 1")
+        if not (0 <= self.max_fail_frac <= 1 and self.max_word_error >= 0):
+            raise Refused(f"max_fail_frac = {self.max_fail_frac}, max_word_error = {self.max_word_error}: expected a share "
+                          "between 0 and 1, and 0 or more")
+        if sum(map(bool, (self.words, self.ctc, self.whisper))) > 1:
+            raise Refused("more than one of --words, --ctc and --whisper: expected one source of words")
+        if self.workers < 1:
+            raise Refused(f"workers = {self.workers}: expected 1 or more")
 
 # ----------------------------------------------------------------------------------------------------------------
 # times and spaces
@@ -95,8 +116,54 @@ def with_spaces(words, text=None):
         out[0] = ' ' + out[0] # as given
     return out
 
-def _spells(words, text):
-    return text is None or ''.join(words).split() == text.split()
+def _letters(text):
+    """The letters and digits of a text without case and accents, and where in the text each stands."""
+    return [(f, i) for i, c in enumerate(text) for f in unicodedata.normalize('NFKD', c).casefold() if f.isalnum()]
+
+def _respelled(words, text):
+    """Words as the text spells them (None for a word without letters), if the letters of both are the same; else None."""
+    text = ' '.join(text.split())
+    counts, have = [len(_letters(word)) for word in words], _letters(text)
+    if [c for c, _ in have] != [c for word in words for c, _ in _letters(word)]:
+        return None
+    out, at, done = [], 0, 0 # at: where in text, done: how many letters
+    for n in counts:
+        done, end = done + n, len(text) if done + n == len(have) else have[done + n - 1][1] + 1
+        while n and end < len(text) and not (text[end].isalnum() or text[end].isspace()):
+            end += 1 # signs belong to the word before them, up to a space
+        out.append(text[at:end] if n else None)
+        at = end if n else at
+    return out if all(word is None or word.strip() for word in out) else None
+
+def word_error(words, text):
+    """Words left out, added or of other letters, as a share of the text's words."""
+    a, b = ([letters for w in side if (letters := ''.join(c for c, _ in _letters(w)))] for side in (words, text.split()))
+    ids = {}
+    a, b = (np.array([ids.setdefault(w, len(ids)) for w in side], np.int64) for side in (a, b))
+    steps = np.arange(len(b) + 1)
+    row = steps
+    for word in a: # Levenshtein: what a row takes from its left is a running minimum
+        new = np.minimum(row + 1, np.concatenate([[len(b) + 1], row[:-1] + (b != word)])) - steps
+        row = np.minimum.accumulate(new) + steps
+    return row[-1] / max(len(b), 1)
+
+def spelled(words, text):
+    """-> words with the spaces, and where the letters are the same the spelling, of the text; which were kept; their error.
+
+    A word <unk> (MFA's for what is in no dictionary) is the text's word in its place when both have as many.
+    """
+    kept = np.ones(len(words), bool)
+    if text is None:
+        return with_spaces(words), kept, 0.0
+    if '<unk>' in words and len(words) == len(text.split()):
+        words = [theirs if word == '<unk>' else word for word, theirs in zip(words, text.split())]
+    spaced = with_spaces(words, text)
+    if ''.join(spaced).split() == text.split():
+        return spaced, kept, 0.0
+    if new := _respelled(words, text):
+        kept = np.array([word is not None for word in new])
+        return [word for word in new if word is not None], kept, 0.0
+    return spaced, kept, word_error(words, text)
 
 # ----------------------------------------------------------------------------------------------------------------
 # the format: one writer, one reader
@@ -167,82 +234,162 @@ class Words:
 
 # ----------------------------------------------------------------------------------------------------------------
 
-def _read_words(path, rate):
-    """{id: (words, starts, ends)} of a .jsonl file; times times rate are samples, NaN where missing."""
-    docs = {}
-    for where, line in read_lines(path):
-        if 'id' not in line or 'words' not in line:
-            raise Refused(f'{where}: expected {{"id": ..., "words": [[word, start, end], ...]}}')
-        if line['id'] in docs:
-            raise Refused(f"{where}: document '{line['id']}' comes twice")
-        try:
-            samples = lambda t: np.nan if t is None else float(t * rate)
-            words = [(word + '', samples(start), samples(end)) for word, start, end in line['words'] or ()]
-            docs[line['id']] = tuple(zip(*words)) or ((), (), ())
-        except (TypeError, ValueError):
-            raise Refused(f"{where}: words of '{line['id']}': expected [word, start, end] each") from None
-    return docs
+# sources of words: what each gives is [(words, starts, ends, reason)] of a shard's documents
 
-def align_shard(metas, words):
-    """(docs for write_words_shard, refused [[id, reason], ...], repaired words) of a shard; words: of _read_words."""
-    docs = [words.get(meta['id'], ((), (), ())) for meta in metas]
+NONE = ((), (), (), '')
+
+def corpus_words(shard, metas):
+    """Of the shard's own words.jsonl, whose times are samples."""
+    found = {}
+    for where, line in read_lines(shard / 'words.jsonl'):
+        if line.get('id') in found:
+            raise Refused(f"{where}: document '{line['id']}' comes twice")
+        found[line.get('id')] = (*words_of(where, line.get('id'), line, 1), '')
+    return [found.get(meta['id'], NONE) for meta in metas]
+
+def load(meta):
+    """The wave that the document's units were made from, or why it cannot be had."""
+    if meta.get('path') is None:
+        return 'NO_AUDIO'
+    try:
+        wave = load_audio(meta['path'], meta.get('start'), meta.get('end'))
+    except BadAudio as e:
+        return f'AUDIO_{e.kind}'
+    return wave if abs(len(wave) / RATE - meta['seconds']) < 0.5 / RATE else 'AUDIO_CHANGED'
+
+def heard_words(aligner, metas, workers, bar=None, chunk=256):
+    """Of an aligner. What is heard together depends on the shard alone: batches cut consecutive documents."""
+    metas_of_text = [meta for meta in metas if aligner.needs_text and not (meta.get('text') or '').strip()]
+    silent, out = {meta['id'] for meta in metas_of_text}, {}
+    todo = [meta for meta in metas if meta['id'] not in silent]
+    with ThreadPoolExecutor(workers) as pool:
+        for at in range(0, len(todo), chunk):
+            part = list(zip(todo[at:at + chunk], pool.map(load, todo[at:at + chunk])))
+            out.update((meta['id'], ((), (), (), wave)) for meta, wave in part if isinstance(wave, str))
+            good = [(meta, wave) for meta, wave in part if not isinstance(wave, str)]
+            texts = [[meta['text'] for meta, _ in good]] if aligner.needs_text else []
+            heard = aligner.align([wave for _, wave in good], *texts) if good else []
+            out.update((meta['id'], words) for (meta, _), words in zip(good, heard))
+    return [out.get(meta['id'], NONE) for meta in metas]
+
+def make_aligner(cfg):
+    """Whisper or CTC on this rank's device."""
+    import torch
+
+    from aligners import CTC, Whisper
+    gpu = torch.cuda.is_available()
+    device = cfg.device
+    if device == 'auto':
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if gpu else 'cpu'
+    if device != 'cpu' and not (device.startswith('cuda') and gpu):
+        raise Refused(f"device is {cfg.device}, expected auto, cpu, or cuda where there is one")
+    return CTC(cfg.ctc, device, cfg.min_score) if cfg.ctc else Whisper(cfg.whisper, device, cfg.language)
+
+def open_source(cfg, shards):
+    """words(shard, metas), and hash(shard): what those words are a function of, besides meta.jsonl. Raises Refused."""
+    metas = lambda: (meta for shard in shards for _, meta in read_lines(shard / 'meta.jsonl'))
+    if cfg.ctc or cfg.whisper:
+        if all(meta.get('path') is None for meta in metas()):
+            raise Refused(f"{cfg.units}: its meta.jsonl names no audio; --ctc and --whisper hear the audio again")
+        if cfg.ctc and not any((meta.get('text') or '').strip() for meta in metas()):
+            raise Refused(f"{cfg.units}: no document has a text, which --ctc aligns; --whisper=MODEL hears the words")
+        aligner = make_aligner(cfg)
+        made_by = json.dumps([aligner.hash, aligner.device.type, cfg.min_score if cfg.ctc else cfg.language])
+        return lambda shard, metas: heard_words(aligner, metas, cfg.workers), lambda shard: made_by
+    if cfg.words:
+        if not Path(cfg.words).exists():
+            raise Refused(f"{cfg.words}: no such file or folder")
+        given = read_words(cfg.words, [meta['id'] for meta in metas()])
+        made_by = json.dumps([[name, sha256(file)] for file, name in word_files(cfg.words)] if Path(cfg.words).is_dir()
+                             else sha256(cfg.words))
+        return (lambda shard, metas: [(*given[meta['id']], '') if meta['id'] in given else NONE for meta in metas],
+                lambda shard: made_by)
+    for shard in shards:
+        if not (shard / 'words.jsonl').is_file():
+            raise Refused(f"{shard}/words.jsonl: no such file: the corpus gave no words; give --words=FILE, --ctc=MODEL "
+                          "(aligns the text) or --whisper=MODEL (hears the words)")
+    return corpus_words, lambda shard: sha256(shard / 'words.jsonl')
+
+# ----------------------------------------------------------------------------------------------------------------
+# the run
+
+def align_shard(metas, docs, max_word_error=0.3):
+    """docs: [(words, starts, ends, reason)] -> docs for write_words_shard, and what its info.json says of them."""
     offsets = np.cumsum([0] + [len(doc[0]) for doc in docs])
     raw = [np.array([t for doc in docs for t in doc[column]], dtype=np.float64) for column in (1, 2)]
     starts, ends, reasons = repair(*raw, offsets, [round(meta['seconds'] * RATE) for meta in metas])
-    out, refused, repaired = [], [], 0
-    for i, (meta, (spelled, *_)) in enumerate(zip(metas, docs)):
-        part = slice(offsets[i], offsets[i + 1])
-        reason = REASONS[reasons[i]]
-        if not all(word.strip() for word in spelled):
+    out, refused, repaired, unlike = [], [], 0, []
+    for i, (meta, (words, _, _, reason)) in enumerate(zip(metas, docs)):
+        part = np.arange(offsets[i], offsets[i + 1])
+        reason = reason or REASONS[reasons[i]]
+        if not all(word.strip() for word in words):
             reason = 'EMPTY_WORD'
-        elif spelled:
-            spelled = with_spaces(spelled, meta.get('text'))
-            reason = reason or ('' if _spells(spelled, meta.get('text')) else 'WORDS_TEXT_MISMATCH')
+        elif any('\ud800' <= c <= '\udfff' for word in words for c in word):
+            reason = 'NOT_UNICODE' # half of a surrogate pair
+        elif words:
+            words, kept, error = spelled(words, meta.get('text'))
+            part = part[kept]
+            reason = reason or ('WORDS_TEXT_MISMATCH' if error > max_word_error else '')
+            unlike += [[meta['id'], round(error, 3)]] if error and not reason else []
         if reason:
             refused.append([meta['id'], reason])
-            spelled, part = (), slice(0, 0)
+            words, part = (), part[:0]
         moved = (np.rint(raw[0][part]) != starts[part]) | (np.rint(raw[1][part]) != ends[part])
         repaired += int(moved.sum())
-        out.append((meta['id'], spelled, starts[part], ends[part]))
-    return out, refused, repaired
+        out.append((meta['id'], words, starts[part], ends[part]))
+    return out, {'refused': refused, 'repaired_words': repaired, 'unlike_text': unlike}
+
+def finish(cfg, info, shards, out, origin, rank, world):
+    """info.json of the folder, from its shards. Raises Refused if too many documents were refused."""
+    refused, totals = Counter(), Counter()
+    for shard in shards:
+        part = shard_info(out / shard.name, origin(shard), out)
+        made = WordsShard(out / shard.name)
+        refused.update(reason for _, reason in part['refused'])
+        totals.update(documents=len(made), with_words=int((np.diff(made.offsets) > 0).sum()), words=len(made.word),
+                      repaired_words=part['repaired_words'], unlike_text=len(part['unlike_text']))
+    failed, n = sum(refused.values()), totals['with_words'] + sum(refused.values())
+    counts = ', '.join(f'{reason} {n}' for reason, n in sorted(refused.items()))
+    if failed > cfg.max_fail_frac * n:
+        raise Refused(f"{failed} of {n} documents with words refused ({counts}), more than "
+                      f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json")
+    own = out / ('info.json' if world == 1 else f'info.json.{rank}') # two ranks may end at once: the same bytes
+    write_json(own, {'units_hash': info.get('units_hash'), **totals, 'refused': dict(sorted(refused.items())), **record(cfg)})
+    os.replace(own, out / 'info.json')
+    print(f"{out}: {totals['words']:,} words of {totals['with_words']:,} of {totals['documents']:,} documents, "
+          f"{totals['repaired_words']:,} times repaired, {failed:,} documents refused" + (f" ({counts})" if counts else "")
+          + (f", {totals['unlike_text']:,} with words unlike their text" if totals['unlike_text'] else ""))
+
+def shard_info(done, origin, out):
+    """A finished shard's info.json, if it was made from the same as this run makes."""
+    try:
+        part = json.loads((done / 'info.json').read_text(encoding='utf-8'))
+        if part['source'] != origin:
+            raise Refused(f"{done}: made from other words or units; remove {out} or give another --out")
+        return part
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as e:
+        raise Refused(f"{done}: not a whole shard of words ({e!r}); remove it and run align.py again") from None
 
 def main(cfg):
     units = Path(cfg.units)
     info, shards, out = read_info(units, 'tokenize_speech.py'), shard_folders(units), Path(cfg.out or units / 'words')
     if not shards:
         raise Refused(f"{units}: no shards (00000/, ...) in it; tokenize_speech.py makes them")
-    for source in [cfg.words] if cfg.words else [shard / 'words.jsonl' for shard in shards]:
-        if not Path(source).is_file():
-            hint = "" if cfg.words else ": the corpus gave no words; give --words=FILE.jsonl"
-            raise Refused(f"{source}: no such file{hint}")
-    given = _read_words(cfg.words, RATE) if cfg.words else None
-    metas = lambda shard: [meta for _, meta in read_lines(shard / 'meta.jsonl')]
-    if given is not None and not any(meta['id'] in given for shard in shards for meta in metas(shard)):
-        raise Refused(f"{cfg.words}: none of its {len(given)} ids is a document of {units}")
-    refused, repaired, with_words, n_words, n_docs = Counter(), 0, 0, 0, 0
-    for shard in progress(shards, desc='align', unit='shard'):
-        source, done = Path(cfg.words or shard / 'words.jsonl'), out / shard.name
-        origin = hashlib.sha256((sha256(source) + sha256(shard / 'meta.jsonl')).encode()).hexdigest()[:16]
-        if not done.exists():
-            docs, bad, moved = align_shard(metas(shard), _read_words(source, 1) if given is None else given)
-            write_words_shard(out, int(shard.name), docs, {'source': origin, 'refused': bad, 'repaired_words': moved})
-        part = json.loads((done / 'info.json').read_text(encoding='utf-8'))
-        if part['source'] != origin:
-            raise Refused(f"{done}: made from other words or units; remove {out} or give another --out")
-        made = WordsShard(done)
-        refused.update(reason for _, reason in part['refused'])
-        repaired, n_docs, n_words = repaired + part['repaired_words'], n_docs + len(made), n_words + len(made.word)
-        with_words += int((np.diff(made.offsets) > 0).sum())
-    failed = sum(refused.values())
-    counts = ', '.join(f'{reason} {n}' for reason, n in sorted(refused.items()))
-    if failed > cfg.max_fail_frac * (with_words + failed):
-        raise Refused(f"{failed} of {with_words + failed} documents with words refused ({counts}), more than "
-                      f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json")
-    write_json(out / 'info.json', {
-        'units_hash': info.get('units_hash'), 'documents': n_docs, 'with_words': with_words, 'words': n_words,
-        'repaired_words': repaired, 'refused': dict(sorted(refused.items())), **record(cfg)})
-    print(f"{out}: {n_words:,} words of {with_words:,} of {n_docs:,} documents, {repaired:,} times repaired, "
-          f"{failed:,} documents refused" + (f" ({counts})" if counts else ""))
+    words, made_by = open_source(cfg, shards)
+    origin = lambda shard: hashlib.sha256(json.dumps(
+        [made_by(shard), sha256(shard / 'meta.jsonl'), cfg.max_word_error]).encode()).hexdigest()[:16]
+    rank, world = (int(os.environ.get(key, default)) for key, default in (('RANK', 0), ('WORLD_SIZE', 1)))
+    for shard in progress(shards[rank::world], desc='align', unit='shard'): # shard s belongs to rank s % world
+        done = out / shard.name
+        if done.exists():
+            shard_info(done, origin(shard), out)
+            continue
+        metas = [meta for _, meta in read_lines(shard / 'meta.jsonl')]
+        docs, counts = align_shard(metas, words(shard, metas), cfg.max_word_error)
+        write_words_shard(out, int(shard.name), docs, {'source': origin(shard), **counts})
+    if not all((out / shard.name).exists() for shard in shards):
+        return print(f"rank {rank} of {world}: its shards are there; the rank that ends last writes {out}/info.json")
+    finish(cfg, info, shards, out, origin, rank, world)
 
 if __name__ == '__main__':
     run(main, Config)

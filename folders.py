@@ -52,6 +52,19 @@ def read_array(path, dtype):
         raise Refused(f"{path}: {a.dtype} of shape {a.shape}, expected one row of {np.dtype(dtype)}")
     return a
 
+def _once(pairs):
+    """An object's pairs as a dict, each key once."""
+    if len(value := dict(pairs)) != len(pairs):
+        raise ValueError("a key comes twice in an object")
+    return value
+
+def strict_json(text):
+    """A JSON value; ValueError where a key comes twice, of which Python would take the last."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
 def read_lines(path):
     """(where, dict) of each line of a .jsonl(.gz); a line that is not a JSON object is refused with its number."""
     try:
@@ -59,7 +72,7 @@ def read_lines(path):
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     try:
-                        value = json.loads(line)
+                        value = strict_json(line)
                     except ValueError as e: # not JSON, or not UTF-8
                         raise Refused(f"{path}:{number}: not a line of JSON ({e})") from None
                     if not isinstance(value, dict):

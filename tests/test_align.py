@@ -92,7 +92,7 @@ def units_folder(folder, shards):
     return folder
 
 SHARDS = [[('a', 1.0, 'the dog', [['the', 0, 100], ['dog', 90, 4000]]), ('b', 1.0, None, None)],
-          [('c', 1.0, 'the Dog', [['the', 0, 100], ['dog', 100, 4000]]), 
+          [('c', 1.0, 'a cat', [['the', 0, 100], ['dog', 100, 4000]]),
            ('d', 2.0, None, [[' the', 0, 900], [' dog', 900, 40000]]),
            ('e', 1.0, 'dog dog', [['dog', 0, 50], ['dog', 60, 70]]), ('f', 1.0, None, [['', 0, 50]])]]
 
@@ -110,7 +110,7 @@ def test_words_of_a_units_folder(tmp_path, capsys):
     assert words.info['refused'] == {'EMPTY_WORD': 1, 'PAST_END': 1, 'WORDS_TEXT_MISMATCH': 1}
     assert (words.info['with_words'], words.info['words'], words.info['repaired_words']) == (2, 4, 1)
     info = json.loads((units / 'words' / '00001' / 'info.json').read_text())
-    assert info['refused'][0] == ['c', 'WORDS_TEXT_MISMATCH']
+    assert info['refused'][0] == ['c', 'WORDS_TEXT_MISMATCH'] and info['unlike_text'] == []
     assert np.load(units / 'words' / '00000' / 'start.npy').dtype == np.int32
 
 def test_words_of_a_file_in_seconds_are_matched_by_id(tmp_path):
@@ -151,14 +151,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
             align.main(Config(**{'units': str(units), 'out': str(tmp_path / 'no'), **changes}))
         assert message in str(e.value) and '\n' not in str(e.value), e.value
     refused('no units folder', units='')
+    refused('more than one of --words, --ctc and --whisper', words='w.jsonl', ctc='m')
     refused('no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
     refused('no such file', words=str(tmp_path / 'none.jsonl'))
     refused('w.jsonl:2: not a line of JSON', '{"id": "a", "words": []}\n{"id": "b", "wor')
     refused('w.jsonl:1: expected a JSON object', '[1, 2]\n')
-    refused('w.jsonl:1: expected {"id"', '{"id": "a"}\n')
+    refused("w.jsonl:1: expected words with times", '{"id": "a"}\n')
+    refused('w.jsonl:1: expected {"id"', '{"words": []}\n')
     refused("w.jsonl:2: document 'a' comes twice", '{"id": "a", "words": null}\n' * 2)
-    refused("w.jsonl:1: words of 'a': expected [word, start, end] each", '{"id": "a", "words": [["the", 0]]}\n')
-    refused("w.jsonl:1: words of 'a': expected [word, start, end] each", '{"id": "a", "words": [[3, 0, 1]]}\n')
+    refused("w.jsonl:1: words of 'a': expected [word, start, end] or", '{"id": "a", "words": [["the", 0]]}\n')
+    refused("w.jsonl:1: words of 'a': expected [word, start, end] or", '{"id": "a", "words": [[3, 0, 1]]}\n')
     refused('none of its 1 ids is a document', '{"id": "zz", "words": []}\n')
     refused('none of its 0 ids is a document', '\n')
     assert not (tmp_path / 'no').exists()
@@ -169,7 +171,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     (units / '00001' / 'words.jsonl').write_text('{"id": "e", "words": null}\n')
     refused('made from other words or units', max_fail_frac=1.0)
     (units / '00001' / 'words.jsonl').unlink()
-    refused('the corpus gave no words; give --words=FILE.jsonl')
+    refused('the corpus gave no words; give --words=FILE, --ctc=MODEL')
 
 @pytest.mark.parametrize('name', ['word', 'start', 'offsets'])
 def test_a_damaged_shard_is_refused(tmp_path, name):

@@ -1,0 +1,469 @@
+"""
+Audio -> words with times, by a transformers Whisper (what was said) or CTC model (where a known text was said).
+
+    Whisper('openai/whisper-large-v3-turbo').align([wave, ...])           -> [(words, starts, ends, reason), ...]
+    CTC('facebook/wav2vec2-base-960h').align([wave, ...], [text, ...])    -> the same
+
+Waves are float32 at 16 kHz, times samples; words carry the leading space they have in the text. A reason ('' where all
+went well) comes with no words. Both end in one search, the best monotone path of states s through frames t:
+
+    a_t(s) = x_t(s) + max(a_{t-1}(s), a_{t-1}(s-1), a_{t-1}(s-2) where s may be reached by a skip)             (Viterbi)
+
+    Whisper  greedy text y_1..y_n of a window; then one forward pass over all of it. A state is a token, and the end token:
+             x_t(s) = mean over heads of median_7 over t of (w - mean_s w) / std_s w, where w = softmax_t(q_s k_t / sqrt(d))
+             of the heads listed in generation_config.json, else of all in the upper half of the decoder (openai-whisper's
+             timing.py; its DTW also lets two tokens share a frame of 20 ms). A word ends where the token after it begins,
+             and then both its edges move over silence, inwards (`tighten`).
+    CTC      states blank l_1 blank l_2 ... l_L blank, x_t = log softmax; a skip passes over the blank between two unlike
+             labels (Graves et al. 2006). A word is what stands between spaces; its characters are spelled in the
+             model's alphabet (as they are, in the other case, without accents), what is left of others is left out. A
+             word of which nothing is left ('2014') is one label that fits any frame: it lies between its neighbors. A word
+             lasts from its first label to 60 ms after its last, or to the next word.
+
+Audio longer than 30 s is cut at its quietest moments (`cuts`), and each piece is heard alone: no piece hears its neighbors,
+and where pieces begin depends on the wave only. Whisper never samples: a window that ends in a loop is a reason.
+"""
+import hashlib
+import json
+import math
+import os
+import re
+import unicodedata
+import zlib
+
+import numpy as np
+import torch
+
+from audio import RATE
+from configurator import Refused
+
+WINDOW = 30 * RATE # samples of the longest piece
+BATCH = 16 # windows (Whisper), documents (CTC) at once
+BLOCK = 1 << 26 # back pointers held at once
+SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages in which Whisper's characters are its words
+
+# ----------------------------------------------------------------------------------------------------------------
+# audio in pieces, paths through them
+
+def cuts(wave, hop, limit=WINDOW):
+    """[(first, last)] samples of the pieces of a wave, none longer than limit; all but the last are multiples of hop.
+
+    A piece ends in the middle of the 0.3 s of least energy in the second half of what it may hold.
+    """
+    n, edges = len(wave) // hop, [0]
+    if len(wave) <= limit:
+        return [(0, len(wave))]
+    power = np.square(wave[:n * hop], dtype=np.float64).reshape(n, hop).sum(1)
+    width = max(1, round(0.3 * RATE / hop)) | 1
+    power = np.convolve(power, np.ones(width), 'same')
+    while len(wave) - edges[-1] > limit:
+        first = edges[-1] // hop
+        low, high = first + max(1, limit // hop // 2), first + limit // hop + 1
+        edges.append((low + int(power[low:high].argmin())) * hop)
+    return list(zip(edges, [*edges[1:], len(wave)]))
+
+def tighten(wave, starts, ends, hop=RATE // 50, silence=-30.0):
+    """starts, ends (samples) of the words of a wave, moved inwards to the first and last frame of each that is not silent.
+
+    A frame is silent `silence` dB below the level that a twentieth of the frames exceed; a word in silence stays.
+    """
+    n = len(wave) // hop
+    power = np.square(wave[:n * hop], dtype=np.float64).reshape(n, hop).mean(1) if n else np.zeros(1)
+    power = np.convolve(power, np.ones(3) / 3, 'same')[:max(n, 1)]
+    loud = np.flatnonzero(power > np.quantile(power, 0.95) * 10 ** (silence / 10))
+    for i, (start, end) in enumerate(zip(starts, ends)):
+        inside = loud[np.searchsorted(loud, start // hop):np.searchsorted(loud, -(-end // hop))]
+        if len(inside):
+            starts[i], ends[i] = max(start, int(inside[0]) * hop), min(end, (int(inside[-1]) + 1) * hop)
+    return starts, ends
+
+def viterbi(x, frames, states, n_states, skip=None):
+    """The best path of each row: state at each frame (B, T), -1 after the last, and its score (B,), -inf if there is none.
+
+    x: (B, T, V) scores; frames: (B,) how many of T count; states: (B, S) column of x that each state scores; n_states:
+    (B,); skip: (B, S) bool, states reached from the one before the last too. With skip a path begins in state 0 or 1 and
+    ends in the last or the one before it, else in 0 and the last. Back pointers are made again block by block: memory is
+    BLOCK bytes and T / block rows of float64.
+    """
+    (B, T, _), S = x.shape, states.shape[1]
+    block = max(1, min(T, BLOCK // (B * S)))
+    best = torch.full((B, S), -math.inf, dtype=torch.float64, device=x.device)
+    best[:, :1 if skip is None else 2] = x[:, 0].double().gather(1, states[:, :1 if skip is None else 2])
+
+    def step(best, t):
+        """best (B, S) at frame t-1 -> at frame t, and which of the moves (stay, one, skip) was the best"""
+        moves = [best, torch.nn.functional.pad(best, (1, 0), value=-math.inf)[:, :-1]]
+        if skip is not None:
+            two = torch.nn.functional.pad(best, (2, 0), value=-math.inf)[:, :-2]
+            moves.append(two.masked_fill(~skip, -math.inf))
+        new, move = torch.stack(moves).max(0)
+        live = (t < frames)[:, None]
+        return torch.where(live, new + x[:, t].double().gather(1, states), best), (move * live).to(torch.uint8)
+
+    kept = [best] # at the first frame of each block
+    for t in range(1, T):
+        best, _ = step(best, t)
+        if t % block == 0:
+            kept.append(best)
+    last = n_states - 1
+    score = best.gather(1, last[:, None])[:, 0]
+    if skip is not None:
+        other = best.gather(1, (last - 1).clamp(min=0)[:, None])[:, 0]
+        last = torch.where(other > score, (last - 1).clamp(min=0), last)
+        score = torch.maximum(score, other)
+    path, state = torch.empty(T, B, dtype=torch.int64, device=x.device), last
+    for start in reversed(range(0, T, block)):
+        best, moves = kept[start // block], []
+        for t in range(start + 1, min(start + block + 1, T)):
+            best, move = step(best, t)
+            moves.append(move)
+        for t in reversed(range(start, min(start + block, T))):
+            if t + 1 < T:
+                state = state - moves[t - start].gather(1, state[:, None])[:, 0].long()
+            path[t] = state
+    path = path.T
+    path[torch.arange(T, device=x.device) >= frames[:, None]] = -1
+    return path, score
+
+def _model_file(name, file, needed=True):
+    """The JSON of a file of a model's folder or hub id; None where it has no such file."""
+    from transformers.utils import cached_file
+    try:
+        path = os.path.join(name, file) if os.path.isdir(name) else \
+            cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        value = json.loads(open(path, encoding='utf-8').read()) if path and os.path.isfile(path) else None
+    except OSError:
+        raise Refused(f"{name}: no such folder, nor a hub id that can be reached; expected a model of transformers") from None
+    except ValueError as e:
+        raise Refused(f"{name}/{file}: not JSON ({e})") from None
+    if value is None and needed:
+        raise Refused(f"{name}: no {file} in it, which a model for align.py needs")
+    return value
+
+def _load(auto, name, types, device):
+    """The model, eval, float32 on a CPU and float16 elsewhere, and a hash of its weights."""
+    import transformers  # here: readers of words need not wait for it
+
+    log = transformers.utils.logging
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        if config.model_type not in types and types:
+            raise Refused(f"{name}: holds a '{config.model_type}', expected one of {', '.join(types)}")
+        model, info = getattr(transformers, auto).from_pretrained(
+            name, dtype=torch.float32 if torch.device(device).type == 'cpu' else torch.float16, use_safetensors=True,
+            output_loading_info=True)
+    except Refused:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise Refused(f"{name}: expected a model that transformers' {auto} reads (config.json, model.safetensors): {why}") from None
+    finally:
+        log.set_verbosity(before)
+    if missing := sorted(set(info['missing_keys']) - {'proj_out.weight', 'wav2vec2.masked_spec_embed', 'hubert.masked_spec_embed'}):
+        raise Refused(f"{name}: lacks {len(missing)} weights of the model, the first is {missing[0]}")
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return model.eval().to(device), digest.hexdigest()[:16]
+
+# ----------------------------------------------------------------------------------------------------------------
+# Whisper
+
+def spell(pieces, spaceless=False):
+    """[text of token groups] -> [(word, first, last)]: words by their spaces, last the group behind its last letter.
+
+    A word without letter or digit (a dash) joins the word before it, or the first one; its time is not counted.
+    """
+    words = [] # word, first group, group behind the last one with a letter
+    for i, piece in enumerate(pieces):
+        spoken = any(c.isalnum() for c in piece)
+        if spoken and (not words or piece[:1].isspace() or spaceless):
+            words.append([piece, i, i + 1])
+        elif words:
+            words[-1][0] += piece
+            words[-1][2] = i + 1 if spoken else words[-1][2]
+        else:
+            words.append([piece, i, i])
+    if len(words) > 1 and words[0][1] == words[0][2]: # nothing but signs so far
+        words[1][0], words[1][1] = words[0][0] + words[1][0], words[0][1]
+        del words[0]
+    return [tuple(word) for word in words if word[2] > word[1]]
+
+class Whisper:
+    """Whisper(name).align(waves): what is said in each and when. name: folder or hub id; language: 'en', ..., '': heard.
+
+    Reasons: WHISPER_LOOPS (a window's text repeats itself or does not end), TOO_MANY_WORDS (more tokens than frames).
+    """
+    needs_text = False
+    hop = 320 # samples of an encoder frame
+
+    def __init__(self, name, device='cpu', language=''):
+        from tokenizers import Tokenizer
+        from transformers import WhisperFeatureExtractor
+        self.tokenizer = Tokenizer.from_str(json.dumps(_model_file(name, 'tokenizer.json')))
+        generation = _model_file(name, 'generation_config.json', needed=False) or {}
+        self.model, self.hash = _load('WhisperForConditionalGeneration', name, ('whisper',), device)
+        self.features = WhisperFeatureExtractor.from_pretrained(name)
+        config, token = self.model.config, self.tokenizer.token_to_id
+        self.end, self.start, translate = (token(f'<|{t}|>') for t in ('endoftext', 'startoftranscript', 'translate'))
+        no_times = token('<|notimestamps|>')
+        if None in (self.end, self.start, translate, no_times):
+            raise Refused(f"{name}/tokenizer.json: not a Whisper tokenizer, it lacks <|startoftranscript|> and others")
+        self.no_speech = token('<|nospeech|>') if token('<|nospeech|>') is not None else token('<|nocaptions|>')
+        self.suppressed = [i for i in generation.get('suppress_tokens') or () if 0 <= i < self.end]
+        self.at_first = [i for i in generation.get('begin_suppress_tokens') or () if 0 <= i < self.end]
+        heads = generation.get('alignment_heads') or [
+            (layer, head) for layer in range(config.decoder_layers // 2, config.decoder_layers)
+            for head in range(config.decoder_attention_heads)]
+        self.heads = {layer: [h for k, h in heads if k == layer] for layer, _ in heads}
+        languages = {self.tokenizer.id_to_token(i)[2:-2]: i for i in range(self.start + 1, min(translate, token('<|transcribe|>')))}
+        self.languages = languages if config.vocab_size >= 51865 or len(languages) < 99 else {} # else: English only
+        if language and language not in (self.languages or ('en',)):
+            raise Refused(f"{name}: knows no language '{language}', but {', '.join(list(self.languages) or ['en'])}")
+        self.language, self.task = language, [token('<|transcribe|>'), no_times] if self.languages else [no_times]
+        self.n_heads, self.device = config.decoder_attention_heads, self.model.device
+
+    @torch.inference_mode()
+    def align(self, waves):
+        """float32 (N,) waves at 16 kHz -> a list of (words, starts, ends, reason); starts, ends are samples."""
+        pieces = [(i, first, wave[first:last]) for i, wave in enumerate(waves) for first, last in cuts(wave, self.hop)]
+        out, spoken = [([], [], [], '') for _ in waves], {} # spoken: the language of each wave's first window
+        for at in range(0, len(pieces), BATCH):
+            part = pieces[at:at + BATCH]
+            for (i, first, _), (words, starts, ends, reason) in zip(part, self._windows(part, spoken)):
+                if reason or out[i][3]:
+                    out[i] = [], [], [], out[i][3] or reason
+                    continue
+                out[i][0].extend(words)
+                out[i][1].extend(first + t for t in starts)
+                out[i][2].extend(first + t for t in ends)
+        return out
+
+    def _windows(self, part, spoken):
+        """Words of up to BATCH windows [(wave's index, first sample, samples)], times from each window's start."""
+        x = self.features([np.asarray(piece) for *_, piece in part], sampling_rate=RATE, return_tensors='pt').input_features
+        encoded = self.model.model.encoder(x.to(self.device, self.model.dtype)).last_hidden_state # (B, 1500, C)
+        prompt = [[self.start, *self._language(i, row, spoken), *self.task] for (i, *_), row in zip(part, encoded)]
+        tokens, silent = self._decode(encoded, torch.tensor(prompt, device=self.device))
+        frames = [max(1, -(-len(piece) // self.hop)) for *_, piece in part]
+        scores, prompts = self._scores(encoded, prompt, tokens, frames), len(prompt[0])
+        jumps = self._jumps(scores)
+        out = []
+        for row, (i, _, piece) in enumerate(part):
+            text = self.tokenizer.decode(tokens[row][:-1]) if tokens[row][-1:] == [self.end] else None
+            looped = text is None or len(text) > 100 and len(text.encode()) > 2.4 * len(zlib.compress(text.encode()))
+            if silent[row] or text == '':
+                out.append(([], [], [], ''))
+            elif looped or jumps[row] is None:
+                out.append(([], [], [], 'WHISPER_LOOPS' if looped else 'TOO_MANY_WORDS'))
+            else:
+                code = self.tokenizer.id_to_token(prompt[row][1])[2:-2] if prompts > 2 else 'en'
+                words, starts, ends = self._words(tokens[row][:-1], jumps[row], len(piece), code in SPACELESS)
+                out.append((words, *tighten(piece, starts, ends), ''))
+        return out
+
+    def _language(self, i, encoded, spoken):
+        """[id of the language token] of wave i, [] for an English-only model; heard in the wave's first window."""
+        if not self.languages:
+            return []
+        if self.language:
+            return [self.languages[self.language]]
+        if i not in spoken:
+            logits = self.model(encoder_outputs=(encoded[None],), decoder_input_ids=torch.tensor(
+                [[self.start]], device=self.device), use_cache=False).logits[0, -1]
+            ids = list(self.languages.values())
+            spoken[i] = ids[int(logits[ids].argmax())]
+        return [spoken[i]]
+
+    def _decode(self, encoded, prompt, limit=224):
+        """(B, 1500, C), prompt (B, P) -> greedy tokens of each window, the end token last if it came; is it silent?"""
+        B, cache, new = len(prompt), None, prompt
+        out, total = [[] for _ in range(B)], torch.zeros(B)
+        for n in range(limit):
+            step = self.model(encoder_outputs=(encoded,), decoder_input_ids=new, past_key_values=cache, use_cache=True)
+            cache, logits = step.past_key_values, step.logits[:, -1].float()
+            if n == 0:
+                empty = step.logits[:, 0].float().softmax(-1)[:, self.no_speech].cpu() if self.no_speech else torch.zeros(B)
+                logits[:, self.at_first] = -math.inf
+            logits[:, self.suppressed] = -math.inf
+            chance, token = logits[:, :self.end + 1].log_softmax(-1).max(-1) # text and the end: never markup
+            new = token[:, None]
+            for row, (i, p) in enumerate(zip(token.tolist(), chance.tolist())):
+                if out[row][-1:] != [self.end]:
+                    out[row].append(i)
+                    total[row] += p
+            if all(row[-1] == self.end for row in out):
+                break
+        doubtful = total / torch.tensor([len(row) for row in out]) < -1 # openai-whisper's rule for silence
+        return out, ((empty > 0.6) & doubtful).tolist()
+
+    def _scores(self, encoded, prompt, tokens, frames):
+        """x_t(s) of each window, (F, n+1): its n text tokens and the end token; see the file's head."""
+        P, texts = len(prompt[0]), [[i for i in row if i != self.end] for row in tokens]
+        N = P + max(map(len, texts))
+        ids = torch.full((len(prompt), N), self.end)
+        for row, text in enumerate(texts):
+            ids[row, :P + len(text)] = torch.tensor(prompt[row] + text)
+        seen, hooks = {}, []
+        for layer in self.heads:
+            attention = self.model.model.decoder.layers[layer].encoder_attn
+            for name in ('q_proj', 'k_proj'):
+                keep = lambda module, args, y, key=(layer, name): seen.__setitem__(key, y.float())
+                hooks.append(getattr(attention, name).register_forward_hook(keep))
+        try:
+            self.model.model.decoder(input_ids=ids.to(self.device), encoder_hidden_states=encoded, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        out = []
+        for row, (text, F) in enumerate(zip(texts, frames)):
+            all_heads = []
+            for layer, heads in self.heads.items():
+                q, k = (seen[layer, name][row].unflatten(-1, (self.n_heads, -1)).transpose(0, 1)[heads]
+                        for name in ('q_proj', 'k_proj')) # (heads, N or 1500, D)
+                all_heads.append((q[:, :P + len(text)] @ k[:, :F].mT / q.shape[-1] ** 0.5).softmax(-1))
+            w = torch.cat(all_heads)
+            w = (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True, unbiased=False).clamp(min=1e-9)
+            if F > 3: # median over 7 frames
+                w = torch.nn.functional.pad(w, (3, 3), mode='reflect').unfold(-1, 7, 1).median(-1).values
+            out.append(w.mean(0)[P - 1:].T) # position P-1 gives the first token of the text
+        return out
+
+    def _jumps(self, scores):
+        """For each window, the frame at which each of its tokens begins; None where there are more tokens than frames."""
+        x = torch.full((len(scores), max(len(s) for s in scores), max(s.shape[1] for s in scores)), -math.inf)
+        for row, s in enumerate(scores):
+            x[row, :s.shape[0], :s.shape[1]] = s
+        frames, n = (torch.tensor([s.shape[axis] for s in scores]) for axis in (0, 1))
+        path, score = viterbi(x, frames, torch.arange(x.shape[2]).expand(len(scores), -1), n)
+        return [np.searchsorted(path[row, :frames[row]].numpy(), np.arange(n[row])) if score[row] > -math.inf else None
+                for row in range(len(scores))]
+
+    def _words(self, tokens, jumps, samples, spaceless):
+        """Text tokens and the frames they (and the end) begin at -> words, starts, ends."""
+        pieces, groups, group = [], [0], []
+        for i, token in enumerate(tokens):
+            group.append(token)
+            text = self.tokenizer.decode(group)
+            if '\ufffd' not in text or i + 1 == len(tokens): # else the bytes of a character are not all there
+                pieces, groups, group = [*pieces, text], [*groups, i + 1], []
+        times = np.minimum(jumps * self.hop, samples)
+        words = spell(pieces, spaceless)
+        return ([word for word, _, _ in words], [int(times[groups[a]]) for _, a, _ in words],
+                [int(times[groups[b]]) for _, _, b in words])
+
+# ----------------------------------------------------------------------------------------------------------------
+# CTC
+
+def split_words(text):
+    """'the  dog ' -> ['the', '  dog']: words with the spaces before them."""
+    return re.findall(r'\s*\S+', text.rstrip())
+
+class CTC:
+    """CTC(name).align(waves, texts): where the words of each text are. name: folder or hub id of a model with a CTC head.
+
+    Reasons: NO_LETTERS (nothing of the text is in the model's alphabet), TEXT_TOO_LONG (more labels than frames),
+    UNLIKE_TEXT (log-probability of the path, less that of the likeliest labels of all, a label of the text, is under
+    min_score: another text was said).
+    """
+    needs_text = True
+    tail = round(0.06 * RATE) # a label is emitted before its sound ends; with this, ends are right in the median
+
+    def __init__(self, name, device='cpu', min_score=-3.0):
+        vocab = _model_file(name, 'vocab.json')
+        settings = _model_file(name, 'preprocessor_config.json', needed=False) or {}
+        tokenizer = _model_file(name, 'tokenizer_config.json', needed=False) or {}
+        self.model, self.hash = _load('AutoModelForCTC', name, (), device)
+        config = self.model.config
+        if not all(type(i) is int and 0 <= i < config.vocab_size for i in vocab.values()):
+            raise Refused(f"{name}/vocab.json: expected one id below {config.vocab_size} for each character")
+        if not hasattr(config, 'conv_stride') or settings.get('feature_extractor_type') == 'SeamlessM4TFeatureExtractor':
+            raise Refused(f"{name}: a '{config.model_type}' does not read waves; expected wav2vec2, HuBERT, WavLM or alike")
+        self.blank, delimiter = config.pad_token_id, tokenizer.get('word_delimiter_token', '|')
+        self.delimiter = vocab.get(delimiter)
+        self.alphabet = {c: i for c, i in vocab.items() if len(c) == 1 and c != delimiter and i != self.blank and not c.isspace()}
+        if not self.alphabet:
+            raise Refused(f"{name}/vocab.json: no single characters in it, {len(vocab)} entries; a text cannot be spelled with it")
+        self.normalize, self.min_score, self.device = settings.get('do_normalize', True), min_score, self.model.device
+        self.hop, receptive = math.prod(config.conv_stride), 1
+        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride))):
+            receptive = (receptive - 1) * stride + kernel
+        self.pad = ((receptive - self.hop) // 2, (receptive - self.hop + 1) // 2) # floor(N / hop) frames, each over its own hop
+
+    def spell(self, word):
+        """The word's labels: each character as it is, in the other case, or without accents; what is none is left out."""
+        labels = []
+        for c in unicodedata.normalize('NFC', word):
+            for form in (c, c.upper(), c.lower(), *(f(unicodedata.normalize('NFKD', c)) for f in (str, str.upper, str.lower))):
+                found = [self.alphabet[part] for part in form if part in self.alphabet]
+                if found:
+                    labels += found
+                    break
+        return labels
+
+    @torch.inference_mode()
+    def emissions(self, wave):
+        """float32 (N,) -> log-probabilities (floor(N / hop), V)."""
+        x = torch.from_numpy(np.ascontiguousarray(wave, np.float32))
+        if self.normalize:
+            x = (x - x.mean()) / (x.var(unbiased=False) + 1e-7).sqrt()
+        out = []
+        for first, last in cuts(wave, self.hop):
+            piece = torch.nn.functional.pad(x[first:last], self.pad).to(self.device, self.model.dtype)
+            if last - first >= self.hop:
+                out.append(self.model(piece[None]).logits[0, :(last - first) // self.hop].float().log_softmax(-1))
+        return torch.cat(out)
+
+    def align(self, waves, texts):
+        """float32 (N,) waves at 16 kHz and their texts -> a list of (words, starts, ends, reason)."""
+        words = [split_words(text) for text in texts]
+        labels, reasons = zip(*(self._labels(doc) for doc in words))
+        out = [([], [], [], reason) for reason in reasons]
+        order = sorted((i for i in range(len(waves)) if words[i] and not reasons[i]), key=lambda i: len(waves[i]))
+        for at in range(0, len(order), BATCH):
+            part = order[at:at + BATCH]
+            for i, found in zip(part, self._batch([waves[i] for i in part], [labels[i] for i in part])):
+                out[i] = ([], [], [], found) if isinstance(found, str) else (words[i], *found, '')
+        return out
+
+    def _labels(self, words):
+        """Label ids of a document's words and, for each, its word, -1 for a delimiter; and a reason."""
+        labels, of_word, any_letter = [], [], not words
+        for i, word in enumerate(words):
+            if i > 0 and self.delimiter is not None:
+                labels, of_word = [*labels, self.delimiter], [*of_word, -1]
+            letters = self.spell(word)
+            any_letter |= bool(letters)
+            letters = letters or [self.model.config.vocab_size] # the column behind the alphabet: any label
+            labels, of_word = labels + letters, of_word + [i] * len(letters)
+        return (labels, of_word), '' if any_letter else 'NO_LETTERS'
+
+    def _batch(self, waves, labels):
+        """(starts, ends) of each document's words, or the reason why there are none."""
+        logp = [self.emissions(wave) if len(wave) >= self.hop else torch.zeros(1, self.model.config.vocab_size, device=self.device)
+                for wave in waves]
+        B, V = len(waves), self.model.config.vocab_size
+        frames, n_states = torch.tensor([len(e) for e in logp]), torch.tensor([2 * len(row) + 1 for row, _ in labels])
+        x = torch.zeros(B, int(frames.max()), V + 1, device=self.device)
+        states = torch.full((B, int(n_states.max())), self.blank)
+        for b, (e, (row, _)) in enumerate(zip(logp, labels)):
+            x[b, :len(e), :V], x[b, :len(e), V] = e, e.max(-1).values # any label: as likely as the likeliest
+            states[b, 1:2 * len(row):2] = torch.tensor(row)
+        skip = states != self.blank
+        skip[:, 2:] &= states[:, 2:] != states[:, :-2]
+        frames, n_states, states, skip = (a.to(self.device) for a in (frames, n_states, states, skip))
+        path, score = viterbi(x, frames, states, n_states, skip)
+        score = (score - x.max(-1).values.double().sum(1)).cpu() / torch.tensor([len(row) for row, _ in labels])
+        return ['TEXT_TOO_LONG' if score[b] == -math.inf else 'UNLIKE_TEXT' if score[b] < self.min_score else
+                self._times(path[b].cpu().numpy(), np.array(labels[b][1]), len(waves[b])) for b in range(B)]
+
+    def _times(self, path, of_word, samples):
+        """States (T,), word of each label (L,), length of the wave -> starts, ends of the words in samples."""
+        at = np.flatnonzero((path > 0) & (path % 2 == 1)) # frames on a label
+        word = of_word[path[at] // 2]
+        starts = np.array([at[word == w][0] for w in range(of_word.max() + 1)]) * self.hop
+        ends = np.array([at[word == w][-1] + 1 for w in range(of_word.max() + 1)]) * self.hop
+        return starts.tolist(), np.minimum(ends + self.tail, np.append(starts[1:], samples)).tolist()
