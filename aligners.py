@@ -339,7 +339,8 @@ class Whisper:
             x[row, :s.shape[0], :s.shape[1]] = s
         frames, n = (torch.tensor([s.shape[axis] for s in scores]) for axis in (0, 1))
         path, score = viterbi(x, frames, torch.arange(x.shape[2]).expand(len(scores), -1), n)
-        return [np.searchsorted(path[row, :frames[row]].numpy(), np.arange(n[row])) if score[row] > -math.inf else None
+        path = path.numpy()
+        return [np.searchsorted(path[row, :len(scores[row])], np.arange(scores[row].shape[1])) if score[row] > -math.inf else None
                 for row in range(len(scores))]
 
     def _words(self, tokens, jumps, samples, spaceless):
@@ -421,8 +422,9 @@ class CTC:
         """float32 (N,) waves at 16 kHz and their texts -> a list of (words, starts, ends, reason)."""
         words = [split_words(text) for text in texts]
         labels, reasons = zip(*(self._labels(doc) for doc in words))
-        out = [([], [], [], reason) for reason in reasons]
-        order = sorted((i for i in range(len(waves)) if words[i] and not reasons[i]), key=lambda i: len(waves[i]))
+        out = [([], [], [], reason or ('TEXT_TOO_LONG' if doc else '')) for doc, reason in zip(words, reasons)]
+        order = sorted((i for i in range(len(waves)) if words[i] and not reasons[i] and len(waves[i]) >= self.hop),
+                       key=lambda i: len(waves[i]))
         for at in range(0, len(order), BATCH):
             part = order[at:at + BATCH]
             for i, found in zip(part, self._batch([waves[i] for i in part], [labels[i] for i in part])):
@@ -443,8 +445,7 @@ class CTC:
 
     def _batch(self, waves, labels):
         """(starts, ends) of each document's words, or the reason why there are none."""
-        logp = [self.emissions(wave) if len(wave) >= self.hop else torch.zeros(1, self.model.config.vocab_size, device=self.device)
-                for wave in waves]
+        logp = [self.emissions(wave) for wave in waves]
         B, V = len(waves), self.model.config.vocab_size
         frames, n_states = torch.tensor([len(e) for e in logp]), torch.tensor([2 * len(row) + 1 for row, _ in labels])
         x = torch.zeros(B, int(frames.max()), V + 1, device=self.device)

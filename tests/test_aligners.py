@@ -1,0 +1,331 @@
+"""Viterbi against every path and a slow loop, cuts and edges, Whisper and CTC on small random models, real ones if there."""
+import itertools
+import json
+import os
+import re
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import speech_like
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import aligners
+from aligners import CTC, RATE, Whisper, cuts, spell, split_words, tighten, viterbi
+from audio import load_audio
+from configurator import Refused
+
+ROOT = Path(__file__).parent.parent
+LIBRISPEECH = ROOT.parent / 'shared/data/librispeech_mini'
+WHISPER = Path(os.environ.get('WHISPER', ROOT.parent / 'build/assets/whisper-base'))
+
+# ----------------------------------------------------------------------------------------------------------------
+# paths and pieces
+
+def every_path(x, states, skip):
+    """The best of all monotone paths, by trying them all."""
+    S, best = len(states), (-np.inf, None)
+    for steps in itertools.product(range(3 if skip is not None else 2), repeat=len(x) - 1):
+        for first in (0,) if skip is None else (0, 1):
+            path = np.cumsum([first, *steps])
+            legal = path[-1] in ((S - 1,) if skip is None else (S - 1, S - 2)) and \
+                all(step < 2 or skip[s] for step, s in zip(steps, path[1:]))
+            if legal and (score := sum(x[t, states[s]] for t, s in enumerate(path))) > best[0]:
+                best = score, path.tolist()
+    return best
+
+def ctc_states(labels):
+    states = [0]
+    for label in labels:
+        states += [label, 0]
+    skip = [s % 2 == 1 and (s < 2 or states[s] != states[s - 2]) for s in range(len(states))]
+    return states, skip
+
+def slow_ctc(logp, labels):
+    """Best path of Graves's extended labels, cell by cell in float64 -> (path, score)."""
+    states, _ = ctc_states(labels)
+    T, S = len(logp), len(states)
+    a, back = np.full((T, S), -np.inf), np.zeros((T, S), int)
+    a[0, :2] = [logp[0, s] for s in states[:2]]
+    for t in range(1, T):
+        for s in range(S):
+            ways = [(a[t - 1, s], s)] + [(a[t - 1, s - 1], s - 1)] * (s > 0)
+            if s > 1 and states[s] != 0 and states[s] != states[s - 2]:
+                ways.append((a[t - 1, s - 2], s - 2))
+            a[t, s], back[t, s] = max(ways, key=lambda w: w[0])
+            a[t, s] += logp[t, states[s]]
+    path = [S - 1 if a[-1, S - 1] >= a[-1, max(0, S - 2)] else S - 2]
+    for t in range(T - 1, 0, -1):
+        path.append(back[t, path[-1]])
+    return path[::-1], max(a[-1, -1], a[-1, max(0, S - 2)])
+
+def batched(rows, skips=True):
+    """[(x (T, V), states, skip)] -> viterbi's arguments"""
+    T, S = max(len(x) for x, _, _ in rows), max(len(states) for _, states, _ in rows)
+    x, states = torch.zeros(len(rows), T, rows[0][0].shape[1]), torch.zeros(len(rows), S, dtype=torch.int64)
+    skip = torch.zeros(len(rows), S, dtype=torch.bool)
+    for i, (xi, si, ki) in enumerate(rows):
+        x[i, :len(xi)], states[i, :len(si)] = torch.from_numpy(xi), torch.tensor(si)
+        skip[i, :len(si)] = torch.tensor(ki)
+    return (x, torch.tensor([len(x) for x, _, _ in rows]), states, torch.tensor([len(s) for _, s, _ in rows]),
+            skip if skips else None)
+
+@pytest.mark.parametrize('skips', [True, False])
+def test_the_path_is_the_best_of_all_paths(skips):
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(40):
+        labels = rng.integers(1, 4, rng.integers(1, 4)).tolist() # repeated labels too
+        states, skip = ctc_states(labels) if skips else (labels, [False] * len(labels))
+        rows.append((rng.standard_normal((int(rng.integers(len(labels), 8)), 4)).astype(np.float32), states, skip))
+    paths, scores = viterbi(*batched(rows, skips))
+    for (x, states, skip), path, score in zip(rows, paths, scores):
+        best, expected = every_path(x.astype(np.float64), states, skip if skips else None)
+        assert (score == -np.inf) if expected is None else score == pytest.approx(best, abs=1e-5)
+        if expected is not None:
+            assert (path[len(x):] == -1).all() and {0, 1} >= set((np.diff(path[:len(x)]) > 1).astype(int))
+            assert sum(x[t, states[s]] for t, s in enumerate(path[:len(x)])) == pytest.approx(best, abs=1e-5)
+            assert path[:len(x)].tolist() == expected or not skips # without blanks repeated labels tie
+    assert 0 < torch.isinf(scores).sum() < 20 or not skips # a repeated label needs a blank: some do not fit
+
+@pytest.mark.parametrize('block', [1 << 26, 40, 1])
+def test_long_paths_are_those_of_the_slow_loop_however_small_the_blocks(block, monkeypatch):
+    monkeypatch.setattr(aligners, 'BLOCK', block)
+    rng, rows = np.random.default_rng(1), []
+    labels = [[1, 1, 2], [3] * 9, rng.integers(1, 5, 30), [4]]
+    for row, T in zip(labels, (9, 50, 120, 77)):
+        x = np.log(rng.dirichlet([.3] * 5, T) + 1e-6).astype(np.float32)
+        rows.append((x, *ctc_states([int(i) for i in row])))
+    paths, scores = viterbi(*batched(rows))
+    for (x, _, _), row, path, score in zip(rows, labels, paths, scores):
+        expected, best = slow_ctc(x.astype(np.float64), row)
+        assert path[:len(x)].tolist() == expected and score == pytest.approx(best, abs=1e-6)
+
+def test_pieces_cover_a_wave_and_end_where_it_is_quiet():
+    wave = speech_like(95, 0)
+    for at in (21, 47, 70):
+        wave[at * RATE:at * RATE + RATE // 2] *= 1e-4
+    pieces = cuts(wave, 640)
+    assert [a for a, _ in pieces[1:]] == [b for _, b in pieces[:-1]] and (pieces[0][0], pieces[-1][1]) == (0, len(wave))
+    assert all(b - a <= 30 * RATE for a, b in pieces) and all(b % 640 == 0 for _, b in pieces[:-1])
+    assert [int(b / RATE) for _, b in pieces[:-1]] == [21, 47, 70]
+    assert cuts(wave[:480000], 320) == [(0, 480000)] and len(cuts(np.zeros(480001, np.float32), 320)) == 2
+    assert cuts(np.zeros(0, np.float32), 320) == [(0, 0)]
+
+def test_edges_move_inwards_over_silence():
+    wave = np.zeros(RATE, np.float32)
+    wave[4000:8000], wave[9600:11200] = .5, .3
+    starts, ends = tighten(wave, [0, 8640, 12800, 9600], [8640, 12800, 16000, 9600])
+    expected = [4000, 9600, 12800, 9600], [8000, 11200, 16000, 9600] # within a frame and the one before or after it
+    assert abs(np.subtract(starts, expected[0])).max() <= 640 >= abs(np.subtract(ends, expected[1])).max()
+    assert tighten(np.zeros(100, np.float32), [0], [50]) == ([0], [50]) and tighten(wave[:0], [0], [0]) == ([0], [0])
+
+@pytest.mark.parametrize('pieces, spaceless, expected', [
+    ([' There', "'s", ' iron', ',', ' they', ' say', '.'], False,
+     [(" There's", 0, 2), (' iron,', 2, 3), (' they', 4, 5), (' say.', 5, 6)]), # a sign's time is not the word's
+    ([' well', '-', 'known'], False, [(' well-known', 0, 3)]),
+    ([' -', ' so', ' --', ' what'], False, [(' - so --', 0, 2), (' what', 3, 4)]),
+    (['東', '京', '。'], True, [('東', 0, 1), ('京。', 1, 2)]),
+    (['...'], False, []), ([], False, []),
+])
+def test_words_of_whispers_tokens(pieces, spaceless, expected):
+    assert spell(pieces, spaceless) == expected
+
+# ----------------------------------------------------------------------------------------------------------------
+# Whisper
+
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+
+@pytest.fixture(scope='module')
+def whisper(tmp_path_factory):
+    """A random Whisper that says a few tokens, then the end, and has all a folder of OpenAI's has."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    folder = tmp_path_factory.mktemp('whisper')
+    text = list(LETTERS) + ['Ġ' + c for c in LETTERS] + [','] # byte-level: Ġ is the space
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(text)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([f'<|{t}|>' for t in (
+        'endoftext', 'startoftranscript', 'en', 'zh', 'translate', 'transcribe', 'startoflm', 'startofprev', 'nospeech', 'notimestamps')])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    end, size = len(text), tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(
+        vocab_size=size, d_model=32, encoder_layers=2, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=.4, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        decoder_start_token_id=end + 1))
+    with torch.no_grad():
+        model.proj_out.weight[end] = .6 * torch.randn(32) # as padding it is zero
+        model.model.decoder.embed_positions.weight[14:] = 60 * model.proj_out.weight[end] # ten tokens after the prompt: the end
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    (folder / 'generation_config.json').write_text(json.dumps({'alignment_heads': [[2, 1], [3, 0], [3, 2]], 'suppress_tokens': [12, 26]}))
+    return folder
+
+def waves(*seconds):
+    return [speech_like(s, i) for i, s in enumerate(seconds)]
+
+def test_words_are_the_same_alone_and_together_and_stay_in_their_audio(whisper):
+    model, x = Whisper(whisper, language='en'), waves(2, 7.3, 40, .3, 12)
+    together, alone = model.align(x), [model.align([w])[0] for w in x]
+    assert together == alone
+    assert any(words for words, *_ in together)
+    for (words, starts, ends, reason), wave in zip(together, x):
+        edges = np.stack([starts, ends], 1).ravel()
+        assert len(words) == len(starts) == len(ends) and (np.diff(edges) >= 0).all() and reason in ('', 'TOO_MANY_WORDS')
+        assert not len(edges) or 0 <= edges[0] <= edges[-1] <= len(wave)
+        assert 'm' not in ''.join(words) and ' a' not in ''.join(words) # suppressed
+    assert len({t // (20 * RATE) for t in together[2][1]}) > 1 # 40 s: words in both pieces
+
+def test_scores_are_those_of_transformers_own_attention(whisper):
+    from transformers import WhisperForConditionalGeneration
+    model, [x] = Whisper(whisper, language='en'), waves(3)
+    features = model.features([x], sampling_rate=RATE, return_tensors='pt').input_features
+    prompt, text = [model.start, model.languages['en'], *model.task], [3, 30, 4, 9]
+    with torch.inference_mode():
+        [ours] = model._scores(model.model.model.encoder(features).last_hidden_state, [prompt], [text + [model.end]], [150])
+        eager = WhisperForConditionalGeneration.from_pretrained(whisper, attn_implementation='eager').eval()
+        theirs = eager(input_features=features, decoder_input_ids=torch.tensor([prompt + text]), output_attentions=True).cross_attentions
+    w = np.stack([theirs[k][0, h, :, :150].double().numpy() for k, h in ((2, 1), (3, 0), (3, 2))])
+    w /= w.sum(-1, keepdims=True) # softmax over the audio's own frames
+    w = (w - w.mean(1, keepdims=True)) / w.std(1, keepdims=True)
+    w = np.pad(w, ((0, 0), (0, 0), (3, 3)), mode='reflect')
+    w = np.median(np.lib.stride_tricks.sliding_window_view(w, 7, axis=-1), axis=-1).mean(0)
+    assert np.allclose(ours.numpy(), w[3:].T, atol=1e-4) and ours.shape == (150, 5)
+
+def test_without_a_list_the_heads_are_those_of_the_upper_half_and_the_language_is_heard(whisper, tmp_path):
+    for file in whisper.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / 'generation_config.json').unlink()
+    model = Whisper(tmp_path)
+    assert model.heads == {2: [0, 1, 2, 3], 3: [0, 1, 2, 3]} and list(model.languages) == ['en', 'zh']
+    words, starts, _, reason = model.align(waves(5))[0]
+    assert reason == '' and len(words) == len(starts)
+
+def test_times_begin_where_tokens_do_and_loops_and_silence_are_told(whisper, monkeypatch):
+    model = Whisper(whisper, language='en')
+    a, d = 0, model.tokenizer.token_to_id('Ġd')
+    x = torch.full((100, 5), -1.0)
+    for token, (first, last) in enumerate(((0, 20), (20, 30), (30, 60), (60, 61), (61, 100))): # the last is the end's
+        x[first:last, token] = 1
+    monkeypatch.setattr(aligners, 'tighten', lambda wave, starts, ends: (starts, ends))
+    def said(tokens, silent=False, scores=x):
+        monkeypatch.setattr(model, '_decode', lambda *args: ([tokens], [silent]))
+        monkeypatch.setattr(model, '_scores', lambda *args: [scores])
+        return model.align([speech_like(2, 0)])[0]
+    assert said([d, a, d, 52, model.end]) == ([' da', ' d,'], [0, 9600], [9600, 19200], '')
+    assert said([d, a, d, 52, model.end], silent=True) == ([], [], [], '')
+    assert said([d, a, d, a]) == ([], [], [], 'WHISPER_LOOPS') # no end
+    assert said([d, a] * 100 + [model.end]) == ([], [], [], 'WHISPER_LOOPS')
+    assert said([d, a, d, a, model.end], scores=x[:3]) == ([], [], [], 'TOO_MANY_WORDS')
+
+def test_what_is_no_whisper_is_refused_in_one_line(whisper, ctc, tmp_path):
+    for make, message in ((lambda: Whisper(tmp_path), 'no tokenizer.json'), (lambda: Whisper(whisper, language='xx'), "no language 'xx'"),
+                          (lambda: Whisper(tmp_path / 'none' / 'x' / 'y'), 'nor a hub id'), (lambda: CTC(whisper), 'no vocab.json')):
+        with pytest.raises(Refused) as e:
+            make()
+        assert message in str(e.value) and '\n' not in str(e.value), e.value
+    (tmp_path / 'tokenizer.json').write_bytes((whisper / 'tokenizer.json').read_bytes())
+    for name in ('config.json', 'model.safetensors'):
+        (tmp_path / name).write_bytes((ctc / name).read_bytes())
+    with pytest.raises(Refused, match="holds a 'hubert', expected one of whisper"):
+        Whisper(tmp_path)
+
+# ----------------------------------------------------------------------------------------------------------------
+# CTC
+
+VOCAB = ['<pad>', '<s>', '</s>', '<unk>', '|', *LETTERS.upper(), "'"]
+
+@pytest.fixture(scope='module')
+def ctc(tmp_path_factory):
+    """A random HuBERT with a CTC head: 20 ms frames, group norm, as HuBERT-base."""
+    from transformers import HubertConfig, HubertForCTC
+    folder = tmp_path_factory.mktemp('ctc')
+    torch.manual_seed(0)
+    HubertForCTC(HubertConfig(
+        vocab_size=len(VOCAB), pad_token_id=0, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        conv_dim=[16] * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)).save_pretrained(folder)
+    (folder / 'vocab.json').write_text(json.dumps({c: i for i, c in enumerate(VOCAB)}))
+    (folder / 'preprocessor_config.json').write_text(json.dumps({'do_normalize': True}))
+    return folder
+
+def emitted(labels, T=50, p=.9):
+    """log-probabilities that spell `labels` = {frame: character}, blank elsewhere."""
+    x = torch.full((T, len(VOCAB)), (1 - p) / (len(VOCAB) - 1))
+    x[:, 0] = p
+    for t, c in labels.items():
+        x[t, 0], x[t, VOCAB.index(c)] = (1 - p) / (len(VOCAB) - 1), p
+    return x.log()
+
+def said(ctc, monkeypatch, labels, text, **settings):
+    model = CTC(ctc, **settings)
+    monkeypatch.setattr(model, 'emissions', lambda wave: emitted(labels))
+    words, starts, ends, reason = model.align([np.ones(16000, np.float32)], [text])[0]
+    return reason or list(zip(words, [s // 320 for s in starts], [e // 320 for e in ends]))
+
+SPOKEN = {3: 'T', 4: 'H', 7: 'E', 9: '|', 15: 'B', 16: 'E', 18: 'E', 22: '|', 30: "D", 31: "'", 33: 'S'}
+
+@pytest.mark.parametrize('text, expected', [
+    ("The bee d's", [('The', 3, 11), (' bee', 15, 22), (" d's", 30, 37)]), # 3 frames of 20 ms behind the last label
+    ('thé  "BEE" \n d\'s!\n', [('thé', 3, 11), ('  "BEE"', 15, 22), (" \n d's!", 30, 37)]),
+    ('the 2014 d\'s', [('the', 3, 11), (' 2014', 10, 25), (" d's", 30, 37)]),
+    ('... 2 & 東京', 'NO_LETTERS'),
+    ('zzz qqq zzz qqq', 'UNLIKE_TEXT'),
+    ('the ' * 30, 'TEXT_TOO_LONG'),
+    ('', []), (' ', []),
+])
+def test_known_text_gets_the_times_of_its_labels(ctc, monkeypatch, text, expected):
+    got = said(ctc, monkeypatch, SPOKEN, text)
+    if '2014' in text: # it fits anywhere between its neighbors
+        assert [w for w, *_ in got] == ['the', ' 2014', " d's"] and 9 < got[1][1] < 23 and got[1][2] <= 30 and got[2] == expected[2]
+        return
+    assert got == expected
+
+def test_a_document_is_aligned_alone_as_together_and_long_audio_in_pieces(ctc):
+    model, x = CTC(ctc, min_score=-99.0), waves(1, 3, 2.5, 61, .01)
+    texts = ['so it was', "they don't know 42 things", 'a', ' '.join(['one two three'] * 25), 'x']
+    together = model.align(x, texts)
+    assert together == [model.align([w], [t])[0] for w, t in zip(x, texts)]
+    assert [reason for *_, reason in together] == ['', '', '', '', 'TEXT_TOO_LONG']
+    for (words, starts, ends, _), text in zip(together[:4], texts):
+        assert ''.join(words) == text and (np.diff(np.stack([starts, ends], 1).ravel()) >= 0).all()
+    assert len(model.emissions(x[3])) == len(x[3]) // 320
+    quiet = x[3].copy()
+    quiet[20 * RATE:21 * RATE] = 0 # the first piece ends here: what comes later is not heard before
+    other = quiet.copy()
+    other[40 * RATE:] *= -.5
+    model.normalize = False
+    a, b = model.emissions(quiet), model.emissions(other)
+    assert torch.equal(a[:20 * 50], b[:20 * 50]) and not torch.equal(a, b)
+
+def test_the_alphabet_is_the_models_own(ctc, tmp_path):
+    model = CTC(ctc)
+    ids = lambda word: ''.join(VOCAB[i] for i in model.spell(word))
+    assert [ids(w) for w in ("Don't", 'naïve', 'Œuvre', 'ﬁn', '3D', '—')] == ["DON'T", 'NAIVE', 'UVRE', 'FIN', 'D', '']
+    assert split_words('  a b\tc \n') == ['  a', ' b', '\tc'] and split_words(' ') == []
+    for vocab, message in (('{"A": 99}', 'expected one id below'), ('{"a": {"b": 1}}', 'expected one id below'), ('{', 'not JSON'),
+                           ('{"ab": 1, "<pad>": 0}', 'no single characters')):
+        for file in ctc.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / 'vocab.json').write_text(vocab)
+        with pytest.raises(Refused, match=message):
+            CTC(tmp_path)
+
+# ----------------------------------------------------------------------------------------------------------------
+# real ones
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (WHISPER / 'model.safetensors').exists(), reason=f"no Whisper in {WHISPER}; name one with WHISPER=FOLDER")
+@pytest.mark.skipif(not LIBRISPEECH.is_dir(), reason='librispeech_mini is not here')
+def test_whispers_word_starts_are_within_120_ms_of_a_forced_alignment_in_the_median():
+    lines = [json.loads(line) for line in (LIBRISPEECH / 'manifest.jsonl').read_text().splitlines()][::17] # 8 speakers
+    letters = lambda word: re.sub("[^a-z0-9']", '', word.casefold())
+    errors, n = [], 0
+    heard = Whisper(WHISPER).align([load_audio(LIBRISPEECH / line['audio']) for line in lines])
+    for line, (words, starts, _, reason) in zip(lines, heard):
+        assert reason == ''
+        truth = line['words']
+        n += len(truth)
+        same = SequenceMatcher(None, [letters(w) for w in words], [letters(w) for w, *_ in truth], autojunk=False)
+        errors += [abs(starts[m.a + k] / RATE - truth[m.b + k][1]) for m in same.get_matching_blocks() for k in range(m.size)]
+    assert len(errors) > .8 * n and np.median(errors) < .12, f"{len(errors)} of {n} words, median {np.median(errors):.3f} s"
