@@ -143,7 +143,7 @@ def word_error(words, text):
     steps = np.arange(len(b) + 1)
     row = steps
     for word in a: # Levenshtein: what a row takes from its left is a running minimum
-        new = np.minimum(row + 1, np.concatenate([[len(b) + 1], row[:-1] + (b != word)])) - steps
+        new = np.minimum(row + 1, np.concatenate([row[:1] + 1, row[:-1] + (b != word)])) - steps
         row = np.minimum.accumulate(new) + steps
     return row[-1] / max(len(b), 1)
 

@@ -1,5 +1,8 @@
 """Small inputs that several tests share, made on the spot: a byte tokenizer, a units folder of items, a random model."""
 import json
+import os
+import signal
+import sys
 
 import numpy as np
 import torch
@@ -72,3 +75,30 @@ def make_model(folder, tokenizer_folder, kind='joint', seed=0):
     model.save_pretrained(folder, vocab=vocab, tokenizer=tokenizer_folder)
     vocab.save(folder)
     return model.eval(), vocab
+
+def killed(work, folder, moment=None):
+    """Runs work() in a process of its own, ended by SIGKILL when it makes its moment-th change below folder.
+
+    Changes are files opened to be written, names made, changed and removed. Returns how many there were (moment None).
+    """
+    counted, folder = os.path.join(os.path.dirname(folder), 'changes'), os.path.abspath(folder)
+    if child := os.fork():
+        ended = os.waitpid(child, 0)[1]
+        assert ended == (0 if moment is None else signal.SIGKILL), f"ended with {ended}"
+        return int(open(counted).read()) if moment is None else moment
+    changes, code = [], 1
+    def hook(event, args):
+        writes = event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir') or event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes and os.path.abspath(str(args[0])).startswith(folder):
+            if len(changes) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            changes.append(event)
+    try:
+        sys.addaudithook(hook)
+        work()
+        n = len(changes)
+        with open(counted, 'w') as f:
+            f.write(str(n))
+        code = 0
+    finally:
+        os._exit(code)

@@ -1,12 +1,15 @@
-"""Word times against a slow repair, spaces against the text, the words folder there and back, refusals."""
+"""Word times repaired, spelling against the text, the words folder there and back, kills and ranks, models, refusals."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from small import killed, speech_like
 
 import align
-from align import LIMIT, REASONS, Config, Words, repair, with_spaces, write_words_shard
+from align import LIMIT, REASONS, Config, Words, repair, spelled, with_spaces, word_error, write_words_shard
 from configurator import Refused, write_json
 
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
@@ -77,6 +80,33 @@ def test_documents_are_repaired_together_as_alone():
 ])
 def test_words_get_the_spaces_of_the_text(words, text, expected):
     assert with_spaces(words, text) == expected
+
+@pytest.mark.parametrize('words, text, expected', [
+    (['the', 'quick', "fox's", 'tail'], '"The quick -- Fox\'s tail!"  ', ['"The', ' quick', " -- Fox's", ' tail!"']), # MFA
+    (['well', 'known'], 'Well-known.', ['Well-', 'known.']),
+    (['a', '--', 'b'], 'A, b', ['A,', ' b']), # a word without letters goes, and its time
+    ([' cafe\u0301', ' naive'], 'café  Naïve', ['café', ' Naïve']), # NFD, and accents that were lost
+    (['the', '<unk>', 'dog'], 'The Zyx dog', ['The', ' Zyx', ' dog']),
+    (['2014', 'ok'], '2014 OK', ['2014', ' OK']),
+    (['Straße'], 'STRASSE', ['STRASSE']),
+])
+def test_words_of_the_same_letters_are_spelled_as_the_text(words, text, expected):
+    new, kept, error = spelled(words, text)
+    assert (new, error) == (expected, 0) and kept.sum() == len(new) and len(kept) == len(words)
+    assert ''.join(new) == ' '.join(text.split())
+
+def test_words_of_other_letters_stay_and_their_error_is_that_of_the_slow_recursion():
+    def slow(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        return min(slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        a, b = (list(rng.choice(['x', 'y', 'z'], rng.integers(0, 6))) for _ in range(2))
+        assert word_error(a, ' '.join(b)) == slow(a, b) / max(len(b), 1)
+    new, kept, error = spelled(['The', 'dog', 'sat'], 'the cat sat, too')
+    assert (new, kept.all(), error) == (['The', ' dog', ' sat'], True, .5)
+    assert spelled(['a', '<unk>'], 'a b c')[2] == 2 / 3 and word_error(['Mr.', '--'], 'mr') == 0
 
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -185,6 +215,152 @@ def test_a_damaged_shard_is_refused(tmp_path, name):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(Refused, match='not a whole shard'):
         Words(tmp_path)
+
+# ----------------------------------------------------------------------------------------------------------------
+# the catalog of bad words, each case repaired or refused by its reason, none silently passed
+
+CASES = { # (words, text) -> (words in the folder, reason)
+    'no words': ([], '', [], None),
+    'no words for a text': (None, 'so it was', [], None),
+    'only signs': ([['--', 0, .1], ['...', .1, .2]], '-- ...', ['--', ' ...'], None),
+    'an empty word': ([['so', 0, .1], ['', .1, .2]], None, [], 'EMPTY_WORD'),
+    'a blank word': ([['so', 0, .1], [' \t', .1, .2]], None, [], 'EMPTY_WORD'),
+    'no times, no room': ([['in', .1, .2], ['2014.', None, None], ['so', .2, .4]], None, ['in', ' 2014.', ' so'], None),
+    'no times, anywhere': ([['in', .1, .2], ['$43,000.', None, None], ['so', .6, .8]], None, [], 'MISSING_TIME'),
+    'out of order': ([['b', .5, .6], ['a', .1, .2]], None, [], 'OVERLAP'),
+    'overlapping a little': ([['a', .1, .24], ['b', .2, .4]], None, ['a', ' b'], None),
+    'overlapping': ([['a', .1, .4], ['b', .2, .6]], None, [], 'OVERLAP'),
+    'negative a little': ([['a', -.03, .2]], None, ['a'], None),
+    'negative': ([['a', -.3, .2]], None, [], 'BEFORE_START'),
+    'reversed a little': ([['a', .23, .2]], None, ['a'], None),
+    'reversed': ([['a', .5, .2]], None, [], 'REVERSED'),
+    'past the end a little': ([['a', .9, 1.04]], None, ['a'], None),
+    'past the end by 10 s': ([['a', 10.5, 11]], None, [], 'PAST_END'),
+    'as far as numbers go': ([['a', 0, 1e308]], None, [], 'PAST_END'),
+    'of no length': ([['a', .5, .5]], None, ['a'], None), # interleave gives it the run that it lies in
+    'of 1 ms': ([['a', .5, .501]], None, ['a'], None),
+    'whisper spacing': ([[' well', 0, .1], ['-known', .1, .2], [' fact', .2, .3]], 'well-known fact', ['well', '-known', ' fact'], None),
+    'composed otherwise': ([['cafe\u0301', 0, .1]], 'caf\u00e9', ['caf\u00e9'], None),
+    'emoji, right to left, zero width': ([['😀', 0, .1], ['שלום', .1, .2], ['a\u200db', .2, .3]], None, ['😀', ' שלום', ' a\u200db'], None),
+    'a million characters': ([['x' * 1_000_000, 0, .1]], None, ['x' * 1_000_000], None),
+    'half a surrogate pair': ([['a\ud83d', 0, .1]], None, [], 'NOT_UNICODE'),
+    'markup in the transcript': ([['<Un5>', 0, .1], ['<speech>', .1, .2]], '<Un5> <speech>', ['<Un5>', ' <speech>'], None),
+    "another document's words": ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3]], 'once upon a time', [], 'WORDS_TEXT_MISMATCH'),
+    'words with one wrong': ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3], ['once', .4, .5]], 'so it is once', ['so', ' it', ' was', ' once'], 'unlike'),
+}
+
+@pytest.mark.parametrize('case', CASES)
+def test_bad_words_are_repaired_or_refused_by_a_reason_that_is_counted(tmp_path, case):
+    given, text, expected, reason = CASES[case]
+    good = [['fine', .1, .9]]
+    units = units_folder(tmp_path / 'units', [[('bad', 1.0, text, None), ('good', 1.0, None, None)]])
+    lines = [{'id': 'good', 'words': good}] + [{'id': 'bad', 'words': given}] * (given is not None)
+    (tmp_path / 'w.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl'), max_fail_frac=.5))
+    words = Words(units / 'words')
+    assert [w.strip() if i == 0 else w for i, w in enumerate(words[0][0])] == expected and words[1][0] == ['fine']
+    assert words.info['refused'] == ({reason: 1} if reason not in (None, 'unlike') else {})
+    assert words.info['unlike_text'] == (reason == 'unlike')
+    edges = np.stack(words[0][1:], 1).ravel()
+    assert (np.diff(edges) >= 0).all() and not ((edges < 0) | (edges > 16000)).any()
+
+# ----------------------------------------------------------------------------------------------------------------
+# kills and ranks
+
+def speaking(tmp_path, n=9):
+    """A units folder of n documents in shards of two, whose audio is there."""
+    docs = []
+    for i in range(n):
+        soundfile.write(tmp_path / f'{i}.wav', speech_like(1 + i / 10, i), 16000, subtype='PCM_16')
+        docs.append({'id': f'd{i}', 'seconds': round(16000 * (1 + i / 10)) / 16000, 'text': 'so it was', 'path': str(tmp_path / f'{i}.wav')})
+    folder = tmp_path / 'units'
+    for s in range(0, n, 2):
+        (folder / f'{s // 2:05d}').mkdir(parents=True)
+        for name, lines in (('meta', docs[s:s + 2]), ('words', [{'id': d['id'], 'words': [['so', 0, 400], ['it', 390, 900], ['was', 950, 9000]]}
+                                                                 for d in docs[s:s + 2]])):
+            (folder / f'{s // 2:05d}' / f'{name}.jsonl').write_text(''.join(json.dumps(d) + '\n' for d in lines))
+    write_json(folder / 'info.json', {'units_hash': 'h', 'documents': n})
+    return folder
+
+class Listener:
+    """An aligner whose times depend on the sound."""
+    needs_text, hash = True, 'listener'
+
+    class device:
+        type = 'cpu'
+
+    def align(self, waves, texts):
+        assert len(waves) == len(texts) <= 256
+        return [(text.split(), *np.sort(np.abs(x[:6] * 1e4)).astype(int).reshape(3, 2).T.tolist(), '') for x, text in zip(waves, texts)]
+
+@pytest.mark.parametrize('source', ['corpus', 'ctc'])
+def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch, source):
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
+    units, out = speaking(tmp_path), tmp_path / 'made' / 'words'
+    (tmp_path / 'made').mkdir()
+    cfg = Config(units=str(units), out=str(out), ctc='listener' if source == 'ctc' else '')
+    changes = killed(lambda: align.main(cfg), str(out))
+    whole = tree(out)
+    assert changes > 50 and len(whole) == 5 * 7 + 1
+    for moment in np.random.default_rng(0).choice(changes, 10, replace=False).tolist():
+        shutil.rmtree(out)
+        killed(lambda: align.main(cfg), str(out), moment)
+        align.main(cfg)
+        assert tree(out) == whole, f"killed at change {moment} of {changes}"
+
+@pytest.mark.parametrize('world', [2, 3, 9])
+def test_ranks_share_the_shards_and_the_last_writes_the_same_info(tmp_path, monkeypatch, capsys, world):
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
+    units = speaking(tmp_path)
+    cfg = Config(units=str(units), ctc='listener')
+    align.main(cfg)
+    whole = tree(units / 'words')
+    shutil.rmtree(units / 'words')
+    monkeypatch.setenv('WORLD_SIZE', str(world))
+    for rank in reversed(range(world)):
+        assert not (units / 'words' / 'info.json').exists()
+        monkeypatch.setenv('RANK', str(rank))
+        align.main(cfg)
+        assert {int(p.name) % world for p in (units / 'words').glob('0*')} == {r for r in range(rank, world) if r < 5}
+    assert tree(units / 'words') == whole and 'the rank that ends last' in capsys.readouterr().out
+
+# ----------------------------------------------------------------------------------------------------------------
+# models
+
+def test_documents_that_cannot_be_heard_are_refused_by_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
+    units = speaking(tmp_path)
+    metas = [json.loads(line) for i in range(5) for line in (units / f'{i:05d}' / 'meta.jsonl').read_text().splitlines()]
+    metas[0]['path'] = None
+    Path(metas[1]['path']).unlink()
+    Path(metas[2]['path']).write_text('oops')
+    soundfile.write(metas[3]['path'], np.ones(999), 16000) # not what its units were made from
+    metas[4]['text'], metas[5]['text'] = None, ' '
+    metas[6] |= {'path': metas[8]['path'], 'start': .25, 'end': .75, 'seconds': .5} # a part of a file
+    for i in range(5):
+        (units / f'{i:05d}' / 'meta.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in metas[2 * i:2 * i + 2]))
+    align.main(Config(units=str(units), ctc='listener', max_fail_frac=.6))
+    words = Words(units / 'words')
+    assert words.info['refused'] == {'NO_AUDIO': 1, 'AUDIO_MISSING': 1, 'AUDIO_NOT_AUDIO': 1, 'AUDIO_CHANGED': 1}
+    assert [len(words[i][0]) for i in range(9)] == [0, 0, 0, 0, 0, 0, 3, 3, 3]
+    part = soundfile.read(metas[8]['path'], dtype='float32')[0][4000:12000]
+    assert words[6][1].tolist() == Listener().align([part], ['so it was'])[0][1]
+    with pytest.raises(Refused, match='made from other words or units'):
+        align.main(Config(units=str(units), max_fail_frac=.6))
+
+def test_models_are_refused_before_they_are_read_where_there_is_nothing_to_hear(tmp_path, monkeypatch):
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: 1 / 0)
+    units = units_folder(tmp_path / 'units', SHARDS)
+    with pytest.raises(Refused, match='its meta.jsonl names no audio'):
+        align.main(Config(units=str(units), whisper='w'))
+    (tmp_path / 'other').mkdir()
+    units = speaking(tmp_path / 'other')
+    for path in units.glob('*/meta.jsonl'):
+        path.write_text(path.read_text().replace('so it was', ''))
+    with pytest.raises(Refused, match='no document has a text'):
+        align.main(Config(units=str(units), ctc='c'))
+    with pytest.raises(ZeroDivisionError):
+        align.main(Config(units=str(units), whisper='w'))
 
 @pytest.mark.skipif(not MINI.exists(), reason="needs ../shared/data/librispeech_mini")
 def test_real_speech_with_forced_alignments_passes(tmp_path):
