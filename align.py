@@ -48,7 +48,7 @@ class Config:
     ctc: str = '' # a transformers CTC model (wav2vec2, HuBERT), folder or hub id: align each document's own text
     whisper: str = '' # a transformers Whisper, folder or hub id: transcribe and align
     language: str = '' # of the speech, for Whisper ('en', 'de', ...); '': heard in the first 30 s of each file
-    min_score: float = -3.0 # of a text under --ctc, nats a letter worse than the likeliest letters: below, it was not said
+    min_score: float = -4.0 # of a text under --ctc, nats a letter worse than the likeliest letters: below, it was not said
     max_word_error: float = 0.3 # share of a known text's words that the words may leave out, add or spell otherwise
     out: str = '' # '': units/words, where interleave.py looks
     max_fail_frac: float = 0.05 # stop when a larger share of the documents with words is refused
@@ -255,7 +255,7 @@ def load(meta):
         wave = load_audio(meta['path'], meta.get('start'), meta.get('end'))
     except BadAudio as e:
         return f'AUDIO_{e.kind}'
-    return wave if abs(len(wave) / RATE - meta['seconds']) < 0.5 / RATE else 'AUDIO_CHANGED'
+    return wave if abs(len(wave) / RATE - meta['seconds']) < 0.04 else 'AUDIO_CHANGED' # slamkit counts whole frames
 
 def heard_words(aligner, metas, workers, bar=None, chunk=256):
     """Of an aligner. What is heard together depends on the shard alone: batches cut consecutive documents."""

@@ -373,7 +373,7 @@ class CTC:
     needs_text = True
     tail = round(0.06 * RATE) # a label is emitted before its sound ends; with this, ends are right in the median
 
-    def __init__(self, name, device='cpu', min_score=-3.0):
+    def __init__(self, name, device='cpu', min_score=-4.0):
         vocab = _model_file(name, 'vocab.json')
         settings = _model_file(name, 'preprocessor_config.json', needed=False) or {}
         tokenizer = _model_file(name, 'tokenizer_config.json', needed=False) or {}

@@ -314,6 +314,47 @@ def test_the_alphabet_is_the_models_own(ctc, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------
 # real ones
 
+def taught(lines, waves, folder, steps=450):
+    """tiny/hubert with a CTC head over letters, its last layer and head trained on a few spoken texts."""
+    from transformers import HubertConfig, HubertForCTC
+    torch.manual_seed(0)
+    config = HubertConfig.from_pretrained(ROOT / 'tiny/hubert', vocab_size=len(VOCAB), pad_token_id=0, final_dropout=0.0)
+    model = HubertForCTC.from_pretrained(ROOT / 'tiny/hubert', config=config, dtype=torch.float32).eval()
+    labels = [[VOCAB.index(c) for c in re.sub("[^A-Z' ]", '', line['text'].upper()).replace(' ', '|')] for line in lines]
+    with torch.no_grad():
+        inputs = [model.hubert(torch.nn.functional.pad(torch.from_numpy(wave), (40, 40))[None],
+                               output_hidden_states=True).hidden_states[-2] for wave in waves]
+    last = model.hubert.encoder.layers[-1]
+    optimizer = torch.optim.AdamW([*model.lm_head.parameters(), *last.parameters()], lr=1e-3)
+    for step in range(steps):
+        optimizer.param_groups[0]['lr'] = 1e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        x, y = inputs[step % len(inputs)], labels[step % len(inputs)]
+        h = last(x)
+        logp = model.lm_head(h[0] if isinstance(h, tuple) else h)[0].log_softmax(-1)
+        loss = torch.nn.functional.ctc_loss(logp, torch.tensor(y), torch.tensor(len(logp)), torch.tensor(len(y)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    (folder / 'vocab.json').write_text(json.dumps({c: i for i, c in enumerate(VOCAB)}))
+    (folder / 'preprocessor_config.json').write_text('{"do_normalize": false}')
+
+def test_word_starts_of_the_embedded_corpus_are_within_60_ms_of_the_exact_ones_in_the_median(tmp_path):
+    lines = [json.loads(line) for line in (ROOT / 'tiny/audio/manifest.jsonl').read_text().splitlines()]
+    waves = [load_audio(ROOT / 'tiny/audio' / line['audio']) for line in lines]
+    held = slice(1, None, 4) # never learned from; the voices are those of the others, but for one
+    learned = [i for i in range(len(lines)) if i % 4 != 1]
+    taught([lines[i] for i in learned], [waves[i] for i in learned], tmp_path)
+    model = CTC(tmp_path)
+    found = model.align(waves[held], [line['text'] for line in lines[held]])
+    assert [reason for *_, reason in found] == [''] * 5
+    for side, name in ((1, 'starts'), (2, 'ends')):
+        errors = np.concatenate([np.array(doc[side]) / RATE - [w[side] for w in line['words']] for doc, line in zip(found, lines[held])])
+        assert len(errors) == 85 and np.median(abs(errors)) < .06, f"{name}: median {np.median(abs(errors)):.3f} s"
+    texts = [line['text'] for line in lines]
+    shifted = [reason for *_, reason in model.align(waves[held], texts[3::4])] # of other documents
+    assert set(shifted) == {'UNLIKE_TEXT', 'TEXT_TOO_LONG'}, shifted
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (WHISPER / 'model.safetensors').exists(), reason=f"no Whisper in {WHISPER}; name one with WHISPER=FOLDER")
 @pytest.mark.skipif(not LIBRISPEECH.is_dir(), reason='librispeech_mini is not here')

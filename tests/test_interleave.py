@@ -1,11 +1,13 @@
 """Interleaving: spans against the plain algorithm, documents against a slow builder, worked cases by hand, folders."""
 import json
 import math
+import shutil
 from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small import killed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import interleave
@@ -390,6 +392,17 @@ def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokeniz
     with pytest.raises(Refused, match='made with other settings; take another --out or delete it'):
         interleave.main(settings(tokenizer, tmp_path / 'out', mine, seed=1))
     assert (tmp_path / 'out' / 'info.json').read_bytes() == before
+
+def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, tokenizer, mine):
+    cfg, out = settings(tokenizer, tmp_path / 'made' / 'out', mine), tmp_path / 'made' / 'out'
+    out.parent.mkdir()
+    changes = killed(lambda: interleave.main(cfg), str(out))
+    whole = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()}
+    for moment in np.random.default_rng(0).choice(changes, 10, replace=False).tolist():
+        shutil.rmtree(out, ignore_errors=True)
+        killed(lambda: interleave.main(cfg), str(out), moment)
+        interleave.main(cfg)
+        assert {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()} == whole, moment
 
 def test_show_prints_the_document(tmp_path, tokenizer, mine, capsys):
     doc = next(d for d in random_docs(300, 5, SIMPLE) if len(d[1]) > 40)
