@@ -39,6 +39,7 @@ from folders import read_info, read_lines, shard_folders
 from word_files import read_words, word_files, words_of
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
+HEARD = 1800 # seconds of audio in memory for a model
 REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP') # what repair answers, by index
 
 @dataclass(frozen=True)
@@ -257,20 +258,24 @@ def load(meta):
         return f'AUDIO_{e.kind}'
     return wave if abs(len(wave) / RATE - meta['seconds']) < 0.04 else 'AUDIO_CHANGED' # slamkit counts whole frames
 
-def heard_words(aligner, metas, workers, bar=None, chunk=256):
-    """Of an aligner. What is heard together depends on the shard alone: batches cut consecutive documents."""
-    metas_of_text = [meta for meta in metas if aligner.needs_text and not (meta.get('text') or '').strip()]
-    silent, out = {meta['id'] for meta in metas_of_text}, {}
-    todo = [meta for meta in metas if meta['id'] not in silent]
+def heard_words(aligner, metas, workers):
+    """Of an aligner. What is heard together depends on the shard alone, never on ranks or threads."""
+    out = {meta['id']: NONE for meta in metas}
+    todo = [meta for meta in metas if not aligner.needs_text or (meta.get('text') or '').strip()]
+    group = np.floor(np.cumsum([meta['seconds'] for meta in todo]) / HEARD) # bounds the memory
     with ThreadPoolExecutor(workers) as pool:
-        for at in range(0, len(todo), chunk):
-            part = list(zip(todo[at:at + chunk], pool.map(load, todo[at:at + chunk])))
-            out.update((meta['id'], ((), (), (), wave)) for meta, wave in part if isinstance(wave, str))
-            good = [(meta, wave) for meta, wave in part if not isinstance(wave, str)]
-            texts = [[meta['text'] for meta, _ in good]] if aligner.needs_text else []
-            heard = aligner.align([wave for _, wave in good], *texts) if good else []
-            out.update((meta['id'], words) for (meta, _), words in zip(good, heard))
-    return [out.get(meta['id'], NONE) for meta in metas]
+        for g in np.unique(group):
+            part = [meta for meta, mine in zip(todo, group) if mine == g]
+            good, waves = [], []
+            for meta, wave in zip(part, pool.map(load, part)):
+                if isinstance(wave, str):
+                    out[meta['id']] = (), (), (), wave
+                else:
+                    good.append(meta), waves.append(wave)
+            texts = [[meta['text'] for meta in good]] if aligner.needs_text else []
+            if good:
+                out.update(zip([meta['id'] for meta in good], aligner.align(waves, *texts)))
+    return list(out.values())
 
 def make_aligner(cfg):
     """Whisper or CTC on this rank's device."""

@@ -39,6 +39,7 @@ from configurator import Refused
 
 WINDOW = 30 * RATE # samples of the longest piece
 BATCH = 16 # windows (Whisper), documents (CTC) at once
+CELLS = 1 << 30 # frames times states of the documents that are aligned at once, if they are more than one
 BLOCK = 1 << 26 # back pointers held at once
 SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages in which Whisper's characters are its words
 
@@ -82,11 +83,11 @@ def viterbi(x, frames, states, n_states, skip=None):
 
     x: (B, T, V) scores; frames: (B,) how many of T count; states: (B, S) column of x that each state scores; n_states:
     (B,); skip: (B, S) bool, states reached from the one before the last too. With skip a path begins in state 0 or 1 and
-    ends in the last or the one before it, else in 0 and the last. Back pointers are made again block by block: memory is
-    BLOCK bytes and T / block rows of float64.
+    ends in the last or the one before it, else in 0 and the last. Back pointers (a byte) are made again block by block from
+    the float64 row that each block begins with: memory grows with the root of T where BLOCK bytes do not hold them all.
     """
     (B, T, _), S = x.shape, states.shape[1]
-    block = max(1, min(T, BLOCK // (B * S)))
+    block = max(math.isqrt(8 * T) + 1, BLOCK // (B * S))
     best = torch.full((B, S), -math.inf, dtype=torch.float64, device=x.device)
     best[:, :1 if skip is None else 2] = x[:, 0].double().gather(1, states[:, :1 if skip is None else 2])
 
@@ -162,11 +163,11 @@ def _load(auto, name, types, device):
         raise Refused(f"{name}: expected a model that transformers' {auto} reads (config.json, model.safetensors): {why}") from None
     finally:
         log.set_verbosity(before)
-    if missing := sorted(set(info['missing_keys']) - {'proj_out.weight', 'wav2vec2.masked_spec_embed', 'hubert.masked_spec_embed'}):
+    if missing := sorted(key for key in info['missing_keys'] if not key.endswith(('proj_out.weight', 'masked_spec_embed'))):
         raise Refused(f"{name}: lacks {len(missing)} weights of the model, the first is {missing[0]}")
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(key.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return model.eval().to(device), digest.hexdigest()[:16]
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -425,8 +426,12 @@ class CTC:
         out = [([], [], [], reason or ('TEXT_TOO_LONG' if doc else '')) for doc, reason in zip(words, reasons)]
         order = sorted((i for i in range(len(waves)) if words[i] and not reasons[i] and len(waves[i]) >= self.hop),
                        key=lambda i: len(waves[i]))
-        for at in range(0, len(order), BATCH):
-            part = order[at:at + BATCH]
+        size = lambda part: len(part) * len(waves[part[-1]]) // self.hop * max(2 * len(labels[i][0]) + 1 for i in part)
+        while order:
+            n = 1
+            while n < min(BATCH, len(order)) and size(order[:n + 1]) <= CELLS:
+                n += 1
+            part, order = order[:n], order[n:]
             for i, found in zip(part, self._batch([waves[i] for i in part], [labels[i] for i in part])):
                 out[i] = ([], [], [], found) if isinstance(found, str) else (words[i], *found, '')
         return out
@@ -436,11 +441,11 @@ class CTC:
         labels, of_word, any_letter = [], [], not words
         for i, word in enumerate(words):
             if i > 0 and self.delimiter is not None:
-                labels, of_word = [*labels, self.delimiter], [*of_word, -1]
+                labels.append(self.delimiter), of_word.append(-1)
             letters = self.spell(word)
             any_letter |= bool(letters)
-            letters = letters or [self.model.config.vocab_size] # the column behind the alphabet: any label
-            labels, of_word = labels + letters, of_word + [i] * len(letters)
+            labels += letters or [self.model.config.vocab_size] # the column behind the alphabet: any label
+            of_word += [i] * max(len(letters), 1)
         return (labels, of_word), '' if any_letter else 'NO_LETTERS'
 
     def _batch(self, waves, labels):
@@ -464,7 +469,8 @@ class CTC:
     def _times(self, path, of_word, samples):
         """States (T,), word of each label (L,), length of the wave -> starts, ends of the words in samples."""
         at = np.flatnonzero((path > 0) & (path % 2 == 1)) # frames on a label
-        word = of_word[path[at] // 2]
-        starts = np.array([at[word == w][0] for w in range(of_word.max() + 1)]) * self.hop
-        ends = np.array([at[word == w][-1] + 1 for w in range(of_word.max() + 1)]) * self.hop
-        return starts.tolist(), np.minimum(ends + self.tail, np.append(starts[1:], samples)).tolist()
+        at = at[of_word[path[at] // 2] >= 0]
+        word, n = of_word[path[at] // 2], np.arange(of_word.max() + 1) # word rises
+        starts = at[np.searchsorted(word, n, 'left')] * self.hop
+        ends = (at[np.searchsorted(word, n, 'right') - 1] + 1) * self.hop + self.tail
+        return starts.tolist(), np.minimum(ends, np.append(starts[1:], samples)).tolist()
