@@ -117,15 +117,15 @@ def with_spaces(words, text=None):
         out[0] = ' ' + out[0] # as given
     return out
 
-def _letters(text):
+def letters_of(text):
     """The letters and digits of a text without case and accents, and where in the text each stands."""
     return [(f, i) for i, c in enumerate(text) for f in unicodedata.normalize('NFKD', c).casefold() if f.isalnum()]
 
 def _respelled(words, text):
     """Words as the text spells them (None for a word without letters), if the letters of both are the same; else None."""
     text = ' '.join(text.split())
-    counts, have = [len(_letters(word)) for word in words], _letters(text)
-    if [c for c, _ in have] != [c for word in words for c, _ in _letters(word)]:
+    counts, have = [len(letters_of(word)) for word in words], letters_of(text)
+    if [c for c, _ in have] != [c for word in words for c, _ in letters_of(word)]:
         return None
     out, at, done = [], 0, 0 # at: where in text, done: how many letters
     for n in counts:
@@ -138,7 +138,7 @@ def _respelled(words, text):
 
 def word_error(words, text):
     """Words left out, added or of other letters, as a share of the text's words."""
-    a, b = ([letters for w in side if (letters := ''.join(c for c, _ in _letters(w)))] for side in (words, text.split()))
+    a, b = ([letters for w in side if (letters := ''.join(c for c, _ in letters_of(w)))] for side in (words, text.split()))
     ids = {}
     a, b = (np.array([ids.setdefault(w, len(ids)) for w in side], np.int64) for side in (a, b))
     steps = np.arange(len(b) + 1)

@@ -375,7 +375,7 @@ class CTC:
     tail = round(0.06 * RATE) # a label is emitted before its sound ends; with this, ends are right in the median
 
     def __init__(self, name, device='cpu', min_score=-4.0):
-        vocab = _model_file(name, 'vocab.json')
+        self.name, vocab = name, _model_file(name, 'vocab.json')
         settings = _model_file(name, 'preprocessor_config.json', needed=False) or {}
         tokenizer = _model_file(name, 'tokenizer_config.json', needed=False) or {}
         self.model, self.hash = _load('AutoModelForCTC', name, (), device)
@@ -416,7 +416,9 @@ class CTC:
         for first, last in cuts(wave, self.hop):
             piece = torch.nn.functional.pad(x[first:last], self.pad).to(self.device, self.model.dtype)
             if last - first >= self.hop:
-                out.append(self.model(piece[None]).logits[0, :(last - first) // self.hop].float().log_softmax(-1))
+                out.append(self.model(piece[None]).logits[0].float().log_softmax(-1))
+                if len(out[-1]) != (last - first) // self.hop:
+                    raise Refused(f"{self.name}: {len(out[-1])} frames of {last - first} samples, expected one of {self.hop} each")
         return torch.cat(out)
 
     def align(self, waves, texts):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 pytest.importorskip('triton')
-from bench import common, correctness, kernel_speed, runs, training, tune
+from align import write_words_shard
+from bench import common, correctness, kernel_speed, runs, training, tune, words
 from bench.common import ROOT
+from configurator import write_json
 from kernels import attention as att
 
 
@@ -211,6 +213,17 @@ def test_tuning_dry():
                           env=os.environ | {'TRITON_INTERPRET': '1'})
     assert done.returncode == 0, done.stderr
     assert "(90, 64, 'dkv')" in done.stdout and '| cross-entropy | 2 | 2 |' in done.stdout
+
+def test_word_times_beside_a_manifest(tmp_path, monkeypatch, capsys):
+    write_words_shard(tmp_path / 'words', 0, [('a', ['The', ' Dog,', ' sat'], [160, 3200, 8000], [1600, 4800, 9600]), ('b', [], [], [])])
+    write_json(tmp_path / 'words' / 'info.json', {'command': 'align.py', 'refused': {}})
+    lines = [{'id': 'a', 'audio': 'a.wav', 'words': [['a', 0, 0.1], ['dog', .21, .5], ['sat', .5, None]]}, {'id': 'b', 'audio': 'b.wav'}]
+    (tmp_path / 'm.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    monkeypatch.setattr(words, 'ROOT', tmp_path)
+    words.main(words.Config(words=str(tmp_path / 'words'), manifest=str(tmp_path / 'm.jsonl'), name='x'))
+    [row] = json.loads((tmp_path / 'bench/results/x.json').read_text())['rows']
+    assert (row['matched'], row['words'], row['documents']) == (1, 3, 2)
+    assert row['start']['bias_ms'] == -10 and row['end'] == {'median_ms': 200, 'mean_ms': 200, 'under_100_ms': 0, 'bias_ms': -200}
 
 def test_results_are_json():
     for path in (ROOT / 'bench' / 'results').glob('*.json'):
