@@ -41,6 +41,7 @@ WINDOW = 30 * RATE # samples of the longest piece
 BATCH = 16 # windows (Whisper), documents (CTC) at once
 CELLS = 1 << 30 # frames times states of the documents that are aligned at once, if they are more than one
 BLOCK = 1 << 26 # back pointers held at once
+LOOP = 3.0 # bytes of text to bytes of its zlib; above, a window repeats itself (knitting patterns have 2.4, loops 5 and more)
 SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages in which Whisper's characters are its words
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ class Whisper:
         out = []
         for row, (i, _, piece) in enumerate(part):
             text = self.tokenizer.decode(tokens[row][:-1]) if tokens[row][-1:] == [self.end] else None
-            looped = text is None or len(text) > 100 and len(text.encode()) > 2.4 * len(zlib.compress(text.encode()))
+            looped = text is None or len(text) > 100 and len(text.encode()) > LOOP * len(zlib.compress(text.encode()))
             if silent[row] or text == '':
                 out.append(([], [], [], ''))
             elif looped or jumps[row] is None:
