@@ -21,7 +21,8 @@ went well) comes with no words. Both end in one search, the best monotone path o
              lasts from its first label to 60 ms after its last, or to the next word.
 
 Audio longer than 30 s is cut at its quietest moments (`cuts`), and each piece is heard alone: no piece hears its neighbors,
-and where pieces begin depends on the wave only. Whisper never samples: a window that ends in a loop is a reason.
+and where pieces begin depends on the wave only. Whisper never samples: a window that ends in a loop is cut in two and heard
+again, and when it is short, refused.
 """
 import hashlib
 import json
@@ -38,6 +39,7 @@ from audio import RATE
 from configurator import Refused
 
 WINDOW = 30 * RATE # samples of the longest piece
+SHORTEST = 8 * RATE # a longer piece in which Whisper loops is cut once more
 BATCH = 16 # windows (Whisper), documents (CTC) at once
 CELLS = 1 << 30 # frames times states of the documents that are aligned at once, if they are more than one
 BLOCK = 1 << 26 # back pointers held at once
@@ -208,7 +210,7 @@ class Whisper:
         self.tokenizer = Tokenizer.from_str(json.dumps(_model_file(name, 'tokenizer.json')))
         generation = _model_file(name, 'generation_config.json', needed=False) or {}
         self.model, self.hash = _load('WhisperForConditionalGeneration', name, ('whisper',), device)
-        self.features = WhisperFeatureExtractor.from_pretrained(name)
+        self.features = WhisperFeatureExtractor.from_dict(_model_file(name, 'preprocessor_config.json'))
         config, token = self.model.config, self.tokenizer.token_to_id
         self.end, self.start, translate = (token(f'<|{t}|>') for t in ('endoftext', 'startoftranscript', 'translate'))
         no_times = token('<|notimestamps|>')
@@ -220,6 +222,9 @@ class Whisper:
         heads = generation.get('alignment_heads') or [
             (layer, head) for layer in range(config.decoder_layers // 2, config.decoder_layers)
             for head in range(config.decoder_attention_heads)]
+        if not all(0 <= layer < config.decoder_layers and 0 <= head < config.decoder_attention_heads for layer, head in heads):
+            raise Refused(f"{name}/generation_config.json: alignment_heads {heads}, expected [layer, head] of its "
+                          f"{config.decoder_layers} layers of {config.decoder_attention_heads}")
         self.heads = {layer: [h for k, h in heads if k == layer] for layer, _ in heads}
         languages = {self.tokenizer.id_to_token(i)[2:-2]: i for i in range(self.start + 1, min(translate, token('<|transcribe|>')))}
         self.languages = languages if config.vocab_size >= 51865 or len(languages) < 99 else {} # else: English only
@@ -231,17 +236,25 @@ class Whisper:
     @torch.inference_mode()
     def align(self, waves):
         """float32 (N,) waves at 16 kHz -> a list of (words, starts, ends, reason); starts, ends are samples."""
-        pieces = [(i, first, wave[first:last]) for i, wave in enumerate(waves) for first, last in cuts(wave, self.hop)]
-        out, spoken = [([], [], [], '') for _ in waves], {} # spoken: the language of each wave's first window
-        for at in range(0, len(pieces), BATCH):
-            part = pieces[at:at + BATCH]
-            for (i, first, _), (words, starts, ends, reason) in zip(part, self._windows(part, spoken)):
-                if reason or out[i][3]:
-                    out[i] = [], [], [], out[i][3] or reason
-                    continue
-                out[i][0].extend(words)
-                out[i][1].extend(first + t for t in starts)
-                out[i][2].extend(first + t for t in ends)
+        todo = [(i, first, wave[first:last]) for i, wave in enumerate(waves) for first, last in cuts(wave, self.hop)]
+        spoken, found, out = {}, {}, [([], [], [], '') for _ in waves] # spoken: the language of each wave's first window
+        while todo:
+            again = []
+            for at in range(0, len(todo), BATCH):
+                part = todo[at:at + BATCH]
+                for (i, first, piece), heard in zip(part, self._windows(part, spoken)):
+                    if heard[3] == 'WHISPER_LOOPS' and len(piece) > SHORTEST:
+                        again += [(i, first + a, piece[a:b]) for a, b in cuts(piece, self.hop, -(-len(piece) // 2))]
+                    else:
+                        found[i, first] = heard
+            todo = again
+        for (i, first), (words, starts, ends, reason) in sorted(found.items()):
+            if reason or out[i][3]:
+                out[i] = [], [], [], out[i][3] or reason
+                continue
+            out[i][0].extend(words)
+            out[i][1].extend(first + t for t in starts)
+            out[i][2].extend(first + t for t in ends)
         return out
 
     def _windows(self, part, spoken):
@@ -381,8 +394,10 @@ class CTC:
         tokenizer = _model_file(name, 'tokenizer_config.json', needed=False) or {}
         self.model, self.hash = _load('AutoModelForCTC', name, (), device)
         config = self.model.config
-        if not all(type(i) is int and 0 <= i < config.vocab_size for i in vocab.values()):
+        if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < config.vocab_size for i in vocab.values()):
             raise Refused(f"{name}/vocab.json: expected one id below {config.vocab_size} for each character")
+        if type(config.pad_token_id) is not int:
+            raise Refused(f"{name}/config.json: no pad_token_id, which is the blank of a CTC model")
         if not hasattr(config, 'conv_stride') or settings.get('feature_extractor_type') == 'SeamlessM4TFeatureExtractor':
             raise Refused(f"{name}: a '{config.model_type}' does not read waves; expected wav2vec2, HuBERT, WavLM or alike")
         self.blank, delimiter = config.pad_token_id, tokenizer.get('word_delimiter_token', '|')

@@ -219,13 +219,29 @@ def test_times_begin_where_tokens_do_and_loops_and_silence_are_told(whisper, mon
     assert said([d, a] * 100 + [model.end]) == ([], [], [], 'WHISPER_LOOPS')
     assert said([d, a, d, a, model.end], scores=x[:3]) == ([], [], [], 'TOO_MANY_WORDS')
 
+def test_a_window_that_loops_is_heard_again_in_parts(whisper, monkeypatch):
+    model, heard = Whisper(whisper, language='en'), []
+    def windows(part, spoken):
+        heard.extend(len(piece) / RATE for *_, piece in part)
+        return [([], [], [], 'WHISPER_LOOPS') if len(piece) > longest * RATE else ([' x'], [0], [len(piece)], '') for *_, piece in part]
+    monkeypatch.setattr(model, '_windows', windows)
+    longest = 16
+    words, starts, ends, reason = model.align(waves(50))[0]
+    assert reason == '' and starts[0] == 0 and ends[-1] == 50 * RATE and starts[1:] == ends[:-1] and max(heard) > 16
+    longest = 5
+    assert model.align(waves(50))[0] == ([], [], [], 'WHISPER_LOOPS')
+
 def test_what_is_no_whisper_is_refused_in_one_line(whisper, ctc, tmp_path):
     for make, message in ((lambda: Whisper(tmp_path), 'no tokenizer.json'), (lambda: Whisper(whisper, language='xx'), "no language 'xx'"),
                           (lambda: Whisper(tmp_path / 'none' / 'x' / 'y'), 'nor a hub id'), (lambda: CTC(whisper), 'no vocab.json')):
         with pytest.raises(Refused) as e:
             make()
         assert message in str(e.value) and '\n' not in str(e.value), e.value
-    (tmp_path / 'tokenizer.json').write_bytes((whisper / 'tokenizer.json').read_bytes())
+    for file in whisper.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / 'generation_config.json').write_text('{"alignment_heads": [[4, 0]]}')
+    with pytest.raises(Refused, match='expected .layer, head. of its 4 layers of 4'):
+        Whisper(tmp_path)
     for name in ('config.json', 'model.safetensors'):
         (tmp_path / name).write_bytes((ctc / name).read_bytes())
     with pytest.raises(Refused, match="holds a 'hubert', expected one of whisper"):
@@ -303,7 +319,8 @@ def test_the_alphabet_is_the_models_own(ctc, tmp_path):
     ids = lambda word: ''.join(VOCAB[i] for i in model.spell(word))
     assert [ids(w) for w in ("Don't", 'naïve', 'Œuvre', 'ﬁn', '3D', '—')] == ["DON'T", 'NAIVE', 'UVRE', 'FIN', 'D', '']
     assert split_words('  a b\tc \n') == ['  a', ' b', '\tc'] and split_words(' ') == []
-    for vocab, message in (('{"A": 99}', 'expected one id below'), ('{"a": {"b": 1}}', 'expected one id below'), ('{', 'not JSON'),
+    for vocab, message in (('{"A": 99}', 'expected one id below'), ('{"a": {"b": 1}}', 'expected one id below'), ('["a"]', 'expected one id below'),
+                           ('{', 'not JSON'),
                            ('{"ab": 1, "<pad>": 0}', 'no single characters')):
         for file in ctc.iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
