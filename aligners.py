@@ -135,13 +135,15 @@ def _model_file(name, file, needed=True):
     try:
         path = os.path.join(name, file) if os.path.isdir(name) else \
             cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        value = json.loads(open(path, encoding='utf-8').read()) if path and os.path.isfile(path) else None
-    except OSError:
+    except (OSError, ValueError): # no network, or no name of a repository
         raise Refused(f"{name}: no such folder, nor a hub id that can be reached; expected a model of transformers") from None
-    except ValueError as e:
+    try:
+        value = json.loads(open(path, encoding='utf-8').read()) if path and os.path.isfile(path) else None
+    except (OSError, ValueError) as e:
         raise Refused(f"{name}/{file}: not JSON ({e})") from None
     if value is None and needed:
-        raise Refused(f"{name}: no {file} in it, which a model for align.py needs")
+        raise Refused(f"{name}: no {file} in it, which a model for align.py needs" if os.path.isdir(name) else
+                      f"{name}: no such folder; and the hub has no {file} under this id, or is out of reach")
     return value
 
 def _load(auto, name, types, device):

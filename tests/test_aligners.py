@@ -233,7 +233,8 @@ def test_a_window_that_loops_is_heard_again_in_parts(whisper, monkeypatch):
 
 def test_what_is_no_whisper_is_refused_in_one_line(whisper, ctc, tmp_path):
     for make, message in ((lambda: Whisper(tmp_path), 'no tokenizer.json'), (lambda: Whisper(whisper, language='xx'), "no language 'xx'"),
-                          (lambda: Whisper(tmp_path / 'none' / 'x' / 'y'), 'nor a hub id'), (lambda: CTC(whisper), 'no vocab.json')):
+                          (lambda: Whisper(tmp_path / 'none' / 'x' / 'y'), 'nor a hub id'), (lambda: CTC('/none'), 'nor a hub id'),
+                          (lambda: CTC(whisper), 'no vocab.json')):
         with pytest.raises(Refused) as e:
             make()
         assert message in str(e.value) and '\n' not in str(e.value), e.value
