@@ -107,7 +107,7 @@ def _name(where, value):
 
 def _documents(path, name, rate):
     """(where, name, (words, starts, ends)) of each document of a file; name: None, or that of the file's only document."""
-    if path.suffix == '.jsonl':
+    if path.name.endswith(('.jsonl', '.jsonl.gz')):
         for where, line in read_lines(path):
             own = _name(where, line)
             yield where, own, words_of(where, own, line, rate)
@@ -131,7 +131,7 @@ def word_files(path):
     if not path.is_dir():
         return [(path, path.stem)]
     found = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names
-                   if Path(name).suffix.casefold() in ('.json', '.jsonl', '.textgrid'))
+                   if name.casefold().endswith(('.json', '.jsonl', '.jsonl.gz', '.textgrid')))
     if not found:
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")
     return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in found]
