@@ -19,7 +19,7 @@ from configurator import Refused
 
 ROOT = Path(__file__).parent.parent
 LIBRISPEECH = ROOT.parent / 'shared/data/librispeech_mini'
-WHISPER = Path(os.environ.get('WHISPER', ROOT.parent / 'build/assets/whisper-base'))
+WHISPER = Path(os.environ.get('ASSETS', 'assets')) / 'whisper-base' # as tiny/build.sh has it
 
 # ----------------------------------------------------------------------------------------------------------------
 # paths and pieces
@@ -374,7 +374,7 @@ def test_word_starts_of_the_embedded_corpus_are_within_60_ms_of_the_exact_ones_i
     assert set(shifted) == {'UNLIKE_TEXT', 'TEXT_TOO_LONG'}, shifted
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (WHISPER / 'model.safetensors').exists(), reason=f"no Whisper in {WHISPER}; name one with WHISPER=FOLDER")
+@pytest.mark.skipif(not (WHISPER / 'model.safetensors').exists(), reason=f"no {WHISPER}; ASSETS=FOLDER says where whisper-base is")
 @pytest.mark.skipif(not LIBRISPEECH.is_dir(), reason='librispeech_mini is not here')
 def test_whispers_word_starts_are_within_120_ms_of_a_forced_alignment_in_the_median():
     lines = [json.loads(line) for line in (LIBRISPEECH / 'manifest.jsonl').read_text().splitlines()][::17] # 8 speakers
