@@ -20,10 +20,11 @@ import numpy as np
 import soundfile
 import torch
 
-from audio import RATE, load_audio
+from audio import RATE, load_audio, resample
 from configurator import Refused, atomically, record, run, write_json
+from encoders import Encoder, centroids_path, load_centroids
 from model import GPT
-from tokenize_speech import Encoder, deduplicate, load_centroids
+from tokenize_speech import deduplicate
 from vocab import TEXT, UNIT, TextTokenizer, Vocab
 from vocoder import UnitToMel
 
@@ -70,7 +71,7 @@ def read_prompt(text, cfg, encoder):
     wave = load_audio(text)[:round(cfg.seconds * RATE) or None]
     if len(wave) < encoder.hop:
         raise Refused(f"{text}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
-    units, runs = deduplicate(encoder.encode([wave])[0])
+    units, runs = deduplicate(encoder.encode([resample(wave, RATE, encoder.rate)])[0])
     return {'path': text, 'units': units, 'runs': runs, 'wave': wave}
 
 def prompt_ids(prompt, output, vocab, tokenizer):
@@ -135,7 +136,8 @@ def main(cfg):
     tokenizer = None if vocab.kind == 'speech' else TextTokenizer(cfg.model)
     encoder = vocoder = None
     if any(Path(p).suffix.lower() in AUDIO for p in cfg.prompts):
-        encoder = Encoder(cfg.encoder, cfg.layer, load_centroids(Path(cfg.encoder) / 'kmeans.safetensors'), device)
+        kmeans = centroids_path(cfg.encoder)
+        encoder = Encoder(cfg.encoder, cfg.layer, kmeans and load_centroids(kmeans), device)
         if vocab.units and encoder.hash != vocab.units:
             raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
     if cfg.output == 'speech':
