@@ -56,7 +56,9 @@ def load_centroids(path):
 
 def centroids_path(name, kmeans=None):
     """The k-means file of an encoder: the one given, or kmeans.safetensors in its folder; None for Mimi, which has its own."""
-    if kmeans is None and kind_of(name)[0] == 'mimi':
+    if kind_of(name)[0] == 'mimi':
+        if kmeans:
+            raise Refused(f"{name}: Mimi has its own codebook, --kmeans={kmeans} does not apply")
         return None
     return kmeans or os.path.join(name, 'kmeans.safetensors')
 

@@ -1,20 +1,25 @@
 """tokenize_speech.py against closed forms, scipy, plain transformers, slow versions; audio and encoder made here."""
 import itertools
 import json
+import multiprocessing
 import os
+import sys
+import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from small import speech_like
 from test_audio import BAD, half
-from test_encoders import hubert, load, one_thread  # noqa: F401 (fixtures)
+from test_encoders import hubert, load, mimi, one_thread, whisper  # noqa: F401 (fixtures)
 
 import tokenize_speech
 from audio import RATE, load_audio
 from configurator import Refused
-from encoders import Encoder
+from encoders import Encoder, load_centroids
 from tokenize_speech import Config, Units, deduplicate, main, write_units_shard
 
 LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
@@ -30,8 +35,8 @@ def corpus(tmp_path):
     (folder / 'u00.txt').write_text('one two\n')
     return folder
 
-def config(corpus, encoder, out, **settings):
-    return Config(audio=str(corpus), out=str(out), encoder=str(encoder), layer=2, device='cpu',
+def config(audio, encoder, out, **settings):
+    return Config(audio=str(audio), out=str(out), encoder=str(encoder), layer=2, device='cpu',
                   **{'shard_docs': 5, 'workers': 2} | settings)
 
 def tree(folder):
@@ -255,3 +260,165 @@ def test_real_speech_goes_through_with_its_words(hubert, tmp_path): # noqa: F811
         assert u.meta[i]['text'] == line['text'] and abs(u.meta[i]['seconds'] - line['duration']) < .01
         assert u[i][1].sum() == soundfile.info(LIBRISPEECH / line['audio']).frames // 640
         assert len(np.unique(u[i][0])) > 5
+
+# ----------------------------------------------------------------------------------------------------------------
+# other encoders, other corpora, long files
+
+def test_mimi_gets_24_khz_and_needs_no_k_means(corpus, mimi, tmp_path): # noqa: F811
+    main(config(corpus, mimi, tmp_path / 'out'))
+    u, encoder = Units(tmp_path / 'out'), Encoder(mimi, 1, None)
+    assert (u.info['kind'], u.info['frame_hz'], u.info['hop'], u.info['n_units']) == ('mimi', 12.5, 1280, 128)
+    assert u.info['layer'] is u.info['kmeans'] is None
+    for i, meta in enumerate(u.meta):
+        wave = load_audio(meta['path'], rate=24000)
+        assert np.array_equal(np.repeat(*u[i]), encoder.encode([wave])[0]) and meta['seconds'] == len(wave) / 24000
+    with pytest.raises(Refused, match='has its own codebook'):
+        main(config(corpus, mimi, tmp_path / 'other', kmeans=str(tmp_path / 'k.safetensors')))
+
+def test_whisper_goes_through_whole(corpus, whisper, tmp_path): # noqa: F811
+    main(config(corpus, whisper, tmp_path / 'out', window_s=4.0, margin_s=.4))
+    u = Units(tmp_path / 'out')
+    assert (u.info['kind'], u.info['layer'], u.info['frame_hz'], u.info['n_units'], len(u)) == ('whisper', 2, 25.0, 60, 12)
+    for i, meta in enumerate(u.meta):
+        assert u[i][1].sum() == len(load_audio(meta['path'])) // 640
+    with pytest.raises(Refused, match='window_s is 30, .* takes 4 s at once'):
+        main(config(corpus, whisper, tmp_path / 'other'))
+
+def test_a_long_file_is_encoded_while_it_is_read_and_gets_the_same_units(corpus, hubert, tmp_path, monkeypatch): # noqa: F811
+    soundfile.write(corpus / 'b.flac', speech_like(9.03, 1, 44100), 44100)
+    soundfile.write(corpus / 'c.wav', np.full(5 * RATE, .25), RATE) # silent, as only its end shows
+    soundfile.write(corpus / 'd.wav', speech_like(8, 1), RATE)
+    half(corpus / 'd.wav')
+    soundfile.write(corpus / 'e.wav', np.append(speech_like(4, 1), np.nan), RATE, 'FLOAT')
+    settings = dict(window_s=1.0, margin_s=.2, max_fail_frac=.5)
+    main(config(corpus, hubert, tmp_path / 'whole', **settings))
+    monkeypatch.setattr(tokenize_speech, 'LONG', .5)
+    read, blocks = tokenize_speech.stream_audio, []
+    def in_small_blocks(*args):
+        for block in read(*args):
+            for part in np.array_split(block, 1 + len(block) // 5000):
+                blocks.append(len(part))
+                yield part
+    monkeypatch.setattr(tokenize_speech, 'stream_audio', in_small_blocks)
+    main(config(corpus, hubert, tmp_path / 'out', **settings))
+    assert tree(tmp_path / 'out') == tree(tmp_path / 'whole') and len(blocks) > 100
+    assert Units(tmp_path / 'out').info['failures'] == {'NONFINITE': 1, 'SILENT': 1, 'TRUNCATED': 1}
+
+def test_another_corpus_is_read_by_its_own_file(hubert, tmp_path, monkeypatch): # noqa: F811
+    module = types.ModuleType('corpora.mine')
+    soundfile.write(tmp_path / 'x.wav', speech_like(1, 1), RATE)
+    module.utterances = lambda root: [{'id': name, 'path': f'{root}/x.wav', 'start': start, 'end': None, 'text': None,
+                                       'speaker': 's', 'words': None} for name, start in (('b', None), ('a', .5))]
+    with pytest.raises(Refused, match=r"corpus is 'mine', expected one of corpora/\*.py: .*folder") as e:
+        main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
+    assert '\n' not in str(e.value)
+    for name in ('../folder', 'folder.py', '', '__init__'):
+        with pytest.raises(Refused, match='expected one of corpora'):
+            main(config(tmp_path, hubert, tmp_path / 'out', corpus=name))
+    monkeypatch.setitem(sys.modules, 'corpora.mine', module)
+    monkeypatch.setattr(Path, 'glob', lambda self, pattern: [Path('corpora/mine.py')] if self.name == 'corpora' else [])
+    main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
+    assert [m['id'] for m in Units(tmp_path / 'out').meta] == ['a', 'b']
+    assert [r.sum() for _, r in map(Units(tmp_path / 'out').__getitem__, (0, 1))] == [12, 25]
+
+# ----------------------------------------------------------------------------------------------------------------
+# centroids from the corpus
+
+def test_centroids_are_fitted_on_the_corpus_and_used(corpus, hubert, tmp_path, capsys): # noqa: F811
+    fit = lambda name, **settings: main(config(corpus, hubert, '', fit_kmeans=20, kmeans=str(tmp_path / name), **settings))
+    fit('a.safetensors'), fit('b.safetensors', workers=1), fit('c.safetensors', seed=1), fit('d.safetensors', fit_seconds=3.0)
+    a, b, c, d = (load_centroids(tmp_path / f'{name}.safetensors') for name in 'abcd')
+    assert a.shape == (20, 32) and torch.equal(a, b) and not torch.equal(a, c) and '20 centroids of 74 frames' in capsys.readouterr().out
+    encoder, x = load(hubert), []
+    for i in range(12):
+        x.append(encoder.features(load_audio(next(corpus.rglob(f'u{i:02d}.[!t]*')))))
+    x = torch.from_numpy(np.concatenate(x))
+    spread = lambda c: torch.cdist(x, c).min(1).values.square().mean()
+    assert spread(a) < .8 * spread(x[:20]) and spread(a) < 1.02 * spread(c) and spread(a) < spread(d)
+    main(config(corpus, hubert, tmp_path / 'out', kmeans=str(tmp_path / 'a.safetensors')))
+    u = Units(tmp_path / 'out')
+    assert u.info['n_units'] == 20 and len(np.unique(np.concatenate(u.units))) > 15
+
+def test_a_fit_that_cannot_be_is_refused(corpus, hubert, mimi, tmp_path, monkeypatch): # noqa: F811
+    new = str(tmp_path / 'k.safetensors')
+    for match, folder, settings in (('too few for 9999 centroids', hubert, {'fit_kmeans': 9999}), ('nothing to fit', mimi, {}),
+                                    ('is there already', hubert, {'kmeans': str(hubert / 'kmeans.safetensors')})):
+        with pytest.raises(Refused, match=match):
+            main(config(corpus, folder, '', **{'fit_kmeans': 5, 'kmeans': new} | settings))
+    with pytest.raises(Refused, match='with --kmeans=NEW'):
+        config(corpus, hubert, '', fit_kmeans=5)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(Refused, match='in one process'):
+        main(config(corpus, hubert, '', fit_kmeans=5, kmeans=new))
+    assert not Path(new).exists()
+
+# ----------------------------------------------------------------------------------------------------------------
+# several processes
+
+def spawn(cfg, rank, world):
+    """A process of its own that runs main as torchrun's rank does."""
+    def work():
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+        torch.set_num_threads(1)
+        main(cfg)
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    return process
+
+def on_ranks(cfg, world):
+    """Exit codes of `world` processes."""
+    processes = [spawn(cfg, rank, world) for rank in range(world)]
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+def test_any_number_of_processes_writes_the_same_bytes(corpus, hubert, tmp_path): # noqa: F811
+    (corpus / 'bad.wav').write_text('x')
+    run = lambda name, world: on_ranks(config(corpus, hubert, tmp_path / name, shard_docs=2, max_fail_frac=.2), world)
+    assert run('one', 1) == [0] and run('three', 3) == [0] * 3 and run('nine', 9) == [0] * 9 # more ranks than shards
+    assert tree(tmp_path / 'one') == tree(tmp_path / 'three') == tree(tmp_path / 'nine')
+    assert len(Units(tmp_path / 'three').units) == 7
+
+def test_the_last_rank_to_finish_writes_info_and_one_that_fails_holds_nobody_up(corpus, hubert, tmp_path, capfd): # noqa: F811
+    cfg = config(corpus, hubert, tmp_path / 'out', shard_docs=2)
+    assert [spawn(cfg, 1, 2).join(60) or (tmp_path / 'out/info.json').exists() for _ in range(2)] == [False, False]
+    assert 'rank 1 is done, 3 of 6 shards are other ranks' in capfd.readouterr().out
+    assert spawn(cfg, 0, 2).join(60) or len(Units(tmp_path / 'out')) == 12
+    (corpus / 'deep/u01.flac').write_text('x') # in the first shard, of rank 0
+    cfg = config(corpus, hubert, tmp_path / 'other', shard_docs=2)
+    assert on_ranks(cfg, 2) == [1, 0] and not (tmp_path / 'other/info.json').exists()
+    assert sorted(p.name for p in (tmp_path / 'other').iterdir() if p.is_dir()) == ['00001', '00003', '00005']
+
+def test_ranks_that_exceed_the_share_of_failures_together_are_refused_with_what_to_do(corpus, hubert, tmp_path): # noqa: F811
+    for name in ('u00.flac', 'u09.wav'):
+        next(corpus.rglob(name.split('.')[0] + '.[!t]*')).write_text('x')
+    cfg = lambda frac: config(corpus, hubert, tmp_path / 'out', shard_docs=6, max_fail_frac=frac)
+    assert on_ranks(cfg(.2), 2) == [0, 0]
+    with pytest.raises(Refused, match='2 of 12 files cannot be used .*; when mended, delete the shards that list them and run'):
+        main(cfg(.1))
+
+def killed_at(cfg, world, after):
+    """Starts `world` processes and kills all of them after so many seconds."""
+    processes = [spawn(cfg, rank, world) for rank in range(world)]
+    time.sleep(after)
+    for process in processes:
+        process.kill()
+        process.join()
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_end_with_the_same_bytes_at_another_number_of_processes(corpus, hubert, tmp_path): # noqa: F811
+    for i in range(12, 40):
+        soundfile.write(corpus / f'u{i}.flac', speech_like(1 + i / 10, i), RATE)
+    (corpus / 'bad.wav').write_text('x')
+    run = lambda name: config(corpus, hubert, tmp_path / name, shard_docs=3, max_fail_frac=.2)
+    start = time.perf_counter()
+    assert on_ranks(run('whole'), 1) == [0]
+    took, rng, shards = time.perf_counter() - start, np.random.default_rng(0), set()
+    for i in range(10):
+        cfg, (before, after) = run(f'k{i}'), rng.choice([1, 2, 3], 2, replace=False)
+        killed_at(cfg, before, rng.uniform(.05, 1) * took)
+        there = sorted(Path(cfg.out).glob('0*')) if Path(cfg.out).exists() else []
+        shards.add(len([p for p in there if p.suffix != '.tmp']))
+        assert on_ranks(cfg, int(after)) == [0] * after
+        assert tree(Path(cfg.out)) == tree(tmp_path / 'whole'), f"killed {i}"
+    assert len(shards) > 3, f"the kills met {shards} complete shards"
