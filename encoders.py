@@ -304,7 +304,9 @@ class Encoder:
 
     def _nearest(self, h):
         """(..., C) -> the number of the nearest centroid, int64 on the CPU."""
-        return (h @ self.centroids.T - self.centroids.square().sum(1) / 2).argmax(-1).cpu().numpy()
+        score = h @ self.centroids.T
+        score -= self.centroids.square().sum(1) / 2
+        return score.argmax(-1).cpu().numpy()
 
     def _run(self, cuts, quantize=True):
         """(cut, its window's units, or h on the CPU) for each cut (..., keep_from, keep_to, samples)."""
