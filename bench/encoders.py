@@ -4,7 +4,7 @@ Speed of encoders.py beside plain transformers, on the same files: how many seco
     python bench/encoders.py AUDIO [ENCODER:LAYER ...]     -> bench/results/encoders.json
     python bench/encoders.py AUDIO --dry                   once, on three files, of small models
 
-AUDIO as tokenize_speech.py takes it, its first 64 files, on a CPU 4. Besides the encoders named, two of the published shapes with random
+AUDIO as tokenize_speech.py takes it, its first 64 files, on a CPU 3. Besides the encoders named, two of the published shapes with random
 weights (speed does not depend on them): mHuBERT-25Hz, layer 11 of 12, and Mimi.
 
     ours           decoding, encoder up to the layer, k-means of 500 centroids (Mimi: its own codebook): tokenize_speech.py
@@ -45,7 +45,7 @@ def plain(folder):
     """function(wave) that does what transformers' users do."""
     kind, config = kind_of(folder)
     Model = {'hubert': HubertModel, 'whisper': WhisperModel, 'mimi': MimiModel}[kind]
-    model = Model.from_pretrained(folder).eval().to(DEVICE)
+    model = Model.from_pretrained(folder).float().eval().to(DEVICE)
     if kind == 'whisper':
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         return lambda wave: model.encoder(extractor(wave, sampling_rate=16000, return_tensors='pt').input_features.to(DEVICE),
@@ -70,6 +70,8 @@ def row(name, folder, layer, paths, repeats):
         encoder.encode(decoded)
 
     times = measure({'ours': ours, 'transformers': lambda: [theirs(wave) for wave in waves]}, repeats)
+    if 'error' in times['transformers']:
+        return {'encoder': name, 'error': times['transformers']['error']}
     speed = {way: audio / found['ms'] * 1e3 for way, found in times.items()}
     parts = {**seconds, **encoder.seconds}
     shares = {f'{part} %': 100 * spent / sum(parts.values()) for part, spent in parts.items()}
@@ -102,7 +104,7 @@ def main():
     arguments = [a for a in sys.argv[1:] if a != '--dry']
     if not arguments:
         raise SystemExit(__doc__)
-    paths, repeats = [u['path'] for u in utterances(arguments[0])][:64 if DEVICE == 'cuda' else 4], 1 if dry else 3
+    paths, repeats = [u['path'] for u in utterances(arguments[0])][:64 if DEVICE == 'cuda' else 3], 1 if dry else 3
     with tempfile.TemporaryDirectory() as folder:
         named = {Path(a.rpartition(':')[0]).name: (a.rpartition(':')[0], int(a.rpartition(':')[2])) for a in arguments[1:]}
         rows = table((row(name, *which, paths, repeats) for name, which in {**named, **published(Path(folder), dry)}.items()),
