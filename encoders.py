@@ -177,11 +177,10 @@ class Hubert:
     def __call__(self, waves):
         lengths = [len(w) + sum(self.pad) for w in waves]
         x = _padded(waves, max(lengths), self.pad[0])
-        mask = torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None]
+        mask = (torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None]).long().to(self.model.device)
         for norm, layers in self.masked:
             norm.frames = [self._frames(n, layers) for n in lengths]
-        device = self.model.device
-        return self.model(x.to(device), attention_mask=mask.to(device).long()).last_hidden_state
+        return self.model(x.to(mask.device), attention_mask=mask if min(lengths) < max(lengths) else None).last_hidden_state
 
 class Whisper:
     rate, step, half = RATE, 640, True

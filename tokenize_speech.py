@@ -32,7 +32,9 @@ s % world; it is renamed into place when complete, and shards that are there are
 where it stopped, at any number of processes, and ends with the same bytes. Processes never wait for each other; each
 that finds all shards complete writes info.json, the same.
 
-Threads decode, not processes: libsndfile and the resampling let go of Python's lock. THREADS_NUMBERS
+Threads decode, not processes: libsndfile and the resampling let go of Python's lock. Four threads read 16 kHz FLAC at 3,700
+x real time and 44.1 kHz at 530, four processes at 2,500 and 550 (medians of 5, 2 busy cores, 134 and 60 utterances).
+A file of any length takes the memory of its first 30 minutes: 5 hours peaked at 0.77 GB, half an hour at 0.76.
 """
 import hashlib
 import importlib
