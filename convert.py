@@ -109,16 +109,18 @@ def _dtype(made):
 def _inlined(state, f, size):
     """The array behind a NumpyArrayWrapper with this state; f moves past it."""
     _check(isinstance(state, dict), "an array without a description")
-    _check(state.get('subclass') == 'numpy ndarray', f"an array of class {_shown(state.get('subclass'))}, expected numpy ndarray")
+    _check(state.get('subclass') == 'numpy ndarray',
+           f"an array of class {_shown(state.get('subclass'))}, expected numpy ndarray")
     dtype, shape, order = _dtype(state.get('dtype')), state.get('shape'), state.get('order')
-    _check(isinstance(shape, tuple) and len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape) and order in ('C', 'F'),
-           "an array of no plain shape")
+    plain = isinstance(shape, tuple) and len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)
+    _check(plain and order in ('C', 'F'), "an array of no plain shape")
     if state.get('numpy_array_alignment_bytes') is not None:
         padding = f.read(1)
         f.seek(padding[0] if padding else 0, os.SEEK_CUR)
     array = Array(dtype, shape, order, f.tell())
     length = math.prod(shape) * dtype.itemsize
-    _check(array.start + length <= size, f"an array of shape {shape} needs {length:,} bytes, {max(0, size - array.start):,} are there")
+    _check(array.start + length <= size,
+           f"an array of shape {shape} needs {length:,} bytes, {max(0, size - array.start):,} are there")
     f.seek(length, os.SEEK_CUR)
     return array
 
@@ -127,7 +129,8 @@ def _name(text, where):
     return Name(text)
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
-VALUES = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINBYTES', 'SHORT_BINBYTES'}
+VALUES = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINBYTES',
+          'SHORT_BINBYTES'}
 TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 MARK = object()
 
@@ -203,7 +206,8 @@ def read_kmeans(path):
         try:
             found = parse(data)
         except (ValueError, IndexError, KeyError) as e: # pickletools; a stack or memo without what is asked of it
-            raise Bad(f"damaged or cut short ({ascii(str(e).splitlines()[0] if str(e) else type(e).__name__)[:120]})") from None
+            why = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise Bad(f"damaged or cut short ({ascii(why)[:120]})") from None
         _check(isinstance(found, Made) and found.name in KMEANS, "holds no KMeans")
         _check(isinstance(found.state, dict) and 'cluster_centers_' in found.state, "a KMeans that was not fitted")
         c = found.state['cluster_centers_']

@@ -122,7 +122,7 @@ class MaskedGroupNorm(nn.Module):
 
     def forward(self, x): # (B, C, F)
         if min(self.frames) == x.shape[2]: # nothing is padded
-            return self.norm(x)
+            return self.norm(x).to(x.dtype)
         y = torch.zeros_like(x)
         for row, n in enumerate(self.frames):
             y[row:row + 1, :, :n] = self.norm(x[row:row + 1, :, :n])
@@ -137,6 +137,7 @@ class MaskedBatchNorm(MaskedGroupNorm):
         return y
 
 class Hubert:
+    """A HubertModel up to `layer`; norms over time and zeros behind each row as if it were alone."""
     rate, limit, half = RATE, None, True
 
     def __init__(self, name, config, layer):
@@ -180,9 +181,11 @@ class Hubert:
         mask = (torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None]).long().to(self.model.device)
         for norm, layers in self.masked:
             norm.frames = [self._frames(n, layers) for n in lengths]
-        return self.model(x.to(mask.device), attention_mask=mask if min(lengths) < max(lengths) else None).last_hidden_state
+        padded = min(lengths) < max(lengths)
+        return self.model(x.to(mask.device), attention_mask=mask if padded else None).last_hidden_state
 
 class Whisper:
+    """The encoder of a WhisperModel up to `layer`, on windows padded to its 30 s; 25 Hz."""
     rate, step, half = RATE, 640, True
 
     def __init__(self, name, config, layer):
@@ -215,6 +218,7 @@ class Whisper:
         return h.unflatten(1, (-1, 2)).float().mean(2)
 
 class Mimi:
+    """A MimiModel up to its semantic codebook, whose entries are `centroids`."""
     limit, half = None, False # its codes are defined by float32, as published
 
     def __init__(self, name, config, layer):
@@ -228,8 +232,8 @@ class Mimi:
         self.rate, self.step = config.sampling_rate, round(config.sampling_rate / config.frame_rate)
 
     def identity(self):
-        keys = ('sampling_rate', 'upsampling_ratios', 'num_attention_heads', 'num_key_value_heads', 'hidden_act', 'norm_eps',
-                'sliding_window', 'rope_parameters', 'pad_mode', 'dilation_growth_rate', 'use_conv_shortcut')
+        keys = ('sampling_rate', 'upsampling_ratios', 'num_attention_heads', 'num_key_value_heads', 'hidden_act',
+                'norm_eps', 'sliding_window', 'rope_parameters', 'pad_mode', 'dilation_growth_rate', 'use_conv_shortcut')
         tensors = {**self.model.state_dict(), **{f'project.{k}': v for k, v in self.project.state_dict().items()}}
         return ['mimi', *(getattr(self.config, key) for key in keys)], tensors
 

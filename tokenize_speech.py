@@ -250,6 +250,7 @@ def encode_shard(cfg, encoder, batch, pool, bar):
 # the run: RANK and WORLD_SIZE are torchrun's, or 0 and 1
 
 def ranks():
+    """This process's number, and of how many."""
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 def read_corpus(cfg):
@@ -282,8 +283,9 @@ def open_folder(out, wanted, rank, world):
     out, path = Path(out), Path(out) / 'settings.json'
     if out.exists() and not out.is_dir():
         raise Refused(f"{out}: is a file; take another --out")
-    foreign = out.exists() and ((out / 'info.json').exists() or complete(out)) # looked up before settings.json, which a
-    if path.exists():                                                          # rank that is ahead writes before its shards
+    # looked up before settings.json, which a rank that is ahead writes before its shards
+    foreign = out.exists() and ((out / 'info.json').exists() or complete(out))
+    if path.exists():
         try:
             was = json.loads(path.read_text(encoding='utf-8'))
         except ValueError:
@@ -291,13 +293,13 @@ def open_folder(out, wanted, rank, world):
         other = [f"{key} was {was.get(key)!r}, is now {wanted[key]!r}" for key in wanted if was.get(key) != wanted[key]]
         if other:
             raise Refused(f"{out}: begun with other settings ({'; '.join(other)}); take another --out, or delete it")
-        for left in out.glob('*.json*.tmp'): # of a killed run: this rank's, or a rank's that no longer is
-            if (owner := left.name.split('.')[-2]) == str(rank) or owner.isdecimal() and int(owner) >= world:
-                left.unlink(missing_ok=True)
     elif foreign:
         raise Refused(f"{out}: is there already, and no units folder of this script; take another --out")
     else:
         write_json(path, wanted, f'.{rank}')
+    for left in out.glob('*.json*.tmp'): # of a killed run: this rank's, or a rank's that no longer is
+        if (owner := left.name.split('.')[-2]) == str(rank) or owner.isdecimal() and int(owner) >= world:
+            left.unlink(missing_ok=True)
 
 def complete(out):
     """The numbers of the shards that are there."""
@@ -314,19 +316,20 @@ class Failures:
         for s in complete(cfg.out):
             if s not in self.of:
                 self.of[s] = [f for _, f in read_lines(Path(cfg.out, f'{s:05d}', 'failures.jsonl'))]
-        found = [f for s, part in sorted({**self.of, **({} if shard is None else {shard: failed})}.items()) for f in part]
+        of = self.of if shard is None else {**self.of, shard: failed}
+        found = [failure for s in sorted(of) for failure in of[s]]
         if len(found) > cfg.max_fail_frac * self.total:
             self.write(found)
             counts = Counter(failure['class'] for failure in found)
-            remedy = ''
-            if sum(map(len, self.of.values())) > cfg.max_fail_frac * self.total: # ranks that finished at once, or other limit
-                remedy = "; when mended, delete the shards that list them and run again"
+            over = sum(map(len, self.of.values())) > cfg.max_fail_frac * self.total # ranks that finished at once
+            remedy = "; when mended, delete the shards that list them and run again" if over else ''
             raise Refused(f"{cfg.audio}: {len(found)} of {self.total} files cannot be used "
                           f"({', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))}), max_fail_frac is "
                           f"{cfg.max_fail_frac:g}; see {cfg.out}/failures.jsonl{remedy}")
         return found
 
     def write(self, found):
+        """DIR/failures.jsonl."""
         with atomically(Path(self.cfg.out) / 'failures.jsonl', f'.{self.rank}') as tmp:
             write_lines(tmp, found)
 
@@ -374,7 +377,8 @@ def fit(cfg, docs, device):
         raise Refused(f"{cfg.audio}: {len(x)} frames, too few for {cfg.fit_kmeans} centroids")
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
     with atomically(cfg.kmeans) as tmp:
-        save_file({'centroids': centroids.cpu()}, tmp, {'made': json.dumps({**record(cfg), 'frames': len(x), 'inertia': inertia})})
+        made = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
+        save_file({'centroids': centroids.cpu()}, tmp, {'made': json.dumps(made)})
     print(f"{cfg.kmeans}: {cfg.fit_kmeans} centroids of {len(x):,} frames, {seconds / 3600:.2f} h in {files} files; "
           f"mean squared distance {inertia:.4g}, of the frames' own mean {x.var(0, correction=0).sum():.4g}")
 
@@ -390,7 +394,8 @@ def main(cfg):
                 for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds')}
     open_folder(cfg.out, {'documents': len(docs), 'corpus': hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16],
                           'units_hash': encoder.hash, 'device': encoder.device.type, **settings}, rank, world)
-    count, failures, has_words = -(-len(docs) // cfg.shard_docs), Failures(cfg, len(docs), rank), any(u['words'] for u in docs)
+    failures, has_words = Failures(cfg, len(docs), rank), any(u['words'] for u in docs)
+    count = -(-len(docs) // cfg.shard_docs)
     mine = range(rank, count, world)
     missing = [s for s in mine if not Path(cfg.out, f'{s:05d}').exists()]
     todo, hours, begin = sum(len(docs[s * cfg.shard_docs:][:cfg.shard_docs]) for s in missing), 0.0, time.perf_counter()

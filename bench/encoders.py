@@ -68,10 +68,11 @@ def rows_of(name, encoder, theirs, paths, repeats):
 
     found = measure({'encoders.py': ours, 'transformers': lambda: [theirs(wave) for wave in waves]}, repeats)
     parts = {**seconds, **encoder.seconds}
+    shares = {f'{part} %': 100 * spent / sum(parts.values()) for part, spent in parts.items()}
     for way, row in found.items():
         yield {'encoder': name, 'layer': encoder.layer, 'way': way, 'audio s': round(audio, 1), **row,
                'x real time': round(audio / row['ms'] * 1e3, 2),
-               **({f'{part} %': 100 * spent / sum(parts.values()) for part, spent in parts.items()} if way == 'encoders.py' else {})}
+               **(shares if way == 'encoders.py' else {})}
 
 @torch.inference_mode()
 def kmeans_of(encoder, repeats):
@@ -99,8 +100,8 @@ def main():
         kind, config = kind_of(folder)
         torch.manual_seed(0)
         encoder = Encoder(folder, int(layer), None if kind == 'mimi' else torch.randn(500, config.hidden_size), DEVICE)
-        rows = table(rows_of(name, encoder, plain(folder), paths, repeats), 'encoder', 'layer', 'way', 'audio s', 'ms', 'x real time',
-                     'decode %', 'encoder %', 'k-means %')
+        rows = table(rows_of(name, encoder, plain(folder), paths, repeats), 'encoder', 'layer', 'way', 'audio s', 'ms',
+                     'x real time', 'decode %', 'encoder %', 'k-means %')
     found = table(kmeans_of(encoder, 2 if dry else 30), 'k-means', 'frames', 'C', 'K', 'ms', 'least', 'most')
     save(f'encoder-{name}', dry, device=DEVICE, rows=rows, kmeans=found)
 
