@@ -12,21 +12,36 @@ shape (mHuBERT-25Hz, 12 layers; Mimi) with random weights, of which speed does n
     transformers   a file at a time, all layers and all hidden states, no decoding, no k-means; Mimi: all its codebooks,
                    Whisper: its own feature extractor
 
+Medians of interleaved repeats; on a CPU the processor's time of one thread, so that other work on the machine does not count.
 And k-means alone: 750 frames (30 s, what a CPU takes at once) and 10,000, beside scikit-learn's predict if it is installed.
 """
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from common import DEVICE, measure, save, table
+from common import DEVICE, save, table
 from transformers import HubertConfig, HubertModel, MimiConfig, MimiModel, WhisperFeatureExtractor, WhisperModel
 
 from audio import load_audio
 from corpora.folder import utterances
 from encoders import Encoder, kind_of
 
+
+def measure(ways, repeats):
+    """{name: way()} -> {name: {'ms', 'least', 'most'}}."""
+    clock, taken = time.perf_counter if DEVICE == 'cuda' else time.process_time, {name: [] for name in ways}
+    for i in range(repeats + 1):
+        for name, way in ways.items():
+            begin = clock()
+            way()
+            if DEVICE == 'cuda':
+                torch.cuda.synchronize()
+            taken[name] += [1e3 * (clock() - begin)] * (i > 0) # the first warms up
+    return {name: {'ms': round(statistics.median(ms), 3), 'least': round(min(ms), 3), 'most': round(max(ms), 3)}
+            for name, ms in taken.items()}
 
 def made(name, folder):
     """The folder of an encoder; of 'mhubert' and 'mimi' one with random weights of the published shape."""
@@ -94,7 +109,7 @@ def main():
     if len(arguments) != 2 or not arguments[1].rpartition(':')[2].isdecimal():
         raise SystemExit(__doc__)
     which, _, layer = arguments[1].rpartition(':')
-    paths, repeats = [u['path'] for u in utterances(arguments[0])][:64 if DEVICE == 'cuda' else 3], 1 if dry else 5
+    paths, repeats = [u['path'] for u in utterances(arguments[0])][:64 if DEVICE == 'cuda' else 3], 1 if dry else 3
     with tempfile.TemporaryDirectory() as folder:
         folder, name = made(which, folder), Path(which).name
         kind, config = kind_of(folder)
