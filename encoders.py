@@ -69,6 +69,7 @@ def centroids_path(name, kmeans=None):
 def _quietly(load, name, wanted):
     """load(transformers) with its news kept back and its errors in one line."""
     import transformers  # here, because readers of units need not wait for it
+    from huggingface_hub.errors import StrictDataclassError # a config.json with fields that cannot be
 
     log = transformers.utils.logging
     before = log.get_verbosity()
@@ -76,8 +77,9 @@ def _quietly(load, name, wanted):
     log.disable_progress_bar()
     try:
         return load(transformers)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,
+            StrictDataclassError) as e:
+        why = ' '.join(str(e).split())[:200] or type(e).__name__
         raise Refused(f"{name}: expected a {wanted} (config.json, model.safetensors): {why}") from None
     finally:
         log.set_verbosity(before)

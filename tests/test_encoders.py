@@ -1,5 +1,6 @@
 """encoders.py against plain transformers, slow versions, known clusters; every model is made here, small and random."""
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -148,6 +149,11 @@ def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
     refused('expected a HubertModel', tmp_path / 'nowhere')
     refused('has 3 layers, --layer=4', hubert, 4)
     refused('has 3 layers, --layer=0', hubert, 0)
+    for i, config in enumerate(({'model_type': 'hubert', 'hidden_size': 'x'}, {'model_type': 'hubert', 'conv_stride': [5, 2]},
+                                {'model_type': ['x']}, {'model_type': 'mimi', 'codebook_size': 100}, [1])):
+        (tmp_path / f'{i}').mkdir()
+        (tmp_path / f'{i}/config.json').write_text(json.dumps(config))
+        refused('expected a HubertModel, WhisperModel or MimiModel', tmp_path / f'{i}')
     refused('a hubert encoder needs centroids', hubert, 2, None)
     refused('centroids have 16 numbers, .* gives 32', hubert, 2, torch.zeros(5, 16))
     for name in ('other', 'missing', 'cut'):
