@@ -69,7 +69,7 @@ def centroids_path(name, kmeans=None):
 def _quietly(load, name, wanted):
     """load(transformers) with its news kept back and its errors in one line."""
     import transformers  # here, because readers of units need not wait for it
-    from huggingface_hub.errors import StrictDataclassError # a config.json with fields that cannot be
+    from huggingface_hub.errors import StrictDataclassError  # a config.json with fields that cannot be
 
     log = transformers.utils.logging
     before = log.get_verbosity()
