@@ -15,6 +15,7 @@ Waves -> one unit a frame. Three kinds of encoder; which one a folder holds, its
 
     unit_f = argmin_k |h_f - c_k|^2 = argmax_k (h_f . c_k - |c_k|^2 / 2)     one product for all frames of a batch
 
+(Mimi knows the band up to 12 kHz: a file is resampled to 24 kHz from its own rate, and one of 16 kHz has nothing above 8.)
 Only what decides the units is loaded and run: no layer above L, no decoder, no acoustic codebook. The output of a layer
 is taken before any norm that ends the whole encoder.
 
@@ -284,6 +285,9 @@ class Encoder:
             raise Refused(f"centroids have {self.centroids.shape[1]} numbers, {name} gives {net.width}")
         self.n_units, self.rate, self.step, self.hop = len(self.centroids), net.rate, net.step, net.step * RATE // net.rate
         self.window, self.margin = round(window_s * self.rate / self.step), round(margin_s * self.rate / self.step)
+        if self.window <= 2 * self.margin:
+            raise Refused(f"window_s is {window_s:g}, margin_s {margin_s:g}: {self.window} and {self.margin} frames of "
+                          f"{self.step / self.rate:g} s, a window must have more than two margins")
         if net.limit and self.window * self.step > net.limit:
             raise Refused(f"window_s is {window_s:g}, {name} takes {net.limit / self.rate:g} s at once")
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0 # a CPU gains nothing, and is bit-exact

@@ -276,9 +276,14 @@ def test_units_are_the_same_alone_together_and_in_blocks(kind, request):
         for wave, units in zip(waves, alone):
             assert np.array_equal(encoder.encode_blocks(np.array_split(wave, 5)), units) and len(units) == len(wave) // encoder.step
 
+def test_windows_of_no_frames_are_refused(hubert, mimi):
+    for folder, arguments in ((hubert, (load_centroids(hubert / 'kmeans.safetensors'), 'cpu', .08, .03)), (mimi, (None, 'cpu', .2, .09))):
+        with pytest.raises(Refused, match='more than two margins'):
+            Encoder(folder, 2, *arguments)
+
 def test_half_files_and_hashes_of_the_other_kinds(whisper, mimi, tmp_path):
     c = load_centroids(whisper / 'kmeans.safetensors')
-    hashes = {Encoder(whisper, n, c + d, window_s=4).hash for n, d in ((1, 0), (2, 0), (2, 1))} | {Encoder(mimi, 1, None).hash}
+    hashes = {Encoder(whisper, n, c + d, window_s=4, margin_s=1).hash for n, d in ((1, 0), (2, 0), (2, 1))} | {Encoder(mimi, 1, None).hash}
     assert len(hashes) == 4 and Encoder(mimi, 8, None).hash in hashes
     model = MimiModel.from_pretrained(mimi)
     model.quantizer.acoustic_residual_vector_quantizer.layers[1].codebook.embed_sum += 1 # decides no unit
