@@ -117,7 +117,7 @@ def main():
         encoder = Encoder(folder, int(layer), None if kind == 'mimi' else torch.randn(500, config.hidden_size), DEVICE)
         rows = table(rows_of(name, encoder, plain(folder), paths, repeats), 'encoder', 'layer', 'way', 'audio s', 'ms',
                      'x real time', 'decode %', 'encoder %', 'k-means %')
-    found = table(kmeans_of(encoder, 2 if dry else 30), 'k-means', 'frames', 'C', 'K', 'ms', 'least', 'most')
+    found = table(kmeans_of(encoder, 2 if dry else 10), 'k-means', 'frames', 'C', 'K', 'ms', 'least', 'most')
     save(f'encoder-{name}', dry, device=DEVICE, rows=rows, kmeans=found)
 
 if __name__ == '__main__':
