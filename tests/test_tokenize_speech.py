@@ -164,6 +164,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert,
     monkeypatch.setattr(Encoder, 'encode', encode)
     (tmp_path / 'out/00002.tmp').mkdir() # a kill -9 leaves it
     (tmp_path / 'out/00002.tmp/units.npy').write_text('half')
+    for rank in (0, 5): # of a run of more processes
+        (tmp_path / f'out/info.json.{rank}.tmp').write_text('half')
     capsys.readouterr()
     main(config(corpus, hubert, tmp_path / 'out', max_fail_frac=.1))
     assert '2 of 3 shards were there already' in capsys.readouterr().out
