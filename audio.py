@@ -3,12 +3,14 @@ Any audio file -> float32 mono at 16 kHz, or the reason why not.
 
     wave = load_audio('a.mp3')                        start=, end= in seconds cut a segment out
     wave = load_audio('b.parquet#7')                  the 'audio' of row 7 (bytes, or a path beside the file); pyarrow
+    for block in stream_audio('a.mp3'): ...           the same samples, of which a minute is held at a time
     y = resample(x, 44100)                            (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),) at 16 kHz
 
 A file that cannot be used raises BadAudio, whose `kind` is one of a few words that can be counted. Files shorter than
 their own header says are found out even where libsndfile keeps quiet (WAV, Ogg, MP3).
 """
 import io
+import itertools
 import math
 import os
 import re
@@ -47,20 +49,31 @@ def _filters(orig, new, zeros=64, rolloff=0.945, beta=9.0):
         h[j] = taps / taps.sum()
     return first, h, w
 
-def resample(x, rate, to=RATE):
-    """float32 (n,) at `rate` -> (ceil(n * to / rate),) at `to`: each sample is 2w input samples times its taps."""
+def _resampled(blocks, rate, to):
+    """Blocks of a wave at `rate` -> its blocks at `to`: each sample is 2w input samples times its taps."""
     orig, new = rate // math.gcd(rate, to), to // math.gcd(rate, to)
     if orig == new:
-        return x
+        yield from blocks
+        return
     first, h, w = _filters(orig, new)
-    n = -(-len(x) * new // orig)
-    blocks = -(-n // new)
-    x = np.pad(x, (w - 1, blocks * orig + w + 1 - len(x) + orig))
-    y = np.empty((blocks, new), np.float32)
-    for j in range(min(new, n)): # einsum: no copy of the overlapping rows, and the same sum on any number of cores
-        rows = np.lib.stride_tricks.as_strided(x[first[j]:], (blocks, 2 * w), (orig * x.itemsize, x.itemsize))
-        y[:, j] = np.einsum('bk,k->b', rows, h[j])
-    return y.reshape(-1)[:n]
+    held, n, done = np.zeros(w - 1, np.float32), 0, 0
+    for x in itertools.chain(blocks, [None]):
+        if x is None: # the end: zeros behind it, for the samples that are still to come
+            x = np.zeros(max(0, (-(-n * new // orig) // new + 1 - done) * orig + 2 * w + orig - len(held)), np.float32)
+        else:
+            n += len(x)
+        held = np.concatenate([held, x])
+        groups = max(0, (len(held) - first[-1] - 2 * w) // orig + 1) # of `new` samples, for which all input is there
+        y = np.empty((groups, new), np.float32)
+        for j in range(new if groups else 0): # einsum: no copy of overlapping rows, and the same sum on any number of cores
+            rows = np.lib.stride_tricks.as_strided(held[first[j]:], (groups, 2 * w), (orig * x.itemsize, x.itemsize))
+            y[:, j] = np.einsum('bk,k->b', rows, h[j])
+        yield y.reshape(-1)[:-(-n * new // orig) - done * new]
+        held, done = held[groups * orig:], done + groups
+
+def resample(x, rate, to=RATE):
+    """float32 (n,) at `rate` -> (ceil(n * to / rate),) at `to`."""
+    return x if rate == to else np.concatenate(list(_resampled([x], rate, to)))
 
 def _declared_more(f):
     """Why the file is shorter than its own header says, or None; for the two formats where libsndfile keeps quiet."""
@@ -122,27 +135,34 @@ def _in_parquet(path, file, row):
         raise BadAudio('EMPTY', path, "neither bytes nor a path in the row")
     return audio
 
-def _read_mono(path, source, start, end, max_seconds):
-    """float32 mono at the file's own rate, the rate, and how many samples should have come."""
-    parts, got = [], 0
-    with soundfile.SoundFile(source) as f:
-        if not 1000 <= f.samplerate <= 384000:
-            raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
-        if f.frames > 1 << 60: # FLAC written to a pipe: libsndfile cannot read to its end
-            raise BadAudio('TRUNCATED', path, "its header states no length; encode it again")
-        first = round((start or 0) * f.samplerate)
-        last = f.frames if end is None else round(end * f.samplerate)
-        if last - first > max_seconds * f.samplerate:
-            raise BadAudio('TOO_LONG', path, f"{(last - first) / f.samplerate:.0f} s, max_seconds is {max_seconds:g}")
-        if first:
-            f.seek(min(first, f.frames))
-        while got < last - first and len(block := f.read(min(1 << 20, last - first - got), 'float32', always_2d=True)):
-            parts.append(block.mean(1) if block.shape[1] > 1 else block[:, 0])
-            got += len(block)
-        return np.concatenate([np.zeros(0, np.float32), *parts]), f.samplerate, last - first
+def _read_mono(f, raw, path, start, end, max_seconds):
+    """Blocks of float32 mono at the file's own rate; all checks of what came are made behind the last. raw(): its bytes."""
+    first = round((start or 0) * f.samplerate)
+    last = f.frames if end is None else round(end * f.samplerate)
+    if last - first > max_seconds * f.samplerate:
+        raise BadAudio('TOO_LONG', path, f"{(last - first) / f.samplerate:.0f} s, max_seconds is {max_seconds:g}")
+    with raw() as bytes_:
+        if why := _declared_more(bytes_):
+            raise BadAudio('TRUNCATED', path, why)
+    if first:
+        f.seek(min(first, f.frames))
+    wanted, got, bad = last - first, 0, 0
+    while got < wanted and len(block := f.read(min(1 << 20, wanted - got), 'float32', always_2d=True)):
+        x = block.mean(1) if block.shape[1] > 1 else block[:, 0]
+        got, bad = got + len(x), bad + np.count_nonzero(~np.isfinite(x))
+        yield x
+    if wanted - got > max(wanted // 100, 2304): # an mp3's own count may be two packets off
+        raise BadAudio('TRUNCATED', path, f"{got} of {wanted} samples")
+    if not got:
+        raise BadAudio('EMPTY', path, "no samples")
+    if bad:
+        raise BadAudio('NONFINITE', path, f"{bad} samples are NaN or infinite")
 
-def load_audio(path, start=None, end=None, max_seconds=math.inf):
-    """File (from start to end, in seconds) -> float32 (N,), mono, 16 kHz. Raises BadAudio."""
+def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
+    """File (from start to end, in seconds) -> its float32 mono samples at `rate` in blocks of a minute or so.
+
+    Raises BadAudio: at once for what cannot be opened, behind the last block for what is not whole.
+    """
     path = os.fspath(path)
     row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
     file = row[1] if row else path
@@ -156,27 +176,27 @@ def load_audio(path, start=None, end=None, max_seconds=math.inf):
         raise BadAudio('MISSING', path, "no permission to read it")
     if os.path.getsize(file) == 0:
         raise BadAudio('EMPTY', path, "0 bytes")
-    source = lambda: path # a new one for each reader
+    raw = lambda: open(path, 'rb')
     if row:
         data = _in_parquet(path, file, int(row[2]))
         if isinstance(data, str):
-            return load_audio(os.path.join(os.path.dirname(file), data), start, end, max_seconds)
-        source = lambda: io.BytesIO(data)
+            yield from stream_audio(os.path.join(os.path.dirname(file), data), start, end, max_seconds, rate)
+            return
+        raw = lambda: io.BytesIO(data)
     try:
-        soundfile.SoundFile(source()).close()
+        f = soundfile.SoundFile(raw() if row else path)
     except (soundfile.LibsndfileError, TypeError): # TypeError: soundfile wants more settings for a .raw
         raise BadAudio('NOT_AUDIO', path, "not a file that libsndfile can open") from None
-    try:
-        x, rate, wanted = _read_mono(path, source(), start, end, max_seconds)
-    except soundfile.LibsndfileError as e:
-        raise BadAudio('TRUNCATED', path, e.error_string) from None
-    with io.BytesIO(data) if row else open(path, 'rb') as f:
-        if why := _declared_more(f):
-            raise BadAudio('TRUNCATED', path, why)
-    if wanted - len(x) > max(wanted // 100, 2304): # an mp3's own count may be two packets off
-        raise BadAudio('TRUNCATED', path, f"{len(x)} of {wanted} samples")
-    if not len(x):
-        raise BadAudio('EMPTY', path, "no samples")
-    if not np.isfinite(x).all():
-        raise BadAudio('NONFINITE', path, f"{np.count_nonzero(~np.isfinite(x))} samples are NaN or infinite")
-    return resample(x, rate)
+    with f:
+        if not 1000 <= f.samplerate <= 384000:
+            raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
+        if f.frames > 1 << 60: # FLAC written to a pipe: libsndfile cannot read to its end
+            raise BadAudio('TRUNCATED', path, "its header states no length; encode it again")
+        try:
+            yield from _resampled(_read_mono(f, raw, path, start, end, max_seconds), f.samplerate, rate)
+        except soundfile.LibsndfileError as e:
+            raise BadAudio('TRUNCATED', path, e.error_string) from None
+
+def load_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
+    """File (from start to end, in seconds) -> float32 (N,), mono, at `rate`. Raises BadAudio."""
+    return np.concatenate(list(stream_audio(path, start, end, max_seconds, rate)))

@@ -173,8 +173,9 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 @contextmanager
-def atomically(path):
+def atomically(path, mark=''):
     """Yields `path`.tmp to be made (a file, or a folder of files); then fsync and rename to `path`. Nothing is left on failure.
+    mark: `path`MARK.tmp instead, where several processes may write the same file at once.
 
         with atomically('out/info.json') as tmp:
             tmp.write_text(...)
@@ -183,7 +184,7 @@ def atomically(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + '.tmp')
+    tmp = path.with_name(path.name + mark + '.tmp')
     _remove(tmp) # of a killed run
     try:
         yield tmp
@@ -196,9 +197,9 @@ def atomically(path):
         _remove(tmp)
         raise
 
-def write_json(path, value):
+def write_json(path, value, mark=''):
     """value as indented JSON, atomically."""
-    with atomically(path) as tmp:
+    with atomically(path, mark) as tmp:
         tmp.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def sha256(path):

@@ -25,10 +25,11 @@ import numpy as np
 import soundfile
 import torch
 
-from audio import RATE, load_audio
+from audio import RATE, load_audio, resample
 from configurator import Refused, atomically, progress, record, run, write_json
+from encoders import Encoder, centroids_path, load_centroids
 from model import GPT
-from tokenize_speech import Encoder, deduplicate, load_centroids
+from tokenize_speech import deduplicate
 from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
 from vocoder import load_vocoder
 
@@ -95,7 +96,7 @@ def read_part(part, cfg, encoder):
     wave = load_audio(path)[:round(cfg.seconds * RATE) or None]
     if len(wave) < encoder.hop:
         raise Refused(f"{path}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
-    units, runs = deduplicate(encoder.encode([wave])[0])
+    units, runs = deduplicate(encoder.encode([resample(wave, RATE, encoder.rate)])[0])
     return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': wave}
 
 def prompt_ids(parts, output, vocab, tokenizer):
@@ -218,7 +219,8 @@ def main(cfg):
     tokenizer = None if vocab.kind == 'speech' else TextTokenizer(cfg.model)
     encoder, vocoder, parts = None, None, all_prompts(cfg)
     if any(is_audio(part) for prompt in parts for part in prompt):
-        encoder = Encoder(cfg.encoder, cfg.layer, load_centroids(Path(cfg.encoder) / 'kmeans.safetensors'), device)
+        kmeans = centroids_path(cfg.encoder)
+        encoder = Encoder(cfg.encoder, cfg.layer, kmeans and load_centroids(kmeans), device)
         if vocab.units and encoder.hash != vocab.units:
             raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
     if cfg.output != 'text':

@@ -14,8 +14,8 @@ from small import K, make_model, make_tokenizer
 from transformers import HubertConfig, HubertModel
 
 from configurator import Refused
+from encoders import Encoder, load_centroids
 from sample import Config, allowed_ids, main, prompt_ids, spans_of
-from tokenize_speech import Encoder, load_centroids
 from vocab import TEXT, UNIT, Vocab
 from vocoder import MelConfig, UnitToMel
 

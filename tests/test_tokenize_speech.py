@@ -1,65 +1,28 @@
 """tokenize_speech.py against closed forms, scipy, plain transformers, slow versions; audio and encoder made here."""
 import itertools
 import json
-import math
+import multiprocessing
 import os
+import sys
+import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
 from small import speech_like
 from test_audio import BAD, half
-from transformers import HubertConfig, HubertModel
+from test_encoders import hubert, load, mimi, one_thread, whisper  # noqa: F401 (fixtures)
 
 import tokenize_speech
 from audio import RATE, load_audio
 from configurator import Refused
-from tokenize_speech import (
-    Config,
-    Encoder,
-    Units,
-    deduplicate,
-    load_centroids,
-    main,
-    windows,
-    write_units_shard,
-)
+from encoders import Encoder, load_centroids
+from tokenize_speech import Config, Units, deduplicate, main, write_units_shard
 
 LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
-KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2) # 25 Hz; without the last: 50 Hz
-
-def make_encoder(folder, kernels=KERNELS, strides=STRIDES, K=60, **settings):
-    """A random HubertModel whose norms do something, and centroids that are frames of it: many units occur."""
-    torch.manual_seed(0)
-    settings = dict(feat_extract_norm='group', conv_pos_batch_norm=False, do_stable_layer_norm=False) | settings
-    model = HubertModel(HubertConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, conv_dim=(16,) * len(kernels),
-        conv_kernel=kernels, conv_stride=strides, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-        initializer_range=.2, **settings)).eval()
-    for name, p in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if 'norm' in name and p.is_floating_point():
-            p.data.uniform_(.5, 1.5) if name.endswith(('weight', 'var')) else p.data.normal_(0, .5)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    with torch.inference_mode():
-        x = torch.from_numpy(speech_like(60 * K * math.prod(strides) / RATE / 10, 99))[None]
-        h = model(x, output_hidden_states=True).hidden_states[2][0]
-    save_file({'centroids': h[torch.randperm(len(h))[:K]].contiguous()}, folder / 'kmeans.safetensors')
-    return folder
-
-def load(folder, **settings):
-    return Encoder(folder, 2, load_centroids(folder / 'kmeans.safetensors'), **settings)
-
-@pytest.fixture(scope='session', autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-@pytest.fixture(scope='session')
-def hubert(tmp_path_factory):
-    return make_encoder(tmp_path_factory.mktemp('encoder') / 'hubert')
 
 @pytest.fixture
 def corpus(tmp_path):
@@ -72,8 +35,8 @@ def corpus(tmp_path):
     (folder / 'u00.txt').write_text('one two\n')
     return folder
 
-def config(corpus, hubert, out, **settings):
-    return Config(audio=str(corpus), out=str(out), encoder=str(hubert), layer=2, device='cpu',
+def config(audio, encoder, out, **settings):
+    return Config(audio=str(audio), out=str(out), encoder=str(encoder), layer=2, device='cpu',
                   **{'shard_docs': 5, 'workers': 2} | settings)
 
 def tree(folder):
@@ -81,121 +44,6 @@ def tree(folder):
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
     info = json.loads(files['info.json'])
     return files | {'info.json': {k: v for k, v in info.items() if k not in ('command', 'settings')}}
-
-# ----------------------------------------------------------------------------------------------------------------
-# encoder
-
-VARIANTS = {'group': {}, 'mhubert': dict(conv_pos_batch_norm=True),
-            'layer': dict(feat_extract_norm='layer', conv_bias=True, conv_pos_batch_norm=True),
-            'large': dict(feat_extract_norm='layer', do_stable_layer_norm=True),
-            '50hz': dict(kernels=KERNELS[:-1], strides=STRIDES[:-1])}
-
-@pytest.fixture(scope='session', params=VARIANTS)
-def variant(request, tmp_path_factory):
-    return make_encoder(tmp_path_factory.mktemp('encoder') / request.param, **VARIANTS[request.param])
-
-def test_units_of_a_file_are_the_same_alone_and_in_a_batch(variant):
-    waves = [speech_like(s, i) for i, s in enumerate((.05, .3, .77, 1.5, 2.01, 4, 7.3))]
-    encoder = load(variant)
-    encoder.batch = 10**9 # as on CUDA: all in one padded batch
-    together = encoder.encode(waves)
-    assert len(np.unique(np.concatenate(together))) > 20 # units that never change would prove nothing
-    for wave, units in zip(waves, together):
-        assert np.array_equal(encoder.encode([wave])[0], units)
-    assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves[::-1])[::-1], together))
-    for encoder.batch in (0, 3 * RATE): # none, other batches
-        assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves), together))
-
-def test_units_are_the_centroids_nearest_to_the_layer_of_plain_transformers(variant):
-    model, encoder = HubertModel.from_pretrained(variant).eval(), load(variant)
-    assert len(encoder.model.encoder.layers) == 2 and encoder.pad == (40, 40)
-    for wave in (speech_like(3, 5), speech_like(.9, 6)):
-        with torch.inference_mode():
-            x = torch.nn.functional.pad(torch.from_numpy(wave), (40, 40))[None]
-            h = model(x, output_hidden_states=True).hidden_states[2][0]
-        distance = torch.cdist(h.double(), encoder.centroids.double())
-        units = torch.from_numpy(encoder.encode([wave])[0])
-        excess = distance.gather(1, units[:, None])[:, 0] - distance.min(1).values
-        assert excess.max() < 1e-4, f"a unit is {excess.max():.1e} further than the nearest"
-
-def test_frames_are_exactly_samples_over_hop(hubert):
-    encoder, rng = load(hubert), np.random.default_rng(0)
-    assert encoder.hop == 640 and encoder.receptive == 720
-    for n in rng.integers(640, 500000, 1000): # the convolutions one after another
-        frames = n + 80
-        for kernel, stride in zip(KERNELS, STRIDES):
-            frames = len(range(0, frames - kernel + 1, stride))
-        assert frames == n // 640
-    wave, lengths = speech_like(4, 1), [*rng.integers(640, 20000, 16), 640, 1279, 1280, 64000]
-    assert [len(u) for u in encoder.encode([wave[:n] for n in lengths])] == [n // 640 for n in lengths]
-    with pytest.raises(Refused, match='639 samples are less than one frame of 640'):
-        encoder.encode([np.zeros(639, np.float32)])
-
-def test_windows_keep_every_frame_once_and_far_from_cuts():
-    for n, size, margin in itertools.product(range(1, 400, 7), (20, 50), (0, 3, 9)):
-        parts = windows(n, size, margin)
-        assert [f for *_, a, b in parts for f in range(a, b)] == list(range(n))
-        for first, last, a, b in parts:
-            assert first <= a < b <= last and last - first <= size
-            assert (first == 0 or a - first >= margin) and (last == n or last - b >= margin)
-
-def test_long_audio_is_its_windows_stitched_and_depends_on_nothing_else(hubert):
-    long, other = speech_like(9.03, 3), speech_like(1, 4)
-    encoder = load(hubert, window_s=4, margin_s=.4) # 100 and 10 frames
-    units = encoder.encode([other, long])[1]
-    parts = [encoder.encode([long[a * 640:b]])[0] for a, b in ((0, 64000), (80, 180 * 640), (160, len(long)))]
-    by_hand = np.concatenate([parts[0][:90], parts[1][10:90], parts[2][10:]])
-    assert np.array_equal(units, by_hand) and len(units) == len(long) // 640
-    whole = load(hubert).encode([long])[0] # shorter than 30 s: not cut
-    assert np.array_equal(load(hubert, window_s=9.1).encode([long])[0], whole)
-
-def test_half_precision_weights_load_and_the_hash_follows_the_weights_not_the_files(hubert, tmp_path):
-    model = HubertModel.from_pretrained(hubert)
-    model.half().save_pretrained(tmp_path / 'half')
-    centroids = load_centroids(hubert / 'kmeans.safetensors')
-    half = Encoder(tmp_path / 'half', 2, centroids)
-    model.float().save_pretrained(tmp_path / 'again', max_shard_size='20KB') # the same numbers in other files
-    again = Encoder(tmp_path / 'again', 2, centroids)
-    waves = [speech_like(2, 1)]
-    assert half.hash == again.hash and np.array_equal(half.encode(waves)[0], again.encode(waves)[0])
-    hashes = {load(hubert).hash, half.hash, Encoder(tmp_path / 'half', 1, centroids).hash,
-              Encoder(tmp_path / 'half', 2, centroids + 1).hash}
-    assert len(hashes) == 4
-
-def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
-    def refused(match, name, layer=2, centroids=torch.zeros(5, 32)):
-        with pytest.raises(Refused, match=match) as e:
-            Encoder(name, layer, centroids)
-        assert '\n' not in str(e.value)
-    refused('expected a HubertModel', tmp_path / 'nowhere')
-    refused('has 3 layers, --layer=4', hubert, 4)
-    refused('centroids have 16 numbers, .* gives 32', hubert, 2, torch.zeros(5, 16))
-    for name in ('other', 'missing', 'cut'):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_bytes((hubert / 'config.json').read_bytes())
-    (tmp_path / 'other/config.json').write_text('{"model_type": "whisper"}')
-    refused("holds a 'whisper'", tmp_path / 'other')
-    refused('expected a HubertModel', tmp_path / 'missing')
-    weights = load_file(hubert / 'model.safetensors')
-    del weights['encoder.layers.1.attention.k_proj.weight']
-    save_file(weights, tmp_path / 'missing/model.safetensors', {'format': 'pt'})
-    refused('lacks 1 weights of the model, the first is encoder.layers.1', tmp_path / 'missing')
-    (tmp_path / 'cut/model.safetensors').write_bytes((hubert / 'model.safetensors').read_bytes()[:5000])
-    refused('expected a HubertModel', tmp_path / 'cut')
-
-def test_centroids_are_read_from_safetensors_only(tmp_path):
-    import pickle
-    path = tmp_path / 'km.bin'
-    path.write_bytes(pickle.dumps(np.zeros((5, 32))))
-    with pytest.raises(Refused, match='a pickled k-means is never read'):
-        load_centroids(path)
-    with pytest.raises(Refused, match='no such k-means file'):
-        load_centroids(tmp_path / 'none.safetensors')
-    for tensors, match in (({'c': torch.zeros(5, 3)}, 'centroids'), ({'centroids': torch.zeros(5)}, r'shape \(5,\)'),
-                           ({'centroids': torch.full((5, 3), math.nan)}, 'finite')):
-        save_file(tensors, path)
-        with pytest.raises(Refused, match=match):
-            load_centroids(path)
 
 # ----------------------------------------------------------------------------------------------------------------
 # the units folder
@@ -273,7 +121,7 @@ def test_a_faulty_units_folder_is_refused_by_the_name_of_the_file(made, fault):
 # ----------------------------------------------------------------------------------------------------------------
 # the whole script
 
-def test_a_folder_of_audio_becomes_the_units_of_each_file(corpus, hubert, tmp_path, capsys):
+def test_a_folder_of_audio_becomes_the_units_of_each_file(corpus, hubert, tmp_path, capsys): # noqa: F811
     main(config(corpus, hubert, tmp_path / 'out'))
     u, encoder = Units(tmp_path / 'out'), load(hubert)
     assert len(u) == 12 and len(u.units) == 3 and [m['id'] for m in u.meta] == sorted(m['id'] for m in u.meta)
@@ -289,17 +137,17 @@ def test_a_folder_of_audio_becomes_the_units_of_each_file(corpus, hubert, tmp_pa
     assert info['hours'] == round(sum(m['seconds'] for m in u.meta) / 3600, 4)
     assert 'shard 3/3 | 2 documents' in capsys.readouterr().out
 
-def test_workers_shards_and_batches_do_not_change_the_units(corpus, hubert, tmp_path, monkeypatch):
+def test_workers_shards_and_batches_do_not_change_the_units(corpus, hubert, tmp_path, monkeypatch): # noqa: F811
     main(config(corpus, hubert, tmp_path / 'a'))
     main(config(corpus, hubert, tmp_path / 'b', workers=7))
-    monkeypatch.setattr(tokenize_speech, 'POOL', 2 * RATE)
+    monkeypatch.setattr(tokenize_speech, 'POOL', 2)
     main(config(corpus, hubert, tmp_path / 'c', shard_docs=12))
     a, b, c = tree(tmp_path / 'a'), tree(tmp_path / 'b'), Units(tmp_path / 'c')
     assert a == b
     for i in range(12):
         assert np.array_equal(Units(tmp_path / 'a')[i], c[i])
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert, tmp_path, monkeypatch, capsys): # noqa: F811
     (corpus / 'bad.wav').write_text('x') # its failure must outlive the interruption too
     main(config(corpus, hubert, tmp_path / 'whole', max_fail_frac=.1))
     encode = Encoder.encode
@@ -316,6 +164,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert,
     monkeypatch.setattr(Encoder, 'encode', encode)
     (tmp_path / 'out/00002.tmp').mkdir() # a kill -9 leaves it
     (tmp_path / 'out/00002.tmp/units.npy').write_text('half')
+    for rank in (0, 5): # of a run of more processes
+        (tmp_path / f'out/info.json.{rank}.tmp').write_text('half')
     capsys.readouterr()
     main(config(corpus, hubert, tmp_path / 'out', max_fail_frac=.1))
     assert '2 of 3 shards were there already' in capsys.readouterr().out
@@ -325,7 +175,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert,
     assert '3 of 3 shards were there already' in capsys.readouterr().out
     assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
 
-def test_a_folder_begun_with_other_settings_is_refused_and_left_alone(corpus, hubert, tmp_path):
+def test_a_folder_begun_with_other_settings_is_refused_and_left_alone(corpus, hubert, tmp_path): # noqa: F811
     main(config(corpus, hubert, tmp_path / 'out'))
     before = tree(tmp_path / 'out')
     for settings, field in (({'shard_docs': 4}, 'shard_docs was 5, is now 4'), ({'layer': 1}, 'layer was 2, is now 1'),
@@ -340,7 +190,7 @@ def test_a_folder_begun_with_other_settings_is_refused_and_left_alone(corpus, hu
     with pytest.raises(Refused, match='is there already'):
         main(config(corpus, hubert, tmp_path / 'out'))
 
-def test_bad_files_are_listed_and_do_not_end_the_run(corpus, hubert, tmp_path, capfd):
+def test_bad_files_are_listed_and_do_not_end_the_run(corpus, hubert, tmp_path, capfd): # noqa: F811
     main(config(corpus, hubert, tmp_path / 'good', shard_docs=99))
     manifest = [{'id': p.stem, 'audio': str(p)} for p in sorted(corpus.rglob('u*')) if p.suffix != '.txt']
     for name, (_, make) in BAD.items():
@@ -356,7 +206,7 @@ def test_bad_files_are_listed_and_do_not_end_the_run(corpus, hubert, tmp_path, c
     for i, meta in enumerate(good.meta):
         assert np.array_equal(u[u.find(meta['id'].split('/')[-1])], good[i])
 
-def test_too_many_bad_files_end_the_run_and_mended_ones_let_it_go_on(corpus, hubert, tmp_path):
+def test_too_many_bad_files_end_the_run_and_mended_ones_let_it_go_on(corpus, hubert, tmp_path): # noqa: F811
     bad = corpus / 'deep/u10.flac'
     data = bad.read_bytes()
     bad.write_text('oops')
@@ -368,13 +218,13 @@ def test_too_many_bad_files_end_the_run_and_mended_ones_let_it_go_on(corpus, hub
     main(config(corpus, hubert, tmp_path / 'out', shard_docs=4))
     assert len(Units(tmp_path / 'out')) == 12 and (tmp_path / 'out/failures.jsonl').read_text() == ''
 
-def test_a_corpus_without_one_usable_file_is_refused(hubert, tmp_path):
+def test_a_corpus_without_one_usable_file_is_refused(hubert, tmp_path): # noqa: F811
     (tmp_path / 'audio').mkdir()
     (tmp_path / 'audio/a.wav').write_text('x')
     with pytest.raises(Refused, match='not one usable file'):
         main(config(tmp_path / 'audio', hubert, tmp_path / 'out', max_fail_frac=1.0))
 
-def test_words_of_the_corpus_are_kept_in_samples_in_the_order_of_the_units(hubert, tmp_path):
+def test_words_of_the_corpus_are_kept_in_samples_in_the_order_of_the_units(hubert, tmp_path): # noqa: F811
     lines = []
     for name, words in (('b', [['so', 0.1, 0.25005], ['what', None, 0.9]]), ('a', None), ('c', [])):
         soundfile.write(tmp_path / f'{name}.wav', speech_like(1, 1), RATE)
@@ -386,14 +236,14 @@ def test_words_of_the_corpus_are_kept_in_samples_in_the_order_of_the_units(huber
                     {'id': 'c', 'words': []}]
     assert [m['speaker'] for m in Units(tmp_path / 'out').meta] == ['anna'] * 3
 
-def test_bad_settings_and_corpora_are_refused_before_anything_is_written(corpus, hubert, tmp_path):
+def test_bad_settings_and_corpora_are_refused_before_anything_is_written(corpus, hubert, tmp_path): # noqa: F811
     for settings, match in (({'audio': ''}, 'expected --audio'), ({'margin_s': 15.0}, 'two margins must fit'),
                             ({'shard_docs': 0}, 'shard_docs is 0'), ({'max_fail_frac': 1.5}, 'between 0 and 1')):
         with pytest.raises(Refused, match=match):
             Config(**{'audio': 'x', 'out': 'y'} | settings)
     out = tmp_path / 'out'
     for settings, match in (({'audio': str(tmp_path / 'none')}, 'no such file'), ({'device': 'tpu'}, 'device is tpu'),
-                            ({'encoder': str(tmp_path)}, 'no such k-means file'), ({'layer': 7}, 'has 3 layers')):
+                            ({'kmeans': str(tmp_path / 'none')}, 'no such k-means file'), ({'encoder': str(tmp_path)}, 'expected a HubertModel'), ({'layer': 7}, 'has 3 layers')):
         with pytest.raises(Refused, match=match):
             main(Config(**vars(config(corpus, hubert, out)) | settings))
     soundfile.write(corpus / 'u00.flac', speech_like(1, 1), RATE)
@@ -402,7 +252,7 @@ def test_bad_settings_and_corpora_are_refused_before_anything_is_written(corpus,
     assert not out.exists()
 
 @pytest.mark.skipif(not LIBRISPEECH.is_dir(), reason='librispeech_mini is not here')
-def test_real_speech_goes_through_with_its_words(hubert, tmp_path):
+def test_real_speech_goes_through_with_its_words(hubert, tmp_path): # noqa: F811
     lines = [json.loads(line) for line in (LIBRISPEECH / 'manifest.jsonl').read_text().splitlines()[:6]]
     absolute = [line | {'audio': str(LIBRISPEECH / line['audio'])} for line in lines]
     (tmp_path / 'list.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in absolute))
@@ -412,3 +262,165 @@ def test_real_speech_goes_through_with_its_words(hubert, tmp_path):
         assert u.meta[i]['text'] == line['text'] and abs(u.meta[i]['seconds'] - line['duration']) < .01
         assert u[i][1].sum() == soundfile.info(LIBRISPEECH / line['audio']).frames // 640
         assert len(np.unique(u[i][0])) > 5
+
+# ----------------------------------------------------------------------------------------------------------------
+# other encoders, other corpora, long files
+
+def test_mimi_gets_24_khz_and_needs_no_k_means(corpus, mimi, tmp_path): # noqa: F811
+    main(config(corpus, mimi, tmp_path / 'out'))
+    u, encoder = Units(tmp_path / 'out'), Encoder(mimi, 1, None)
+    assert (u.info['kind'], u.info['frame_hz'], u.info['hop'], u.info['n_units']) == ('mimi', 12.5, 1280, 128)
+    assert u.info['layer'] is u.info['kmeans'] is None
+    for i, meta in enumerate(u.meta):
+        wave = load_audio(meta['path'], rate=24000)
+        assert np.array_equal(np.repeat(*u[i]), encoder.encode([wave])[0]) and meta['seconds'] == len(wave) / 24000
+    with pytest.raises(Refused, match='has its own codebook'):
+        main(config(corpus, mimi, tmp_path / 'other', kmeans=str(tmp_path / 'k.safetensors')))
+
+def test_whisper_goes_through_whole(corpus, whisper, tmp_path): # noqa: F811
+    main(config(corpus, whisper, tmp_path / 'out', window_s=4.0, margin_s=.4))
+    u = Units(tmp_path / 'out')
+    assert (u.info['kind'], u.info['layer'], u.info['frame_hz'], u.info['n_units'], len(u)) == ('whisper', 2, 25.0, 60, 12)
+    for i, meta in enumerate(u.meta):
+        assert u[i][1].sum() == len(load_audio(meta['path'])) // 640
+    with pytest.raises(Refused, match='window_s is 30, .* takes 4 s at once'):
+        main(config(corpus, whisper, tmp_path / 'other'))
+
+def test_a_long_file_is_encoded_while_it_is_read_and_gets_the_same_units(corpus, hubert, tmp_path, monkeypatch): # noqa: F811
+    soundfile.write(corpus / 'b.flac', speech_like(9.03, 1, 44100), 44100)
+    soundfile.write(corpus / 'c.wav', np.full(5 * RATE, .25), RATE) # silent, as only its end shows
+    soundfile.write(corpus / 'd.wav', speech_like(8, 1), RATE)
+    half(corpus / 'd.wav')
+    soundfile.write(corpus / 'e.wav', np.append(speech_like(4, 1), np.nan), RATE, 'FLOAT')
+    settings = dict(window_s=1.0, margin_s=.2, max_fail_frac=.5)
+    main(config(corpus, hubert, tmp_path / 'whole', **settings))
+    monkeypatch.setattr(tokenize_speech, 'LONG', .5)
+    read, blocks = tokenize_speech.stream_audio, []
+    def in_small_blocks(*args):
+        for block in read(*args):
+            for part in np.array_split(block, 1 + len(block) // 5000):
+                blocks.append(len(part))
+                yield part
+    monkeypatch.setattr(tokenize_speech, 'stream_audio', in_small_blocks)
+    main(config(corpus, hubert, tmp_path / 'out', **settings))
+    assert tree(tmp_path / 'out') == tree(tmp_path / 'whole') and len(blocks) > 100
+    assert Units(tmp_path / 'out').info['failures'] == {'NONFINITE': 1, 'SILENT': 1, 'TRUNCATED': 1}
+
+def test_another_corpus_is_read_by_its_own_file(hubert, tmp_path, monkeypatch): # noqa: F811
+    module = types.ModuleType('corpora.mine')
+    soundfile.write(tmp_path / 'x.wav', speech_like(1, 1), RATE)
+    module.utterances = lambda root: [{'id': name, 'path': f'{root}/x.wav', 'start': start, 'end': None, 'text': None,
+                                       'speaker': 's', 'words': None} for name, start in (('b', None), ('a', .5))]
+    with pytest.raises(Refused, match=r"corpus is 'mine', expected one of corpora/\*.py: .*folder") as e:
+        main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
+    assert '\n' not in str(e.value)
+    for name in ('../folder', 'folder.py', '', '__init__'):
+        with pytest.raises(Refused, match='expected one of corpora'):
+            main(config(tmp_path, hubert, tmp_path / 'out', corpus=name))
+    monkeypatch.setitem(sys.modules, 'corpora.mine', module)
+    monkeypatch.setattr(Path, 'glob', lambda self, pattern: [Path('corpora/mine.py')] if self.name == 'corpora' else [])
+    main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
+    assert [m['id'] for m in Units(tmp_path / 'out').meta] == ['a', 'b']
+    assert [r.sum() for _, r in map(Units(tmp_path / 'out').__getitem__, (0, 1))] == [12, 25]
+
+# ----------------------------------------------------------------------------------------------------------------
+# centroids from the corpus
+
+def test_centroids_are_fitted_on_the_corpus_and_used(corpus, hubert, tmp_path, capsys): # noqa: F811
+    fit = lambda name, **settings: main(config(corpus, hubert, '', fit_kmeans=20, kmeans=str(tmp_path / name), **settings))
+    fit('a.safetensors'), fit('b.safetensors', workers=1), fit('c.safetensors', seed=1), fit('d.safetensors', fit_seconds=3.0)
+    a, b, c, d = (load_centroids(tmp_path / f'{name}.safetensors') for name in 'abcd')
+    assert a.shape == (20, 32) and torch.equal(a, b) and not torch.equal(a, c) and '20 centroids of 74 frames' in capsys.readouterr().out
+    encoder, x = load(hubert), []
+    for i in range(12):
+        x.append(encoder.features(load_audio(next(corpus.rglob(f'u{i:02d}.[!t]*')))))
+    x = torch.from_numpy(np.concatenate(x))
+    spread = lambda c: torch.cdist(x, c).min(1).values.square().mean()
+    assert spread(a) < .8 * spread(x[:20]) and spread(a) < 1.02 * spread(c) and spread(a) < spread(d)
+    main(config(corpus, hubert, tmp_path / 'out', kmeans=str(tmp_path / 'a.safetensors')))
+    u = Units(tmp_path / 'out')
+    assert u.info['n_units'] == 20 and len(np.unique(np.concatenate(u.units))) > 15
+
+def test_a_fit_that_cannot_be_is_refused(corpus, hubert, mimi, tmp_path, monkeypatch): # noqa: F811
+    new = str(tmp_path / 'k.safetensors')
+    for match, folder, settings in (('too few for 9999 centroids', hubert, {'fit_kmeans': 9999}), ('nothing to fit', mimi, {}),
+                                    ('is there already', hubert, {'kmeans': str(hubert / 'kmeans.safetensors')})):
+        with pytest.raises(Refused, match=match):
+            main(config(corpus, folder, '', **{'fit_kmeans': 5, 'kmeans': new} | settings))
+    with pytest.raises(Refused, match='with --kmeans=NEW'):
+        config(corpus, hubert, '', fit_kmeans=5)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(Refused, match='in one process'):
+        main(config(corpus, hubert, '', fit_kmeans=5, kmeans=new))
+    assert not Path(new).exists()
+
+# ----------------------------------------------------------------------------------------------------------------
+# several processes
+
+def spawn(cfg, rank, world):
+    """A process of its own that runs main as torchrun's rank does."""
+    def work():
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+        torch.set_num_threads(1)
+        main(cfg)
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    return process
+
+def on_ranks(cfg, world):
+    """Exit codes of `world` processes."""
+    processes = [spawn(cfg, rank, world) for rank in range(world)]
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+def test_any_number_of_processes_writes_the_same_bytes(corpus, hubert, tmp_path): # noqa: F811
+    (corpus / 'bad.wav').write_text('x')
+    run = lambda name, world: on_ranks(config(corpus, hubert, tmp_path / name, shard_docs=2, max_fail_frac=.2), world)
+    assert run('one', 1) == [0] and run('three', 3) == [0] * 3 and run('nine', 9) == [0] * 9 # more ranks than shards
+    assert tree(tmp_path / 'one') == tree(tmp_path / 'three') == tree(tmp_path / 'nine')
+    assert len(Units(tmp_path / 'three').units) == 7
+
+def test_the_last_rank_to_finish_writes_info_and_one_that_fails_holds_nobody_up(corpus, hubert, tmp_path, capfd): # noqa: F811
+    cfg = config(corpus, hubert, tmp_path / 'out', shard_docs=2)
+    assert [spawn(cfg, 1, 2).join(60) or (tmp_path / 'out/info.json').exists() for _ in range(2)] == [False, False]
+    assert 'rank 1 is done, 3 of 6 shards are other ranks' in capfd.readouterr().out
+    assert spawn(cfg, 0, 2).join(60) or len(Units(tmp_path / 'out')) == 12
+    (corpus / 'deep/u01.flac').write_text('x') # in the first shard, of rank 0
+    cfg = config(corpus, hubert, tmp_path / 'other', shard_docs=2)
+    assert on_ranks(cfg, 2) == [1, 0] and not (tmp_path / 'other/info.json').exists()
+    assert sorted(p.name for p in (tmp_path / 'other').iterdir() if p.is_dir()) == ['00001', '00003', '00005']
+
+def test_ranks_that_exceed_the_share_of_failures_together_are_refused_with_what_to_do(corpus, hubert, tmp_path): # noqa: F811
+    for name in ('u00.flac', 'u09.wav'):
+        next(corpus.rglob(name.split('.')[0] + '.[!t]*')).write_text('x')
+    cfg = lambda frac: config(corpus, hubert, tmp_path / 'out', shard_docs=6, max_fail_frac=frac)
+    assert on_ranks(cfg(.2), 2) == [0, 0]
+    with pytest.raises(Refused, match='2 of 12 files cannot be used .*; when mended, delete the shards that list them and run'):
+        main(cfg(.1))
+
+def killed_at(cfg, world, after):
+    """Starts `world` processes and kills all of them after so many seconds."""
+    processes = [spawn(cfg, rank, world) for rank in range(world)]
+    time.sleep(after)
+    for process in processes:
+        process.kill()
+        process.join()
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_end_with_the_same_bytes_at_another_number_of_processes(corpus, hubert, tmp_path): # noqa: F811
+    for i in range(12, 40):
+        soundfile.write(corpus / f'u{i}.flac', speech_like(1 + i / 10, i), RATE)
+    (corpus / 'bad.wav').write_text('x')
+    run = lambda name: config(corpus, hubert, tmp_path / name, shard_docs=3, max_fail_frac=.2)
+    start = time.perf_counter()
+    assert on_ranks(run('whole'), 1) == [0]
+    took, rng, shards = time.perf_counter() - start, np.random.default_rng(0), set()
+    for i in range(10):
+        cfg, (before, after) = run(f'k{i}'), rng.choice([1, 2, 3], 2, replace=False)
+        killed_at(cfg, before, rng.uniform(.05, 1) * took)
+        there = sorted(Path(cfg.out).glob('0*')) if Path(cfg.out).exists() else []
+        shards.add(len([p for p in there if p.suffix != '.tmp']))
+        assert on_ranks(cfg, int(after)) == [0] * after
+        assert tree(Path(cfg.out)) == tree(tmp_path / 'whole'), f"killed {i}"
+    assert len(shards) > 3, f"the kills met {shards} complete shards"

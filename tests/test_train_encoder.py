@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip('transformers')
 from configurator import Refused
+from encoders import Encoder, load_centroids
 from tiny import train_encoder as te
-from tokenize_speech import Encoder, load_centroids
 
 SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 

@@ -32,7 +32,8 @@ import soundfile
 from align import write_words_shard
 from audio import RATE
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
-from tokenize_speech import Encoder, deduplicate, load_centroids, write_units_shard
+from encoders import Encoder, load_centroids
+from tokenize_speech import deduplicate, write_units_shard
 
 PARTS = {'stories': ('stories',), 'talk': ('talk',), 'items': ('items-main', 'items-unseen')} # and what tiny/speak.py calls them
 JOINED = ('right', 'wrong', 'topic') # endings of an item, spoken after its context

@@ -44,8 +44,8 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 from audio import RATE, load_audio
 from configurator import Refused, atomically, record, run, sha256, write_json
 from corpora.folder import utterances
+from encoders import Encoder, load_centroids
 from folders import read_lines
-from tokenize_speech import Encoder, load_centroids
 
 HOP = 640 # samples a frame: 25 Hz
 STAGES = ('features', 'classes', 'train', 'export', 'score')

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 
 from audio import RATE
 from configurator import Refused, progress, record, run, write_json
+from encoders import Encoder, load_centroids
 from tiny.pack import Config as PackConfig
 from tiny.pack import encode_part, with_joined
 from tiny.speak import distance, documents
-from tokenize_speech import Encoder, load_centroids
 from vocoder import MelConfig, UnitToMel, griffin_lim, load_vocoder, log_mel
 
 

@@ -1,0 +1,359 @@
+"""encoders.py against plain transformers, slow versions, known clusters; every model is made here, small and random."""
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import speech_like
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    MimiConfig,
+    MimiModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from audio import RATE, load_audio
+from configurator import Refused
+from encoders import Encoder, centroids_path, fit_kmeans, load_centroids, windows
+
+GOLDEN = Path(__file__).parents[2] / 'shared/data/hubert_base_golden'
+KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2) # 25 Hz; without the last: 50 Hz
+
+def make_encoder(folder, kernels=KERNELS, strides=STRIDES, K=60, **settings):
+    """A random HubertModel whose norms do something, and centroids that are frames of it: many units occur."""
+    torch.manual_seed(0)
+    settings = dict(feat_extract_norm='group', conv_pos_batch_norm=False, do_stable_layer_norm=False) | settings
+    model = HubertModel(HubertConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, conv_dim=(16,) * len(kernels),
+        conv_kernel=kernels, conv_stride=strides, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        initializer_range=.2, **settings)).eval()
+    for name, p in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if 'norm' in name and p.is_floating_point():
+            p.data.uniform_(.5, 1.5) if name.endswith(('weight', 'var')) else p.data.normal_(0, .5)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        x = torch.from_numpy(speech_like(60 * K * math.prod(strides) / RATE / 10, 99))[None]
+        h = model(x, output_hidden_states=True).hidden_states[2][0]
+    save_file({'centroids': h[torch.randperm(len(h))[:K]].contiguous()}, folder / 'kmeans.safetensors')
+    return folder
+
+def load(folder, **settings):
+    return Encoder(folder, 2, load_centroids(folder / 'kmeans.safetensors'), **settings)
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+@pytest.fixture(scope='session')
+def hubert(tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp('encoder') / 'hubert')
+
+# ----------------------------------------------------------------------------------------------------------------
+# encoder
+
+VARIANTS = {'group': {}, 'mhubert': dict(conv_pos_batch_norm=True),
+            'layer': dict(feat_extract_norm='layer', conv_bias=True, conv_pos_batch_norm=True),
+            'large': dict(feat_extract_norm='layer', do_stable_layer_norm=True),
+            '50hz': dict(kernels=KERNELS[:-1], strides=STRIDES[:-1])}
+
+@pytest.fixture(scope='session', params=VARIANTS)
+def variant(request, tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp('encoder') / request.param, **VARIANTS[request.param])
+
+def test_units_of_a_file_are_the_same_alone_and_in_a_batch(variant):
+    waves = [speech_like(s, i) for i, s in enumerate((.05, .3, .77, 1.5, 2.01, 4, 7.3))]
+    encoder = load(variant)
+    encoder.batch = 10**9 # as on CUDA: all in one padded batch
+    together = encoder.encode(waves)
+    assert len(np.unique(np.concatenate(together))) > 20 # units that never change would prove nothing
+    for wave, units in zip(waves, together):
+        assert np.array_equal(encoder.encode([wave])[0], units)
+    assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves[::-1])[::-1], together))
+    for encoder.batch in (0, 3 * RATE): # none, other batches
+        assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(waves), together))
+
+def test_units_are_the_centroids_nearest_to_the_layer_of_plain_transformers(variant):
+    model, encoder = HubertModel.from_pretrained(variant).eval(), load(variant)
+    assert len(encoder.net.model.encoder.layers) == 2 and encoder.net.pad == (40, 40)
+    for wave in (speech_like(3, 5), speech_like(.9, 6)):
+        with torch.inference_mode():
+            x = torch.nn.functional.pad(torch.from_numpy(wave), (40, 40))[None]
+            h = model(x, output_hidden_states=True).hidden_states[2][0]
+        distance = torch.cdist(h.double(), encoder.centroids.double())
+        units = torch.from_numpy(encoder.encode([wave])[0])
+        excess = distance.gather(1, units[:, None])[:, 0] - distance.min(1).values
+        assert excess.max() < 1e-4, f"a unit is {excess.max():.1e} further than the nearest"
+
+def test_frames_are_exactly_samples_over_hop(hubert):
+    encoder, rng = load(hubert), np.random.default_rng(0)
+    assert encoder.hop == encoder.step == 640 and encoder.net.receptive == 720
+    for n in rng.integers(640, 500000, 1000): # the convolutions one after another
+        frames = n + 80
+        for kernel, stride in zip(KERNELS, STRIDES):
+            frames = len(range(0, frames - kernel + 1, stride))
+        assert frames == n // 640
+    wave, lengths = speech_like(4, 1), [*rng.integers(640, 20000, 16), 640, 1279, 1280, 64000]
+    assert [len(u) for u in encoder.encode([wave[:n] for n in lengths])] == [n // 640 for n in lengths]
+    with pytest.raises(Refused, match='639 samples are less than one frame of 640'):
+        encoder.encode([np.zeros(639, np.float32)])
+
+def test_windows_keep_every_frame_once_and_far_from_cuts_whatever_the_blocks():
+    rng = np.random.default_rng(0)
+    for n, size, margin, rest in itertools.product(range(1, 400, 7), (20, 50), (0, 3, 9), (0, 4)):
+        wave = np.arange(n * 5 + rest, dtype=np.float32) # 5 samples a frame
+        parts = list(windows([wave], 5, size, margin))
+        assert [first + f for first, a, b, _ in parts for f in range(a, b)] == list(range(n))
+        for i, (first, a, b, x) in enumerate(parts):
+            last, frames = i == len(parts) - 1, len(x) // 5
+            assert 0 <= a < b <= frames <= size and x[0] == 5 * first and len(x) == 5 * frames + rest * last
+            assert (first == 0 or a >= margin) and (last or frames - b >= margin)
+        blocks = windows(np.split(wave, sorted(rng.integers(0, len(wave), 6))), 5, size, margin)
+        assert all(p[:3] == q[:3] and np.array_equal(p[3], q[3]) for p, q in zip(parts, blocks, strict=True))
+
+def test_long_audio_is_its_windows_stitched_and_depends_on_nothing_else(hubert):
+    long, other = speech_like(9.03, 3), speech_like(1, 4)
+    encoder = load(hubert, window_s=4, margin_s=.4) # 100 and 10 frames
+    units = encoder.encode([other, long])[1]
+    parts = [encoder.encode([long[a * 640:b]])[0] for a, b in ((0, 64000), (80, 180 * 640), (160, len(long)))]
+    by_hand = np.concatenate([parts[0][:90], parts[1][10:90], parts[2][10:]])
+    assert np.array_equal(units, by_hand) and len(units) == len(long) // 640
+    whole = load(hubert).encode([long])[0] # shorter than 30 s: not cut
+    assert np.array_equal(load(hubert, window_s=9.1).encode([long])[0], whole)
+
+def test_half_precision_weights_load_and_the_hash_follows_the_weights_not_the_files(hubert, tmp_path):
+    model = HubertModel.from_pretrained(hubert)
+    model.half().save_pretrained(tmp_path / 'half')
+    centroids = load_centroids(hubert / 'kmeans.safetensors')
+    half = Encoder(tmp_path / 'half', 2, centroids)
+    model.float().save_pretrained(tmp_path / 'again', max_shard_size='20KB') # the same numbers in other files
+    again = Encoder(tmp_path / 'again', 2, centroids)
+    waves = [speech_like(2, 1)]
+    assert half.hash == again.hash and np.array_equal(half.encode(waves)[0], again.encode(waves)[0])
+    hashes = {load(hubert).hash, half.hash, Encoder(tmp_path / 'half', 1, centroids).hash,
+              Encoder(tmp_path / 'half', 2, centroids + 1).hash}
+    assert len(hashes) == 4
+
+def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
+    def refused(match, name, layer=2, centroids=torch.zeros(5, 32)):
+        with pytest.raises(Refused, match=match) as e:
+            Encoder(name, layer, centroids)
+        assert '\n' not in str(e.value)
+    refused('expected a HubertModel', tmp_path / 'nowhere')
+    refused('has 3 layers, --layer=4', hubert, 4)
+    refused('has 3 layers, --layer=0', hubert, 0)
+    for i, config in enumerate(({'model_type': 'hubert', 'hidden_size': 'x'}, {'model_type': 'hubert', 'conv_stride': [5, 2]},
+                                {'model_type': ['x']}, {'model_type': 'mimi', 'codebook_size': 100}, [1])):
+        (tmp_path / f'{i}').mkdir()
+        (tmp_path / f'{i}/config.json').write_text(json.dumps(config))
+        refused('expected a HubertModel, WhisperModel or MimiModel', tmp_path / f'{i}')
+    refused('a hubert encoder needs centroids', hubert, 2, None)
+    refused('centroids have 16 numbers, .* gives 32', hubert, 2, torch.zeros(5, 16))
+    for name in ('other', 'missing', 'cut'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_bytes((hubert / 'config.json').read_bytes())
+    (tmp_path / 'other/config.json').write_text('{"model_type": "bert"}')
+    refused("holds a 'bert', expected a HubertModel, Whisper", tmp_path / 'other')
+    refused('expected a HubertModel', tmp_path / 'missing')
+    weights = load_file(hubert / 'model.safetensors')
+    del weights['encoder.layers.1.attention.k_proj.weight']
+    save_file(weights, tmp_path / 'missing/model.safetensors', {'format': 'pt'})
+    refused('lacks 1 weights of the model, the first is encoder.layers.1', tmp_path / 'missing')
+    (tmp_path / 'cut/model.safetensors').write_bytes((hubert / 'model.safetensors').read_bytes()[:5000])
+    refused('expected a HubertModel', tmp_path / 'cut')
+
+def test_centroids_are_read_from_safetensors_only(tmp_path):
+    path = tmp_path / 'km.bin'
+    path.write_bytes(b'\x80\x04]K\x01a.')
+    with pytest.raises(Refused, match='a pickled k-means is never read'):
+        load_centroids(path)
+    with pytest.raises(Refused, match='no such k-means file'):
+        load_centroids(tmp_path / 'none.safetensors')
+    for tensors, match in (({'c': torch.zeros(5, 3)}, 'centroids'), ({'centroids': torch.zeros(5)}, r'shape \(5,\)'),
+                           ({'centroids': torch.full((5, 3), math.nan)}, 'finite')):
+        save_file(tensors, path)
+        with pytest.raises(Refused, match=match):
+            load_centroids(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Whisper and Mimi
+
+def make_whisper(folder, K=60):
+    """A random WhisperModel of 4-second windows, and centroids that are frames of it."""
+    torch.manual_seed(0)
+    model = WhisperModel(WhisperConfig(d_model=32, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=2,
+                                       decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=20, vocab_size=70, pad_token_id=0,
+                                       bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, max_source_positions=200,
+                                       max_target_positions=20, init_std=.2)).eval()
+    model.save_pretrained(folder)
+    h = whisper_frames(model, [speech_like(4, 99), speech_like(4, 98)], 2).flatten(0, 1)
+    save_file({'centroids': h[torch.randperm(len(h))[:K]].contiguous()}, folder / 'kmeans.safetensors')
+    return folder
+
+@torch.inference_mode()
+def whisper_frames(model, waves, layer):
+    """The plain way: transformers' features, all layers, two frames averaged by hand."""
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=4)
+    x = extractor(waves, sampling_rate=RATE, return_tensors='pt').input_features
+    h = model.encoder(x, output_hidden_states=True).hidden_states[layer]
+    return (h[:, 0::2] + h[:, 1::2]) / 2
+
+def make_mimi(folder):
+    """A random MimiModel whose codebooks hold something."""
+    torch.manual_seed(0)
+    model = MimiModel(MimiConfig(hidden_size=32, num_filters=4, codebook_size=128, codebook_dim=16, num_hidden_layers=2,
+                                 vector_quantization_hidden_dimension=16, intermediate_size=48, num_attention_heads=4,
+                                 num_key_value_heads=4, head_dim=8, num_quantizers=4, upsample_groups=32, sliding_window=20)).eval()
+    for name, p in model.named_buffers():
+        if name.endswith('embed_sum'):
+            p.normal_()
+        if name.endswith('cluster_usage'):
+            p.uniform_(.5, 2)
+    with torch.inference_mode(): # entries that are frames: many units occur
+        semantic = model.quantizer.semantic_residual_vector_quantizer
+        h = semantic.input_proj(model.encoder(torch.from_numpy(speech_like(20, 99, 24000))[None, None]).latents)[0].T
+        codebook = semantic.layers[0].codebook
+        codebook.embed_sum[:] = h[torch.randperm(len(h))[:128]] * codebook.cluster_usage[:, None]
+    model.save_pretrained(folder)
+    return folder
+
+@pytest.fixture(scope='session')
+def whisper(tmp_path_factory):
+    return make_whisper(tmp_path_factory.mktemp('encoder') / 'whisper')
+
+@pytest.fixture(scope='session')
+def mimi(tmp_path_factory):
+    return make_mimi(tmp_path_factory.mktemp('encoder') / 'mimi')
+
+def test_whisper_units_are_those_of_plain_transformers(whisper):
+    model, encoder = WhisperModel.from_pretrained(whisper).eval(), load(whisper, window_s=4, margin_s=.4)
+    assert len(encoder.net.model.layers) == 2 and (encoder.kind, encoder.hop, encoder.step, encoder.n_units) == ('whisper', 640, 640, 60)
+    waves = [speech_like(s, i) for i, s in enumerate((4, .04, 1.5, 3.03))]
+    for wave, units in zip(waves, encoder.encode(waves)):
+        h = whisper_frames(model, [wave], 2)[0, :len(wave) // 640]
+        ours = torch.from_numpy(encoder.features(wave))
+        assert ours.shape == h.shape and (ours - h).abs().max() < 1e-4 * h.abs().max()
+        distance = torch.cdist(h.double(), encoder.centroids.double())
+        excess = distance.gather(1, torch.from_numpy(units)[:, None])[:, 0] - distance.min(1).values
+        assert excess.max() < 1e-4 and len(units) == len(wave) // 640
+    assert len(np.unique(units)) > 10
+
+def test_the_mel_of_whisper_is_the_published_one(whisper):
+    encoder = load(whisper, window_s=4, margin_s=.4)
+    wave = speech_like(4, 7)
+    theirs = WhisperFeatureExtractor(feature_size=20, chunk_length=4)(wave, sampling_rate=RATE, return_tensors='pt').input_features
+    assert (encoder.net.log_mel(torch.from_numpy(wave)[None]) - theirs).abs().max() < 1e-5
+
+def test_mimi_units_are_the_first_codebook_of_plain_transformers(mimi):
+    model, encoder = MimiModel.from_pretrained(mimi).eval(), Encoder(mimi, 1, None)
+    assert (encoder.rate, encoder.step, encoder.hop, encoder.n_units, encoder.layer) == (24000, 1920, 1280, 128, None)
+    assert centroids_path(mimi) is None
+    for seconds in (.08, 1, 7.77):
+        wave = speech_like(seconds, 3, 24000)
+        [units] = encoder.encode([wave])
+        with torch.inference_mode():
+            codes = model.encode(torch.from_numpy(wave)[None, None]).audio_codes[0, 0].numpy() # one more: its last frame is cut
+        assert len(units) == len(wave) // 1920 and np.array_equal(units, codes[:len(units)])
+    assert len(np.unique(units)) > 20
+
+@pytest.mark.parametrize('kind', ['whisper', 'mimi'])
+def test_units_are_the_same_alone_together_and_in_blocks(kind, request):
+    folder = request.getfixturevalue(kind)
+    encoder = Encoder(folder, 2, None if kind == 'mimi' else load_centroids(folder / 'kmeans.safetensors'), window_s=4, margin_s=.4)
+    waves = [speech_like(s, i, encoder.rate) for i, s in enumerate((.09, .3, 1.5, 4, 2.01, 13.7))]
+    alone = [encoder.encode([wave])[0] for wave in waves]
+    for encoder.batch in (10**9, 9 * encoder.rate, 0):
+        together = encoder.encode(waves)
+        assert all(map(np.array_equal, alone, together)) and len(np.unique(np.concatenate(together))) > 20
+        for wave, units in zip(waves, alone):
+            assert np.array_equal(encoder.encode_blocks(np.array_split(wave, 5)), units) and len(units) == len(wave) // encoder.step
+
+def test_windows_of_no_frames_are_refused(hubert, mimi):
+    for folder, arguments in ((hubert, (load_centroids(hubert / 'kmeans.safetensors'), 'cpu', .08, .03)), (mimi, (None, 'cpu', .2, .09))):
+        with pytest.raises(Refused, match='more than two margins'):
+            Encoder(folder, 2, *arguments)
+
+def test_half_files_and_hashes_of_the_other_kinds(whisper, mimi, tmp_path):
+    c = load_centroids(whisper / 'kmeans.safetensors')
+    hashes = {Encoder(whisper, n, c + d, window_s=4, margin_s=1).hash for n, d in ((1, 0), (2, 0), (2, 1))} | {Encoder(mimi, 1, None).hash}
+    assert len(hashes) == 4 and Encoder(mimi, 8, None).hash in hashes
+    model = MimiModel.from_pretrained(mimi)
+    model.quantizer.acoustic_residual_vector_quantizer.layers[1].codebook.embed_sum += 1 # decides no unit
+    model.decoder.upsample.conv.weight.data += 1
+    model.save_pretrained(tmp_path / 'other')
+    assert Encoder(tmp_path / 'other', 1, None).hash in hashes
+    model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook.embed_sum[5] += 1
+    model.save_pretrained(tmp_path / 'another')
+    assert Encoder(tmp_path / 'another', 1, None).hash not in hashes
+
+def test_what_does_not_fit_the_kind_is_refused_in_one_line(whisper, mimi, tmp_path):
+    c = load_centroids(whisper / 'kmeans.safetensors')
+    for match, *arguments in (('window_s is 30, .* takes 4 s at once', whisper, 2, c), ('has 3 layers, --layer=4', whisper, 4, c),
+                              ('a whisper encoder needs centroids', whisper, 2, None), ('has its own codebook', mimi, 2, c)):
+        with pytest.raises(Refused, match=match) as e:
+            Encoder(*arguments)
+        assert '\n' not in str(e.value)
+    for kind, key in ((whisper, 'encoder.conv1.weight'), (mimi, 'quantizer.semantic_residual_vector_quantizer.input_proj.weight')):
+        folder = tmp_path / kind.name
+        folder.mkdir()
+        (folder / 'config.json').write_bytes((kind / 'config.json').read_bytes())
+        weights = load_file(kind / 'model.safetensors')
+        del weights[key]
+        save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+        with pytest.raises(Refused, match='lacks 1 weights of the model, the first is .*' + key.rsplit('.', 2)[1]):
+            Encoder(folder, 2, c if kind is whisper else None, window_s=4)
+
+# ----------------------------------------------------------------------------------------------------------------
+# k-means
+
+def inertia(x, centroids):
+    return torch.cdist(x.double(), centroids.double()).min(1).values.square().mean().item()
+
+def test_made_clusters_are_found_again_whatever_the_seed():
+    rng = torch.Generator().manual_seed(0)
+    centers = 10 * torch.randn(40, 8, generator=rng)
+    x = (centers[torch.randint(40, (6000,), generator=rng)] + .1 * torch.randn(6000, 8, generator=rng)) + 100
+    for seed in range(3):
+        found, mean = fit_kmeans(x, 40, seed)
+        assert torch.cdist(found - 100, centers).min(0).values.max() < .1 and torch.cdist(found - 100, centers).argmin(1).unique().numel() == 40
+        assert abs(mean - inertia(x, found)) < 1e-3 * mean and abs(mean - 8 * .01) < .01
+    assert torch.equal(found, fit_kmeans(x, 40, seed)[0]) and not torch.equal(found, fit_kmeans(x, 40, 9)[0])
+
+def test_as_many_centroids_as_rows_and_equal_rows_end():
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    found, mean = fit_kmeans(x, 7)
+    assert mean < 1e-6 and torch.cdist(found, x).min(1).values.max() < 1e-3
+    assert fit_kmeans(torch.ones(50, 3), 5)[0].isfinite().all()
+
+@pytest.mark.parametrize('K', [10, 100])
+def test_the_distance_is_at_most_5_percent_above_that_of_sklearn(K):
+    cluster = pytest.importorskip('sklearn.cluster')
+    rng = np.random.default_rng(0)
+    x = np.cumsum(rng.standard_normal((5000, 16)) * rng.choice([.1, 3], (5000, 1)), 0).astype(np.float32) % 20 # clumps and tails
+    for seed in range(2):
+        theirs = cluster.KMeans(K, n_init=1, random_state=seed).fit(x).inertia_ / len(x)
+        ours = inertia(torch.from_numpy(x), fit_kmeans(torch.from_numpy(x), K, seed)[0])
+        assert ours < 1.05 * theirs, f"{ours:.4f}, sklearn {theirs:.4f}"
+
+# ----------------------------------------------------------------------------------------------------------------
+# real HuBERT-base: 11.9 s, its layer 9 and its km500 units (the centroids themselves are not there)
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason='hubert_base_golden is not here')
+def test_real_features_and_units_fit_each_other_and_the_frames(tmp_path):
+    wave = load_audio(GOLDEN / '6313-76958-0021.flac')
+    encoder = load(make_encoder(tmp_path / '50hz', **VARIANTS['50hz'])) # the strides of HuBERT-base, small and random
+    h = torch.from_numpy(np.load(GOLDEN / 'sample.base.L9.npy'))
+    units = np.array((GOLDEN / 'sample.base.L9.km500.km').read_text().split(), int)
+    assert len(encoder.encode([wave])[0]) == len(wave) // 320 == len(h) == len(units) == 596
+    ids = np.unique(units) # 233 of the 500; the mean of a unit's frames stands in for its centroid
+    encoder.centroids = torch.stack([h[units == k].mean(0) for k in ids])
+    same = (ids[encoder._nearest(h)] == units).mean()
+    assert same > .85, f"{same:.3f} of the frames are nearest to their own unit's mean"
