@@ -1,7 +1,9 @@
 """
-A published k-means file -> safetensors that tokenize_speech.py reads.
+Published files that are pickles -> safetensors: k-means for tokenize_speech.py, unit HiFi-GANs for vocoder.py.
 
     python convert.py --kmeans=mhubert_base_25hz_L11_km500.bin --out=km500.safetensors
+    python convert.py --vocoder=hifigan_lj_mhubert_base_25hz.pt --config=hifigan_lj_mhubert_base_25hz_config.json \\
+                      --units_hash=HASH --out=vocoder          HASH: of the info.json of the units it is to speak
 
 Published k-means files are scikit-learn's KMeans or MiniBatchKMeans dumped by joblib: a pickle, plain or in zlib or gzip,
 with the bytes of each array right behind the object that describes it,
@@ -12,6 +14,9 @@ Unpickling would run what the file says. Here nothing is unpickled, and neither 
 opcodes are read one by one (pickletools only splits them), the few that such a file needs build tuples, dicts and
 `Made` records of plain data, and a name is a name: it is never looked up, called or imported. Whatever else a file holds
 (another name, another opcode, an array of objects, more bytes or opcodes than a k-means has) is refused in one line.
+
+A vocoder's .pt is a torch.save of {'generator': weights}: torch reads it with weights_only, its own list of what a file of
+tensors needs. Weight norm is multiplied out, w = g v / |v|, the norm over all but the first dimension.
 """
 import io
 import json
@@ -24,7 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import save_file
 
-from configurator import Refused, atomically, record, run, sha256
+from audio import RATE
+from configurator import Refused, atomically, record, run, sha256, write_json
 
 MOST_BYTES, MOST_OPCODES = 1 << 28, 100_000 # of a file, once it is decompressed
 
@@ -40,11 +46,14 @@ DTYPES = {'b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8'
 @dataclass(frozen=True)
 class Config:
     kmeans: str = '' # the file that joblib wrote
-    out: str = '' # NEW.safetensors, with 'centroids' (K, C) in float32
+    vocoder: str = '' # or the .pt of a unit HiFi-GAN of textlesslib,
+    config: str = '' # its config.json,
+    units_hash: str = '' # and of which units it is; '': not checked when it speaks
+    out: str = '' # NEW.safetensors, with 'centroids' (K, C) in float32; or the vocoder's new folder
 
     def __post_init__(self):
-        if not self.kmeans or not self.out:
-            raise Refused("expected --kmeans=FILE and --out=NEW.safetensors")
+        if bool(self.kmeans) == bool(self.vocoder) or bool(self.vocoder) != bool(self.config) or not self.out:
+            raise Refused("expected --kmeans=FILE and --out=NEW.safetensors, or --vocoder=FILE.pt, --config=FILE.json and --out=FOLDER")
 
 class Name(str):
     """'module name' of a global."""
@@ -221,9 +230,48 @@ def read_kmeans(path):
     except Bad as e:
         raise Refused(f"{path}: {e}; expected a (MiniBatch)KMeans of scikit-learn that joblib dumped") from None
 
+def read_generator(path):
+    """A textlesslib checkpoint's generator: {name: float32 tensor}, weight norm multiplied out. Raises Refused."""
+    import torch
+
+    try:
+        weights = torch.load(path, map_location='cpu', weights_only=True)['generator']
+        weights = {name: tensor.float() for name, tensor in weights.items()}
+    except Exception as e: # whatever a file that is none raises
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise Refused(f"{path}: expected a torch file of tensors with 'generator' in it ({ascii(why)[:160]})") from None
+    for name in [name for name in weights if name.endswith('.weight_v')]:
+        v, g = weights.pop(name), weights.pop(name[:-1] + 'g', None)
+        if g is None or v.ndim < 2 or g.numel() != len(v):
+            raise Refused(f"{path}: {name} has no weight_g of {len(v)} numbers beside it")
+        weights[name[:-2]] = v * (g.flatten() / v.flatten(1).norm(dim=1)).view(-1, *[1] * (v.ndim - 1))
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise Refused(f"{path}: a weight is not finite")
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+def write_vocoder(cfg):
+    from safetensors.torch import save_file as save_tensors
+
+    from vocoder import load_vocoder
+    try:
+        with open(cfg.config, encoding='utf-8') as f:
+            settings = json.load(f)
+        if not isinstance(settings, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as e:
+        raise Refused(f"{cfg.config}: expected the vocoder's settings in JSON ({e})") from None
+    with atomically(cfg.out) as tmp:
+        tmp.mkdir()
+        save_tensors(read_generator(cfg.vocoder), tmp / 'model.safetensors')
+        write_json(tmp / 'config.json', {**settings, 'units_hash': cfg.units_hash, 'made': {**record(cfg), 'source': sha256(cfg.vocoder)}})
+        vocoder = load_vocoder(tmp)
+    print(f"{cfg.out}: a vocoder of {vocoder.cfg.num_embeddings} units, {RATE / vocoder.hop:g} a second")
+
 def main(cfg):
     if os.path.exists(cfg.out):
         raise Refused(f"{cfg.out}: is there already; take another --out, or delete it")
+    if cfg.vocoder:
+        return write_vocoder(cfg)
     centroids = read_kmeans(cfg.kmeans)
     with atomically(cfg.out) as tmp:
         save_file({'centroids': centroids}, tmp, {'made': json.dumps({**record(cfg), 'source': sha256(cfg.kmeans)})})

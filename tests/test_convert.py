@@ -1,6 +1,7 @@
 """convert.py: a file that joblib wrote comes back; whatever else a pickle says is refused in one line and never done."""
 import base64
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -9,12 +10,14 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 import convert
 from configurator import Refused
 from convert import Config, main, read_kmeans
 from encoders import load_centroids
+from vocoder import load_vocoder
 
 # scikit-learn 1.9.1's MiniBatchKMeans(2, random_state=0, n_init=1, batch_size=4) of [0, 0], [0, 1], [10, 10], [10, 11],
 # dumped by joblib 1.6.0 with protocol 4; compressed here
@@ -269,3 +272,48 @@ def test_only_opcodes_that_a_k_means_needs_are_known(file):
         if opcode.name not in known:
             data = b'\x80\x04NNN' + opcode.code.encode('latin1') + b'\0' * 16 + b'\n\n.'
             assert opcode.name in refused(file(data), 'which no k-means needs|damaged') or opcode.arg is not None
+
+# ----------------------------------------------------------------------------------------------------------------
+# vocoders
+
+def published(folder, change=lambda state: state):
+    """A checkpoint as textlesslib publishes it, weight norm in it, of tests/test_vocoder.py's shape; and the weights."""
+    from test_vocoder import PUBLISHED, hifigan
+    _, weights = hifigan(folder / 'plain')
+    state = {}
+    for name, w in weights.items():
+        if w.ndim == 3 and not name.startswith('dur'):
+            g = w.flatten(1).norm(dim=1).view(-1, 1, 1)
+            state |= {name + '_g': g, name + '_v': w / g * 3.0} # v of any length
+        else:
+            state[name] = w
+    torch.save({'generator': change(state)}, folder / 'g.pt')
+    (folder / 'config.json').write_text(json.dumps(PUBLISHED))
+    return Config(vocoder=str(folder / 'g.pt'), config=str(folder / 'config.json'), units_hash='abc', out=str(folder / 'vocoder'))
+
+def test_a_published_vocoder_becomes_a_folder_that_speaks(tmp_path, capsys):
+    from test_vocoder import RUNS, UNITS
+    cfg = published(tmp_path)
+    main(cfg)
+    assert '10 units, 400 a second' in capsys.readouterr().out
+    ours, plain = (load_vocoder(path).speak(UNITS, RUNS) for path in (cfg.out, tmp_path / 'plain'))
+    for a, b in zip(ours, plain):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    with pytest.raises(Refused, match="made for units abc"):
+        load_vocoder(cfg.out).speak(UNITS, units_hash='x')
+
+class Shell:
+    def __reduce__(self):
+        return os.system, ('touch hostile',)
+
+@pytest.mark.parametrize('change, message', [
+    (lambda state: state | {'x': Shell()}, "expected a torch file of tensors"),
+    (lambda state: [1], "expected a torch file of tensors with 'generator'"),
+    (lambda state: {k: v for k, v in state.items() if not k.endswith('_g')}, "has no weight_g"),
+    (lambda state: {k: v for k, v in state.items() if 'conv_post' not in k}, "not a vocoder"),
+    (lambda state: {k: v * torch.nan for k, v in state.items()}, "not finite")])
+def test_other_vocoder_files_are_refused_and_never_run(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=message) as e:
+        main(published(tmp_path, change))
+    assert '\n' not in str(e.value) and not (tmp_path / 'vocoder').exists() and not (tmp_path / 'hostile').exists()
