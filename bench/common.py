@@ -127,5 +127,6 @@ def table(rows, *columns, keep=lambda rows: None):
 def save(name, dry, **found):
     """bench/results/NAME.json, or nothing if it is only a dry run."""
     if not dry:
-        command = ' '.join(['python', *(os.path.relpath(arg, ROOT) if os.path.exists(arg) else arg for arg in sys.argv)])
+        near = lambda path: os.path.relpath(path, ROOT) if Path(path).resolve().is_relative_to(ROOT) else Path(path).name
+        command = ' '.join(['python', *(near(arg) if os.path.exists(arg) else arg for arg in sys.argv)])
         write_json(ROOT / 'bench' / 'results' / f'{name}.json', {**machine(), 'command': command, **found})

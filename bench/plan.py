@@ -1,5 +1,6 @@
 """
-bench/PLAN.md: what SIMS 7B takes on 8, 64 and 512 GPUs, by the formulas of cost.py, which train.py --memory uses too.
+bench/PLAN.md: what SIMS 7B takes on 8, 64 and 512 GPUs, by the formulas of cost.py, which train.py --memory uses too; and
+what the units of its corpora take.
 
     python bench/plan.py
 """
@@ -72,8 +73,28 @@ What the numbers say:
 - Sources of the assumption: public FSDP runs of 7 to 8B models reach 57 to 68 % of the peak on A100 (llm-foundry, fms-fsdp)
   and 33 to 46 % on H100 (torchtitan, fms-fsdp). `bench/gpu.sh training` measures it."""
 
+def encoding():
+    """FLOPs a second of audio of mHuBERT-25Hz up to layer 11: eight convolutions, and 11 layers of 768 channels."""
+    rate, convolutions, inside = 16000, 0, 1
+    for kernel, stride in ((10, 5), *[(3, 2)] * 4, *[(2, 2)] * 3):
+        rate //= stride
+        convolutions, inside = convolutions + 2 * kernel * inside * 512 * rate, 512
+    return convolutions, 11 * 25 * 2 * 12 * 768 ** 2 # attention inside windows of 30 s adds 1 %
+
+def units():
+    convolutions, layers = encoding()
+    seconds, share = 114_000 * 3600, 0.2
+    hours = (convolutions + layers) * seconds / (8 * CHIPS['H100'].flops * share) / 3600
+    slow, fast = 525, 3745 # x real time on two cores with 4 threads, FLAC of 44.1 and 16 kHz (tokenize_speech.py measured it)
+    yield f"""
+## The units of 84,000 h of real and 30,000 h of synthetic speech
+
+mHuBERT-25Hz up to layer 11 is {convolutions / 1e9:.1f} GFLOP a second of audio in its convolutions and {layers / 1e9:.1f} in its layers. On 8 H100 at
+{share:.0%} of the peak (short sequences, small products) all of it is {hours:.1f} h. Reading sets the pace: two server cores decode
+and resample {slow} h an hour from 44.1 kHz FLAC and {fast:,} from 16 kHz, so 64 cores take {seconds / slow / 32 / 3600:.0f} h or {seconds / fast / 32 / 3600:.1f} h."""
+
 if __name__ == '__main__':
     path = Path(__file__).resolve().parent / 'PLAN.md'
     with atomically(path) as tmp:
-        tmp.write_text('\n'.join(markdown()) + '\n')
+        tmp.write_text('\n'.join([*markdown(), *units()]) + '\n')
     print(f"{path}: written")

@@ -55,4 +55,4 @@ def test_chips_go_by_torch_s_names():
 
 def test_the_plan_is_what_the_formulas_give():
     path = Path(plan.__file__).parent / 'PLAN.md'
-    assert path.read_text() == '\n'.join(plan.markdown()) + '\n', "python bench/plan.py makes it anew"
+    assert path.read_text() == '\n'.join([*plan.markdown(), *plan.units()]) + '\n', "python bench/plan.py makes it anew"
