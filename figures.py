@@ -22,6 +22,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import fits
 from configurator import Refused, atomically
@@ -83,6 +84,11 @@ def title_of(metric):
     where = ', '.join(filter(None, where))
     return 'loss, nats a unit' if metric == 'loss' else f'{name}, %' + (f' ({where})' if where else '')
 
+def size_name(N):
+    """7616354816 -> '7.6B'."""
+    scale, letter = next(pair for pair in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K'), (1, '')) if N >= pair[0] or pair[0] == 1)
+    return f'{N / scale:.0f}{letter}' if N / scale >= 100 else f'{N / scale:.2g}{letter}'
+
 def scaled(metric, values):
     """Scores are drawn in percent."""
     return np.asarray(values, dtype=float) * (1 if metric == 'loss' else 100)
@@ -96,6 +102,11 @@ def value(run, metric):
 def error(run, metric):
     return 0.0 if metric == 'loss' else run.scores[metric][1] or 0.0
 
+def dots(axis, x, runs, metric, **kwargs):
+    """Runs at x, with the standard errors of their scores."""
+    axis.errorbar(x, scaled(metric, [value(run, metric) for run in runs]), scaled(metric, [error(run, metric) for run in runs]),
+                  linestyle='none', capsize=2, **kwargs)
+
 def shown(runs, metrics):
     """The panels of a figure: the loss where a run has one, and the metrics that one has."""
     return [m for m in ('loss', *metrics) if any(has(run, m) for run in runs)]
@@ -108,7 +119,7 @@ def legend(axis, **kwargs):
 
 def references(path, metric):
     """Published models with the task of a metric: (name, kind, C, percent, table and row); preference-tuned ones left out."""
-    if not path:
+    if not path or metric == 'loss':
         return []
     task, found = metric.split('/')[-2] if '/' in metric else metric, {}
     for row in read_json(Path(path).parent, Path(path).name, 'the repository')['rows']:
@@ -116,8 +127,22 @@ def references(path, metric):
         if C and not row.get('dpo') and not row.get('preference_tokens'):
             for key in (task, f'{task}/S'):
                 if key in row:
-                    found.setdefault((C, row[key]), (row['model'], row['kind'], C, row[key], f"{row['table']} row {row['row']}"))
+                    where = f"{row['table']} row {row['row']}"
+                    found.setdefault((C, row[key]), (row['model'], row['kind'], C, row[key], where))
     return list(found.values())
+
+def draw_references(axis, path, metric):
+    """Published models as crosses; returns their rows of the table."""
+    table, other = [], ' (other items)' if metric.startswith('tiny/') else ''
+    for kind, mark, color in (('textless', 'x', '#555'), ('interleaved', '+', '#000')):
+        points = [p for p in references(path, metric) if p[1] == kind]
+        if points:
+            axis.plot([p[2] for p in points], [p[3] for p in points], mark, color=color, label=f'published, {kind}{other}')
+        for p in points:
+            if p[0].startswith('Cuervo'): # the optimum of the one textless scaling study
+                axis.annotate(p[0], p[2:4], (4, 4), textcoords='offset points', fontsize=7, color=color)
+        table += [(metric, f'published, {kind}', p[0], p[4], p[2], '', '', p[3] / 100, '') for p in points]
+    return table
 
 def metric_figure(cfg, runs, metrics):
     """SIMS Figure 1."""
@@ -132,9 +157,9 @@ def metric_figure(cfg, runs, metrics):
             C, y = np.array([run.C for run in of]), np.array([value(run, metric) for run in of])
             pick = np.argmin if metric == 'loss' else np.argmax
             best = [run for k in fits.budgets_of(C) for run in [of[k[pick(y[k])]]]]
-            axis.errorbar([r.C for r in best], scaled(metric, [value(r, metric) for r in best]),
-                          scaled(metric, [error(r, metric) for r in best]), linestyle='none', capsize=2, label=group, **look(i))
-            table += [(metric, group, r.name, 'best of its budget', r.C, r.N, r.D, value(r, metric), error(r, metric)) for r in best]
+            dots(axis, [r.C for r in best], best, metric, label=group, **look(i))
+            table += [(metric, group, r.name, 'best of its budget', r.C, r.N, r.D, value(r, metric), error(r, metric))
+                      for r in best]
             try:
                 f = fits.compute(of, metric)
             except Refused as e:
@@ -143,18 +168,10 @@ def metric_figure(cfg, runs, metrics):
             x = np.geomspace(C.min(), C.max(), 30)
             lines = np.exp(f['draws'][0] + f['draws'][1] * np.log(x)[:, None]) # (30, DRAWS)
             axis.plot(x, scaled(metric, lines[:, 0]), color=COLORS[i % 6], linewidth=1.2)
-            axis.fill_between(x, *scaled(metric, np.quantile(lines, (0.025, 0.975), axis=1)), color=COLORS[i % 6], alpha=0.15, linewidth=0)
+            axis.fill_between(x, *scaled(metric, np.quantile(lines, (0.025, 0.975), axis=1)), color=COLORS[i % 6], alpha=0.15,
+                              linewidth=0)
             table.append((metric, group, '', f"fit: {np.exp(f['k']):.6g} C^{f['g']:.6g}", '', '', '', '', ''))
-        if metric != 'loss':
-            for kind, mark, color in (('textless', 'x', '#555'), ('interleaved', '+', '#000')):
-                points = [p for p in references(cfg.papers, metric) if p[1] == kind]
-                other = ' (other items)' if metric.startswith('tiny/') else ''
-                if points:
-                    axis.plot([p[2] for p in points], [p[3] for p in points], mark, color=color, markersize=6, label=f'published, {kind}{other}')
-                for p in points:
-                    if p[0].startswith('Cuervo'): # the optimum of the one textless scaling study
-                        axis.annotate(p[0], p[2:4], (4, 4), textcoords='offset points', fontsize=7, color=color)
-                table += [(metric, f'published, {kind}', p[0], p[4], p[2], '', '', p[3] / 100, '') for p in points]
+        table += draw_references(axis, cfg.papers, metric)
         axis.set(xscale='log', ylabel=title_of(metric))
     axes[-1].set_xlabel('training compute, FLOPs')
     legend(max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
@@ -175,12 +192,12 @@ def family_figure(cfg, runs, metrics):
     for axis, metric in zip(axes, names):
         for i, init in enumerate(inits):
             its = [run for run in of if run.init == init and has(run, metric)]
-            axis.errorbar([i] * len(its), scaled(metric, [value(r, metric) for r in its]), scaled(metric, [error(r, metric) for r in its]),
-                          linestyle='none', capsize=2, color=COLORS[0], marker='o')
+            dots(axis, [i] * len(its), its, metric, **look(0))
             table += [(metric, init, r.name, r.N, r.steps, value(r, metric), error(r, metric)) for r in its]
         axis.set_ylabel(title_of(metric))
     size = {run.init: run.N for run in of}
-    axes[-1].set_xticks(range(len(inits)), [f'{Path(init).name}\n{size[init] / 1e6:,.3g}M' for init in inits], rotation=60, ha='right', fontsize=8)
+    labels = [f'{Path(init).name} {size_name(size[init])}' for init in inits]
+    axes[-1].set_xticks(range(len(inits)), labels, rotation=60, ha='right', fontsize=8)
     axes[0].set_title(f'{most:,} steps', fontsize=9)
     save(figure, Path(cfg.out) / 'families.png', ('metric', 'init', 'run', 'N', 'steps', 'value', 'stderr'), table)
     return ['families.png']
@@ -201,8 +218,8 @@ def steps_figures(cfg, runs, metrics):
                       for s in sorted({run.steps for run in of})}
                 at = {s: its for s, its in at.items() if its}
                 mean = [np.mean([value(r, metric) for r in its]) for its in at.values()]
-                bars = [np.std([value(r, metric) for r in its], ddof=1) / len(its) ** 0.5 if len(its) > 1 else error(its[0], metric)
-                        for its in at.values()] # over seeds, or of the evaluation
+                bars = [np.std([value(r, metric) for r in its], ddof=1) / len(its) ** 0.5 if len(its) > 1
+                        else error(its[0], metric) for its in at.values()] # over seeds, or of the evaluation
                 axis.errorbar(list(at), scaled(metric, mean), scaled(metric, bars), capsize=2, label=kind, **look(i))
                 table += [(metric, kind, s, m, bar, len(its)) for (s, its), m, bar in zip(at.items(), mean, bars)]
             axis.set(xscale='log', ylabel=title_of(metric))
@@ -231,13 +248,20 @@ def isoflop_figures(cfg, runs, metrics):
         for axis, (metric, f) in zip(axes, found.items()):
             for i, row in enumerate(f['budgets']):
                 x = np.geomspace(min(row['N']), max(row['N']), 60)
-                axis.plot(row['N'], scaled(metric, row['y']), linestyle='none', label=f"{row['C']:.2g}".replace('+', ''), **look(i))
+                label = f"{row['C']:.2g}".replace('+', '')
+                axis.plot(row['N'], scaled(metric, row['y']), linestyle='none', label=label, **look(i))
                 axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2)
                 if row['where'] == 'inside':
-                    axis.plot(row['N_opt'], scaled(metric, row['y_opt']), '*', color=COLORS[i % 6], markeredgecolor='black', markersize=11)
+                    axis.plot(row['N_opt'], scaled(metric, row['y_opt']), '*', color=COLORS[i % 6], markeredgecolor='black',
+                              markersize=11)
                 table += [(metric, row['C'], N, y, 'run') for N, y in zip(row['N'], row['y'])]
                 table.append((metric, row['C'], row['N_opt'], row['y_opt'], f"optimum, {row['where']}"))
             axis.set(xscale='log', ylabel=title_of(metric))
+            sizes = sorted({N for row in f['budgets'] for N in row['N']})
+            if len(sizes) <= 6: # of a family
+                axis.set_xticks(sizes)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda N, _: size_name(N)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axes[-1].set_xlabel('parameters N   (star: optimum inside the grid)')
         legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
         made.append(f"isoflop-{_file_name(group)}.png")

@@ -27,7 +27,7 @@ import numpy as np
 
 from configurator import Refused
 
-DRAWS = 400 # of the bootstrap
+DRAWS = 1000 # of the bootstrap
 EXPONENTS = (0.02, 2.0) # a and b are searched between these
 CHANCE = 0.5 # of the tasks' two alternatives
 
@@ -68,9 +68,10 @@ def loss_curve(folder, corpus):
     return points
 
 def kind_of(settings):
-    """'interleaved', 'speech only' or, from random weights, either with ', scratch' behind it: SIMS Figure 3's three, and GSLM."""
-    kind = 'interleaved' if 'interleaved' in settings['sources'] else \
-        'speech only' if set(settings['sources']) <= {'speech', 'textless'} else 'text'
+    """'interleaved' or 'speech only' (SIMS Figure 3), of other runs their sources; from random weights with ', scratch'."""
+    sources = settings['sources']
+    kind = ('interleaved' if 'interleaved' in sources else 'speech only' if set(sources) <= {'speech', 'textless'}
+            else ' + '.join(sources))
     return kind + (', scratch' if settings['init'] == 'scratch' else '')
 
 def read_run(folder, corpus, family=''):
@@ -122,7 +123,8 @@ def read_runs(spec, corpus):
         else:
             raise Refused(f"{part}: no runs; expected folders of train.py, a folder of such, or one that scaling.py plan made")
     if not runs:
-        raise Refused(f"{spec}: no finished run; expected settings.json and eval.json in each: scaling.py plan --run makes them")
+        raise Refused(f"{spec}: no finished run; expected settings.json and eval.json in each, as scaling.py plan --run "
+                      "makes them")
     return runs, notes
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def interval(draws):
     """
     draws = np.asarray(draws, dtype=float)
     fine, normal = draws[np.isfinite(draws)], NormalDist()
-    if len(fine) < 0.95 * len(draws) or not math.isfinite(draws[0]):
+    if len(draws) < 2 or len(fine) < 0.95 * len(draws) or not math.isfinite(draws[0]):
         return None
     below = min(max(((fine[1:] < draws[0]).mean() + (fine[1:] <= draws[0]).mean()) / 2, 0.01), 0.99)
     levels = [normal.cdf(2 * normal.inv_cdf(below) + z) for z in (-1.96, 1.96)]
@@ -196,8 +198,9 @@ def isoflop(runs, metric):
 
     -> {'budgets': [{'C', 'N', 'y', 'parabola' (c2, c1, c0 in ln N), 'N_opt', 'N_interval', 'y_opt', 'where'}], 'left_out',
     'exponent_N', 'exponent_N_interval', 'G', 'exponent_D', 'exponent_D_interval', 'draws' (ln G, p), 'rms'}; 'where' is
-    'inside', 'below the grid', 'above the grid', 'no optimum' or 'flat within the noise'; the exponents need 3 budgets whose minimum is inside,
-    and 'refused' says why they are not there. Refused: no budget has 3 sizes, all values equal, values not finite.
+    'inside', 'below the grid', 'above the grid', 'no optimum' or 'flat within the noise'; the exponents need 3 budgets
+    whose optimum is inside, and 'refused' says why they are not there. Refused: no budget has 3 sizes, all values equal,
+    values not finite.
     """
     N, _, C, y, errors = values_of(runs, metric)
     sign = 1 if metric == 'loss' else -1 # a score is best where it is highest
@@ -224,7 +227,7 @@ def isoflop(runs, metric):
     rows = []
     for k, of in enumerate(groups):
         low, high, at = lnN[of].min(), lnN[of].max(), x[k, 0]
-        where = ('no optimum' if np.isnan(at) else 'below the grid' if at < low else 'above the grid' if at > high else 'inside')
+        where = 'no optimum' if np.isnan(at) else 'below the grid' if at < low else 'above the grid' if at > high else 'inside'
         span = None if draws is None else interval(x[k])
         where = 'flat within the noise' if where == 'inside' and draws is not None and span is None else where
         rows.append({'C': float(np.exp(np.log(C[of]).mean())), 'N': N[of].tolist(), 'y': y[of].tolist(),
@@ -312,14 +315,15 @@ def surface(runs):
     edge = [f"{name} = {v:.3g}" for name, v in (('a', a), ('b', b))
             if not 1.02 * EXPONENTS[0] < v < EXPONENTS[1] / 1.02]
     if edge:
-        raise Refused(f"the data leave {' and '.join(edge)} open: the fit runs to the edge of {EXPONENTS[0]} to {EXPONENTS[1]}; "
-                      "expected a wider range of sizes and budgets, or less noise")
+        raise Refused(f"the data leave {' and '.join(edge)} open: the fit runs to the edge of {EXPONENTS[0]} to "
+                      f"{EXPONENTS[1]}; expected a wider range of sizes and budgets, or less noise")
     spread = math.sqrt((relative ** 2).sum() / df)
     Y = hat * (1 + noise(np.random.default_rng(0), len(L), spread, df).T)
     a, b, E, A, B = project(lnN, lnD, Y, 1 / hat)
     draws = np.stack((E, A * np.exp(a * midN), B * np.exp(b * midD), a, b)) # of N and D in ones
     each = dict(zip(('E', 'A', 'B', 'a', 'b'), draws)) | {'exponent': b / (a + b)}
-    return {key: value for name, v in each.items() for key, value in ((name, float(v[0])), (f'{name}_interval', interval(v)))} | {
+    found = {name: float(v[0]) for name, v in each.items()} | {f'{name}_interval': interval(v) for name, v in each.items()}
+    return found | {
         'rms': spread, 'residuals': dict(zip((r.name for r in runs), relative.tolist())), 'draws': draws}
 
 def best_of(draws, C):

@@ -99,7 +99,8 @@ def report(name, found):
         yield f"     residuals {s['rms']:.2%} rms; the largest, {s['residuals'][worst]:+.2%}, is that of {worst}"
     for f in found['compute']:
         if 'g' in f:
-            yield f"  {f['metric']} = {np.exp(f['k']):.4g} C^{f['g']:.4f} ({span(f['g_interval'], '.4f')}), the best of each budget"
+            yield (f"  {f['metric']} = {np.exp(f['k']):.4g} C^{f['g']:.4f} ({span(f['g_interval'], '.4f')}), "
+                   "the best of each budget")
     yield from dict.fromkeys(f"  refused: {f['refused']}" for f in (*found['isoflop'], s, *found['compute']) if 'refused' in f)
 
 def fit_group(runs, metrics):
@@ -147,7 +148,7 @@ def predictions(C, runs, metrics):
         lnN, lnD, L = fits.best_of(s['draws'], C)
         yield (f"  surface: N {np.exp(lnN[0]):.3g} ({span(_exp(fits.interval(lnN)), '.3g')}), D {np.exp(lnD[0]):.3g} "
                f"({span(_exp(fits.interval(lnD)), '.3g')}), loss {L[0]:.4f} ({span(fits.interval(L), '.4f')})")
-    if 'exponent_N' in i and i['draws'].shape[1] > 1:
+    if 'exponent_N' in i:
         lnN = i['draws'][0] + i['draws'][1] * np.log(C)
         yield (f"  iso-FLOP: N {np.exp(lnN[0]):.3g} ({span(_exp(fits.interval(lnN)), '.3g')}), "
                f"D {C / 6 / np.exp(lnN[0]):.3g}")
@@ -183,7 +184,8 @@ def main(argv):
     if not argv or argv[0] not in COMMANDS:
         if argv and argv[0] in ('--help', '-h'):
             return print(__doc__)
-        raise Refused(f"{argv[0] if argv else 'no command'}: expected one of {', '.join(COMMANDS)}, then --key=value; --help says more")
+        raise Refused(f"{argv[0] if argv else 'no command'}: expected one of {', '.join(COMMANDS)}, then --key=value; "
+                      "--help says more")
     command, Config = COMMANDS[argv[0]]
     command(configure(Config, ['--run=True' if arg == '--run' else arg for arg in argv[1:]]))
 

@@ -147,9 +147,9 @@ def lr_of(cfg, N, C, base):
 
 def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
     """The --key=value of train.py by which a run differs from the base config."""
-    flags = {'max_flops': f'{C:g}', 'lr': f'{lr:g}', 'out_dir': out_dir, **how}
-    if min(base.min_lr, lr) != base.min_lr:
-        flags['min_lr'] = f'{lr:g}'
+    flags = {'max_flops': C, 'lr': lr, 'out_dir': out_dir, **how}
+    if base.min_lr > lr:
+        flags['min_lr'] = lr
     flags |= {key: None for key in train.BUDGETS if key != 'max_flops' and getattr(base, key) is not None}
     flags |= {key: None for key in (*train.SCRATCH, 'init_config') if getattr(base, key) is not None}
     if cfg.init != 'scratch' and not name.startswith('tiny/'):
@@ -201,7 +201,7 @@ def tokens_there(cfg, base):
     return least
 
 def plan_of(cfg):
-    """The rows of runs.jsonl: a run a size, budget and seed, the smallest budget first; 'why_not' says what stands against it."""
+    """The rows of runs.jsonl: a run for each size, budget and seed, the smallest budget first."""
     base_path = cfg.base or BASES.get(cfg.family, BASES['qwen2.5'])
     base = settings_of([base_path])
     models, there, rows = models_of(cfg.family, cfg.sizes, cfg.init, base.vocab), tokens_there(cfg, base), []
@@ -272,7 +272,8 @@ def finished(row):
         return False
     saved = read_json(path.parent, path.name, 'train.py')['settings']
     now = json.loads(json.dumps(asdict(settings_of(row['train'])))) # as it was saved: tuples are lists there
-    other = [f"{key}={saved.get(key)!r}, not {now[key]!r}" for key in now if key not in train.FREE and saved.get(key) != now[key]]
+    other = [f"{key}={saved.get(key)!r}, not {now[key]!r}" for key in now
+             if key not in train.FREE and saved.get(key) != now[key]]
     if other:
         raise Refused(f"{row['out_dir']}: trained with {'; '.join(other)}: expected the plan's settings; remove the folder, "
                       "or give the plan another --out")
