@@ -94,7 +94,7 @@ def scaled(metric, values):
     return np.asarray(values, dtype=float) * (1 if metric == 'loss' else 100)
 
 def has(run, metric):
-    return np.isfinite(run.loss) if metric == 'loss' else metric in run.scores
+    return run.loss is not None and np.isfinite(run.loss) if metric == 'loss' else metric in run.scores
 
 def value(run, metric):
     return run.loss if metric == 'loss' else run.scores[metric][0]
@@ -134,8 +134,8 @@ def references(path, metric):
 def draw_references(axis, path, metric):
     """Published models as crosses; returns their rows of the table."""
     table, other = [], ' (other items)' if metric.startswith('tiny/') else ''
-    for kind, mark, color in (('textless', 'x', '#555'), ('interleaved', '+', '#000')):
-        points = [p for p in references(path, metric) if p[1] == kind]
+    for kind, mark, color in (('textless', 'x', '#555'), ('speech and text', '+', '#000')):
+        points = [p for p in references(path, metric) if (p[1] == 'textless') == (kind == 'textless')]
         if points:
             axis.plot([p[2] for p in points], [p[3] for p in points], mark, color=color, label=f'published, {kind}{other}')
         for p in points:
@@ -154,11 +154,11 @@ def metric_figure(cfg, runs, metrics):
             of = [run for run in runs if run.group == group and has(run, metric)]
             if not of:
                 continue
-            C, y = np.array([run.C for run in of]), np.array([value(run, metric) for run in of])
+            C, y = np.array([run.budget for run in of]), np.array([value(run, metric) for run in of])
             pick = np.argmin if metric == 'loss' else np.argmax
             best = [run for k in fits.budgets_of(C) for run in [of[k[pick(y[k])]]]]
-            dots(axis, [r.C for r in best], best, metric, label=group, **look(i))
-            table += [(metric, group, r.name, 'best of its budget', r.C, r.N, r.D, value(r, metric), error(r, metric))
+            dots(axis, [r.budget for r in best], best, metric, label=group, **look(i))
+            table += [(metric, group, r.name, 'best of its budget', r.budget, r.N, r.D, value(r, metric), error(r, metric))
                       for r in best]
             try:
                 f = fits.compute(of, metric)

@@ -40,8 +40,13 @@ class Run(NamedTuple):
     D: float        # tokens
     C: float        # FLOPs, 6 N D where a table does not print them
     steps: int
-    loss: float     # held-out nats a unit, nan where there is none
+    loss: float | None # held-out nats a unit; None: not measured
     scores: dict    # {metric: (value, its standard error or None)}, accuracies between 0 and 1
+    planned: float | None = None # FLOPs that were planned, of which whole steps are a little less
+
+    @property
+    def budget(self):
+        return self.planned or self.C
 
 # ----------------------------------------------------------------------------------------------------------------
 # the runs
@@ -82,9 +87,8 @@ def read_run(folder, corpus, family=''):
     scores = {name: (row['value'], row['stderr']) for name, row in rows.items() if not name.startswith('loss/')}
     settings = made['settings']
     kind, init = kind_of(settings), settings.get('init_config') or settings['init']
-    loss = curve[-1][1] if curve else math.nan
     return Run(Path(folder).name, f'{family}, {kind}' if family else kind, init, made['parameters'], made['tokens'],
-               made['flops'], made['steps'], math.nan if loss is None else loss, scores)
+               made['flops'], made['steps'], curve[-1][1] if curve else None, scores, settings.get('max_flops'))
 
 def published(path):
     """(Runs, note) of a file of published tables: rows that name their family. The others are systems of many makers, a
@@ -98,7 +102,7 @@ def published(path):
         scores = {key: (value / 100, None) for key, value in row.items()
                   if key.split('/')[0].removeprefix('ms_') in ('sblimp', 'ssc', 'tsc') and not key.endswith('before')}
         runs.append(Run(f"{row['model']} {N:.2g}, {row['table']} row {row['row']}", f"{row['family']}, {row['kind']}",
-                        row['family'], N, D or C / 6 / N, C or 6 * N * D, 0, math.nan, scores))
+                        row['family'], N, D or C / 6 / N, C or 6 * N * D, 0, None, scores))
     return runs, f"{path}: {others} rows left out, which are of no family of models at several sizes or lack N and C"
 
 def read_runs(spec, corpus):
@@ -131,20 +135,17 @@ def read_runs(spec, corpus):
 # shared by the fits
 
 def values_of(runs, metric):
-    """(N, D, C, y, its standard error or nan) as arrays of the runs that have the metric, 'loss' or a score's name."""
-    runs = [r for r in runs if metric == 'loss' or metric in r.scores]
-    if metric == 'loss':
-        pairs = [(r.loss, None) for r in runs if not (math.isnan(r.loss) and not r.steps)] # published: none
-    else:
-        pairs = [r.scores[metric] for r in runs]
-    if not pairs:
-        raise Refused(f"no run has {'a loss' if metric == 'loss' else metric}")
+    """(N, D, budget, y, its standard error or nan) as arrays of the runs that have the metric, 'loss' or a score's name."""
+    runs = [r for r in runs if (r.loss is not None if metric == 'loss' else metric in r.scores)]
+    if not runs:
+        raise Refused(f"no run has {'a loss on the held-out speech of --corpus=' if metric == 'loss' else metric}")
+    pairs = [(r.loss, None) if metric == 'loss' else r.scores[metric] for r in runs]
     y = np.array([math.nan if v is None else v for v, _ in pairs], dtype=float)
     bad = [r.name for r, v in zip(runs, y) if not math.isfinite(v)]
     if bad:
         raise Refused(f"{metric} is not finite in {', '.join(bad)}: leave out the runs or train them again")
     errors = np.array([math.nan if e is None else e for _, e in pairs], dtype=float)
-    return (*(np.array([getattr(r, k) for r in runs], dtype=float) for k in 'NDC'), y, errors)
+    return (*(np.array([getattr(r, k) for r in runs], dtype=float) for k in ('N', 'D', 'budget')), y, errors)
 
 def count(n, thing):
     return f"{n} {thing}{'' if n == 1 else 's'}"

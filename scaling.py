@@ -142,7 +142,7 @@ def rule_of_thumb(C, family, vocab, batch_tokens):
 
 def predictions(C, runs, metrics):
     """What a group's fits expect of a run of C FLOPs, as lines."""
-    far, s = C / max(run.C for run in runs), attempt(fits.surface, runs)
+    far, s = C / max(run.budget for run in runs), attempt(fits.surface, runs)
     i = attempt(fits.isoflop, runs, 'loss')
     if 'E' in s:
         lnN, lnD, L = fits.best_of(s['draws'], C)

@@ -200,39 +200,43 @@ def tokens_there(cfg, base):
         least = min(least, sum(Shards(p).tokens for p in folders) * sum(weights) / weight)
     return least
 
+def row_of(cfg, base_path, base, model, way, there, C, seed):
+    """A line of runs.jsonl; 'why_not' says what stands against the run."""
+    (size, name, shape, N), (how, held, seconds, why_not) = model, way
+    family, step = cfg.family if cfg.family in FAMILIES else 'models', 6 * N * base.batch_tokens # FLOPs
+    run = f'{family}-{size}-{C:g}'.replace('+', '') + (f'-s{seed}' if cfg.seeds > 1 else '')
+    out_dir, lr, steps = f'{cfg.out}/{run}', lr_of(cfg, N, C, base), int(C // step)
+    D = steps * base.batch_tokens
+    epochs = D / there if there else None
+    if not why_not and steps < 1:
+        why_not = f"a step alone is {step:.1e} FLOPs"
+    elif not why_not and epochs and epochs > cfg.epochs:
+        why_not = f"{epochs:.2f} epochs of the {there:.3g} tokens there are"
+    hours = steps * step / cfg.cpu_flops / 3600 if cfg.gpu == 'cpu' else seconds and steps * seconds / 3600
+    return {'name': run, 'family': family, 'size': size, 'N': N, 'flops': C, 'tokens': D, 'steps': steps, 'lr': lr, 'seed': seed,
+            **how, 'gb': held, 'hours': hours, 'epochs': epochs, 'why_not': why_not, 'out_dir': out_dir,
+            'train': [base_path, *flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir)],
+            'eval': [f'--model={out_dir}', f'--data={base.data}', *cfg.eval_flags.split()]}
+
 def plan_of(cfg):
-    """The rows of runs.jsonl: a run for each size, budget and seed, the smallest budget first."""
+    """The rows of runs.jsonl: a run for each budget, size and seed, the smallest first. A feasible one's settings are checked
+    as train.py will."""
     base_path = cfg.base or BASES.get(cfg.family, BASES['qwen2.5'])
     base = settings_of([base_path])
-    models, there, rows = models_of(cfg.family, cfg.sizes, cfg.init, base.vocab), tokens_there(cfg, base), []
+    there, rows = tokens_there(cfg, base), []
+    models = {size: (size, *model) for size, model in models_of(cfg.family, cfg.sizes, cfg.init, base.vocab).items()}
     ways = {}
-    for size, (_, shape, _) in models.items():
+    for size, (_, _, shape, _) in models.items():
         try:
             ways[size] = *fitting(cfg, base, shape), None
         except Refused as e:
             ways[size] = {}, None, None, str(e)
-    label = cfg.family if cfg.family in FAMILIES else 'models'
     for C in sorted(numbers(cfg.budgets, 'budgets')):
-        for size, (name, shape, N) in models.items():
+        for size, model in models.items():
             for seed in range(base.seed, base.seed + cfg.seeds):
-                how, held, seconds, why_not = ways[size]
-                run = f'{label}-{size}-{C:g}'.replace('+', '') + (f'-s{seed}' if cfg.seeds > 1 else '')
-                flags = flags_of(cfg, base, name, shape, C, lr := lr_of(cfg, N, C, base), seed, how, f'{cfg.out}/{run}')
-                steps = int(C // (6 * N * base.batch_tokens))
-                D = steps * base.batch_tokens
-                if not why_not and steps < 1:
-                    why_not = f"a step alone is {6 * N * base.batch_tokens:.1e} FLOPs"
-                if not why_not and there and D > cfg.epochs * there:
-                    why_not = f"{D / there:.1f} epochs of the {there:.3g} tokens there are"
-                hours = steps * (seconds or 6 * N * base.batch_tokens / cfg.cpu_flops) / 3600 \
-                    if seconds or cfg.gpu == 'cpu' else None
-                rows.append({
-                    'name': run, 'family': label, 'size': size, 'N': N, 'flops': C, 'tokens': D, 'steps': steps, 'lr': lr,
-                    'seed': seed, **how, 'gb': held, 'hours': hours, 'epochs': D / there if there else None,
-                    'why_not': why_not, 'out_dir': f'{cfg.out}/{run}', 'train': [base_path, *flags],
-                    'eval': [f'--model={cfg.out}/{run}', f'--data={base.data}', *cfg.eval_flags.split()]})
-                if steps and not why_not:
-                    settings_of(rows[-1]['train']) # refuses now what train.py would refuse then
+                rows.append(row := row_of(cfg, base_path, base, model, ways[size], there, C, seed))
+                if not row['why_not']:
+                    settings_of(row['train'])
     return rows
 
 def launcher(cfg):

@@ -96,7 +96,7 @@ def test_hours_follow_the_mfu_and_memory_the_gpu():
 
 def test_what_is_not_feasible_is_said():
     rows = rows_of(sizes='0.5B,7B', budgets='1e13,2e20', tokens=20e9)
-    assert '3.4 epochs' in rows['0.5B', 2e20]['why_not'] and rows['7B', 2e20]['why_not'] is None
+    assert '3.37 epochs' in rows['0.5B', 2e20]['why_not'] and rows['7B', 2e20]['why_not'] is None
     assert 'a step alone' in rows['7B', 1e13]['why_not']
     assert rows_of(sizes='0.5B', gpus=7)['0.5B', 2e20]['why_not'] == '72 rows a step do not divide by 7 GPUs'
 
@@ -109,6 +109,8 @@ def test_scratch_and_folders_and_seeds(tmp_path):
     assert {'--init=scratch', '--init_config=Qwen/Qwen2.5-0.5B'} < set(row['train'])
     [row] = suite.plan_of(suite.Plan(family='tiny', sizes='1M', init=str(tmp_path / '{size}').replace('{size}', 'a'), budgets='1e13', gpu='cpu'))
     assert f'--init={tmp_path}/a' in row['train']
+    rows = suite.plan_of(suite.Plan(family='facebook/opt-125m,bigscience/bloom-1b7', budgets='1e18')) # known: no download
+    assert [row['size'] for row in rows] == ['opt-125m', 'bloom-1b7'] and rows[1]['N'] > 1.7e9
     pair = suite.plan_of(suite.Plan(family='tiny', sizes='1M', seeds=2, budgets='1e13', gpu='cpu'))
     assert [suite.settings_of(row['train']).seed for row in pair] == [0, 1] and len({row['out_dir'] for row in pair}) == 2
 
@@ -232,6 +234,17 @@ def test_parabolas_find_the_vertex_and_say_where_it_lies():
     upward = [run._replace(scores={'m': (run.loss / 10, None)}) for run in hill] # a score is best where it is highest
     assert [row['where'] for row in isoflop(upward, 'm')['budgets']] == ['inside']
 
+def test_budgets_are_the_planned_ones_where_they_are_known():
+    runs = [run._replace(C=run.C * (0.8 if i % 5 == 4 else 1), planned=run.C) for i, run in enumerate(made_runs())] # whole steps
+    assert [row['C'] for row in isoflop(runs, 'loss')['budgets']] == pytest.approx(BUDGETS)
+    loose = isoflop([run._replace(planned=None) for run in runs], 'loss')
+    assert len(loose['budgets']) == 5 and len(loose['left_out']) == 5
+
+def test_three_sizes_leave_no_residual_so_a_loss_has_no_interval():
+    found = isoflop(made_runs(sizes=3), 'loss')
+    assert found['rms'] is None and found['exponent_N_interval'] is None and all(row['N_interval'] is None for row in found['budgets'])
+    assert isoflop(made_runs(sizes=3), 'tiny/main/tsc/S')['exponent_N_interval'] is not None # by the evaluation's error
+
 def test_a_metric_over_compute_is_that_of_the_best_model():
     found = compute(made_runs(), 'tiny/main/tsc/S')
     assert found['C'] == list(BUDGETS) and found['N'] == pytest.approx([best_n(C) for C in BUDGETS])
@@ -274,7 +287,13 @@ def test_fit_and_predict_from_the_files_of_runs(tmp_path, capsys):
     assert 'surface: N ' in said and 'iso-FLOP: N ' in said and 'tiny/main/tsc/S of the best model: 0.70' in said and 'a guess' not in said
     (next(folder.glob('1e+18*')) / 'eval.json').unlink()
     runs, notes = read_runs(str(folder), 'stories')
-    assert len(runs) == 24 and '1 of 25 runs are not finished' in notes[0]
+    assert runs[0].planned is None and len(runs) == 24 and '1 of 25 runs are not finished' in notes[0]
+
+def test_a_corpus_without_evaluation_is_said(tmp_path):
+    folder = write_suite(tmp_path / 'suite', made_runs()[:3])
+    runs, _ = read_runs(str(folder), 'talk')
+    with pytest.raises(Refused, match='no run has a loss on the held-out speech of --corpus='):
+        surface(runs)
 
 def test_the_rule_of_thumb_is_that_of_sims(capsys):
     scaling.predict(scaling.Predict(flops=6.86e20))
@@ -323,7 +342,7 @@ def test_every_figure_has_its_numbers_beside_it(tmp_path, capsys):
     iso = [r for r in table_of(tmp_path / 'figures' / 'isoflop-qwen2.5-interleaved.csv') if r['metric'] == 'loss']
     assert len([r for r in iso if r['what'] == 'run']) == 25 and len([r for r in iso if r['what'] == 'optimum, inside']) == 5
     metrics = table_of(tmp_path / 'figures' / 'metrics.csv')
-    assert {'published, textless', 'published, interleaved', 'qwen2.5, interleaved'} < {r['group'] for r in metrics}
+    assert {'published, textless', 'published, speech and text', 'qwen2.5, interleaved'} < {r['group'] for r in metrics}
     assert [r['run'] for r in table_of(tmp_path / 'figures' / 'families.csv') if r['metric'] == 'loss'] == ['other', 'inter-1000']
 
 def test_figures_from_the_papers_alone(tmp_path, capsys):
