@@ -249,8 +249,10 @@ def isoflop_figures(cfg, runs, metrics):
             for i, row in enumerate(f['budgets']):
                 x = np.geomspace(min(row['N']), max(row['N']), 60)
                 label = f"{row['C']:.2g}".replace('+', '')
-                axis.plot(row['N'], scaled(metric, row['y']), linestyle='none', label=label, **look(i))
-                axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2)
+                axis.errorbar(row['N'], scaled(metric, row['y']), scaled(metric, row['stderr']), linestyle='none', capsize=2,
+                              linewidth=0.8, label=label, **look(i))
+                axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2,
+                          linestyle='-' if row['where'] == 'inside' else ':')
                 if row['where'] == 'inside':
                     axis.plot(row['N_opt'], scaled(metric, row['y_opt']), '*', color=COLORS[i % 6], markeredgecolor='black',
                               markersize=11)
@@ -262,7 +264,7 @@ def isoflop_figures(cfg, runs, metrics):
                 axis.set_xticks(sizes)
             axis.xaxis.set_major_formatter(FuncFormatter(lambda N, _: size_name(N)))
             axis.xaxis.set_minor_formatter(NullFormatter())
-        axes[-1].set_xlabel('parameters N   (star: optimum inside the grid)')
+        axes[-1].set_xlabel('parameters N   (star: optimum inside the grid; dotted: none there)')
         legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
         made.append(f"isoflop-{_file_name(group)}.png")
         save(figure, Path(cfg.out) / made[-1], ('metric', 'C', 'N', 'value', 'what'), table)
@@ -307,7 +309,8 @@ def compare(cfg):
         name, look = Path(folder).name, {'color': COLORS[i % 6], 'marker': MARKS[i % 6], 'label': Path(folder).name}
         left.plot(*zip(*[(tokens / 1e6, loss) for tokens, loss in curves[folder]]), **look)
         table += [('loss', name, tokens, loss, '', '') for tokens, loss in curves[folder]]
-        points = [(x + (i - (len(folders) - 1) / 2) * 0.2, bars[folder][tick]) for x, tick in enumerate(ticks) if tick in bars[folder]]
+        points = [(x + (i - (len(folders) - 1) / 2) * 0.2, bars[folder][tick]) for x, tick in enumerate(ticks)
+                  if tick in bars[folder]]
         right.errorbar([x for x, _ in points], [100 * row['value'] for _, row in points],
                        [100 * (row['stderr'] or 0) for _, row in points], linestyle='none', capsize=3, **look)
         table += [('score', name, '/'.join(tick), row['value'], row['stderr'], row['n']) for tick, row in bars[folder].items()]

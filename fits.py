@@ -197,8 +197,9 @@ def vertices(lnN, groups, Y):
 def isoflop(runs, metric):
     """A parabola for each budget with at least 3 sizes, its minimum (of a score: maximum), and N_opt(C) where it is had.
 
-    -> {'budgets': [{'C', 'N', 'y', 'parabola' (c2, c1, c0 in ln N), 'N_opt', 'N_interval', 'y_opt', 'where'}], 'left_out',
-    'exponent_N', 'exponent_N_interval', 'G', 'exponent_D', 'exponent_D_interval', 'draws' (ln G, p), 'rms'}; 'where' is
+    -> {'budgets': [{'C', 'N', 'y', 'stderr', 'parabola' (c2, c1, c0 in ln N), 'best_N' (of the runs), 'N_opt', 'N_interval',
+    'y_opt', 'where'}], 'left_out', 'exponent_N', 'G', 'exponent_D', each exponent with its _interval, 'draws' (ln G, p),
+    'rms'}; 'where' is
     'inside', 'below the grid', 'above the grid', 'no optimum' or 'flat within the noise'; the exponents need 3 budgets
     whose optimum is inside, and 'refused' says why they are not there. Refused: no budget has 3 sizes, all values equal,
     values not finite.
@@ -232,8 +233,9 @@ def isoflop(runs, metric):
         span = None if draws is None else interval(x[k])
         where = 'flat within the noise' if where == 'inside' and draws is not None and span is None else where
         rows.append({'C': float(np.exp(np.log(C[of]).mean())), 'N': N[of].tolist(), 'y': y[of].tolist(),
-                     'parabola': fits[k].tolist(), 'N_opt': None if np.isnan(at) else float(np.exp(at)),
-                     'N_interval': span and [float(np.exp(v)) for v in span],
+                     'stderr': np.nan_to_num(errors[of]).tolist(),
+                     'parabola': fits[k].tolist(), 'best_N': float(N[of][np.argmin(sign * y[of])]),
+                     'N_opt': None if np.isnan(at) else float(np.exp(at)), 'N_interval': span and [float(np.exp(v)) for v in span],
                      'y_opt': None if np.isnan(at) else float(top[k, 0]), 'where': where})
     found = {'metric': metric, 'budgets': rows, 'left_out': left_out, 'rms': None if math.isnan(rms) else rms}
     inside = [k for k, row in enumerate(rows) if row['where'] == 'inside']

@@ -84,8 +84,10 @@ def report(name, found):
         yield f"  iso-FLOP {left}, left out"
     for f in found['isoflop']:
         for row in f.get('budgets', ()):
-            at = '' if row['N_opt'] is None else (f", N {row['N_opt']:.3g} ({span(row['N_interval'], '.3g')}), "
-                                                  f"D {row['C'] / 6 / row['N_opt']:.3g}, {f['metric']} {row['y_opt']:.4f}")
+            at = f", the best run has N {row['best_N']:.3g}"
+            if row['N_opt'] is not None:
+                at = (f", N {row['N_opt']:.3g} ({span(row['N_interval'], '.3g')}), D {row['C'] / 6 / row['N_opt']:.3g}, "
+                      f"{f['metric']} {row['y_opt']:.4f}")
             yield f"  iso-FLOP {row['C']:.3g}  {f['metric']}: {'optimum ' * (row['where'] != 'no optimum')}{row['where']}{at}"
         if 'exponent_N' in f:
             yield (f"  {f['metric']}: N_opt = {f['G']:.3g} C^{f['exponent_N']:.3f} ({span(f['exponent_N_interval'])}), "

@@ -43,16 +43,16 @@ SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channe
     'EleutherAI/pythia-160m': ('gpt_neox', 12, 12, 12, 768, 3072, 50304, {'tied': False}, 162_322_944, 50277),
     'facebook/opt-125m': ('opt', 12, 12, 12, 768, 3072, 50272, {'n_positions': 2048}, 125_239_296, 50265),
     'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680),
-    # ours, over the 2,000 ids of tiny/tokenizer; no hub has them
-    'tiny/0.25M': ('qwen2', 2, 2, 1, 64, 176, 2000, {'head_dim': 32}, 220_736, 2000),
-    'tiny/1M': ('qwen2', 4, 4, 2, 128, 336, 2000, {'head_dim': 32}, 970_880, 2000),
-    'tiny/2.8M': ('qwen2', 6, 6, 2, 192, 512, 2000, {'head_dim': 32}, 2_747_712, 2000),
-    'tiny/6M': ('qwen2', 6, 9, 3, 288, 768, 2000, {'head_dim': 32}, 5_891_040, 2000),
-    'tiny/10M': ('qwen2', 6, 12, 4, 384, 1024, 2000, {'head_dim': 32}, 10_214_016, 2000)}
+    # ours, over the 2,048 ids of tiny/tokenizer; no hub has them
+    'tiny/0.25M': ('qwen2', 2, 2, 1, 64, 176, 2048, {'head_dim': 32}, 223_808, 2048),
+    'tiny/1M': ('qwen2', 4, 4, 2, 128, 336, 2048, {'head_dim': 32}, 977_024, 2048),
+    'tiny/2.8M': ('qwen2', 6, 6, 2, 192, 512, 2048, {'head_dim': 32}, 2_756_928, 2048),
+    'tiny/6M': ('qwen2', 6, 9, 3, 288, 768, 2048, {'head_dim': 32}, 5_904_864, 2048),
+    'tiny/10M': ('qwen2', 6, 12, 4, 384, 1024, 2048, {'head_dim': 32}, 10_232_448, 2048)}
 FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # what their sizes' ids begin with
 BASES = {'tiny': 'config/tiny_scratch.py', 'qwen2.5': 'config/qwen0.5b.py'} # of other families: qwen2.5's
 ROOM = 0.92 # of a GPU's memory that the sum may take: the rest is fragments and NCCL's buffers
-CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: bench/results/tiny_long.log.jsonl, 7,565 tokens/s of 2.84M parameters
+CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: bench/results/tiny_long.log.jsonl, 7,565 tokens/s of 2.85M parameters
 
 @dataclass(frozen=True)
 class Plan:
@@ -213,8 +213,8 @@ def row_of(cfg, base_path, base, model, way, there, C, seed):
     elif not why_not and epochs and epochs > cfg.epochs:
         why_not = f"{epochs:.2f} epochs of the {there:.3g} tokens there are"
     hours = steps * step / cfg.cpu_flops / 3600 if cfg.gpu == 'cpu' else seconds and steps * seconds / 3600
-    return {'name': run, 'family': family, 'size': size, 'N': N, 'flops': C, 'tokens': D, 'steps': steps, 'lr': lr, 'seed': seed,
-            **how, 'gb': held, 'hours': hours, 'epochs': epochs, 'why_not': why_not, 'out_dir': out_dir,
+    return {'name': run, 'family': family, 'size': size, 'N': N, 'flops': C, 'tokens': D, 'steps': steps, 'lr': lr,
+            'seed': seed, **how, 'gb': held, 'hours': hours, 'epochs': epochs, 'why_not': why_not, 'out_dir': out_dir,
             'train': [base_path, *flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir)],
             'eval': [f'--model={out_dir}', f'--data={base.data}', *cfg.eval_flags.split()]}
 
