@@ -326,8 +326,12 @@ def surface(runs):
     draws = np.stack((E, A * np.exp(a * midN), B * np.exp(b * midD), a, b)) # of N and D in ones
     each = dict(zip(('E', 'A', 'B', 'a', 'b'), draws)) | {'exponent': b / (a + b)}
     found = {name: float(v[0]) for name, v in each.items()} | {f'{name}_interval': interval(v) for name, v in each.items()}
-    return found | {
-        'rms': spread, 'residuals': dict(zip((r.name for r in runs), relative.tolist())), 'draws': draws}
+    for name in 'ab': # an interval that ends where the search does is open there
+        ends = found[f'{name}_interval']
+        if ends and not EXPONENTS[0] * 1.02 < ends[0] <= ends[1] < EXPONENTS[1] / 1.02:
+            found[f'{name}_interval'] = None
+    names = [r.name for r in runs if r.loss is not None]
+    return found | {'rms': spread, 'residuals': dict(zip(names, relative.tolist())), 'draws': draws}
 
 def best_of(draws, C):
     """ln N_opt, ln D_opt and the loss there at C FLOPs, by each draw (5, B) of surface()."""

@@ -147,7 +147,7 @@ def lr_of(cfg, N, C, base):
 
 def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
     """The --key=value of train.py by which a run differs from the base config."""
-    flags = {'max_flops': C, 'lr': lr, 'out_dir': out_dir, **how}
+    flags = {'max_flops': f'{C:.10g}'.replace('+', ''), 'lr': lr, 'out_dir': out_dir, **how}
     if base.min_lr > lr:
         flags['min_lr'] = lr
     flags |= {key: None for key in train.BUDGETS if key != 'max_flops' and getattr(base, key) is not None}
@@ -258,13 +258,13 @@ def table(cfg, rows):
         gpu_h = r['hours'] and r['hours'] * number
         cost = gpu_h and cfg.price and gpu_h * cfg.price
         yield (f"{r['name']:26} {r['N']:13,} {r['tokens']:8.2e} {r['steps']:8,} {r['tokens'] / r['N']:6.2g} {r['lr']:6.0e} "
-               f"{how:>9} {show(r['gb'], '.0f'):>5} {show(r['hours'], '.2f'):>7} {show(gpu_h, '.1f'):>8} "
+               f"{how:>9} {show(r['gb'], '.0f'):>5} {show(r['hours'], '.3g'):>7} {show(gpu_h, '.3g'):>8} "
                f"{show(cost, ',.0f'):>8} {show(r['epochs'], '.2f'):>6}  {'no: ' + r['why_not'] if r['why_not'] else 'yes'}")
     good = [r for r in rows if not r['why_not']]
     hours = sum(r['hours'] for r in good)
     yield (f"{len(good)} of {len(rows)} runs: {hours:,.2f} h on {'a CPU' if cfg.gpu == 'cpu' else f'{number} x {cfg.gpu}'}, "
            f"{hours * number:,.1f} GPU hours" + (f", {hours * number * cfg.price:,.0f} in all" if cfg.price else '')
-           + ("" if all(r['epochs'] for r in rows) else "; tokens there: no shards to count, or --tokens="))
+           + ("" if all(r['epochs'] for r in rows) else "; the tokens there are open: no shards to count, give --tokens="))
 
 # ----------------------------------------------------------------------------------------------------------------
 # doing it
