@@ -100,6 +100,20 @@ def test_what_is_not_feasible_is_said():
     assert 'a step alone' in rows['7B', 1e13]['why_not']
     assert rows_of(sizes='0.5B', gpus=7)['0.5B', 2e20]['why_not'] == '72 rows a step do not divide by 7 GPUs'
 
+def test_a_plan_is_a_table_a_file_and_commands(tmp_path, capsys):
+    scaling.main(['plan', '--sizes=0.5B,7B', '--budgets=1e15,2e20', '--price=2.5', '--gpus=16', '--gpu=A100', '--base=config/slam.py',
+                  '--lr=1e-3', f'--out={tmp_path}'])
+    said = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()]
+    assert [row['size'] for row in rows] == ['0.5B', '7B', '0.5B', '7B'] and rows[0]['N'] == 358_347_904 # Slam Table 7: units alone
+    assert json.loads((tmp_path / 'plan.json').read_text())['settings']['price'] == 2.5
+    total = next(line for line in said if 'runs:' in line)
+    gpu_h = sum(row['hours'] for row in rows if not row['why_not']) * 16
+    assert total.startswith('3 of 4 runs') and f'{gpu_h:,.1f} GPU hours, {gpu_h * 2.5:,.0f} in all' in total
+    starts = [line for line in said if line.startswith('torchrun')]
+    assert len(starts) == 3 and all('--nproc_per_node=8 --nnodes=2 --rdzv_backend=c10d' in line and ' train.py config/slam.py ' in line
+                                    for line in starts)
+
 def test_scratch_and_folders_and_seeds(tmp_path):
     (tmp_path / 'a').mkdir()
     write_json(tmp_path / 'a' / 'config.json', suite.GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
