@@ -277,11 +277,8 @@ def _file_name(text):
 
 def main(cfg):
     runs, notes = fits.read_runs(cfg.runs, cfg.corpus)
-    found = dict.fromkeys(name for run in runs for name in run.scores)
-    metrics = cfg.metrics.split(',') if cfg.metrics else [name for name in found if name.split('/')[-1] == 'S'][:3]
-    if lacking := [m for m in metrics if m not in found]:
-        raise Refused(f"metrics: no run has {', '.join(lacking)}; there are {', '.join(found)}")
-    made = []
+    metrics, made = fits.metrics_of(runs, cfg.metrics), []
+    metrics = metrics if cfg.metrics else metrics[:3]
     with plt.rc_context({'font.size': 9.5, 'axes.labelsize': 9.5, 'lines.markersize': 5}):
         for draw in (metric_figure, family_figure, steps_figures, isoflop_figures):
             try:

@@ -6,7 +6,7 @@ and a metric over compute. scaling.py prints what is here and figures.py draws i
                ln N_opt = ln G + p ln C, and D_opt = C / (6 N_opt)                     (Hoffmann et al. 2022, approach 2)
     surface    L(N, D) = E + A / N^a + B / D^b with E, A, B >= 0                                           (approach 3)
                N_opt = G (C / 6)^(b / (a + b)),  G = (a A / (b B))^(1 / (a + b))
-    compute    ln m = k + g ln C of the best model of each budget, m a metric or the loss
+    compute    ln m = k + g ln C of the best model of each budget, m a metric or the loss: the power law of SIMS 2.2
 
 surface: least squares of the relative residuals (L_i - L(N_i, D_i)) / L_i, to first order those of ln L, by variable
 projection (Golub and Pereyra 1973; for this law arXiv 2603.22339): at given a and b the rest is linear and solved exactly,
@@ -133,6 +133,14 @@ def read_runs(spec, corpus):
 
 # ----------------------------------------------------------------------------------------------------------------
 # shared by the fits
+
+def metrics_of(runs, asked):
+    """The scores that are asked for, as names separated by commas, or '': all of direction S that a run has."""
+    found = dict.fromkeys(name for run in runs for name in run.scores)
+    metrics = asked.split(',') if asked else [name for name in found if name.split('/')[-1] == 'S']
+    if lacking := [name for name in metrics if name not in found]:
+        raise Refused(f"metrics: no run has {', '.join(lacking)}; there are {', '.join(found) or 'none'}")
+    return metrics
 
 def values_of(runs, metric):
     """(N, D, budget, y, its standard error or nan) as arrays of the runs that have the metric, 'loss' or a score's name."""

@@ -62,8 +62,7 @@ class Predict:
 def by_group(cfg):
     """({group: its runs}, metrics asked for or found, notes) of Fit or Predict."""
     runs, notes = fits.read_runs(cfg.runs, cfg.corpus)
-    names = dict.fromkeys(name for run in runs for name in run.scores)
-    metrics = cfg.metrics.split(',') if cfg.metrics else [name for name in names if name.split('/')[-1] == 'S']
+    metrics = fits.metrics_of(runs, cfg.metrics)
     groups = {name: [run for run in runs if run.group == name] for name in dict.fromkeys(run.group for run in runs)}
     return groups, metrics, notes
 
