@@ -102,6 +102,17 @@ def value(run, metric):
 def error(run, metric):
     return 0.0 if metric == 'loss' else run.scores[metric][1] or 0.0
 
+def ticks(axis, values, name):
+    """Names of a logarithmic axis: those of the values where they are few, as sizes of a family are."""
+    if len(set(values)) <= 6:
+        axis.set_xticks(sorted(set(values)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: name(x)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+def flops_name(C):
+    """2e+20 -> '2e20'."""
+    return f'{C:.2g}'.replace('+', '')
+
 def dots(axis, x, runs, metric, **kwargs):
     """Runs at x, with the standard errors of their scores."""
     axis.errorbar(x, scaled(metric, [value(run, metric) for run in runs]), scaled(metric, [error(run, metric) for run in runs]),
@@ -131,14 +142,15 @@ def references(path, metric):
                     found.setdefault((C, row[key]), (row['model'], row['kind'], C, row[key], where))
     return list(found.values())
 
-def draw_references(axis, path, metric):
-    """Published models as crosses; returns their rows of the table."""
+def draw_references(axis, path, metric, most):
+    """Published models of less than 10,000 times the compute of the largest run as crosses; all as rows of the table."""
     table, other = [], ' (other items)' if metric.startswith('tiny/') else ''
     for kind, mark, color in (('textless', 'x', '#555'), ('speech and text', '+', '#000')):
         points = [p for p in references(path, metric) if (p[1] == 'textless') == (kind == 'textless')]
-        if points:
-            axis.plot([p[2] for p in points], [p[3] for p in points], mark, color=color, label=f'published, {kind}{other}')
-        for p in points:
+        near = [p for p in points if p[2] < 1e4 * most]
+        if near:
+            axis.plot([p[2] for p in near], [p[3] for p in near], mark, color=color, label=f'published, {kind}{other}')
+        for p in near:
             if p[0].startswith('Cuervo'): # the optimum of the one textless scaling study
                 axis.annotate(p[0], p[2:4], (4, 4), textcoords='offset points', fontsize=7, color=color)
         table += [(metric, f'published, {kind}', p[0], p[4], p[2], '', '', p[3] / 100, '') for p in points]
@@ -150,6 +162,7 @@ def metric_figure(cfg, runs, metrics):
     groups = list(dict.fromkeys(run.group for run in runs))
     figure, axes = panels(len(names))
     for axis, metric in zip(axes, names):
+        bands = []
         for i, group in enumerate(groups):
             of = [run for run in runs if run.group == group and has(run, metric)]
             if not of:
@@ -168,11 +181,17 @@ def metric_figure(cfg, runs, metrics):
             x = np.geomspace(C.min(), C.max(), 30)
             lines = np.exp(f['draws'][0] + f['draws'][1] * np.log(x)[:, None]) # (30, DRAWS)
             axis.plot(x, scaled(metric, lines[:, 0]), color=COLORS[i % 6], linewidth=1.2)
-            axis.fill_between(x, *scaled(metric, np.quantile(lines, (0.025, 0.975), axis=1)), color=COLORS[i % 6], alpha=0.15,
-                              linewidth=0)
+            bands.append((x, scaled(metric, np.quantile(lines, (0.025, 0.975), axis=1)), COLORS[i % 6]))
             table.append((metric, group, '', f"fit: {np.exp(f['k']):.6g} C^{f['g']:.6g}", '', '', '', '', ''))
-        table += draw_references(axis, cfg.papers, metric)
+        table += draw_references(axis, cfg.papers, metric, max(run.budget for run in runs))
+        limits = axis.get_ylim() # of the runs: a band of three points may be wide
+        for x, ends, color in bands:
+            axis.fill_between(x, *ends, color=color, alpha=0.15, linewidth=0)
+        axis.set_ylim(limits)
         axis.set(xscale='log', ylabel=title_of(metric))
+    budgets = [run.budget for run in runs]
+    if np.ptp(np.log10(axes[0].get_xlim())) < 2: # too few powers of ten for the usual ticks
+        ticks(axes[-1], [np.exp(np.log(np.array(budgets)[of]).mean()) for of in fits.budgets_of(np.array(budgets))], flops_name)
     axes[-1].set_xlabel('training compute, FLOPs')
     legend(max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     save(figure, Path(cfg.out) / 'metrics.png', ('metric', 'group', 'run', 'what', 'C', 'N', 'D', 'value', 'stderr'), table)
@@ -223,6 +242,7 @@ def steps_figures(cfg, runs, metrics):
                 axis.errorbar(list(at), scaled(metric, mean), scaled(metric, bars), capsize=2, label=kind, **look(i))
                 table += [(metric, kind, s, m, bar, len(its)) for (s, its), m, bar in zip(at.items(), mean, bars)]
             axis.set(xscale='log', ylabel=title_of(metric))
+            ticks(axis, [run.steps for run in of], '{:g}'.format)
         axes[-1].set_xlabel('training steps')
         legend(axes[0])
         made.append(f"steps-{_file_name(Path(init).name)}.png")
@@ -248,9 +268,8 @@ def isoflop_figures(cfg, runs, metrics):
         for axis, (metric, f) in zip(axes, found.items()):
             for i, row in enumerate(f['budgets']):
                 x = np.geomspace(min(row['N']), max(row['N']), 60)
-                label = f"{row['C']:.2g}".replace('+', '')
                 axis.errorbar(row['N'], scaled(metric, row['y']), scaled(metric, row['stderr']), linestyle='none', capsize=2,
-                              linewidth=0.8, label=label, **look(i))
+                              linewidth=0.8, label=flops_name(row['C']), **look(i))
                 axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2,
                           linestyle='-' if row['where'] == 'inside' else ':')
                 if row['where'] == 'inside':
@@ -259,11 +278,7 @@ def isoflop_figures(cfg, runs, metrics):
                 table += [(metric, row['C'], N, y, 'run') for N, y in zip(row['N'], row['y'])]
                 table.append((metric, row['C'], row['N_opt'], row['y_opt'], f"optimum, {row['where']}"))
             axis.set(xscale='log', ylabel=title_of(metric))
-            sizes = sorted({N for row in f['budgets'] for N in row['N']})
-            if len(sizes) <= 6: # of a family
-                axis.set_xticks(sizes)
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda N, _: size_name(N)))
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            ticks(axis, [N for row in f['budgets'] for N in row['N']], size_name)
         axes[-1].set_xlabel('parameters N   (star: optimum inside the grid; dotted: none there)')
         legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
         made.append(f"isoflop-{_file_name(group)}.png")

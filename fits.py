@@ -202,15 +202,23 @@ def vertices(lnN, groups, Y):
             found.append((mid - c1 / (2 * c2), c0 - c1 ** 2 / (4 * c2), c2))
     return (np.stack(part) for part in zip(*found))
 
+def place(N_opt, N, best, flat):
+    """Where the vertex of a budget's parabola lies, as isoflop says it."""
+    low, high = N.min(), N.max()
+    if math.isnan(N_opt):
+        return 'no optimum'
+    if not low <= N_opt <= high:
+        return 'below the grid' if N_opt < low else 'above the grid'
+    return 'flat within the noise' if flat else 'not bracketed' if best in (low, high) else 'inside'
+
 def isoflop(runs, metric):
     """A parabola for each budget with at least 3 sizes, its minimum (of a score: maximum), and N_opt(C) where it is had.
 
     -> {'budgets': [{'C', 'N', 'y', 'stderr', 'parabola' (c2, c1, c0 in ln N), 'best_N' (of the runs), 'N_opt', 'N_interval',
     'y_opt', 'where'}], 'left_out', 'exponent_N', 'G', 'exponent_D', each exponent with its _interval, 'draws' (ln G, p),
-    'rms'}; 'where' is
-    'inside', 'below the grid', 'above the grid', 'no optimum' or 'flat within the noise'; the exponents need 3 budgets
-    whose optimum is inside, and 'refused' says why they are not there. Refused: no budget has 3 sizes, all values equal,
-    values not finite.
+    'rms'}; 'where' is 'inside', 'below the grid', 'above the grid', 'no optimum', 'flat within the noise' or 'not bracketed'
+    (the best run is the smallest or largest, though the vertex lies between them). The exponents need 3 budgets whose
+    optimum is inside; 'refused' says why they are not there. Refused: no budget has 3 sizes, values equal or not finite.
     """
     N, _, C, y, errors = values_of(runs, metric)
     sign = 1 if metric == 'loss' else -1 # a score is best where it is highest
@@ -236,15 +244,14 @@ def isoflop(runs, metric):
     x[sign * c2 <= 0] = math.nan # no minimum there
     rows = []
     for k, of in enumerate(groups):
-        low, high, at = lnN[of].min(), lnN[of].max(), x[k, 0]
-        where = 'no optimum' if np.isnan(at) else 'below the grid' if at < low else 'above the grid' if at > high else 'inside'
-        span = None if draws is None else interval(x[k])
-        where = 'flat within the noise' if where == 'inside' and draws is not None and span is None else where
+        at, ends = x[k, 0], None if draws is None else interval(x[k])
+        best = N[of][np.argmin(sign * y[of])]
         rows.append({'C': float(np.exp(np.log(C[of]).mean())), 'N': N[of].tolist(), 'y': y[of].tolist(),
-                     'stderr': np.nan_to_num(errors[of]).tolist(),
-                     'parabola': fits[k].tolist(), 'best_N': float(N[of][np.argmin(sign * y[of])]),
-                     'N_opt': None if np.isnan(at) else float(np.exp(at)), 'N_interval': span and [float(np.exp(v)) for v in span],
-                     'y_opt': None if np.isnan(at) else float(top[k, 0]), 'where': where})
+                     'stderr': np.nan_to_num(errors[of]).tolist(), 'parabola': fits[k].tolist(), 'best_N': float(best),
+                     'N_opt': None if np.isnan(at) else float(np.exp(at)),
+                     'N_interval': ends and [float(np.exp(end)) for end in ends],
+                     'y_opt': None if np.isnan(at) else float(top[k, 0]),
+                     'where': place(np.exp(at), N[of], best, draws is not None and ends is None)})
     found = {'metric': metric, 'budgets': rows, 'left_out': left_out, 'rms': None if math.isnan(rms) else rms}
     inside = [k for k, row in enumerate(rows) if row['where'] == 'inside']
     if len(inside) < 3:
@@ -320,7 +327,8 @@ def surface(runs):
     lnN, lnD, df = np.log(N) - midN, np.log(D) - midD, len(L) - 5
     a, b, E, A, B = (v[0] for v in project(lnN, lnD, L[None], 1 / L))
     if math.isnan(a):
-        raise Refused("no exponents give E, A and B above 0: the loss does not fall with both N and D")
+        raise Refused("no exponents give E, A and B above 0: the loss does not fall with both N and D; expected budgets with "
+                      "models too small as well as too large")
     hat = E + A * np.exp(-a * lnN) + B * np.exp(-b * lnD)
     relative = (L - hat) / L
     edge = [f"{name} = {v:.3g}" for name, v in (('a', a), ('b', b))

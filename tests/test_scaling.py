@@ -243,6 +243,8 @@ def test_parabolas_find_the_vertex_and_say_where_it_lies():
     assert found['budgets'][1]['N_opt'] == pytest.approx(np.exp(lnN.mean())) and found['budgets'][1]['y_opt'] == pytest.approx(2)
     assert found['left_out'] == ['1e+21 FLOPs: 2 sizes']
     assert found['refused'] == 'loss: N_opt(C) needs 3 budgets whose optimum lies inside the grid, there is 1 of 3: one budget gives no exponent'
+    steep = [run._replace(loss=loss) for run, loss in zip(runs(lnN.mean(), 1e19)[:3], (1.8, 1.9, 5.0))]
+    assert [row['where'] for row in isoflop(steep, 'loss')['budgets']] == ['not bracketed']
     hill = [run._replace(loss=4 - run.loss) for run in runs(lnN.mean(), 1e19)]
     [row] = isoflop(hill, 'loss')['budgets']
     assert row['where'] == 'no optimum' and row['best_N'] in (pytest.approx(np.exp(lnN[0])), pytest.approx(np.exp(lnN[3])))
