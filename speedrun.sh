@@ -45,7 +45,7 @@ train tiny_scratch
 models=out/tiny,out/tiny-speech,out/tiny-scratch,out/tiny-text
 once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$out/eval.json
 once $out/figure.png step "figure" figure \
-  python scaling.py --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
+  python scaling.py compare --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
 once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
   python sample.py --prompts=tiny/audio --seconds=0 --out=$out/speech
 once $out/text/samples.html step "sample: speech -> text" sample-text \

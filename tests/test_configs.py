@@ -10,21 +10,9 @@ from configurator import configure
 from cost import memory
 from families import GPTConfig
 from model import GPT
+from suite import SHAPES
 
 CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
-SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;
-    # parameters of the published model; ids of its text tokenizer
-    'Qwen/Qwen2.5-0.5B': ('qwen2', 24, 14, 2, 896, 4864, 151936, {}, 494_032_768, 151665),
-    'Qwen/Qwen2.5-1.5B': ('qwen2', 28, 12, 2, 1536, 8960, 151936, {}, 1_543_714_304, 151665),
-    'Qwen/Qwen2.5-3B': ('qwen2', 36, 16, 2, 2048, 11008, 151936, {}, 3_085_938_688, 151665),
-    'Qwen/Qwen2.5-7B': ('qwen2', 28, 28, 4, 3584, 18944, 152064, {'tied': False}, 7_615_616_512, 151665),
-    'meta-llama/Llama-3.2-1B': ('llama', 16, 32, 8, 2048, 8192, 128256, {}, 1_235_814_400, 128256),
-    'meta-llama/Llama-3.2-3B': ('llama', 28, 24, 8, 3072, 8192, 128256, {}, 3_212_749_824, 128256),
-    'HuggingFaceTB/SmolLM2-1.7B': ('llama', 24, 32, 32, 2048, 8192, 49152, {}, 1_711_376_384, 49152),
-    'google/gemma-2-2b': ('gemma2', 26, 8, 4, 2304, 9216, 256000, {'head_dim': 256}, 2_614_341_888, 256000),
-    'EleutherAI/pythia-160m': ('gpt_neox', 12, 12, 12, 768, 3072, 50304, {'tied': False}, 162_322_944, 50277),
-    'facebook/opt-125m': ('opt', 12, 12, 12, 768, 3072, 50272, {'n_positions': 2048}, 125_239_296, 50265),
-    'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680)}
 GPUS = {'H200': 989.4e12, 'A100': 312e12, 'an A5000': 111e12}
 FAMILIES_20K = ['qwen0.5b', 'qwen0.5b-real', 'qwen0.5b-synthetic', 'llama3.2-1b', 'smollm2', 'gemma2-2b', 'pythia-160m',
                 'opt-125m', 'bloom-1b7'] # SIMS Figure 2 and Table 1
