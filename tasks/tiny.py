@@ -13,7 +13,7 @@ from configurator import Refused
 VOICES = {'m': 'main', 'u': 'unseen'}
 
 def pairs(corpus):
-    """corpus: Units of the items. Yields {id, task, voice, right, wrong}; right and wrong hold what a candidate is:
+    """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong hold what a candidate is:
 
     {'prompt': (text, units), 'ending': (text, units), 'joined': (units, where the ending begins)}
     Raises Refused when an item lacks a document: pairs are matched by name, never by position.
@@ -38,4 +38,6 @@ def pairs(corpus):
     for item in items:
         right = candidate(item, 'right')
         for task, which in (('ssc', 'wrong'), ('tsc', 'topic')):
-            yield {'id': item, 'task': task, 'voice': VOICES[item[0]], 'right': right, 'wrong': candidate(item, which)}
+            voice = VOICES[item[0]]
+            yield {'id': item, 'task': task, 'voice': voice, 'rows': (f'{voice}/{task}',), 'right': right,
+                   'wrong': candidate(item, which)}

@@ -2,7 +2,7 @@
 eval.py against a slow reference: transformers' model on one document at a time, and items scored by hand.
 """
 import json
-import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 import eval as evaluation
 from configurator import Refused
 from data import Shards, ShardWriter
-from eval import Config, document, document_losses, held_out_loss, main, mean_and_stderr, score_pairs, wins
+from eval import Config, document, document_losses, held_out_loss, main, score_pairs
+from scores import mean_and_stderr
 from tasks.tiny import pairs
 from tokenize_speech import Units
 
@@ -81,16 +82,10 @@ def test_the_ending_begins_at_the_run_that_holds_the_first_frame_after_the_conte
     ends = np.cumsum(runs)
     assert ends[begin] > frames >= (ends[begin - 1] if begin else 0)
 
-def test_ties_count_half():
-    assert wins([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]).tolist() == [0, 0.5, 1]
-
-def test_mean_and_stderr_of_known_values():
-    assert mean_and_stderr([0, 1, 1, 0]) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
-    assert mean_and_stderr([1]) == (1.0, None)
-
 class Oracle:
     """Every id likelier the smaller it is: losses are the ids themselves."""
     embed = torch.zeros(1)
+    cfg = SimpleNamespace(position='rope', n_positions=100)
     def losses(self, tokens, doc_start, targets):
         return torch.where(targets == -100, 0, targets).flatten().float()
 
@@ -101,10 +96,10 @@ def test_a_model_that_knows_the_answer_scores_1_and_one_that_errs_0(house, bette
     def candidate(name):
         units = np.array([1, 2, 4 if name == better else 5])
         return {'prompt': ('a', units[:2]), 'ending': ('b', units[2:]), 'joined': (units, 2)}
-    items = [{'id': 'm0', 'task': 'ssc', 'voice': 'main', 'right': candidate('right'), 'wrong': candidate('wrong')}] * 4
+    items = [{'id': f'm{i}', 'rows': ('main/ssc',), 'right': candidate('right'), 'wrong': candidate('wrong')} for i in range(4)]
     for direction in ('S', 'T->S'):
         rows, samples = score_pairs(Oracle(), vocab, tokenizer, items, direction, 100)
-        assert rows['ssc', 'main'] == {'value': value, 'stderr': 0.0, 'n': 4, 'sum': value, 'ending': value}
+        assert rows['main/ssc'] == {'value': value, 'stderr': 0.0, 'n': 4, 'sum': value, 'ending': value}
         assert len(samples) == 4
 
 def test_scores_equal_the_slow_reference(house):
@@ -145,7 +140,7 @@ def test_stderr_of_a_loss_is_that_of_a_mean_when_documents_are_equally_long(hous
     documents = [np.full(5, vocab.unit_offset + i) for i in range(4)]
     corpus = type('C', (), {'documents': 4, 'read': lambda self, i: documents[i]})()
     monkeypatch.setattr(evaluation, 'document_losses', lambda *_: [np.full(4, float(i)) for i in range(4)])
-    row = held_out_loss(None, vocab, corpus, 100, 10)['all']
+    row = held_out_loss(SimpleNamespace(cfg=SimpleNamespace(n_positions=100)), vocab, corpus, 100, 10)['all']
     assert (row['value'], row['stderr']) == (1.5, pytest.approx(mean_and_stderr([0, 1, 2, 3])[1]))
 
 def test_a_speech_model_is_measured_on_speech_alone(house, tmp_path, capsys):
