@@ -181,8 +181,8 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
     documents, begins = zip(*[x for pair, ok in zip(made, valid) if ok for x in pair]) if any(valid) else ((), ())
     losses = document_losses(model, documents, row_tokens)
     scores = {'mean': [float(-x.mean()) for x in losses], 'sum': [float(-x.sum(dtype=np.float64)) for x in losses]}
-    if all(begin is not None for begin in begins):
-        scores['ending'] = [float(-x[max(begin - 1, 0):].mean()) for x, begin in zip(losses, begins)]
+    endings = [x[max(begin - 1, 0):] if begin is not None else x[:0] for x, begin in zip(losses, begins)]
+    scores['ending'] = [float(-x.mean()) if len(x) else None for x in endings]
     samples, scored = [], iter(range(0, len(losses), 2))
     for item, ok in zip(items, valid):
         i = next(scored) if ok else None
@@ -195,8 +195,15 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
         good = [x for x in of if 'invalid' not in x]
         if not good:
             raise Refused(f"{name or 'all items'}, {direction}: all {len(of)} items have an empty document; is the audio right?")
-        won = {s: wins([x[f'right_{s}'] for x in good], [x[f'wrong_{s}'] for x in good]) for s in scores}
-        rows[name] = accuracy(good, won['mean']) | {s: accuracy(good, won[s])['value'] for s in scores if s != 'mean'}
+        for s in scores:
+            has = [x for x in good if None not in (x[f'right_{s}'], x[f'wrong_{s}'])]
+            row = accuracy(has, wins([x[f'right_{s}'] for x in has], [x[f'wrong_{s}'] for x in has])) if has else {}
+            if s == 'mean':
+                rows[name] = row
+            elif row:
+                rows[name][s] = row['value']
+                if len(has) < len(good): # an ending that shares its last unit with the context
+                    rows[name][f'without_{s}'] = len(good) - len(has)
         if len(good) < len(of):
             rows[name]['invalid'] = len(of) - len(good)
     return rows, samples
