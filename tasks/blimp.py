@@ -3,7 +3,8 @@ BLiMP (Warstadt et al. 2020, arXiv 1912.00582), as text: 67 sets of 1,000 pairs 
 
     ROOT/*.jsonl or ROOT/data/*.jsonl    {"sentence_good", "sentence_bad", "UID", "field", "pairID"} a line
 
-Rows: all, and each field (morphology, semantics, syntax, syntax_semantics, which one set spells with a slash); `types` has each set. The paper sums over the sentence: see `sum`.
+Rows: all, and each field (morphology, semantics, syntax, syntax_semantics, which one set spells with a slash); `types` has
+each set. The paper sums over the sentence: see `sum`.
 """
 from pathlib import Path
 
@@ -28,4 +29,5 @@ def items(root):
                 raise Refused(f"{where}: {name} is there twice")
             seen.add(name)
             side = lambda which: {'prompt': ('', None), 'ending': (line[f'sentence_{which}'], None)}
-            yield {'id': name, 'rows': ('all', line['field'].replace('/', '_')), 'type': line['UID'], 'right': side('good'), 'wrong': side('bad')}
+            yield {'id': name, 'rows': ('all', line['field'].replace('/', '_')), 'type': line['UID'],
+                   'right': side('good'), 'wrong': side('bad')}

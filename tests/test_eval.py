@@ -175,3 +175,33 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
 def test_bad_input_is_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(Config(**{'model': str(house[0] / 'joint'), 'items': str(house[0] / 'items'), **settings}))
+
+def test_bits_per_second_are_bits_a_unit_times_units_a_second(house, tmp_path):
+    root, _ = house
+    folder, rng = tmp_path / 'corpus', np.random.default_rng(2)
+    vocab = load(root, 'speech')[1]
+    for split, lengths in (('train', (30, 20)), ('val', (10, 40))):
+        with ShardWriter(folder / split / 'textless', 'textless', vocab) as writer:
+            for n in lengths: # as interleave.py writes them: bos units eos
+                writer.add(np.array([1, *vocab.unit_to_token(rng.integers(0, K, n)), 1]), [n + 2])
+    main(Config(model=str(root / 'speech'), data=str(folder), items=''))
+    read = lambda: json.loads((root / 'speech' / 'eval.json').read_text())['results']['loss/corpus/textless/units']
+    assert 'bits_per_second' not in read() # nothing says how long the speech is
+    (folder / 'info.json').write_text(json.dumps({'hours': 5 / 3600}))
+    main(Config(model=str(root / 'speech'), data=str(folder), items=''))
+    row = read()
+    assert row['units_per_second'] == 100 / 5 and row['tokens'] == 50
+    assert row['bits_per_second'] == pytest.approx(row['value'] / np.log(2) * 20)
+
+def test_a_held_out_document_longer_than_the_positions_is_taken_in_pieces_and_counted(house, tmp_path):
+    root, _ = house
+    make_model(tmp_path / 'm', root / 'tokenizer', 'joint')
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps({**config, 'max_position_embeddings': 15}))
+    main(Config(model=str(tmp_path / 'm'), data=str(root / 'tokens'), items='', device='cpu'))
+    row = json.loads((tmp_path / 'm' / 'eval.json').read_text())['results']['loss/tokens/speech/all']
+    assert (row['tokens'], row['n'], row['cut']) == (4 + 11 + 14 + 14 + 9, 5, 1) # of 5, 12 and 40 units
+    vocab, model = load(root, 'joint')[1], tmp_path / 'm'
+    documents = [Shards(root / 'tokens' / 'val' / 'speech', vocab).read(i) for i in range(3)]
+    pieces = [d[at:at + 15] for d in documents for at in range(0, len(d), 15)]
+    assert row['value'] == pytest.approx(np.concatenate([reference_losses(model, p) for p in pieces]).mean(), abs=1e-5)
