@@ -163,6 +163,9 @@ def word_errors(reference, heard):
 # other people's models
 
 def _pretrained(what, Class, name, **how):
+    import transformers  # here and below, because it takes seconds
+    transformers.utils.logging.set_verbosity_error() # defaults that give way to ours are no news
+    transformers.utils.logging.disable_progress_bar()
     try:
         return Class.from_pretrained(name, **how)
     except (OSError, ValueError, KeyError) as e:

@@ -21,7 +21,7 @@ def pairs(corpus):
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})
     if not items:
-        raise Refused("tasks/tiny: no items; `python -m tiny.pack --unpack` writes them to out/data/items")
+        raise Refused("tasks/tiny: no items; `python -m tiny.pack` writes them to out/data/items")
     def get(name):
         if name not in documents:
             raise Refused(f"tasks/tiny: document '{name}' is missing; every item has context, right, wrong, topic and "

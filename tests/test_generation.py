@@ -34,7 +34,7 @@ def test_words_equal_nltk_where_it_is_installed():
     nltk = pytest.importorskip('nltk.tokenize', reason='nltk is not installed')
     pieces = ["it's", 'a', 'dog.', '"no', 'yes"', "don't", 'cannot', 'Mr.', '3,000', 'so,', 'well;', "dogs'", "'tis", '(and)', 'x--y', '...']
     rng = np.random.default_rng(0)
-    for _ in range(2000):
+    for _ in range(300):
         text = ' '.join(rng.choice(pieces, rng.integers(0, 8)))
         assert words(text) == nltk.NLTKWordTokenizer().tokenize(text), text
 
