@@ -321,6 +321,30 @@ def test_the_right_ending_is_the_one_that_the_csv_names(tmp_path):
     assert [i['right']['ending'][0] for i in items] == ['One 0.', 'Two 1.', 'One 2.']
     assert items[1]['right']['prompt'][0] == 'A b. C d. E f. G 1.'
 
+def test_right_is_what_the_benchmark_says_is_right(tmp_path):
+    for task, make, part in ((tasks.zerospeech.sblimp, make_sblimp, 'syntactic'), (tasks.zerospeech.swuggy, make_swuggy, 'lexical')):
+        root = make(tmp_path / part)
+        gold = {row['filename']: row for row in csv.DictReader(open(root / part / 'dev' / 'gold.csv'))}
+        for item in task(root):
+            right, wrong = (gold[item[side]['joined'].stem] for side in ('right', 'wrong'))
+            assert (right['correct'], wrong['correct']) == ('1', '0') and right['voice'] == wrong['voice'] and right['id'] == wrong['id']
+            assert item['files'] == {'right': right['filename'], 'wrong': wrong['filename']}
+    for item in tasks.salmon.items(make_salmon(tmp_path / 'salmon')):
+        assert [item[side]['joined'].stem[-2:] for side in ('right', 'wrong')] == ['_0', '_1']
+    for item in tasks.blimp.items(make_blimp(tmp_path / 'blimp')):
+        assert [item[side]['ending'][0].split()[0] for side in ('right', 'wrong')] == ['Good', 'Worse']
+    first = next(iter(tasks.multispeaker.ms_ssc(make_parquet(tmp_path / 'ms'))))
+    assert [first[side]['ending'][0] for side in ('right', 'wrong')] == ['Right 0.', 'Not 0.']
+
+def test_across_modalities_the_context_is_mutual_and_comes_first(tmp_path):
+    root = make_cross_modal(tmp_path)
+    for item in tasks.multispeaker.cross_modal(root):
+        folder, name = root / Path(item['id']).parent, Path(item['id']).name
+        for side, part in (('right', 'correct'), ('wrong', 'incorrect')):
+            context, ending = (folder / f'{name}_{p}.wav' for p in ('mutual', part))
+            assert item[side] == {'prompt': (f'mutual {name[1]}.', context), 'ending': (f'{part} {name[1]}.', ending), 'joined': (context, ending)}
+        assert item['rows'] == (item['id'].split('/')[0], '/'.join(item['id'].split('/')[:2]))
+
 # ----------------------------------------------------------------------------------------------------------------
 # eval.py over tasks
 
