@@ -181,6 +181,9 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
     documents, begins = zip(*[x for pair, ok in zip(made, valid) if ok for x in pair]) if any(valid) else ((), ())
     losses = document_losses(model, documents, row_tokens)
     scores = {'mean': [float(-x.mean()) for x in losses], 'sum': [float(-x.sum(dtype=np.float64)) for x in losses]}
+    if bad := [item['id'] for item, i in zip([item for item, ok in zip(items, valid) if ok], range(0, len(losses), 2))
+               if not np.isfinite([scores['sum'][i], scores['sum'][i + 1]]).all()]:
+        raise Refused(f"{direction}: the model gives {len(bad)} items no finite likelihood, as {bad[0]}; has its training diverged?")
     endings = [x[max(begin - 1, 0):] if begin is not None else x[:0] for x, begin in zip(losses, begins)]
     scores['ending'] = [float(-x.mean()) if len(x) else None for x in endings]
     samples, scored = [], iter(range(0, len(losses), 2))
@@ -296,6 +299,9 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
     directions = directions_of(vocab, items[0]['right'])
     if not directions:
         return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
+    for item in items:
+        if any(directions_of(vocab, item[side]) != directions for side in ('right', 'wrong')):
+            raise Refused(f"{name}: item {item['id']} lacks a text or an audio that other items have")
     lead = [model.cfg.bos_token_id] if cfg.lead == 'bos' else []
     if lead == [None] and not (tokenizer is None or tokenizer.first):
         raise Refused("lead is 'bos', and the model's config.json names no bos_token_id")

@@ -56,6 +56,8 @@ def _rows(path):
     if missing := set(columns) - set(table.schema_arrow.names):
         raise Refused(f"{path}: no column {', '.join(sorted(missing))}; expected {', '.join(columns)}")
     for row in table.read(columns).to_pylist():
+        if not all(row[c] is not None for c in columns) or not all(row[c].get('bytes') for c in columns if c.endswith('audio')):
+            raise Refused(f"{path}: story {row['id']} has no text or no audio in it")
         side = lambda which: {'prompt': ('', None), 'ending': (row[f'{which}_text'], None), 'joined': row[f'{which}_audio']['bytes']}
         yield str(row['id']), side('correct'), side('negative')
 

@@ -205,3 +205,15 @@ def test_a_held_out_document_longer_than_the_positions_is_taken_in_pieces_and_co
     documents = [Shards(root / 'tokens' / 'val' / 'speech', vocab).read(i) for i in range(3)]
     pieces = [d[at:at + 15] for d in documents for at in range(0, len(d), 15)]
     assert row['value'] == pytest.approx(np.concatenate([reference_losses(model, p) for p in pieces]).mean(), abs=1e-5)
+
+class Diverged(Oracle):
+    def losses(self, tokens, doc_start, targets):
+        return torch.full((tokens.numel(),), torch.nan)
+
+def test_a_model_without_finite_likelihoods_is_refused_not_scored_0(house):
+    root, tokenizer = house
+    _, vocab = load(root, 'joint')
+    candidate = {'prompt': ('a', np.array([1])), 'ending': ('b', np.array([2])), 'joined': (np.array([1, 2]), 1)}
+    items = [{'id': 'm0', 'rows': ('main/ssc',), 'right': candidate, 'wrong': candidate}]
+    with pytest.raises(Refused, match='S: the model gives 1 items no finite likelihood, as m0; has its training diverged'):
+        score_pairs(Diverged(), vocab, tokenizer, items, 'S', 100)

@@ -302,6 +302,15 @@ def test_parquet_of_the_hub_gives_its_own_task_with_text_and_audio(tmp_path, hou
     assert {'ms_ssc/all/S', 'ms_ssc/sSC_am_puck/S', 'ms_ssc/all/T'} <= found['results'].keys()
     assert found['tasks']['ms_ssc']['audio'] == found['tasks']['ms_ssc']['resampled'] == 8 # 24 kHz
 
+def test_a_story_of_the_hub_without_audio_is_refused_by_name(tmp_path):
+    pa = pytest.importorskip('pyarrow')
+    import pyarrow.parquet
+    row = {'id': 'x7', 'correct_text': 'a', 'correct_audio': {'bytes': b'', 'path': 'gone.wav'}, 'negative_text': 'b',
+           'negative_audio': {'bytes': b'1', 'path': ''}}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / 'a.parquet')
+    with pytest.raises(Refused, match='story x7 has no text or no audio'):
+        list(tasks.multispeaker.ms_ssc(tmp_path))
+
 def test_a_voice_that_lacks_a_story_is_refused(tmp_path):
     make_numbered(tmp_path / 'a', 3), make_numbered(tmp_path / 'b', 2)
     with pytest.raises(Refused, match='b lacks 1 stories that others have: 2'):
