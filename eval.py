@@ -60,7 +60,7 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # corpora whose val/ shards the loss is taken on; '' for none
     items: str = 'out/data/items' # units folder of the task tiny; '' for none
     out: str | None = None # one more file with the results of all models; None: only MODEL/eval.json of each
-    compare: str = '' # models to compare from what they left, separated by commas, the first with each other; measures nothing
+    compare: str = '' # models, separated by commas: compares what was measured, the first with each other one
     lead: str = 'none' # none, separator, bos: what stands before a document, see above
     max_items: int | None = None # the first so many of each voice, part or type; None: all
     max_documents: int = 2000 # of each val source
@@ -76,7 +76,7 @@ class Config:
             raise Refused("data and items are both empty: nothing to measure")
         if self.lead not in LEADS:
             raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
-        for name in [*(name for name in self.wanted if name not in TASKS), *(name for name in self.places if name not in TASKS)]:
+        if name := next((name for name in [*self.wanted, *self.places] if name not in TASKS), None):
             raise Refused(f"no task '{name}'; there are {', '.join(TASKS)}, all")
 
     @property
@@ -95,6 +95,8 @@ TASKS = {'tiny': tasks.tiny.pairs, 'sblimp': tasks.zerospeech.sblimp, 'swuggy': 
 SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # whose scores ZeroSpeech takes as files
 SCORE = 'mean log-likelihood a token; ties count half' # of the value column
 LEADS = ('none', 'separator', 'bos')
+SIDES = ('right', 'wrong')
+KEPT = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item in samples_TASK.jsonl
 MODALITIES = {TEXT: 'text', UNIT: 'units', OTHER: 'separators'}
 DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)}
 
@@ -149,7 +151,7 @@ def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
     (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
     text = lambda s: tokenizer.encode(s)
     head = [vocab.bos] if vocab.kind == 'speech' else list(tokenizer.first or lead)
-    if direction in 'ST' and separate and vocab.kind == 'joint':
+    if direction in ('S', 'T') and separate and vocab.kind == 'joint':
         head.append(vocab.speech if direction == 'S' else vocab.text)
     if direction == 'S':
         units, begin = candidate['joined']
@@ -171,45 +173,44 @@ def is_empty(direction, candidate):
 
 def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), separate=False):
     """({row name: row of eval.json} over items in one direction, a dict an item for the samples file)."""
-    made = [[document(vocab, tokenizer, direction, item[side], lead, separate) for side in ('right', 'wrong')] for item in items]
-    valid = [not any(is_empty(direction, item[side]) for side in ('right', 'wrong')) and all(len(ids) > 1 for ids, _ in pair)
-             for item, pair in zip(items, made)]
-    longest, limit = max(((len(ids), item['id']) for item, pair in zip(items, made) for ids, _ in pair)), model.cfg.n_positions
-    if longest[0] > limit:
-        raise Refused(f"{longest[1]}, {direction}: {longest[0]} tokens, the model has {limit} positions; nothing is cut "
-                      "here, leave such items out")
-    documents, begins = zip(*[x for pair, ok in zip(made, valid) if ok for x in pair]) if any(valid) else ((), ())
-    losses = document_losses(model, documents, row_tokens)
-    scores = {'mean': [float(-x.mean()) for x in losses], 'sum': [float(-x.sum(dtype=np.float64)) for x in losses]}
-    if bad := [item['id'] for item, i in zip([item for item, ok in zip(items, valid) if ok], range(0, len(losses), 2))
-               if not np.isfinite([scores['sum'][i], scores['sum'][i + 1]]).all()]:
-        raise Refused(f"{direction}: the model gives {len(bad)} items no finite likelihood, as {bad[0]}; has its training diverged?")
-    endings = [x[max(begin - 1, 0):] if begin is not None else x[:0] for x, begin in zip(losses, begins)]
-    scores['ending'] = [float(-x.mean()) if len(x) else None for x in endings]
-    samples, scored = [], iter(range(0, len(losses), 2))
-    for item, ok in zip(items, valid):
-        i = next(scored) if ok else None
-        samples.append({**{key: item[key] for key in ('id', 'rows', 'pair', 'type', 'split', 'files') if key in item}, 'direction': direction,
-                        **({f'{side}_{name}': s[i + k] for name, s in scores.items() for k, side in enumerate(('right', 'wrong'))}
-                           if ok else {'invalid': True})})
-    rows = {}
-    for name in sorted({name for item in items for name in item['rows']}):
-        of = [x for x in samples if name in x['rows']]
-        good = [x for x in of if 'invalid' not in x]
-        if not good:
-            raise Refused(f"{name or 'all items'}, {direction}: all {len(of)} items have an empty document; is the audio right?")
-        for s in scores:
-            has = [x for x in good if None not in (x[f'right_{s}'], x[f'wrong_{s}'])]
-            row = accuracy(has, wins([x[f'right_{s}'] for x in has], [x[f'wrong_{s}'] for x in has])) if has else {}
-            if s == 'mean':
-                rows[name] = row
-            elif row:
-                rows[name][s] = row['value']
-                if len(has) < len(good): # an ending that shares its last unit with the context
-                    rows[name][f'without_{s}'] = len(good) - len(has)
-        if len(good) < len(of):
-            rows[name]['invalid'] = len(of) - len(good)
-    return rows, samples
+    limit, samples, valid, documents = model.cfg.n_positions, [], [], []
+    for item in items:
+        pair = [document(vocab, tokenizer, direction, item[side], lead, separate) for side in SIDES]
+        longest = max(len(ids) for ids, _ in pair)
+        if longest > limit:
+            raise Refused(f"{item['id']}, {direction}: {longest} tokens, the model has {limit} positions; nothing is cut "
+                          "here, leave such items out")
+        samples.append({**{key: item[key] for key in KEPT if key in item}, 'direction': direction})
+        if any(is_empty(direction, item[side]) for side in SIDES) or min(len(ids) for ids, _ in pair) < 2:
+            samples[-1]['invalid'] = True
+        else:
+            valid.append(samples[-1])
+            documents += pair
+    losses = document_losses(model, [ids for ids, _ in documents], row_tokens)
+    for i, (x, (_, begin)) in enumerate(zip(losses, documents)):
+        line, side = valid[i // 2], SIDES[i % 2]
+        if not np.isfinite(x).all():
+            raise Refused(f"{line['id']}, {direction}: the model gives no finite likelihood; has its training diverged?")
+        ending = x[:0] if begin is None else x[max(begin - 1, 0):]
+        line |= {f'{side}_mean': float(-x.mean()), f'{side}_sum': float(-x.sum(dtype=np.float64)),
+                 f'{side}_ending': float(-ending.mean()) if len(ending) else None}
+    return {name: row_of([x for x in samples if name in x['rows']], f"{name or 'all items'}, {direction}")
+            for name in sorted({name for item in items for name in item['rows']})}, samples
+
+def row_of(samples, name):
+    """A row of eval.json over items that score_pairs scored."""
+    valid, row = [x for x in samples if 'invalid' not in x], {}
+    if not valid:
+        raise Refused(f"{name}: all {len(samples)} items have an empty document; is the audio right?")
+    for score in ('mean', 'sum', 'ending'):
+        has = [x for x in valid if None not in (x[f'right_{score}'], x[f'wrong_{score}'])]
+        if not has:
+            continue
+        found = accuracy(has, wins([x[f'right_{score}'] for x in has], [x[f'wrong_{score}'] for x in has]))
+        row |= found if score == 'mean' else {score: found['value']}
+        if len(has) < len(valid): # an ending that shares its last unit with the context
+            row[f'without_{score}'] = len(valid) - len(has)
+    return row | ({'invalid': len(samples) - len(valid)} if len(valid) < len(samples) else {})
 
 def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
     """{modality or 'all': row} of the mean loss a token over the documents of a Shards.
@@ -300,7 +301,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
     if not directions:
         return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
     for item in items:
-        if any(directions_of(vocab, item[side]) != directions for side in ('right', 'wrong')):
+        if any(directions_of(vocab, item[side]) != directions for side in SIDES):
             raise Refused(f"{name}: item {item['id']} lacks a text or an audio that other items have")
     lead = [model.cfg.bos_token_id] if cfg.lead == 'bos' else []
     if lead == [None] and not (tokenizer is None or tokenizer.first):
@@ -356,7 +357,7 @@ def write_submission(folder, part, lines):
     """MODEL/zerospeech/PART/{dev,test}.txt with 'filename score' a line, as ZeroSpeech 2021 takes it."""
     files = {}
     for line in lines:
-        for side in ('right', 'wrong'): # an empty document is the least likely
+        for side in SIDES: # an empty document is the least likely
             files.setdefault(line['split'], {})[line['files'][side]] = line.get(f'{side}_mean', -math.inf)
     for split, scores in files.items():
         with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt') as tmp:

@@ -215,5 +215,5 @@ def test_a_model_without_finite_likelihoods_is_refused_not_scored_0(house):
     _, vocab = load(root, 'joint')
     candidate = {'prompt': ('a', np.array([1])), 'ending': ('b', np.array([2])), 'joined': (np.array([1, 2]), 1)}
     items = [{'id': 'm0', 'rows': ('main/ssc',), 'right': candidate, 'wrong': candidate}]
-    with pytest.raises(Refused, match='S: the model gives 1 items no finite likelihood, as m0; has its training diverged'):
+    with pytest.raises(Refused, match='m0, S: the model gives no finite likelihood; has its training diverged'):
         score_pairs(Diverged(), vocab, tokenizer, items, 'S', 100)
