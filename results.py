@@ -111,7 +111,8 @@ def won_units(folder):
             if line.get('right_mean') is not None:
                 try:
                     for part in line['rows']:
-                        groups.setdefault('/'.join(filter(None, (path.stem[8:], part, line['direction']))), []).append(line)
+                        name = '/'.join(filter(None, (path.stem[8:], part, line['direction'])))
+                        groups.setdefault(name, []).append(line)
                 except (KeyError, TypeError):
                     raise Refused(f"{where}: no rows and direction; measured by an older eval.py, measure it again") from None
         for name, lines in groups.items():
@@ -148,8 +149,8 @@ def comparison_table(rows):
         for row in rows:
             if tuple(row['models']) == pair:
                 a, b, d, low, high = (100 * x for x in (*row['values'], row['difference'], *row['interval']))
-                lines.append(f"  {row['row']:{width - 2}} {row['n']:6d} {a:6.1f} ->{b:6.1f} {d:+7.1f} [{low:+6.1f}, {high:+6.1f}] "
-                             f"{row['p']:12.2g}")
+                lines.append(f"  {row['row']:{width - 2}} {row['n']:6d} {a:6.1f} ->{b:6.1f} {d:+7.1f} "
+                             f"[{low:+6.1f}, {high:+6.1f}] {row['p']:12.2g}")
     return '\n'.join(lines)
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -189,13 +190,12 @@ def tables(models, orig, corpus):
     lines = ["# The papers' tables, and ours", '', published['note'], '']
     for number, wanted in columns(corpus).items():
         part = published['tables'][number]
-        lines += [f"## {part['title']}", '', f"Source: {part['source']}.", '',
-                  '| model | ' + ' | '.join([*part['about'], *wanted]) + ' |', '|' + '---|' * (1 + len(part['about']) + len(wanted))]
-        for name, *cells in part['rows']:
-            lines.append('| ' + ' | '.join([name, *('' if c is None else str(c) for c in cells)]) + ' |')
+        row = lambda *cells: '| ' + ' | '.join('' if c is None else str(c) for c in cells) + ' |'
+        lines += [f"## {part['title']}", '', f"Source: {part['source']}.", '', row('model', *part['about'], *wanted),
+                  '|' + '---|' * (1 + len(part['about']) + len(wanted)), *(row(*cells) for cells in part['rows'])]
         for model, rows in found.items():
             about = [''] * len(part['about'])
-            lines.append('| ' + ' | '.join([f'**{Path(model).name}** (here)', *about, *measured_cells(rows, text, wanted)]) + ' |')
+            lines.append(row(f'**{Path(model).name}** (here)', *about, *measured_cells(rows, text, wanted)))
         lines.append('')
     return '\n'.join(lines)
 

@@ -72,14 +72,15 @@ class UnitCache:
         if self.encoder is None:
             self.encoder = load_encoder(*self.settings, self.device)
             if self.units and self.encoder.hash != self.units:
-                raise Refused(f"{self.settings[0]}: its units are {self.encoder.hash}, the model was trained on {self.units}: "
-                              "give the model's own --encoder, --layer and --kmeans")
+                raise Refused(f"{self.settings[0]}: its units are {self.encoder.hash}, the model was trained on "
+                              f"{self.units}: give the model's own --encoder, --layer and --kmeans")
         return self.encoder
 
     def _read(self, path):
         try:
             with safe_open(path, 'numpy') as f:
-                arrays, said = {name: f.get_tensor(name) for name in sorted(f.keys())}, (f.metadata() or {}).get('sha256')
+                arrays = {name: f.get_tensor(name) for name in sorted(f.keys())}
+                said = (f.metadata() or {}).get('sha256')
             if said != _digest(arrays):
                 raise ValueError
         except (SafetensorError, OSError, ValueError):
@@ -87,7 +88,8 @@ class UnitCache:
             path.unlink()
             return {}
         cut = lambda name, i: arrays[name][arrays['offsets'][i]:arrays['offsets'][i + 1]].astype(np.int64)
-        return {key.tobytes(): (cut('units', i), cut('runs', i), int(arrays['rate'][i])) for i, key in enumerate(arrays['keys'])}
+        return {key.tobytes(): (cut('units', i), cut('runs', i), int(arrays['rate'][i]))
+                for i, key in enumerate(arrays['keys'])}
 
     def _write(self, keys):
         of = [self.found[key] for key in keys]
@@ -133,7 +135,8 @@ def _digest(arrays):
     """sha256 over names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(f'{name} {arrays[name].dtype} {arrays[name].shape} '.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+        a = np.ascontiguousarray(arrays[name])
+        digest.update(f'{name} {a.dtype} {a.shape} '.encode() + a.tobytes())
     return digest.hexdigest()
 
 # ----------------------------------------------------------------------------------------------------------------

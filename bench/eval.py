@@ -83,12 +83,15 @@ def main(dry):
             documents = [[vocab.unit_to_token(u) for u in side] for side in units]
             return [padded_scores(theirs, side) for side in documents]
         def anew(): # each wave by itself, in order of the batches
-            return [[deduplicate(encoder.encode([load(item[side]['joined'])[0]])[0])[0] for item in items] for side in ('right', 'wrong')]
+            waves = lambda side: (load(item[side]['joined'])[0] for item in items)
+            return [[deduplicate(encoder.encode([wave])[0])[0] for wave in waves(side)] for side in ('right', 'wrong')]
         known = encoded(items, cache('known'))[0]
         units = [[item[side]['joined'][0] for item in known] for side in ('right', 'wrong')]
         one, other = ours(known), papers(units)
-        worst = max(abs(x[f'{side}_mean'] - y) for side, scores in zip(('right', 'wrong'), other) for x, y in zip(one, scores))
-        print(f"{pairs} pairs, {np.mean([len(u) for side in units for u in side]):.0f} units a story; scores differ by {worst:.1e} at most")
+        worst = max(abs(x[f'{side}_mean'] - y) for side, theirs_ in zip(('right', 'wrong'), other)
+                    for x, y in zip(one, theirs_))
+        mean = np.mean([len(u) for side in units for u in side])
+        print(f"{pairs} pairs, {mean:.0f} units a story; scores differ by {worst:.1e} at most")
         stages = {'likelihood': (lambda: papers(units), lambda: ours(known)),
                   'first run': (lambda: papers(anew()), lambda: ours(encoded(items, cache(f'new{next(caches)}'))[0])),
                   'second run': (lambda: papers(anew()), lambda: ours(encoded(items, cache('known'))[0]))}

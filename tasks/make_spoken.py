@@ -105,11 +105,13 @@ def speak(cfg, voice, name, text):
     if not path.is_file():
         with atomically(path.with_name(f'{name}.part')) as tmp: # TTS programs look at the name's ending
             spoken = tmp.with_suffix('.wav')
-            command = [part.replace('{voice}', voice).replace('{out}', str(spoken)).replace('{text}', text) for part in shlex.split(cfg.tts)]
+            fill = lambda part: part.replace('{voice}', voice).replace('{out}', str(spoken)).replace('{text}', text)
+            command = [fill(part) for part in shlex.split(cfg.tts)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, errors='replace')
             except OSError as e:
-                raise Refused(f"tts: {command[0]}: {e.strerror}; give a command that writes a .wav, as {Config.tts!r}") from None
+                raise Refused(f"tts: {command[0]}: {e.strerror}; give a command that writes a .wav, as "
+                              f"{Config.tts!r}") from None
             if done.returncode or not spoken.is_file():
                 last = (done.stderr.strip().splitlines() or ['nothing written'])[-1]
                 spoken.unlink(missing_ok=True)

@@ -25,7 +25,8 @@ def ms_tsc(root):
 
 def _spoken(root, task, other):
     root, voices = Path(root), {}
-    parquet = [p for p in sorted(root.rglob('*.parquet')) if other not in _voice(root, p).lower() or task in _voice(root, p).lower()]
+    mine = lambda name: other not in name.lower() or task in name.lower()
+    parquet = [p for p in sorted(root.rglob('*.parquet')) if mine(_voice(root, p))]
     for path in parquet:
         voices.setdefault(_voice(root, path), []).extend(_rows(path))
     for folder in [] if parquet else sorted({p.parent for p in root.glob('*/*.wav')}):
@@ -58,7 +59,8 @@ def _rows(path):
     for row in table.read(columns).to_pylist():
         if not all(row[c] is not None for c in columns) or not all(row[c].get('bytes') for c in columns if c.endswith('audio')):
             raise Refused(f"{path}: story {row['id']} has no text or no audio in it")
-        side = lambda which: {'prompt': ('', None), 'ending': (row[f'{which}_text'], None), 'joined': row[f'{which}_audio']['bytes']}
+        side = lambda which: {'prompt': ('', None), 'ending': (row[f'{which}_text'], None),
+                              'joined': row[f'{which}_audio']['bytes']}
         yield str(row['id']), side('correct'), side('negative')
 
 def cross_modal(root):
@@ -74,7 +76,8 @@ def cross_modal(root):
                         "the items' names", '*' + ending)
     for folder, name in names:
         inside = folder.relative_to(root).as_posix().removeprefix('.')
-        read = lambda part: ((folder / f'{name}_{part}.txt').read_text(encoding='utf-8').strip(), folder / f'{name}_{part}.wav')
+        text = lambda part: (folder / f'{name}_{part}.txt').read_text(encoding='utf-8').strip()
+        read = lambda part: (text(part), folder / f'{name}_{part}.wav')
         context = read('mutual')
         side = lambda part: {'prompt': context, 'ending': read(part), 'joined': (context[1], read(part)[1])}
         yield {'id': f'{inside}/{name}'.lstrip('/'), 'rows': tuple(dict.fromkeys((inside.split('/')[0], inside))),

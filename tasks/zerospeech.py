@@ -72,7 +72,8 @@ def _read_gold(path, columns):
         seen = set()
         for row in reader:
             where = f'{path}:{reader.line_num}'
-            if any(row[c] is None for c in columns) or row['filename'] in seen or Path(row['filename']).name != row['filename']:
+            name = row['filename']
+            if any(row[c] is None for c in columns) or name in seen or Path(name).name != name:
                 raise Refused(f"{where}: {row['filename']!r} is there twice, incomplete or not a plain name")
             seen.add(row['filename'])
             yield where, row
