@@ -248,11 +248,24 @@ def units_per_second(corpus, source):
 # ----------------------------------------------------------------------------------------------------------------
 # one model
 
+def is_text_lm(folder):
+    """Is it a TextLM as Hugging Face has them: a hub id, or a folder with a tokenizer without units and no vocab.json of ours?"""
+    path = Path(folder)
+    if not path.exists():
+        return re.fullmatch(r'[\w.-]+/[\w.-]+', folder) is not None
+    try:
+        ours = isinstance(json.loads((path / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str)
+    except FileNotFoundError: # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
+        ours = False
+    except (OSError, ValueError, AttributeError):
+        ours = True # and damaged, which Vocab.load says
+    tokenizer = path / 'tokenizer.json'
+    return not ours and (tokenizer.is_file() and '"<Un0>"' not in tokenizer.read_text(encoding='utf-8')
+                         or not tokenizer.is_file() and (path / 'merges.txt').is_file())
+
 def load(folder, device):
     """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, or of a TextLM, local or of the hub."""
-    path = Path(folder)
-    if not (path / 'vocab.json').is_file() and ((path / 'tokenizer.json').is_file()
-                                                or not path.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', folder)):
+    if is_text_lm(folder):
         tokenizer = TextTokenizer(folder)
         vocab = tokenizer.vocab
     else:

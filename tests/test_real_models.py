@@ -1,7 +1,9 @@
 """
-Real models on real data, where they are: BLiMP as text against a transformers loop, item by item.
+Real models on real data, where they are: BLiMP as text against a transformers loop, item by item; Whisper's words.
 
-    SMOLLM2=FOLDER BLIMP=FOLDER pytest -m slow tests/test_real_models.py     folders of the model and of BLiMP's .jsonl
+    SMOLLM2=FOLDER BLIMP=FOLDER WHISPER=FOLDER SPEECH=FOLDER pytest -m slow tests/test_real_models.py
+
+SMOLLM2 and WHISPER (tiny.en) are Hugging Face folders, BLIMP holds its .jsonl, SPEECH clean read speech with texts.
 """
 import json
 import os
@@ -10,9 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from audio import load_audio
+from corpora.folder import utterances
 from eval import Config, main
+from generation import load_asr, load_llm, word_errors
 
-SMOLLM2, BLIMP = (Path(os.environ.get(name) or '/nonexistent') for name in ('SMOLLM2', 'BLIMP'))
+SMOLLM2, BLIMP, WHISPER, SPEECH = (Path(os.environ.get(name) or '/nonexistent')
+                                   for name in ('SMOLLM2', 'BLIMP', 'WHISPER', 'SPEECH'))
 pytestmark = pytest.mark.slow
 
 def needs(path, name):
@@ -49,3 +55,18 @@ def test_blimp_equals_a_transformers_loop_item_by_item(tmp_path, part):
         won.append(theirs[0] > theirs[1])
         assert won[-1] == (line['right_sum'] > line['wrong_sum'])
     print(f"part {part}: {sum(won)} of {len(won)} right by the sum")
+
+@needs(WHISPER, 'WHISPER')
+@needs(SPEECH, 'SPEECH')
+def test_whisper_writes_down_most_of_what_is_said_and_nothing_where_nothing_is():
+    spoken = list(utterances(SPEECH))[:4]
+    heard = load_asr(str(WHISPER), 'cpu')([*(load_audio(u['path']) for u in spoken), load_audio(spoken[0]['path'])[:800]])
+    errors, words = map(sum, zip(*[word_errors(u['text'], text) for u, text in zip(spoken, heard)]))
+    print(f"{errors} of {words} words wrong")
+    assert errors < 0.15 * words and heard[-1] == ''
+
+@needs(SMOLLM2, 'SMOLLM2')
+def test_a_real_llm_finds_a_sentence_likelier_than_its_words_in_another_order():
+    (one, n), (other, m), empty = load_llm(str(SMOLLM2), 'cpu')(
+        ['The little girl went to the park to play with her friends.', 'Park girl the friends went her play the little to to with.', ''])
+    assert one < other - 1 and n == 13 - 1 and m >= n and empty == (None, 0)

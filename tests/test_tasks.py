@@ -454,3 +454,24 @@ def test_tiny_stays_beside_other_tasks(house, tmp_path):
     main(Config(model=str(root / 'joint'), tasks='tiny,storycloze', root=str(root / 'bench'), data='', items=str(tmp_path / 'items')))
     rows = json.loads((root / 'joint' / 'eval.json').read_text())['results']
     assert {'tiny/main/ssc/S->T', 'tiny/main/tsc/S', 'storycloze/T'} <= rows.keys()
+
+def test_a_text_lm_of_hugging_face_is_measured_whatever_its_vocab_json(house, tmp_path):
+    root, _ = house
+    make_model(tmp_path / 'model', root / 'tokenizer', 'text')
+    cfg = Config(model=str(tmp_path / 'model'), tasks='blimp', root=str(root / 'bench'), data='')
+    main(cfg)
+    one = json.loads((tmp_path / 'model' / 'eval.json').read_text())['results']
+    for vocab in (None, json.dumps({'kind': 7, 'a': 0})): # none, or the tokenizer's own
+        (tmp_path / 'model' / 'vocab.json').unlink()
+        if vocab:
+            (tmp_path / 'model' / 'vocab.json').write_text(vocab)
+        (tmp_path / 'model' / 'eval.json').unlink()
+        main(cfg)
+        assert json.loads((tmp_path / 'model' / 'eval.json').read_text())['results'] == one
+        (tmp_path / 'model' / 'vocab.json').write_text('{')
+    with pytest.raises(Refused, match='vocab.json: not a vocabulary of this project'):
+        main(cfg)
+    make_model(tmp_path / 'joint', root / 'tokenizer', 'joint')
+    (tmp_path / 'joint' / 'vocab.json').unlink() # a model that knows units must say which
+    with pytest.raises(Refused, match='vocab.json: no such file'):
+        main(Config(**{**cfg.__dict__, 'model': str(tmp_path / 'joint')}))
