@@ -43,18 +43,25 @@ def test_blimp_equals_a_transformers_loop_item_by_item(tmp_path, part):
              for path in (tmp_path / 'blimp').iterdir() for x in map(json.loads, open(path))}
     lines = [json.loads(line) for line in open(tmp_path / 'model' / 'samples_blimp.jsonl')]
     assert len(lines) == len(texts) and len(lines) % 15 == 0
-    won = []
+    def log_p(model, text):
+        ids = torch.tensor([[model.config.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]])
+        with torch.inference_mode():
+            return model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    won, unclear = [], []
     for line in lines:
         theirs = []
         for text, side in zip(texts[line['id']], ('right', 'wrong')):
-            ids = torch.tensor([[model.config.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]])
-            with torch.inference_mode():
-                each = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            each, ours = log_p(model, text), line[f'{side}_mean']
             theirs.append(each.sum().item())
-            assert line[f'{side}_mean'] == pytest.approx(each.mean().item(), rel=1e-5) # of 30 layers in float32
+            if ours != pytest.approx(each.mean().item(), rel=1e-5): # 30 layers of float32: which of the two is off?
+                unclear.append((text, ours, each.mean().item()))
         won.append(theirs[0] > theirs[1])
         assert won[-1] == (line['right_sum'] > line['wrong_sum'])
-    print(f"part {part}: {sum(won)} of {len(won)} right by the sum")
+    model = model.double() if unclear else model
+    for text, ours, each in unclear:
+        exact = log_p(model, text).mean().item()
+        assert abs(ours - exact) <= 2 * abs(each - exact) + 1e-5, (text, ours, each, exact)
+    print(f"part {part}: {sum(won)} of {len(won)} right by the sum, {len(unclear)} scores decided in float64")
 
 @needs(WHISPER, 'WHISPER')
 @needs(SPEECH, 'SPEECH')
