@@ -1,52 +1,102 @@
 """
 Measure models: likelihood tasks and held-out loss. The numbers go to MODEL/eval.json and, as a table, to the terminal.
 
-    python eval.py --model=out/tiny
-    python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json     side by side, all of them in one file too
+    python eval.py --model=out/tiny                                          tiny's items, and held-out loss
+    python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json      side by side, all of them in one file too
+    python eval.py --model=out/x --tasks=all --root=bench --data=            each task whose data is at bench/TASK
+    python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
+    python eval.py --compare=out/a,out/b                                     every row, with paired significance (scores.py)
 
-Tasks (tasks/tiny.py), in every direction that the model's vocabulary can read, as documents of ids:
+Tasks (tasks/*.py) give pairs of a right and a wrong candidate, of which each is measured in every direction that it has
+the parts for and that the model's vocabulary can read, as documents of ids:
     S      units of the whole wave                           (joint: no separator, as in the speech-only training source;
     S->T   <speech> units of the context <text> ending        speech: bos units)
     T->S   <text> context <speech> units of the ending
     T      text                                               (as in the text-only training source)
-An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when equal, else 0. `value` uses
-the mean over the document's predicted tokens (SIMS, Slam); `sum` and `ending` (mean over the ending's tokens) stand
-beside it. stderr is the standard error of the mean over items.
+--lead=separator puts <speech> or <text> before S and T of a joint model (slamkit's cross-modal S->S and T->T);
+--lead=bos puts the model's bos before documents whose tokenizer puts nothing.
 
-Loss: nats a token on CORPUS/val/SOURCE, for all tokens and per modality, each document whole; stderr over documents.
+An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when equal, else 0. `value` uses
+the mean over the document's predicted tokens (SIMS, Slam); `sum` and `ending` (mean over the ending's tokens, where the
+task says where it begins) stand beside it. How items are averaged, and stderr: scores.py. An item with an empty document
+(audio shorter than one unit) is `invalid`: counted and listed, never scored. Items longer than the model's positions
+are refused, not cut.
+
+Loss: nats a token on CORPUS/val/SOURCE, for all tokens and per modality, documents whole; stderr over documents.
+bits_per_second = loss of units / ln 2 * units a second of the corpus' speech: comparable between encoders.
 """
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import tasks.blimp
+import tasks.multispeaker
+import tasks.salmon
+import tasks.storycloze
 import tasks.tiny
+import tasks.zerospeech
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from data import Shards
+from hub import local_folder
 from model import GPT
+from results import compare, comparison_table, folder_of, store, table
+from scores import accuracy, wins
 from tokenize_speech import Units
+from unit_cache import UnitCache, encoded, without_audio
 from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
 
 
 @dataclass(frozen=True)
 class Config:
-    model: str = 'out/tiny' # folders that train.py wrote, separated by commas
+    model: str = 'out/tiny' # folders that train.py wrote, or TextLMs of the hub, separated by commas
+    tasks: str = 'tiny' # names of TASKS, separated by commas; all: each whose data is there
+    root: str = 'out/bench' # ROOT/TASK is where a task's data lies, as unpacked
+    where: str = '' # TASK=PATH, separated by commas: for data that lies elsewhere
     data: str = 'out/tokens/stories,out/tokens/talk' # corpora whose val/ shards the loss is taken on; '' for none
-    items: str = 'out/data/items' # units folder of the tasks' items; '' for none
+    items: str = 'out/data/items' # units folder of the task tiny; '' for none
     out: str | None = None # one more file with the results of all models; None: only MODEL/eval.json of each
-    max_items: int | None = None # the first so many of each voice; None: all
+    compare: str = '' # models, separated by commas: compares what was measured, the first with each other one
+    lead: str = 'none' # none, separator, bos: what stands before a document, see above
+    max_items: int | None = None # the first so many of each voice, part or type; None: all
     max_documents: int = 2000 # of each val source
     row_tokens: int = 4096 # ids in a forward pass
+    encoder: str = 'tiny/hubert' # of the model's units, for tasks whose audio is not in the cache
+    layer: int = 4
+    kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
+    cache: str = 'out/cache' # units of audio that was encoded once
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
 
     def __post_init__(self):
-        if not (self.data or self.items):
+        if not (self.compare or self.data or self.wanted):
             raise Refused("data and items are both empty: nothing to measure")
+        if self.lead not in LEADS:
+            raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
+        if name := next((name for name in [*self.wanted, *self.places] if name not in TASKS), None):
+            raise Refused(f"no task '{name}'; there are {', '.join(TASKS)}, all")
 
+    @property
+    def wanted(self):
+        names = list(TASKS) if self.tasks == 'all' else [name.strip() for name in self.tasks.split(',') if name.strip()]
+        return [name for name in names if name != 'tiny' or self.items]
+
+    @property
+    def places(self):
+        return dict(part.strip().partition('=')[::2] for part in self.where.split(',') if part.strip())
+
+TASKS = {'tiny': tasks.tiny.pairs, 'sblimp': tasks.zerospeech.sblimp, 'swuggy': tasks.zerospeech.swuggy,
+         'ssc': tasks.storycloze.spoken, 'tsc': tasks.storycloze.spoken, 'ms_ssc': tasks.multispeaker.ms_ssc,
+         'ms_tsc': tasks.multispeaker.ms_tsc, 'cross_modal': tasks.multispeaker.cross_modal, 'salmon': tasks.salmon.items,
+         'blimp': tasks.blimp.items, 'storycloze': tasks.storycloze.text} # each: items of a folder; tiny's: of Units
+SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # whose scores ZeroSpeech takes as files
 SCORE = 'mean log-likelihood a token; ties count half' # of the value column
+LEADS = ('none', 'separator', 'bos')
+SIDES = ('right', 'wrong')
+KEPT = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item in samples_TASK.jsonl
 MODALITIES = {TEXT: 'text', UNIT: 'units', OTHER: 'separators'}
 DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)}
 
@@ -64,6 +114,8 @@ def document_losses(model, documents, row_tokens=4096):
     order = sorted(first.values(), key=lambda i: len(documents[i]))
     losses, row = {}, []
     device = model.embed.device
+    if model.cfg.position == 'learned':
+        row_tokens = min(row_tokens, model.cfg.n_positions) # a row is no longer than its positions
 
     def flush():
         lengths = np.array([len(documents[i]) for i in row])
@@ -84,55 +136,90 @@ def document_losses(model, documents, row_tokens=4096):
         flush()
     return [losses[i] for i in same_as]
 
-def document(vocab, tokenizer, direction, candidate):
-    """A candidate's ids in one direction, and where its ending begins among them."""
+def directions_of(vocab, candidate):
+    """The directions that the vocabulary reads and the candidate has the parts for."""
+    (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
+    there = {'S': candidate['joined'] is not None, 'T': prompt is not None and ending is not None,
+             'S->T': prompt_units is not None and ending is not None, 'T->S': bool(prompt) and ending_units is not None}
+    return [direction for direction in DIRECTIONS[vocab.kind] if there[direction]]
+
+def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
+    """A candidate's ids in one direction, and where its ending begins among them (None: the task does not say).
+
+    lead: ids put first where the tokenizer puts none; separate: <speech> or <text> first in S and T of a joint vocabulary.
+    """
     (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
     text = lambda s: tokenizer.encode(s)
+    head = [vocab.bos] if vocab.kind == 'speech' else list(tokenizer.first or lead)
+    if direction in ('S', 'T') and separate and vocab.kind == 'joint':
+        head.append(vocab.speech if direction == 'S' else vocab.text)
     if direction == 'S':
         units, begin = candidate['joined']
-        head = [vocab.bos] if vocab.kind == 'speech' else tokenizer.first
-        return np.array([*head, *vocab.unit_to_token(units)]), len(head) + begin
+        return np.array([*head, *vocab.unit_to_token(units)], dtype=np.int64), None if begin is None else len(head) + begin
     if direction == 'T':
-        parts = text(prompt), text(' ' + ending)
+        parts = (text(prompt), text(' ' + ending)) if prompt else ([], text(ending))
     elif direction == 'S->T':
         parts = [vocab.speech, *vocab.unit_to_token(prompt_units)], [vocab.text, *text(' ' + ending)]
     else:
         parts = [vocab.text, *text(prompt)], [vocab.speech, *vocab.unit_to_token(ending_units)]
-    head = [*tokenizer.first, *parts[0]]
-    return np.array([*head, *parts[1]]), len(head)
+    head = [*head, *parts[0]]
+    return np.array([*head, *parts[1]], dtype=np.int64), len(head) if prompt or direction == 'S->T' else None
 
-def mean_and_stderr(values):
-    """(mean, standard error of the mean) of a sequence; the error is None for fewer than two values."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+def is_empty(direction, candidate):
+    """Does a part that the direction needs have not one unit or letter?"""
+    needed = {'S': [candidate['joined'] and candidate['joined'][0]], 'T': [candidate['ending'][0]],
+              'S->T': [candidate['prompt'][1], candidate['ending'][0]], 'T->S': [candidate['ending'][1]]}[direction]
+    return any(len(part) == 0 for part in needed)
 
-def wins(right, wrong):
-    """1 where right > wrong, 1/2 where equal, 0 elsewhere."""
-    right, wrong = np.asarray(right), np.asarray(wrong)
-    return (right > wrong) + 0.5 * (right == wrong)
+def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), separate=False):
+    """({row name: row of eval.json} over items in one direction, a dict an item for the samples file)."""
+    limit, samples, valid, documents = model.cfg.n_positions, [], [], []
+    for item in items:
+        pair = [document(vocab, tokenizer, direction, item[side], lead, separate) for side in SIDES]
+        longest = max(len(ids) for ids, _ in pair)
+        if longest > limit:
+            raise Refused(f"{item['id']}, {direction}: {longest} tokens, the model has {limit} positions; nothing is cut "
+                          "here, leave such items out")
+        samples.append({**{key: item[key] for key in KEPT if key in item}, 'direction': direction})
+        if any(is_empty(direction, item[side]) for side in SIDES) or min(len(ids) for ids, _ in pair) < 2:
+            samples[-1]['invalid'] = True
+        else:
+            valid.append(samples[-1])
+            documents += pair
+    losses = document_losses(model, [ids for ids, _ in documents], row_tokens)
+    for i, (x, (_, begin)) in enumerate(zip(losses, documents)):
+        line, side = valid[i // 2], SIDES[i % 2]
+        if not np.isfinite(x).all():
+            raise Refused(f"{line['id']}, {direction}: the model gives no finite likelihood; has its training diverged?")
+        ending = x[:0] if begin is None else x[max(begin - 1, 0):]
+        line |= {f'{side}_mean': float(-x.mean()), f'{side}_sum': float(-x.sum(dtype=np.float64)),
+                 f'{side}_ending': float(-ending.mean()) if len(ending) else None}
+    return {name: row_of([x for x in samples if name in x['rows']], f"{name or 'all items'}, {direction}")
+            for name in sorted({name for item in items for name in item['rows']})}, samples
 
-def score_pairs(model, vocab, tokenizer, pairs, direction, row_tokens):
-    """{(task, voice): row of eval.json} over pairs in one direction, and one line a pair for the samples file."""
-    documents, begins = zip(*(document(vocab, tokenizer, direction, pair[side]) for pair in pairs for side in ('right', 'wrong')))
-    losses = document_losses(model, documents, row_tokens)
-    scores = {'mean': [-x.mean() for x in losses], 'sum': [-x.sum() for x in losses],
-              'ending': [-x[max(begin - 1, 0):].mean() for x, begin in zip(losses, begins)]}
-    won = {name: wins(s[::2], s[1::2]) for name, s in scores.items()}
-    samples = [{'id': pair['id'], 'task': pair['task'], 'direction': direction,
-                **{f'{side}_{name}': float(s[2 * i + k]) for name, s in scores.items() for k, side in enumerate(('right', 'wrong'))}}
-               for i, pair in enumerate(pairs)]
-    rows = {}
-    for key in sorted({(pair['task'], pair['voice']) for pair in pairs}):
-        of = np.array([(pair['task'], pair['voice']) == key for pair in pairs])
-        value, stderr = mean_and_stderr(won['mean'][of])
-        rows[key] = {'value': value, 'stderr': stderr, 'n': int(of.sum()),
-                     **{name: mean_and_stderr(won[name][of])[0] for name in ('sum', 'ending')}}
-    return rows, samples
+def row_of(samples, name):
+    """A row of eval.json over items that score_pairs scored."""
+    valid, row = [x for x in samples if 'invalid' not in x], {}
+    if not valid:
+        raise Refused(f"{name}: all {len(samples)} items have an empty document; is the audio right?")
+    for score in ('mean', 'sum', 'ending'):
+        has = [x for x in valid if None not in (x[f'right_{score}'], x[f'wrong_{score}'])]
+        if not has:
+            continue
+        found = accuracy(has, wins([x[f'right_{score}'] for x in has], [x[f'wrong_{score}'] for x in has]))
+        row |= found if score == 'mean' else {score: found['value']}
+        if len(has) < len(valid): # an ending that shares its last unit with the context
+            row[f'without_{score}'] = len(valid) - len(has)
+    return row | ({'invalid': len(samples) - len(valid)} if len(valid) < len(samples) else {})
 
 def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
-    """{modality or 'all': row} of the mean loss a token over the documents of a Shards."""
-    documents = [corpus.read(i) for i in range(min(corpus.documents, max_documents))]
-    documents = [d for d in documents if len(d) > 1]
+    """{modality or 'all': row} of the mean loss a token over the documents of a Shards.
+
+    A document longer than the model's positions is taken in pieces, as training takes it, and counted in `cut`.
+    """
+    documents, limit = [corpus.read(i) for i in range(min(corpus.documents, max_documents))], model.cfg.n_positions
+    cut = sum(len(d) > limit for d in documents)
+    documents = [piece for d in documents for at in range(0, len(d), limit) if len(piece := d[at:at + limit]) > 1]
     losses = document_losses(model, documents, row_tokens)
     kinds = [vocab.modality(d[1:]) for d in documents]
     rows = {}
@@ -145,63 +232,165 @@ def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
         n = int((counts > 0).sum()) # ratio of sums: its error by the spread of the documents' residuals
         stderr = float(math.sqrt(((sums - value * counts) ** 2).sum() * n / max(n - 1, 1)) / counts.sum())
         rows[name] = {'value': float(value), 'stderr': stderr, 'n': n, 'tokens': int(counts.sum())}
+        if cut:
+            rows[name]['cut'] = cut
     return rows
 
+def units_per_second(corpus, source):
+    """Of the speech of a token folder (all its documents, train and val); None where its info.json does not say."""
+    try:
+        hours = json.loads((Path(corpus) / 'info.json').read_text())['hours']
+        units = [json.loads(p.read_text())['units'] for p in Path(corpus).glob(f'*/{source}/index.json')]
+        return sum(units) / (3600 * hours) if hours else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
 # ----------------------------------------------------------------------------------------------------------------
+# one model
 
-def table(results):
-    """{model: {row: ...}} as lines of text: tasks in percent, losses in nats, +- standard error, a column a model."""
-    def cell(name, row):
-        if row is None:
-            return f"{'':16}"
-        scale, digits = (100, 1) if name.startswith('tiny/') else (1, 3)
-        error = '' if row['stderr'] is None else f"+-{scale * row['stderr']:.{digits}f}"
-        return f"{scale * row['value']:8.{digits}f} {error:7}"
-    names = list(dict.fromkeys(name for rows in results.values() for name in rows))
-    lines = [' '.join([f"{'':34} {'n':>5}", *(f"{Path(model).name:>16}" for model in results)])]
-    for name in names:
-        n = next(rows[name]['n'] for rows in results.values() if name in rows)
-        lines.append(' '.join([f"{name:34} {n:5d}", *(cell(name, rows.get(name)) for rows in results.values())]))
-    return '\n'.join(lines)
+def is_text_lm(folder):
+    """Is it a TextLM as Hugging Face has them: a hub id, or a folder with a tokenizer without units and no vocab.json of ours?"""
+    path = Path(folder)
+    if not path.exists():
+        return re.fullmatch(r'[\w.-]+/[\w.-]+', folder) is not None
+    try:
+        ours = isinstance(json.loads((path / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str)
+    except FileNotFoundError: # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
+        ours = False
+    except (OSError, ValueError, AttributeError):
+        ours = True # and damaged, which Vocab.load says
+    tokenizer = path / 'tokenizer.json'
+    return not ours and (tokenizer.is_file() and '"<Un0>"' not in tokenizer.read_text(encoding='utf-8')
+                         or not tokenizer.is_file() and (path / 'merges.txt').is_file())
 
-def measure(cfg, folder, device):
-    """All rows of one model, and the lines of its samples file."""
-    vocab, model = Vocab.load(folder), GPT.from_pretrained(folder, device=device).eval()
-    tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
-    results, samples = {}, []
-    for corpus in filter(None, cfg.data.split(',')):
-        for source in sorted(p.parent.name for p in Path(corpus).glob('val/*/index.json')):
-            shards = Shards(Path(corpus) / 'val' / source)
-            if vocab.accepts(shards.vocab):
-                rows = held_out_loss(model, vocab, shards, cfg.row_tokens, cfg.max_documents)
-                results |= {f'loss/{Path(corpus).name}/{source}/{name}': row for name, row in rows.items()}
-    if cfg.data and not results:
-        raise Refused(f"{cfg.data}: no val/SOURCE shards that a {vocab.kind} model reads; interleave.py writes them")
-    if cfg.items:
+def load(folder, device):
+    """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, or of a TextLM, local or of the hub."""
+    if is_text_lm(folder):
+        tokenizer = TextTokenizer(folder)
+        vocab = tokenizer.vocab
+    else:
+        vocab = Vocab.load(folder)
+        tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+    model = GPT.from_pretrained(folder, device=device).eval()
+    if model.cfg.vocab_size < vocab.size:
+        raise Refused(f"{folder}: {model.cfg.vocab_size} rows for a vocabulary of {vocab.size}")
+    return model, vocab, tokenizer, {p.name: sha256(p) for p in sorted(local_folder(folder).glob('*.safetensors'))}
+
+def read_items(cfg, name, vocab):
+    """The items of a task, at most max_items of each row and type; None and why where its data is not there."""
+    if name == 'tiny':
+        if cfg.tasks == 'all' and not Path(cfg.items).is_dir():
+            return None, f"no {cfg.items}"
         corpus = Units(cfg.items)
         if vocab.units and corpus.info['units_hash'] != vocab.units:
             raise Refused(f"{cfg.items}: units {corpus.info['units_hash']}, the model was trained on {vocab.units}: encode "
                           "the items with the model's encoder")
-        pairs = [p for p in tasks.tiny.pairs(corpus) if cfg.max_items is None or int(p['id'][1:]) < cfg.max_items]
-        for direction in DIRECTIONS[vocab.kind]:
-            rows, lines = score_pairs(model, vocab, tokenizer, pairs, direction, cfg.row_tokens)
-            results |= {f'tiny/{voice}/{task}/{direction}': row for (task, voice), row in rows.items()}
-            samples += lines
-    return results, samples
+        source = corpus
+    else:
+        source = Path(cfg.places.get(name, Path(cfg.root) / name))
+        if not source.exists():
+            if cfg.tasks == 'all' and name not in cfg.places:
+                return None, f"no {source}"
+            raise Refused(f"{source}: no such folder; {name}'s data as unpacked is expected there, or at --where={name}=PATH")
+    items, counts = [], {}
+    for item in TASKS[name](source):
+        key = item['rows'], item.get('type')
+        counts[key] = counts.get(key, 0) + 1
+        if cfg.max_items is None or counts[key] <= cfg.max_items:
+            items.append(item)
+    return items, None
+
+def measure_task(cfg, name, model, vocab, tokenizer, cache):
+    """(rows, samples, what to say) of one task; rows is empty where the model cannot be measured, and 'not measured' why."""
+    items, why_not = read_items(cfg, name, vocab)
+    if why_not:
+        return {}, [], {'not measured': why_not}
+    if not items:
+        raise Refused(f"{name}: no items; max_items is {cfg.max_items}")
+    said = {}
+    if name != 'tiny':
+        items, said = (without_audio(items), {}) if vocab.kind == 'text' else encoded(items, cache())
+    directions = directions_of(vocab, items[0]['right'])
+    if not directions:
+        return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
+    for item in items:
+        if any(directions_of(vocab, item[side]) != directions for side in SIDES):
+            raise Refused(f"{name}: item {item['id']} lacks a text or an audio that other items have")
+    lead = [model.cfg.bos_token_id] if cfg.lead == 'bos' else []
+    if lead == [None] and not (tokenizer is None or tokenizer.first):
+        raise Refused("lead is 'bos', and the model's config.json names no bos_token_id")
+    results, samples = {}, []
+    for direction in directions:
+        rows, lines = score_pairs(model, vocab, tokenizer, items, direction, cfg.row_tokens, lead, cfg.lead == 'separator')
+        results |= {'/'.join(filter(None, (name, row, direction))): value for row, value in rows.items()}
+        samples += lines
+    return results, samples, {'score': SCORE, 'lead': 'bos' if vocab.kind == 'speech' else cfg.lead, **said}
+
+def measure_losses(cfg, model, vocab):
+    """Rows of held-out loss, for every corpus and source that the model reads."""
+    results = {}
+    for corpus in filter(None, cfg.data.split(',')):
+        for source in sorted(p.parent.name for p in Path(corpus).glob('val/*/index.json')):
+            shards = Shards(Path(corpus) / 'val' / source)
+            if not vocab.accepts(shards.vocab):
+                continue
+            rows = held_out_loss(model, vocab, shards, cfg.row_tokens, cfg.max_documents)
+            rate = units_per_second(corpus, source) if source in ('speech', 'textless') else None
+            if rate and 'units' in rows:
+                rows['units'] |= {'units_per_second': rate, 'bits_per_second': rows['units']['value'] / math.log(2) * rate}
+            results |= {f'loss/{Path(corpus).name}/{source}/{name}': row for name, row in rows.items()}
+    if cfg.data and not results:
+        raise Refused(f"{cfg.data}: no val/SOURCE shards that a {vocab.kind} model reads; interleave.py writes them")
+    return results
+
+def measure(cfg, folder, device):
+    """(rows, {task: samples}, {task: what to say}, {file: sha256}) of one model."""
+    model, vocab, tokenizer, weights = load(folder, device)
+    results, samples, said, caches = measure_losses(cfg, model, vocab), {}, {}, []
+    said |= {'loss': {}} if cfg.data else {}
+    def cache(): # of this model's units, opened when a task has audio
+        if not caches:
+            caches.append(UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab.units, device))
+        return caches[0]
+    for name in cfg.wanted:
+        rows, lines, said[name] = measure_task(cfg, name, model, vocab, tokenizer, cache)
+        results |= rows
+        samples |= {name: lines} if rows else {}
+        if why_not := said[name].get('not measured'):
+            print(f"{folder}: {name} was not measured: {why_not}")
+        if n := said[name].get('resampled'):
+            print(f"{folder}: {name}: {n} of {said[name]['audio']} files were not at 16 kHz and were resampled")
+        if n := sum('invalid' in line for line in lines):
+            print(f"{folder}: {name}: {n} items have an empty document and were not scored; see samples_{name}.jsonl")
+        if name in SUBMISSIONS and lines:
+            write_submission(folder, SUBMISSIONS[name], lines)
+    return results, samples, said, weights
+
+def write_submission(folder, part, lines):
+    """MODEL/zerospeech/PART/{dev,test}.txt with 'filename score' a line, as ZeroSpeech 2021 takes it."""
+    files = {}
+    for line in lines:
+        for side in SIDES: # an empty document is the least likely
+            files.setdefault(line['split'], {})[line['files'][side]] = line.get(f'{side}_mean', -math.inf)
+    for split, scores in files.items():
+        with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt') as tmp:
+            tmp.write_text(''.join(f'{file} {score!r}\n' for file, score in sorted(scores.items())), encoding='ascii')
 
 def main(cfg):
+    if cfg.compare:
+        rows = compare([model.strip() for model in cfg.compare.split(',')])
+        if cfg.out:
+            write_json(cfg.out, {'comparison': rows, **record(cfg)})
+        return print(comparison_table(rows))
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
     made, measured = record(cfg), {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
-    for folder, (results, samples) in measured.items():
-        with atomically(Path(folder) / 'samples_tiny.jsonl') as tmp:
-            tmp.write_text(''.join(json.dumps(line) + '\n' for line in samples))
-        weights = {p.name: sha256(p) for p in sorted(Path(folder).glob('*.safetensors'))}
-        write_json(Path(folder) / 'eval.json', {'results': results, 'score': SCORE, 'model': weights, **made})
-    results = {folder: rows for folder, (rows, _) in measured.items()}
+    for folder, (results, samples, said, weights) in measured.items():
+        store(folder, weights, results, samples, said, {'score': SCORE, **made})
+    results = {folder: rows for folder, (rows, *_) in measured.items()}
     if cfg.out:
         write_json(cfg.out, {'results': results, 'score': SCORE, **made})
     print(table(results))
-    print('; '.join(f"{folder}/eval.json" for folder in results) + (f"; {cfg.out}" if cfg.out else ''))
+    print('; '.join(f"{folder_of(folder)}/eval.json" for folder in results) + (f"; {cfg.out}" if cfg.out else ''))
 
 if __name__ == '__main__':
     run(main, Config)

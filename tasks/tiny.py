@@ -13,7 +13,7 @@ from configurator import Refused
 VOICES = {'m': 'main', 'u': 'unseen'}
 
 def pairs(corpus):
-    """corpus: Units of the items. Yields {id, task, voice, right, wrong}; right and wrong hold what a candidate is:
+    """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong hold what a candidate is:
 
     {'prompt': (text, units), 'ending': (text, units), 'joined': (units, where the ending begins)}
     Raises Refused when an item lacks a document: pairs are matched by name, never by position.
@@ -21,7 +21,7 @@ def pairs(corpus):
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})
     if not items:
-        raise Refused("tasks/tiny: no items; `python -m tiny.pack --unpack` writes them to out/data/items")
+        raise Refused("tasks/tiny: no items; `python -m tiny.pack` writes them to out/data/items")
     def get(name):
         if name not in documents:
             raise Refused(f"tasks/tiny: document '{name}' is missing; every item has context, right, wrong, topic and "
@@ -38,4 +38,6 @@ def pairs(corpus):
     for item in items:
         right = candidate(item, 'right')
         for task, which in (('ssc', 'wrong'), ('tsc', 'topic')):
-            yield {'id': item, 'task': task, 'voice': VOICES[item[0]], 'right': right, 'wrong': candidate(item, which)}
+            voice = VOICES[item[0]]
+            yield {'id': item, 'task': task, 'voice': voice, 'rows': (f'{voice}/{task}',), 'right': right,
+                   'wrong': candidate(item, which)}

@@ -2,7 +2,7 @@
 eval.py against a slow reference: transformers' model on one document at a time, and items scored by hand.
 """
 import json
-import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 import eval as evaluation
 from configurator import Refused
 from data import Shards, ShardWriter
-from eval import Config, document, document_losses, held_out_loss, main, mean_and_stderr, score_pairs, wins
+from eval import Config, document, document_losses, held_out_loss, main, score_pairs
+from scores import mean_and_stderr
 from tasks.tiny import pairs
 from tokenize_speech import Units
 
@@ -81,16 +82,10 @@ def test_the_ending_begins_at_the_run_that_holds_the_first_frame_after_the_conte
     ends = np.cumsum(runs)
     assert ends[begin] > frames >= (ends[begin - 1] if begin else 0)
 
-def test_ties_count_half():
-    assert wins([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]).tolist() == [0, 0.5, 1]
-
-def test_mean_and_stderr_of_known_values():
-    assert mean_and_stderr([0, 1, 1, 0]) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
-    assert mean_and_stderr([1]) == (1.0, None)
-
 class Oracle:
     """Every id likelier the smaller it is: losses are the ids themselves."""
     embed = torch.zeros(1)
+    cfg = SimpleNamespace(position='rope', n_positions=100)
     def losses(self, tokens, doc_start, targets):
         return torch.where(targets == -100, 0, targets).flatten().float()
 
@@ -101,10 +96,10 @@ def test_a_model_that_knows_the_answer_scores_1_and_one_that_errs_0(house, bette
     def candidate(name):
         units = np.array([1, 2, 4 if name == better else 5])
         return {'prompt': ('a', units[:2]), 'ending': ('b', units[2:]), 'joined': (units, 2)}
-    items = [{'id': 'm0', 'task': 'ssc', 'voice': 'main', 'right': candidate('right'), 'wrong': candidate('wrong')}] * 4
+    items = [{'id': f'm{i}', 'rows': ('main/ssc',), 'right': candidate('right'), 'wrong': candidate('wrong')} for i in range(4)]
     for direction in ('S', 'T->S'):
         rows, samples = score_pairs(Oracle(), vocab, tokenizer, items, direction, 100)
-        assert rows['ssc', 'main'] == {'value': value, 'stderr': 0.0, 'n': 4, 'sum': value, 'ending': value}
+        assert rows['main/ssc'] == {'value': value, 'stderr': 0.0, 'n': 4, 'sum': value, 'ending': value}
         assert len(samples) == 4
 
 def test_scores_equal_the_slow_reference(house):
@@ -145,7 +140,7 @@ def test_stderr_of_a_loss_is_that_of_a_mean_when_documents_are_equally_long(hous
     documents = [np.full(5, vocab.unit_offset + i) for i in range(4)]
     corpus = type('C', (), {'documents': 4, 'read': lambda self, i: documents[i]})()
     monkeypatch.setattr(evaluation, 'document_losses', lambda *_: [np.full(4, float(i)) for i in range(4)])
-    row = held_out_loss(None, vocab, corpus, 100, 10)['all']
+    row = held_out_loss(SimpleNamespace(cfg=SimpleNamespace(n_positions=100)), vocab, corpus, 100, 10)['all']
     assert (row['value'], row['stderr']) == (1.5, pytest.approx(mean_and_stderr([0, 1, 2, 3])[1]))
 
 def test_a_speech_model_is_measured_on_speech_alone(house, tmp_path, capsys):
@@ -180,3 +175,45 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
 def test_bad_input_is_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(Config(**{'model': str(house[0] / 'joint'), 'items': str(house[0] / 'items'), **settings}))
+
+def test_bits_per_second_are_bits_a_unit_times_units_a_second(house, tmp_path):
+    root, _ = house
+    folder, rng = tmp_path / 'corpus', np.random.default_rng(2)
+    vocab = load(root, 'speech')[1]
+    for split, lengths in (('train', (30, 20)), ('val', (10, 40))):
+        with ShardWriter(folder / split / 'textless', 'textless', vocab) as writer:
+            for n in lengths: # as interleave.py writes them: bos units eos
+                writer.add(np.array([1, *vocab.unit_to_token(rng.integers(0, K, n)), 1]), [n + 2])
+    main(Config(model=str(root / 'speech'), data=str(folder), items=''))
+    read = lambda: json.loads((root / 'speech' / 'eval.json').read_text())['results']['loss/corpus/textless/units']
+    assert 'bits_per_second' not in read() # nothing says how long the speech is
+    (folder / 'info.json').write_text(json.dumps({'hours': 5 / 3600}))
+    main(Config(model=str(root / 'speech'), data=str(folder), items=''))
+    row = read()
+    assert row['units_per_second'] == 100 / 5 and row['tokens'] == 50
+    assert row['bits_per_second'] == pytest.approx(row['value'] / np.log(2) * 20)
+
+def test_a_held_out_document_longer_than_the_positions_is_taken_in_pieces_and_counted(house, tmp_path):
+    root, _ = house
+    make_model(tmp_path / 'm', root / 'tokenizer', 'joint')
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps({**config, 'max_position_embeddings': 15}))
+    main(Config(model=str(tmp_path / 'm'), data=str(root / 'tokens'), items='', device='cpu'))
+    row = json.loads((tmp_path / 'm' / 'eval.json').read_text())['results']['loss/tokens/speech/all']
+    assert (row['tokens'], row['n'], row['cut']) == (4 + 11 + 14 + 14 + 9, 5, 1) # of 5, 12 and 40 units
+    vocab, model = load(root, 'joint')[1], tmp_path / 'm'
+    documents = [Shards(root / 'tokens' / 'val' / 'speech', vocab).read(i) for i in range(3)]
+    pieces = [d[at:at + 15] for d in documents for at in range(0, len(d), 15)]
+    assert row['value'] == pytest.approx(np.concatenate([reference_losses(model, p) for p in pieces]).mean(), abs=1e-5)
+
+class Diverged(Oracle):
+    def losses(self, tokens, doc_start, targets):
+        return torch.full((tokens.numel(),), torch.nan)
+
+def test_a_model_without_finite_likelihoods_is_refused_not_scored_0(house):
+    root, tokenizer = house
+    _, vocab = load(root, 'joint')
+    candidate = {'prompt': ('a', np.array([1])), 'ending': ('b', np.array([2])), 'joined': (np.array([1, 2]), 1)}
+    items = [{'id': 'm0', 'rows': ('main/ssc',), 'right': candidate, 'wrong': candidate}]
+    with pytest.raises(Refused, match='m0, S: the model gives no finite likelihood; has its training diverged'):
+        score_pairs(Diverged(), vocab, tokenizer, items, 'S', 100)

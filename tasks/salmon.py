@@ -1,0 +1,32 @@
+"""
+SALMon (Maimon et al. 2024, arXiv 2409.07437): does the model prefer speech whose acoustics are consistent?
+
+    ROOT/PART/sample_N_0.wav    the right one
+    ROOT/PART/sample_N_1.wav    the same with a speaker, gender, room, background or sentiment that does not fit
+
+All eight parts must be there; a part's number is a row of its own, and there is no mean over parts.
+"""
+import re
+from pathlib import Path
+
+from configurator import Refused
+from tasks.storycloze import check_files
+
+PARTS = ('bg_alignment', 'bg_all_consistency', 'bg_domain_consistency', 'gender_consistency', 'rir_consistency',
+         'sentiment_alignment', 'sentiment_consistency', 'speaker_consistency')
+
+def items(root):
+    """Items of all parts, by part and number."""
+    root = Path(root)
+    if missing := [part for part in PARTS if not (root / part).is_dir()]:
+        raise Refused(f"{root}: lacks {', '.join(missing)}; expected SALMon's eight folders of sample_N_0.wav, sample_N_1.wav")
+    for part in PARTS:
+        found = [re.fullmatch(r'sample_(\d+)_[01]\.wav', p.name) for p in (root / part).glob('*.wav')]
+        numbers = sorted({match[1] for match in found if match}, key=int)
+        wanted = {f'sample_{n}_{i}.wav' for n in numbers for i in (0, 1)}
+        check_files(root / part, wanted, "its pairs sample_N_0, sample_N_1")
+        if not numbers:
+            raise Refused(f"{root / part}: no sample_N_0.wav in it")
+        for n in numbers:
+            side = lambda i: {'joined': root / part / f'sample_{n}_{i}.wav'}
+            yield {'id': f'{part}/{n}', 'rows': (part,), 'right': side(0), 'wrong': side(1)}

@@ -1,0 +1,173 @@
+"""
+Audio -> units, each piece of audio once for each encoder, whatever the task that asks for it.
+
+    cache = UnitCache('out/cache', encoder=..., layer=..., kmeans=None, units=vocab.units, device='cpu')
+    found = cache.encode([audio, ...])        {audio: (units, runs, rate of the file)}
+
+audio is a path, the bytes of a file, or a tuple of these, whose waves are joined. What is stored is known by content:
+
+    CACHE/ENCODER-DEVICE/KEYS-PID.safetensors   keys (n, 32) sha256 of each audio, units and runs uint16 of all, offsets
+                                                (n + 1), rate (n,) in Hz; metadata: sha256 of these
+
+so a file that moved is found, one that changed is encoded anew, and a run that was interrupted goes on where it stopped.
+A file of the cache that fails its sha256 is named, removed, and its audio encoded anew. The encoder is loaded when
+something is not there yet. Audio shorter than one frame has no units: (empty, empty), which the caller must not score.
+"""
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from audio import RATE, load_audio, resample
+from configurator import Refused, atomically, progress
+from encoders import Encoder, centroids_path, load_centroids
+from tokenize_speech import deduplicate
+
+POOL = 600 * RATE # samples of audio between two writes
+
+def load_encoder(name, layer, kmeans, device):
+    """The one place here that makes an encoder; its .hash, .hop (samples a unit) and .encode are used."""
+    path = centroids_path(name, kmeans)
+    return Encoder(name, layer, path and load_centroids(path), device)
+
+def key_of(audio):
+    """sha256 of a path's or bytes' content, of a tuple the sha256 of its parts' keys; raises Refused for no file."""
+    if isinstance(audio, tuple):
+        return hashlib.sha256(b'joined' + b''.join(map(key_of, audio))).digest()
+    if isinstance(audio, bytes):
+        return hashlib.sha256(audio).digest()
+    try:
+        with open(audio, 'rb') as f:
+            return hashlib.file_digest(f, 'sha256').digest()
+    except OSError as e:
+        raise Refused(f"{audio}: not readable ({e.strerror})") from None
+
+def load(audio):
+    """(wave at 16 kHz mono, the file's own rate) of a path, bytes or a tuple of these."""
+    if isinstance(audio, tuple):
+        waves, rates = zip(*map(load, audio))
+        return np.concatenate(waves), rates[0]
+    if isinstance(audio, bytes):
+        with tempfile.NamedTemporaryFile(suffix='.audio') as f: # load_audio looks at the file itself
+            f.write(audio)
+            f.flush()
+            return load(f.name)
+    return load_audio(audio), soundfile.info(str(audio)).samplerate
+
+class UnitCache:
+    def __init__(self, folder, encoder, layer, kmeans, units, device='cpu'):
+        """units: the hash that a model was trained on; '' where it is unknown, which loads the encoder at once."""
+        self.settings, self.units, self.device, self.encoder = (encoder, layer, kmeans), units, device, None
+        if not units:
+            self.units = self._encoder().hash
+        self.folder = Path(folder) / f'{self.units}-{device.split(":")[0]}'
+        self.found = {}
+        for path in sorted(self.folder.glob('*.safetensors')):
+            self.found |= self._read(path)
+
+    def _encoder(self):
+        if self.encoder is None:
+            self.encoder = load_encoder(*self.settings, self.device)
+            if self.units and self.encoder.hash != self.units:
+                raise Refused(f"{self.settings[0]}: its units are {self.encoder.hash}, the model was trained on "
+                              f"{self.units}: give the model's own --encoder, --layer and --kmeans")
+        return self.encoder
+
+    def _read(self, path):
+        try:
+            with safe_open(path, 'numpy') as f:
+                arrays = {name: f.get_tensor(name) for name in sorted(f.keys())}
+                said = (f.metadata() or {}).get('sha256')
+            if said != _digest(arrays):
+                raise ValueError
+        except (SafetensorError, OSError, ValueError):
+            print(f"{path}: damaged, removed; its audio is encoded anew")
+            path.unlink()
+            return {}
+        cut = lambda name, i: arrays[name][arrays['offsets'][i]:arrays['offsets'][i + 1]].astype(np.int64)
+        return {key.tobytes(): (cut('units', i), cut('runs', i), int(arrays['rate'][i]))
+                for i, key in enumerate(arrays['keys'])}
+
+    def _write(self, keys):
+        of = [self.found[key] for key in keys]
+        arrays = {'keys': np.frombuffer(b''.join(keys), np.uint8).reshape(-1, 32).copy(),
+                  'offsets': np.cumsum([0] + [len(units) for units, *_ in of], dtype=np.int64),
+                  'rate': np.array([rate for *_, rate in of], np.int32)}
+        for i, name in enumerate(('units', 'runs')):
+            arrays[name] = np.concatenate([np.zeros(0, np.int64), *(doc[i] for doc in of)]).astype(np.uint16)
+        name = hashlib.sha256(b''.join(keys)).hexdigest()[:16] # the process too: two may encode the same
+        with atomically(self.folder / f'{name}-{os.getpid()}.safetensors') as tmp:
+            save_file(arrays, tmp, {'sha256': _digest(arrays)})
+
+    def encode(self, audios):
+        """{audio: (units, runs, rate)}; int64 arrays without repeats, frames each lasted, the file's rate in Hz."""
+        keys = {audio: key_of(audio) for audio in audios}
+        first = {key: audio for audio, key in keys.items()}
+        waiting, size = [], 0
+        for key in progress([key for key in first if key not in self.found], desc='encode', leave=False):
+            waiting.append((key, *load(first[key])))
+            size += len(waiting[-1][1])
+            if size > POOL:
+                self._flush(waiting, first)
+                size = 0
+        self._flush(waiting, first)
+        return {audio: self.found[key] for audio, key in keys.items()}
+
+    def _flush(self, waiting, first):
+        if not waiting:
+            return
+        encoder, none = self._encoder(), np.zeros(0, np.int64)
+        long = [item for item in waiting if len(item[1]) >= encoder.hop]
+        for (key, _, rate), frames in zip(long, encoder.encode([resample(wave, RATE, encoder.rate) for _, wave, _ in long])):
+            units, runs = deduplicate(frames)
+            if runs.max() > 65535: # would wrap in uint16
+                raise Refused(f"{first[key]}: one unit for {runs.max()} frames; expected speech")
+            self.found[key] = units, runs, rate
+        for key, _, rate in waiting:
+            self.found.setdefault(key, (none, none, rate))
+        self._write([key for key, *_ in waiting])
+        waiting.clear()
+
+def _digest(arrays):
+    """sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        digest.update(f'{name} {a.dtype} {a.shape} '.encode() + a.tobytes())
+    return digest.hexdigest()
+
+# ----------------------------------------------------------------------------------------------------------------
+# items of tasks
+
+def encoded(items, cache):
+    """Items with the audio of their candidates as units, and what is to be said of that audio.
+
+    A task's candidate: 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; None or left out where
+    it has none. Here audio becomes units, and joined (units, where the ending begins or None).
+    """
+    sides = [item[side] for item in items for side in ('right', 'wrong')]
+    parts = lambda c: (c.get('prompt', (None, None))[1], c.get('ending', (None, None))[1], c.get('joined'))
+    audio = {part: None for c in sides for part in parts(c) if part is not None}
+    found = cache.encode(list(audio)) if audio else {}
+    def candidate(c):
+        prompt, ending, joined = (found.get(part) for part in parts(c))
+        begin = None
+        if joined is not None and prompt is not None: # the run that holds the first frame after the context
+            begin = int((joined[1].cumsum() <= prompt[1].sum()).sum())
+        with_text = lambda name, units: (c.get(name, (None, None))[0], units and units[0])
+        return {'prompt': with_text('prompt', prompt), 'ending': with_text('ending', ending),
+                'joined': joined and (joined[0], begin)}
+    rates = [found[part][2] for part in found if not isinstance(part, tuple)]
+    said = {'audio': len(rates), 'resampled': sum(rate != RATE for rate in rates)} if audio else {}
+    return [{**item, **{side: candidate(item[side]) for side in ('right', 'wrong')}} for item in items], said
+
+def without_audio(items):
+    """The same for a model that reads text alone: nothing is encoded."""
+    text = lambda c: {'prompt': (c.get('prompt', (None, None))[0], None), 'ending': (c.get('ending', (None, None))[0], None),
+                      'joined': None}
+    return [{**item, **{side: text(item[side]) for side in ('right', 'wrong')}} for item in items]
