@@ -50,6 +50,9 @@ def _pairs(root, part, key):
     splits = [split for split in ('dev', 'test') if (root / split / 'gold.csv').is_file()]
     if not splits:
         raise Refused(f"{root}: neither dev/gold.csv nor test/gold.csv; expected ZeroSpeech 2021's {part} folder as unpacked")
+    for split in ('dev', 'test'):
+        if (root / split).is_dir() and split not in splits:
+            print(f"{root / split}: no gold.csv in it, so this split is not measured")
     for split in splits:
         found, gold = {}, root / split / 'gold.csv'
         for where, row in _read_gold(gold, COLUMNS[part]):

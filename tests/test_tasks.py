@@ -234,6 +234,12 @@ def test_zerospeech_files_are_paired_by_gold_and_the_submission_has_every_file_o
     assert rows['swuggy/dev/S']['types'].keys() == {'oov', '1-5', '21-100', '>100'}
     assert (rows['sblimp/dev/S']['n'], rows['sblimp/dev/S']['pairs']) == (10, 5)
 
+def test_a_split_without_gold_is_named(tmp_path, capsys):
+    root = make_sblimp(tmp_path / 'x')
+    (root / 'syntactic' / 'test').mkdir()
+    assert {item['split'] for item in tasks.zerospeech.sblimp(root)} == {'dev'}
+    assert f"{root}/syntactic/test: no gold.csv in it, so this split is not measured" in capsys.readouterr().out
+
 @pytest.mark.parametrize('task, make, lost', [
     (tasks.zerospeech.sblimp, make_sblimp, 'syntactic/dev/f003.wav'), (tasks.zerospeech.swuggy, make_swuggy, 'lexical/dev/w001.wav'),
     (tasks.storycloze.spoken, make_numbered, '3_0001_incorrect.wav'), (tasks.salmon.items, make_salmon, 'bg_alignment/sample_7_1.wav'),
