@@ -32,8 +32,9 @@ class Log:
     """log.jsonl and the terminal. A step's numbers are posted when it is launched and read when the next one is, so the
     host never waits for the device. All ranks read; rank 0 writes."""
 
-    def __init__(self, cfg, state, model, rank, world, device):
+    def __init__(self, cfg, state, model, rank, world, device, summary):
         self.cfg, self.flops_per_token, self.file, self.waiting = cfg, model.flops_per_token, None, None
+        self.summary = summary # parts of a step -> {'loss', ..., 'targets'}
         self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
         self.before = self._now() # when the step began
         chip = chip_of(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
@@ -67,7 +68,7 @@ class Log:
         return event
 
     def post(self, step, of, stats, lr, data):
-        """stats: sums and counts of losses (6,), signals, clock, keys seen, norm, bad; data: seconds of making a batch."""
+        """stats: parts of the step, signals, clock, keys seen, tokens, norm, bad; data: seconds of making a batch."""
         stats = stats.to('cpu', non_blocking=True)
         self.waiting = step, of, stats, lr, data, self._now()
 
@@ -82,14 +83,16 @@ class Log:
         (step, of, stats, lr, data, end), self.waiting = self.waiting, None
         if self.device.type == 'cuda':
             end.synchronize()
-        *parts, stop, seconds, keys, norm, bad = stats.tolist()
+        *parts, stop, seconds, keys, tokens, norm, bad = stats.tolist()
         ms = self.before.elapsed_time(end) if self.device.type == 'cuda' else (end - self.before) * 1e3
         self.before = end
-        row = {'step': step, **means(parts[:3], parts[3:]), 'lr': lr, 'grad_norm': norm, 'targets': int(sum(parts[3:])),
-               'ms': round(ms, 2), 'tok_s': round(self.cfg.batch_tokens / ms * 1e3), 'data': round(data * 1e3 / ms, 4)}
+        mean = self.summary(parts)
+        targets = mean.pop('targets')
+        row = {'step': step, **mean, 'lr': lr, 'grad_norm': norm, 'targets': targets,
+               'ms': round(ms, 2), 'tok_s': round(tokens / ms * 1e3), 'data': round(data * 1e3 / ms, 4)}
         if self.device.type == 'cuda':
             row['peak_gb'] = round(torch.cuda.max_memory_allocated(self.device) / 1e9, 2)
-        for name, seen in (('mfu_palm', self.cfg.block_size), ('mfu_doc', keys / self.cfg.batch_tokens)):
+        for name, seen in (('mfu_palm', self.cfg.block_size), ('mfu_doc', keys / tokens)):
             mfu = row['tok_s'] * self.flops_per_token(seen) / self.peak
             row |= {} if math.isnan(mfu) else {name: round(mfu, 4)}
         self.streak = self.streak + 1 if bad else 0
