@@ -1,5 +1,5 @@
 """
-A run's log, for train.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when to give up.
+A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when to give up.
 
     {"step", "loss", "text", "speech", "sep" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
      "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
@@ -22,6 +22,7 @@ from configurator import atomically
 from cost import chip_of
 
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
+TERMINAL = ('text', 'speech', 'sep', 'margin', 'accuracy', 'kl') # what stands behind the loss there: train.py's, dpo.py's
 
 def means(sums, counts):
     """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
@@ -120,7 +121,7 @@ def _wandb(cfg, step):
 
 def line(row, of):
     """The terminal's line of a step."""
-    each = ' '.join(f"{name} {row[name]:.3f}" for name in ('text', 'speech', 'sep') if name in row)
+    each = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
     text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "
             f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
     text += f" | mfu {row['mfu_palm']:.1%}" if 'mfu_palm' in row else ''

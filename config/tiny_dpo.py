@@ -1,0 +1,20 @@
+# python dpo.py config/tiny_dpo.py          after config/tiny.py and `python -m tiny.preferences`: about 4 min on 2 CPU cores
+data = 'out/data/pairs/train' # of training stories (tiny/preferences.py); the evaluation's are not among them
+val_data = 'out/data/pairs/val'
+directions = ('S',)
+eot = True # as its speech documents end
+init = 'out/tiny'
+out_dir = 'out/tiny-dpo'
+
+block_size = 512
+batch = 32 # pairs
+micro_batch = 16
+beta = 0.1
+lr = 5e-4 # ten times the paper's: 100 steps for its 813
+warmup = 0.1
+max_steps = 100
+dtype = 'float32'
+
+eval_every = 50
+eval_rows = 128
+save_every = 50
