@@ -1,8 +1,9 @@
-# torchrun --nproc_per_node=1 dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.5 h on an A5000 in the paper, about 0.1 h at half its peak
+# python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at 50 % of its 111 TFLOP/s; the paper gave it 0.5 h
 #
 # Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
 # config/slam.py. The paper's schedule is the inverse square root; its code's default has become another (a constant, in effect).
-# Pairs: python -m corpora.spokenswag --parquet=... , then tokenize_speech.py with Slam's encoder.
+# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py --audio=data/spokenswag
+# --out=out/units/spokenswag with Slam's encoder.
 data = 'out/units/spokenswag'
 init = 'out/slam'
 out_dir = 'out/slam-dpo'

@@ -1,4 +1,5 @@
 """dpo.py: loss and gradients are the closed formula's and trl's; any cut, world size or accumulation gives the same run."""
+import io
 import json
 import math
 import multiprocessing
@@ -7,21 +8,30 @@ import random
 import shutil
 import signal
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
-from small import K, make_model, make_tokenizer, make_units
+from small import K, make_model, make_tokenizer, make_units, speech_like
 from test_train import on_ranks, rows_of, state_of, weights_of
 
 import checkpoint
 import dpo
-from configurator import Refused
+import tokenize_speech
+from align import write_words_shard
+from audio import load_audio
+from configurator import Refused, write_json
+from corpora import folder, spokenswag
 from model import GPT
+from tiny import preferences
+from tiny.stories import items, stories
+from tokenize_speech import deduplicate, write_units_shard
 from vocab import TextTokenizer, Vocab
 
 torch.set_num_threads(1)
@@ -397,6 +407,71 @@ def test_slamkit_s_lines_are_read(config, tmp_path):
     path.write_text(json.dumps({**lines[0], 'rejected': part(K)}))
     with pytest.raises(Refused, match=rf"pairs.jsonl:1: units {K}..{K}, expected 0..{K - 1}|units .*{K}, expected 0..{K - 1}"):
         opened(config(data=str(path)))
+
+def test_spokenswag_becomes_pairs(config, tmp_path, capsys):
+    pyarrow, parquet = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet', reason="pyarrow is not here: pip install pyarrow")
+    def sound(seed, format):
+        data = io.BytesIO()
+        soundfile.write(data, speech_like(0.5 + 0.1 * seed, seed), 16000, format=format)
+        return {'bytes': data.getvalue(), 'path': None}
+    columns = {'speaker': ['af_heart'] * 3}
+    for k, (part, format) in enumerate(zip(dpo.PARTS, ('WAV', 'FLAC', 'OGG'))):
+        columns |= {f'{part}_text': [f'{part} of {i}.' for i in range(3)], part: [sound(3 * i + k, format) for i in range(3)]}
+    (tmp_path / 'hub').mkdir()
+    parquet.write_table(pyarrow.table(columns), tmp_path / 'hub/train-00000.parquet')
+    spokenswag.main(spokenswag.Config(str(tmp_path / 'hub'), str(tmp_path / 'audio')))
+    found = list(folder.utterances(tmp_path / 'audio'))
+    assert [u['id'] for u in found[:3]] == [f'train-00000/000000/{part}' for part in sorted(dpo.PARTS)]
+    assert found[1]['text'] == 'prompt of 0.' and found[1]['speaker'] == 'af_heart'
+    assert [len(load_audio(u['path'])) for u in found] == [16000 * (50 + 10 * (3 * i + k)) // 100 for i in range(3) for k in (1, 0, 2)]
+    tokenize_speech.main(tokenize_speech.Config(audio=str(tmp_path / 'audio'), out=str(tmp_path / 'units')))
+    pairs = dpo.read_units(tmp_path / 'units', '')
+    assert sorted(pairs) == [f'train-00000/{i:06d}' for i in range(3)] and set(pairs['train-00000/000001']) == set(dpo.PARTS)
+    del columns['rejected']
+    parquet.write_table(pyarrow.table(columns), tmp_path / 'less.parquet')
+    for root, why in ((tmp_path / 'less.parquet', "no column rejected; expected SpokenSwag's speaker, prompt_text"), (tmp_path / 'none', "expected .parquet files")):
+        with pytest.raises(Refused, match=why):
+            spokenswag.main(spokenswag.Config(str(root), str(tmp_path / 'other')))
+    assert not (tmp_path / 'other').exists()
+
+def spoken_stories(folder, n):
+    """The first n training stories as tiny/speak.py names them: each word two frames of a unit of its own, silences between."""
+    lines, words = [], []
+    for i, story in zip(range(n), stories('train', n)):
+        said, units, starts = [], [], []
+        for word in story.text.split():
+            units += [0] * (4 if said and said[-1].endswith('.') else 1)
+            starts.append(len(units) * 640)
+            units += [1 + zlib.crc32(word.strip('.,').lower().encode()) % 400] * 2
+            said.append((' ' if said else '') + word)
+        lines.append(({'id': f's{i:06d}', 'path': None, 'seconds': len(units) / 25, 'speaker': 'joe', 'text': story.text}, *deduplicate(units)))
+        words.append((f's{i:06d}', said, starts, [s + 1280 for s in starts]))
+    write_units_shard(folder, 0, lines)
+    write_words_shard(folder / 'words', 0, words)
+    info = {'encoder': '', 'layer': 1, 'kmeans': '', 'units_hash': 'abc', 'n_units': 500, 'hop': 640, 'frame_hz': 25.0, 'documents': n}
+    write_json(folder / 'info.json', info)
+    write_json(folder / 'words' / 'info.json', {'units_hash': 'abc', 'documents': n, 'words': sum(len(w[1]) for w in words), 'refused': {}})
+
+def test_pairs_of_stories_say_what_they_should(tmp_path):
+    spoken_stories(tmp_path / 'stories', 60)
+    preferences.main(preferences.Config(str(tmp_path / 'stories'), str(tmp_path / 'pairs')))
+    found = [dpo.read_units(tmp_path / 'pairs' / split, 'abc') for split in ('train', 'val')]
+    assert set(found[1]) >= {'s000000.topic', 's000020.topic', 's000040.topic'} and not set(found[0]) & set(found[1])
+    told, unit = {f's{i:06d}': story for i, story in enumerate(stories('train', 60))}, lambda word: 1 + zlib.crc32(word.strip('.,').lower().encode()) % 400
+    mirrors = 0
+    for name, parts in (found[0] | found[1]).items():
+        story, (prompt, chosen, rejected) = told[name.split('.')[0]], (parts[part] for part in dpo.PARTS)
+        assert prompt[0] == ' '.join(story.sentences[:2]) and chosen[0] == story.sentences[2]
+        for text, units in (prompt, chosen, rejected):
+            assert [u for u in units if u] == [unit(word) for word in text.split()], (name, text)
+        mirrors += name.endswith('.mirror')
+        if name.endswith('.mirror'):
+            assert rejected[0] == story.wrong and (chosen[1] == 0).sum() == (rejected[1] == 0).sum()
+    assert mirrors > 30 and len(found[0]) + len(found[1]) == 60 + mirrors
+    texts = {story.text for story in stories('train', 60)}
+    assert not texts & {' '.join((*item.context, item.right)) for item in items(200)}
+    with pytest.raises(Refused, match="s000000: says .* expected --seed of its stories"):
+        preferences.main(preferences.Config(str(tmp_path / 'stories'), str(tmp_path / 'again'), seed=2))
 
 # ---- refusals
 
