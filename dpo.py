@@ -351,6 +351,13 @@ def total_steps(cfg, n):
         raise Refused(f"max_epochs={cfg.max_epochs}: {n} pairs are not one step of {cfg.batch}")
     return steps
 
+def check_positions(cfg, shape, sets):
+    """Refuses micro-batches that a model of learned positions (OPT) cannot have in one row."""
+    longest = max(len(a) + len(b) for pairs in sets for a, b in zip(pairs.documents[::2], pairs.documents[1::2]))
+    if shape.position == 'learned' and cfg.micro_batch * longest > shape.n_positions:
+        raise Refused(f"micro_batch={cfg.micro_batch}: pairs have up to {longest} tokens, a row of {cfg.init} {shape.n_positions}; "
+                      f"expected at most {max(shape.n_positions // longest, 1)}")
+
 def main(cfg):
     with processes(cfg) as place, checkpoint.signals() as asked:
         rank, world, device = place
@@ -365,6 +372,7 @@ def main(cfg):
         tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
         pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
         sets = {'train': pairs} | ({'held out': open_pairs(cfg, cfg.val_data, vocab, tokenizer)[0]} if cfg.val_data else {})
+        check_positions(cfg, hub.read_config(folder), sets.values())
         inputs = {'weights of init': checkpoint.digest(map(sha256, sorted(folder.glob('*.safetensors')))),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds

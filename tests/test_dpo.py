@@ -28,6 +28,7 @@ from align import write_words_shard
 from audio import load_audio
 from configurator import Refused, write_json
 from corpora import folder, spokenswag
+from families import GPTConfig
 from model import GPT
 from tiny import preferences
 from tiny.stories import items, stories
@@ -474,6 +475,15 @@ def test_pairs_of_stories_say_what_they_should(tmp_path):
         preferences.main(preferences.Config(str(tmp_path / 'stories'), str(tmp_path / 'again'), seed=2))
 
 # ---- refusals
+
+def test_rows_longer_than_learned_positions_are_refused(config, made, tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(family='opt', vocab_size=K + 2, n_layer=1, n_head=2, n_embd=16, n_positions=150))
+    model.save_pretrained(tmp_path / 'opt', vocab=Vocab.load(made / 'speech'))
+    longest = max(a + b for a, b in np.array([len(d) for d in opened(config())[2].documents]).reshape(-1, 2))
+    with pytest.raises(Refused, match=f"micro_batch=4: pairs have up to {longest} tokens, a row of .*opt 150; expected at most {150 // longest}"):
+        dpo.main(config(init=str(tmp_path / 'opt')))
+    dpo.main(config(init=str(tmp_path / 'opt'), micro_batch=2, max_steps=1))
 
 def test_refused_settings_say_what_was_expected(config):
     for changes, message in [
