@@ -44,7 +44,7 @@ from eval import DIRECTIONS, document
 from folders import read_lines, write_lines
 from model import GPT
 from tokenize_speech import Units
-from train import FREE, check_attention, check_settings, export, learn, open_run, processes, set_up, to_device
+from train import FREE, check_attention, check_settings, learn, processes, set_up, to_device
 from vocab import TextTokenizer, Vocab
 
 PARTS = ('prompt', 'chosen', 'rejected')
@@ -376,7 +376,7 @@ def main(cfg):
         inputs = {'weights of init': checkpoint.digest(map(sha256, sorted(folder.glob('*.safetensors')))),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds
-        run = open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else str(folder), inputs)
+        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else str(folder), inputs)
         if run.finished:
             return run.state['val']
         if rank == 0:
@@ -395,7 +395,7 @@ def main(cfg):
         # ---- train.py's loop, and the end
         step, done, skipped = learn(run, Preferences(model, cfg.beta), steps, lambda step: fetch(pairs, cfg, step, rank, world, device),
                                     {name: (len(of), of.held_out) for name, of in sets.items() if name != 'train'})
-        export(run, model, done, step, {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)})
+        checkpoint.export(run, model, done, step, {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)})
         if done:
             run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch:,} pairs")
         return run.state['val'] if done else None

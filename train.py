@@ -20,11 +20,10 @@ import math
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from configurator import Refused, record, run, sha256, write_json
+from configurator import Refused, run, sha256
 from cost import memory
 from data import Loader, Shards
 from families import GPTConfig
@@ -360,45 +359,7 @@ def held_out(loader):
     return int(loader.n_rows[0]), read
 
 # ----------------------------------------------------------------------------------------------------------------
-# a run, of train.py and of dpo.py
-
-class Run(NamedTuple):
-    """Settings, processes, and what the newest checkpoint of an earlier start left."""
-    cfg: object
-    rank: int
-    world: int
-    device: torch.device
-    asked: list         # signals to stop that came
-    vocab: Vocab
-    tokenizer: str      # folder of the text tokenizer; '' for speech
-    inputs: dict        # {input: its hash}
-    identity: dict      # what a resumed run must share
-    folder: Path | None # the checkpoint to go on from
-    state: dict         # of that, or of a new run
-
-    @property
-    def finished(self):
-        return self.state['finished'] and Path(self.cfg.out_dir, 'settings.json').is_file()
-
-    def say(self, *what, **how):
-        if self.rank == 0:
-            print(*what, **how)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype != 'float32')
-
-def open_run(cfg, free, place, asked, vocab, tokenizer, inputs):
-    """The Run of these settings, of which those named in free may differ from an earlier start's; it says where it stands."""
-    identity = {k: v for k, v in asdict(cfg).items() if k not in free} | inputs
-    folder = checkpoint.find(Path(cfg.out_dir), identity, *place)
-    fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
-    state = checkpoint.read_state(folder) if folder else fresh
-    run = Run(cfg, *place, asked, vocab, tokenizer, inputs, identity, folder, state)
-    if run.finished:
-        run.say(f"{cfg.out_dir}: finished before, at step {state['step']}; nothing to do (remove the folder to train again)")
-    elif folder:
-        run.say(f"{cfg.out_dir}: going on from {folder}")
-    return run
+# the loop, of train.py and of dpo.py
 
 @torch.no_grad()
 def evaluate(run, objective, sets):
@@ -486,16 +447,6 @@ def learn(run, objective, steps, fetch, sets):
         log.skip_time()
     return step, done, log.skipped
 
-def export(run, model, done, step, more):
-    """The end of a run: out_dir becomes a Hugging Face folder with its settings.json, if all is done."""
-    out = run.cfg.out_dir
-    if not done:
-        run.say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
-    elif whole := checkpoint.whole_model(model, run.rank):
-        whole.save_pretrained(out, run.vocab, run.tokenizer)
-        write_json(Path(out, 'settings.json'), record(run.cfg) | {
-            'parameters': model.num_params(), 'steps': step, **more, 'inputs': run.inputs})
-
 # ----------------------------------------------------------------------------------------------------------------
 
 def main(cfg):
@@ -510,7 +461,7 @@ def main(cfg):
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
             check_memory(cfg, world, vocab.size, torch.cuda.get_device_properties(device).total_memory)
-        run = open_run(cfg, FREE, place, asked, vocab, tokenizer, inputs)
+        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']
 
@@ -528,7 +479,7 @@ def main(cfg):
         # ---- the loop, and the end
         step, done, skipped = learn(run, Losses(model, vocab), steps, lambda step: fetch(loader, cfg, step, rank, world, device),
                                     {name: held_out(of) for name, of in val.items()})
-        export(run, model, done, step, {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step})
+        checkpoint.export(run, model, done, step, {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step})
         if done:
             run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
         return run.state['val'] if done else None
