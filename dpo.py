@@ -10,8 +10,8 @@ For a prompt x, its chosen and rejected completions c and r, the model pi, and r
     reward(y)   = beta (log pi(y|x) - log ref(y|x))        loss = -log sigmoid(reward(c) - reward(r)), a mean over pairs
 
 x c and x r are documents of one row, without padding; one forward has them both. log ref of each token is computed once,
-by the model at the start, and lies in out_dir/reference.safetensors, so that one model is in memory, and a resumed run
-has the same. Pair g of a run is a pure function of (seed, g), a step is `batch` pairs at any world size and micro_batch.
+by the model at the start, for the pairs that the budget reaches, and lies in out_dir/reference.safetensors: one model is
+in memory, and a resumed run has the same. Pair g of a run is a pure function of (seed, g), a step is `batch` pairs at any world size and micro_batch.
 
 Pairs are units folders (tokenize_speech.py) with documents ITEM/prompt, ITEM/chosen, ITEM/rejected; or slamkit's .jsonl,
 a line {"prompt": {"units": [..]}, "chosen": .., "rejected": .., "prompt_text": .., "chosen_text": .., "rejected_text": ..},
@@ -250,14 +250,18 @@ def _documents(cfg, name, item, vocab, tokenizer, end):
     except Refused as e: # a unit that the vocabulary has not
         raise Refused(f"{name}: {e}") from None
 
+def drawn(cfg, n, first, count):
+    """Which of n pairs are numbers first..first + count - 1 of a run: anew permuted in each pass over them."""
+    epoch, i = np.divmod(np.arange(first, first + count), n)
+    for e in np.unique(epoch).tolist():
+        i[epoch == e] = permute(i[epoch == e], n, cfg.seed, e)
+    return i
+
 def fetch(pairs, cfg, step, rank, world, device):
     """This rank's micro-batches of a step, on the device, the number of their pairs there, and the keys they see."""
     micro, keys = [], 0
     for first in range(step * cfg.batch, (step + 1) * cfg.batch, world * cfg.micro_batch):
-        epoch, i = np.divmod(np.arange(cfg.micro_batch) + first + rank * cfg.micro_batch, len(pairs))
-        for e in set(epoch.tolist()):
-            i[epoch == e] = permute(i[epoch == e], len(pairs), cfg.seed, e)
-        tokens, doc_start, *rest = pairs.pack(i)
+        tokens, doc_start, *rest = pairs.pack(drawn(cfg, len(pairs), first + rank * cfg.micro_batch, cfg.micro_batch))
         keys += int((np.arange(1, tokens.size + 1) - doc_start).sum())
         micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, *rest)))
     return micro, to_device(torch.tensor(float(cfg.batch // world), dtype=torch.float64), device), keys
@@ -266,18 +270,21 @@ def fetch(pairs, cfg, step, rank, world, device):
 # reference and loss
 
 @torch.no_grad()
-def log_probs(run, model, pairs):
-    """float32 (targets,): the model's log p of every completion's tokens, in the order of .reference; all ranks share it."""
+def log_probs(run, model, pairs, numbers):
+    """float32 (targets,): the model's log p of the completions of these pairs, as in .reference, NaN for others; each rank
+    makes a share."""
     out, n = torch.zeros(len(pairs.reference), device=run.device), run.cfg.micro_batch
-    for first in range(run.rank * n, len(pairs), run.world * n):
-        numbers = np.arange(first, min(first + n, len(pairs)))
-        tokens, doc_start, targets = (to_device(x, run.device) for x in pairs.pack(numbers)[:3])
+    place = lambda some: np.concatenate([np.arange(pairs.first[2 * i], pairs.first[2 * i + 2]) for i in some])
+    for at in range(run.rank * n, len(numbers), run.world * n):
+        tokens, doc_start, targets = (to_device(x, run.device) for x in pairs.pack(numbers[at:at + n])[:3])
         with run.autocast():
             losses = model.losses(tokens, doc_start, targets)
-        out[pairs.first[2 * first]:pairs.first[2 * numbers[-1] + 2]] = -losses[targets.flatten() >= 0]
+        out[torch.from_numpy(place(numbers[at:at + n]))] = -losses[targets.flatten() >= 0]
     if run.world > 1:
         dist.all_reduce(out)
-    return out.cpu()
+    unseen = np.ones(len(out), dtype=bool)
+    unseen[place(numbers)] = False
+    return np.where(unseen, np.float32('nan'), out.cpu().numpy())
 
 def read_reference(path, key, sets):
     """Puts the file's log-probabilities into the sets {name: Pairs}; is it there, whole, and of that key?"""
@@ -296,8 +303,10 @@ def read_reference(path, key, sets):
 def _content(arrays):
     return checkpoint.digest(hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in sorted(arrays))
 
-def set_reference(run, key, sets, start):
-    """Gives every set of pairs its reference: out_dir's, or that of the model start(), which is then stored. -> it or None"""
+def set_reference(run, key, sets, wanted, start):
+    """Gives the wanted pairs {name: numbers} of the sets {name: Pairs} their reference: out_dir's, or that of the model
+    start(), which is then stored. -> the model, if there was need of it."""
+    key = checkpoint.digest([key, *(hashlib.sha256(numbers.tobytes()).hexdigest() for numbers in wanted.values())])
     path = Path(run.cfg.out_dir, 'reference.safetensors')
     there = torch.tensor(float(run.rank == 0 and read_reference(path, key, sets)), device=run.device)
     if run.world > 1:
@@ -307,8 +316,8 @@ def set_reference(run, key, sets, start):
             raise Refused(f"{path}: rank {run.rank} does not see what rank 0 does; expected out_dir on a shared disk")
         return None
     model = start()
-    for pairs in sets.values():
-        pairs.reference = log_probs(run, model, pairs).numpy()
+    for name, pairs in sets.items():
+        pairs.reference = log_probs(run, model, pairs, wanted[name])
     if run.rank == 0:
         arrays = {name: pairs.reference for name, pairs in sets.items()}
         with atomically(path) as tmp:
@@ -385,7 +394,10 @@ def main(cfg):
 
         # ---- the reference, and the model
         load = lambda where: set_up(GPT.from_pretrained(where, device=device), cfg)
-        start = set_reference(run, checkpoint.digest([*inputs.values(), cfg.dtype]), sets, lambda: load(folder))
+        all_of = len(pairs) if steps is None else min(steps * cfg.batch, len(pairs))
+        wanted = {'train': np.sort(drawn(cfg, len(pairs), 0, all_of))} | \
+            {name: np.arange(min(cfg.eval_rows, len(of))) for name, of in sets.items() if name != 'train'}
+        start = set_reference(run, checkpoint.digest([*inputs.values(), cfg.dtype]), sets, wanted, lambda: load(folder))
         model = load(run.folder) if run.folder else start or load(folder)
         counts = Counter(line['why'].split(':')[0] for line in dropped)
         run.say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch} pairs a step, "

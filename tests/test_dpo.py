@@ -165,8 +165,7 @@ def test_a_run_s_first_steps_are_those_of_a_plain_loop(config):
     model, ref = GPT.from_pretrained(cfg.init), GPT.from_pretrained(cfg.init)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, foreach=False, fused=False)
     for step, row in enumerate(rows_of(cfg.out_dir)[:4]):
-        epoch, i = np.divmod(np.arange(8 * step, 8 * step + 8), len(pairs))
-        numbers = [int(dpo.permute(np.array([x]), len(pairs), cfg.seed, int(e))[0]) for e, x in zip(epoch, i)]
+        numbers = dpo.drawn(cfg, len(pairs), 8 * step, 8).tolist()
         loss, chosen, rejected = slow_dpo(model, ref, pairs, numbers, cfg.beta)
         optimizer.zero_grad()
         loss.backward()
@@ -179,6 +178,24 @@ def test_a_run_s_first_steps_are_those_of_a_plain_loop(config):
         assert row['margin'] == pytest.approx((chosen - rejected).mean().item(), abs=1e-4)
         assert row['grad_norm'] == pytest.approx(norm.item(), rel=2e-3)
     assert rows_of(cfg.out_dir)[0]['loss'] == pytest.approx(math.log(2), abs=1e-5)
+
+def test_each_pass_has_every_pair_once_in_another_order(config):
+    passes = [dpo.drawn(config(), 20, 20 * e, 20) for e in range(3)]
+    assert all(sorted(p) == list(range(20)) for p in passes) and len({tuple(p) for p in passes}) == 3
+    assert np.array_equal(np.concatenate(passes)[13:29], dpo.drawn(config(), 20, 13, 16))
+
+def test_the_reference_is_made_for_the_pairs_that_the_budget_reaches(config, tmp_path):
+    """A run of 1 step is the first step of a longer one; its reference knows 8 pairs and the 5 that are evaluated."""
+    short, long = (config(max_steps=n, eval_rows=5, schedule='constant', warmup=0.0, out_dir=str(tmp_path / str(n))) for n in (1, 12))
+    dpo.main(short)
+    dpo.main(long)
+    a, b = (load_file(Path(cfg.out_dir, 'reference.safetensors')) for cfg in (short, long))
+    _, _, pairs = opened(short)
+    seen = dpo.drawn(short, 20, 0, 8)
+    known = np.isin(np.repeat(np.arange(40) // 2, pairs.count), seen)
+    assert np.array_equal(~a['train'].isnan().numpy(), known) and not b['train'].isnan().any() and a['held out'].isnan().any()
+    assert torch.allclose(a['train'][known], b['train'][known], atol=1e-5)
+    assert rows_of(short.out_dir)[0]['loss'] == pytest.approx(rows_of(long.out_dir)[0]['loss'], abs=1e-6)
 
 def test_a_row_has_no_padding_and_no_document_sees_another(config):
     cfg = config()
