@@ -238,14 +238,15 @@ class Run(NamedTuple):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype != 'float32')
 
 def open_run(cfg, free, place, asked, vocab, tokenizer, inputs):
-    """The Run of these settings, of which those named in free may differ from an earlier start's; it says where it stands."""
+    """The Run of these settings, of which those named in free may differ from an earlier start's; says where it stands."""
     identity = {k: v for k, v in asdict(cfg).items() if k not in free} | inputs
     folder = find(Path(cfg.out_dir), identity, *place)
     fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
     state = read_state(folder) if folder else fresh
     run = Run(cfg, *place, asked, vocab, tokenizer, inputs, identity, folder, state)
     if run.finished:
-        run.say(f"{cfg.out_dir}: finished before, at step {state['step']}; nothing to do (remove the folder to train again)")
+        run.say(f"{cfg.out_dir}: finished before, at step {state['step']}; nothing to do (remove the folder to train "
+                "again)")
     elif folder:
         run.say(f"{cfg.out_dir}: going on from {folder}")
     return run

@@ -11,16 +11,17 @@ For a prompt x, its chosen and rejected completions c and r, the model pi, and r
 
 x c and x r are documents of one row, without padding; one forward has them both. log ref of each token is computed once,
 by the model at the start, for the pairs that the budget reaches, and lies in out_dir/reference.safetensors: one model is
-in memory, and a resumed run has the same. Pair g of a run is a pure function of (seed, g), a step is `batch` pairs at any world size and micro_batch.
+in memory, and a resumed run has the same. Pair g of a run is a pure function of (seed, g), a step is `batch` pairs at any
+world size and micro_batch.
 
 Pairs are units folders (tokenize_speech.py) with documents ITEM/prompt, ITEM/chosen, ITEM/rejected; or slamkit's .jsonl,
-a line {"prompt": {"units": [..]}, "chosen": .., "rejected": .., "prompt_text": .., "chosen_text": .., "rejected_text": ..},
+lines {"prompt": {"units": [..]}, "chosen": .., "rejected": .., "prompt_text": "..", "chosen_text": .., "rejected_text": ..}
 whose encoder nobody can check. Left out, counted and listed in out_dir/dropped.jsonl: pairs that lack a part, whose
 completions are equal, or whose prompt with the chosen completion repeats itself: auto-BLEU-2 of max_auto_bleu or more.
 
-log.jsonl, a line a step: "loss", "margin" (reward of chosen - of rejected), "accuracy" (share of pairs with a margin above
-0, ties half), "chosen", "rejected" (rewards), "kl": nats a token, the mean of e^d - 1 - d with d = log pi - log ref, which
-estimates KL(ref || pi) as far as the completions are like samples of ref (Schulman 2020); then as train.py's.
+log.jsonl, a line a step: "loss", "margin" (reward of chosen - of rejected), "accuracy" (share of pairs with a margin
+above 0, ties half), "chosen", "rejected" (rewards), "kl": nats a token, the mean of e^d - 1 - d with d = log pi - log ref,
+which estimates KL(ref || pi) as far as the completions are like samples of ref (Schulman 2020); then as train.py's.
 """
 import hashlib
 import os
@@ -128,8 +129,8 @@ def read_units(folder, units_hash):
     """{item: {part: (text, units)}} of a units folder whose encoder has that hash ('': any)."""
     units, items = Units(folder), {}
     if units_hash and units.info['units_hash'] != units_hash:
-        raise Refused(f"{folder}: units {units.info['units_hash']}, the model was trained on {units_hash}: encode the pairs "
-                      "with the model's encoder")
+        raise Refused(f"{folder}: units {units.info['units_hash']}, the model was trained on {units_hash}: encode the "
+                      "pairs with the model's encoder")
     for i, meta in enumerate(units.meta):
         item, _, part = meta['id'].rpartition('/')
         if part in PARTS:
@@ -210,25 +211,26 @@ class Pairs:
         return tokens, doc_start, np.full_like(targets, IGNORE), 0 * reference, document, 0 * weight
 
 def open_pairs(cfg, paths, vocab, tokenizer):
-    """(Pairs of all paths, [{id, why}] of what was left out). tokenizer: a TextTokenizer; None for a speech vocabulary."""
+    """(Pairs of all paths, [{id, why}] of what was left out). tokenizer: a TextTokenizer, None for speech alone."""
     items = {}
     for path in paths.split(','):
         items |= read_jsonl(path) if path.endswith('.jsonl') else \
             {f'{path}:{name}': item for name, item in read_units(path, vocab.units).items()}
     documents, begins, dropped = [], [], []
     end = [vocab.bos] if vocab.kind == 'speech' else [tokenizer.eot] if cfg.eot else []
-    textual = cfg.max_auto_bleu is not None or cfg.directions != ('S',)
+    crossing = cfg.directions != ('S',)
+    textual = () if cfg.max_auto_bleu is None and not crossing else PARTS if crossing else PARTS[:2]
     for name, item in items.items():
-        if textual and not all(item[part][0] for part in PARTS[:2 if cfg.directions == ('S',) else 3] if part in item):
-            raise Refused(f"{name}: has no text, which " + ("directions other than 'S' need" if cfg.directions != ('S',) else
+        if not all(item[part][0] for part in textual if part in item):
+            raise Refused(f"{name}: has no text, which " + ("directions other than 'S' need" if crossing else
                           "the auto-BLEU filter needs; --max_auto_bleu=None leaves it out"))
         why = fault(item, cfg.max_auto_bleu)
         if why is None:
             new = list(_documents(cfg, name, item, vocab, tokenizer, end))
             longest = max(len(ids) for ids, _ in new)
             if longest > cfg.block_size and not cfg.skip_long:
-                raise Refused(f"{name}: a prompt of {new[0][1]} tokens, {longest} with a completion, block_size is {cfg.block_size}; "
-                              "expected a larger one, or --skip_long=True to leave such pairs out")
+                raise Refused(f"{name}: a prompt of {new[0][1]} tokens, {longest} with a completion, block_size is "
+                              f"{cfg.block_size}; expected a larger one, or --skip_long=True to leave such pairs out")
             why = f"too long: {longest} tokens" if longest > cfg.block_size else None
         if why is not None:
             dropped.append({'id': name, 'why': why})
@@ -244,7 +246,8 @@ def _documents(cfg, name, item, vocab, tokenizer, end):
     try:
         for direction in cfg.directions:
             for part in PARTS[1:]:
-                candidate = {'prompt': item['prompt'], 'ending': item[part], 'joined': joined(item['prompt'][1], item[part][1])}
+                both = joined(item['prompt'][1], item[part][1])
+                candidate = {'prompt': item['prompt'], 'ending': item[part], 'joined': both}
                 ids, begin = document(vocab, tokenizer, direction, candidate)
                 yield np.append(ids, end).astype(np.int64), begin
     except Refused as e: # a unit that the vocabulary has not
@@ -271,8 +274,8 @@ def fetch(pairs, cfg, step, rank, world, device):
 
 @torch.no_grad()
 def log_probs(run, model, pairs, numbers):
-    """float32 (targets,): the model's log p of the completions of these pairs, as in .reference, NaN for others; each rank
-    makes a share."""
+    """float32 (targets,): the model's log p of these pairs' completions, as in .reference, NaN for others; each rank makes
+    a share."""
     out, n = torch.zeros(len(pairs.reference), device=run.device), run.cfg.micro_batch
     place = lambda some: np.concatenate([np.arange(pairs.first[2 * i], pairs.first[2 * i + 2]) for i in some])
     for at in range(run.rank * n, len(numbers), run.world * n):
@@ -321,7 +324,8 @@ def set_reference(run, key, sets, wanted, start):
     if run.rank == 0:
         arrays = {name: pairs.reference for name, pairs in sets.items()}
         with atomically(path) as tmp:
-            save_file({name: torch.from_numpy(a) for name, a in arrays.items()}, tmp, {'key': key, 'sha256': _content(arrays)})
+            said = {'key': key, 'sha256': _content(arrays)}
+            save_file({name: torch.from_numpy(a) for name, a in arrays.items()}, tmp, said)
     return model
 
 class Preferences(torch.nn.Module):
@@ -347,7 +351,8 @@ class Preferences(torch.nn.Module):
     def summary(parts):
         loss, chosen, rejected, right, kl, pairs, targets = parts
         mean = {'loss': loss, 'margin': chosen - rejected, 'accuracy': right, 'chosen': chosen, 'rejected': rejected}
-        return {name: x / max(pairs, 1) for name, x in mean.items()} | {'kl': kl / max(targets, 1), 'targets': int(targets)}
+        mean = {name: x / max(pairs, 1) for name, x in mean.items()}
+        return mean | {'kl': kl / max(targets, 1), 'targets': int(targets)}
 
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -364,8 +369,8 @@ def check_positions(cfg, shape, sets):
     """Refuses micro-batches that a model of learned positions (OPT) cannot have in one row."""
     longest = max(len(a) + len(b) for pairs in sets for a, b in zip(pairs.documents[::2], pairs.documents[1::2]))
     if shape.position == 'learned' and cfg.micro_batch * longest > shape.n_positions:
-        raise Refused(f"micro_batch={cfg.micro_batch}: pairs have up to {longest} tokens, a row of {cfg.init} {shape.n_positions}; "
-                      f"expected at most {max(shape.n_positions // longest, 1)}")
+        raise Refused(f"micro_batch={cfg.micro_batch}: pairs have up to {longest} tokens, a row of {cfg.init} "
+                      f"{shape.n_positions}; expected at most {max(shape.n_positions // longest, 1)}")
 
 def main(cfg):
     with processes(cfg) as place, checkpoint.signals() as asked:
@@ -380,7 +385,9 @@ def main(cfg):
             check_attention(cfg, hub.read_config(folder), device)
         tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
         pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
-        sets = {'train': pairs} | ({'held out': open_pairs(cfg, cfg.val_data, vocab, tokenizer)[0]} if cfg.val_data else {})
+        sets = {'train': pairs}
+        if cfg.val_data:
+            sets['held out'] = open_pairs(cfg, cfg.val_data, vocab, tokenizer)[0]
         check_positions(cfg, hub.read_config(folder), sets.values())
         inputs = {'weights of init': checkpoint.digest(map(sha256, sorted(folder.glob('*.safetensors')))),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
@@ -402,12 +409,14 @@ def main(cfg):
         counts = Counter(line['why'].split(':')[0] for line in dropped)
         run.say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch} pairs a step, "
                 + (f"{steps:,} steps" if steps else f"{cfg.max_seconds} s") + f"; {len(pairs):,} pairs, "
-                f"{pairs.first[-1]:,} targets; left out: " + (', '.join(f'{n} {why}' for why, n in counts.items()) or 'none'))
+                f"{pairs.first[-1]:,} targets; left out: {', '.join(f'{n} {why}' for why, n in counts.items()) or 'none'}")
 
         # ---- train.py's loop, and the end
-        step, done, skipped = learn(run, Preferences(model, cfg.beta), steps, lambda step: fetch(pairs, cfg, step, rank, world, device),
-                                    {name: (len(of), of.held_out) for name, of in sets.items() if name != 'train'})
-        checkpoint.export(run, model, done, step, {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)})
+        batches = lambda step: fetch(pairs, cfg, step, rank, world, device)
+        held_out = {name: (len(of), of.held_out) for name, of in sets.items() if name != 'train'}
+        step, done, skipped = learn(run, Preferences(model, cfg.beta), steps, batches, held_out)
+        made = {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)}
+        checkpoint.export(run, model, done, step, made)
         if done:
             run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch:,} pairs")
         return run.state['val'] if done else None

@@ -1,5 +1,6 @@
 """
-A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when to give up.
+A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when
+to give up.
 
     {"step", "loss", "text", "speech", "sep" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
      "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}

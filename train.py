@@ -139,7 +139,7 @@ class Config:
 # pure helpers, shared with dpo.py
 
 def check_settings(cfg, budgets):
-    """Refuses what no run can be: a choice that is none, a count of 0, not one budget, a schedule that cannot be drawn."""
+    """Refuses what no run can be: a choice that is none, a count of 0, no budget or two, an impossible schedule."""
     for name, allowed in CHOICES.items():
         if (value := getattr(cfg, name, allowed[0])) not in allowed:
             raise Refused(f"{name}={value!r}: expected one of {', '.join(map(str, allowed))}")
@@ -352,7 +352,7 @@ def to_device(x, device):
     return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
 
 def held_out(loader):
-    """(rows of a Loader, what evaluate reads of it): tokens, doc_start, targets of rows, none of them to predict for n < 1."""
+    """(rows of a Loader, what evaluate reads of it: tokens, doc_start, targets of n rows, nothing to predict for n < 1)"""
     def read(first, n):
         *batch, targets, _ = loader.rows(first if n > 0 else 0, max(n, 1))
         return *batch, targets if n > 0 else np.full_like(targets, -100)
@@ -477,9 +477,11 @@ def main(cfg):
                 + f"; held out: {', '.join(val) or 'nothing'}")
 
         # ---- the loop, and the end
-        step, done, skipped = learn(run, Losses(model, vocab), steps, lambda step: fetch(loader, cfg, step, rank, world, device),
-                                    {name: held_out(of) for name, of in val.items()})
-        checkpoint.export(run, model, done, step, {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step})
+        batches = lambda step: fetch(loader, cfg, step, rank, world, device)
+        sets = {name: held_out(of) for name, of in val.items()}
+        step, done, skipped = learn(run, Losses(model, vocab), steps, batches, sets)
+        made = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
+        checkpoint.export(run, model, done, step, made)
         if done:
             run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
         return run.state['val'] if done else None

@@ -1,9 +1,9 @@
-# python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at 50 % of its 111 TFLOP/s; the paper gave it 0.5 h
+# python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at half of 111 TFLOP/s; 0.5 h in the paper
 #
 # Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
-# config/slam.py. The paper's schedule is the inverse square root; its code's default has become another (a constant, in effect).
-# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py --audio=data/spokenswag
-# --out=out/units/spokenswag with Slam's encoder.
+# config/slam.py. The paper's schedule is the inverse square root; its code's default has become a constant.
+# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's encoder,
+# --audio=data/spokenswag --out=out/units/spokenswag.
 data = 'out/units/spokenswag'
 init = 'out/slam'
 out_dir = 'out/slam-dpo'

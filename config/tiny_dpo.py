@@ -1,4 +1,4 @@
-# python dpo.py config/tiny_dpo.py          after config/tiny.py and `python -m tiny.preferences`: about 4 min on 2 CPU cores, by tokens
+# python dpo.py config/tiny_dpo.py          after tiny.py and `python -m tiny.preferences`: about 4 min on 2 CPU cores
 data = 'out/data/pairs/train' # of training stories (tiny/preferences.py); the evaluation's are not among them
 val_data = 'out/data/pairs/val'
 directions = ('S',)

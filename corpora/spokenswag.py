@@ -58,7 +58,8 @@ def utterances(path, folder):
                 raise Refused(f"{path}: row {number} has no audio in {part}; expected the bytes of a file")
             name = f'{path.stem}/{number:06d}.{part}.{FORMATS.get(audio[:4], "mp3")}'
             (folder / name).write_bytes(audio)
-            lines.append({'id': f'{path.stem}/{number:06d}/{part}', 'audio': name, 'text': row[f'{part}_text'], 'speaker': row['speaker']})
+            lines.append({'id': f'{path.stem}/{number:06d}/{part}', 'audio': name, 'text': row[f'{part}_text'],
+                          'speaker': row['speaker']})
         yield lines
 
 def main(cfg):

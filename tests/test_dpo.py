@@ -278,6 +278,14 @@ def test_accumulation_changes_nothing_but_rounding(config, tmp_path):
         for x, y in zip(a, b, strict=True):
             assert x.get('targets') == y.get('targets') and all(x.get(k) == pytest.approx(y.get(k), abs=2e-4) for k in ('loss', 'margin', 'kl'))
 
+def test_bf16_stays_near_float32(config, tmp_path):
+    runs = [config(out_dir=str(tmp_path / dtype), dtype=dtype) for dtype in ('float32', 'bfloat16', 'pure_bfloat16')]
+    for cfg in runs:
+        dpo.main(cfg)
+    a, *others = ([r['loss'] for r in rows_of(cfg.out_dir)[:12]] for cfg in runs)
+    for b in others:
+        assert a != b and max(abs(x - y) for x, y in zip(a, b)) < 0.1
+
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 def test_two_ranks_are_one(config, tmp_path, parallel):
     one, two = (config(micro_batch=2, out_dir=str(tmp_path / name), parallel=parallel) for name in ('one', 'two'))

@@ -50,11 +50,11 @@ class Spoken:
     def sentence(self, k):
         """(first word, last word + 1, first frame, last frame + 1) of sentence k."""
         last = [0] + [i + 1 for i, word in enumerate(self.words) if word.endswith('.')]
-        middle = lambda i: 0 if i == 0 else len(self.frames) if i == len(self.words) else (self.at[i - 1][1] + self.at[i][0]) // 2
-        return last[k], last[k + 1], middle(last[k]), middle(last[k + 1])
+        middles = [0] + [(before[1] + after[0]) // 2 for before, after in zip(self.at, self.at[1:])] + [len(self.frames)]
+        return last[k], last[k + 1], middles[last[k]], middles[last[k + 1]]
 
 def mirror(spoken, story):
-    """Frames of the right and of the wrong ending, joined at the same places; None where words are lacking or too many."""
+    """Frames of the right and of the wrong ending, joined at the same places; None where the prompt lacks a word."""
     a, b, first, last = spoken.sentence(2)
     right, wrong = ([plain(word) for word in text.split()] for text in (story.sentences[2], story.wrong))
     said = {plain(word): spoken.at[i] for i, word in reversed(list(enumerate(spoken.words[:a])))} # where it is first said
@@ -79,19 +79,20 @@ def pairs(units, words, seed, kinds):
     for i, meta in enumerate(units.meta):
         story = told[meta['id']]
         if meta['text'] != story.text:
-            raise Refused(f"{meta['id']}: says '{meta['text'][:40]}...', tiny.stories '{story.text[:40]}...'; expected --seed of its stories")
+            raise Refused(f"{meta['id']}: says '{meta['text'][:40]}...', tiny.stories '{story.text[:40]}...'; expected "
+                          "--seed of its stories")
         spoken.append((meta['id'], story, Spoken(*units[i], *words[i], units.info['hop'])))
     for n, (name, story, said) in enumerate(spoken):
         _, _, begin, end = said.sentence(2)
-        prompt = ' '.join(story.sentences[:2]), said.frames[:begin]
+        prompt, ending = (' '.join(story.sentences[:2]), said.frames[:begin]), story.sentences[2]
         if 'topic' in kinds:
             other = next((o for o in spoken[n + 1:] + spoken[:n] if not o[1].words & story.words), None)
             if other is not None:
                 _, _, first, last = other[2].sentence(2)
-                yield f'{name}.topic', {'prompt': prompt, 'chosen': (story.sentences[2], said.frames[begin:end]),
+                yield f'{name}.topic', {'prompt': prompt, 'chosen': (ending, said.frames[begin:end]),
                                         'rejected': (other[1].sentences[2], other[2].frames[first:last])}
         if 'mirror' in kinds and (both := mirror(said, story)):
-            yield f'{name}.mirror', {'prompt': prompt, 'chosen': (story.sentences[2], both[0]), 'rejected': (story.wrong, both[1])}
+            yield f'{name}.mirror', {'prompt': prompt, 'chosen': (ending, both[0]), 'rejected': (story.wrong, both[1])}
 
 def write(out, found, info, made):
     """A units folder of pairs [(name, parts)]."""
@@ -99,12 +100,13 @@ def write(out, found, info, made):
         docs = []
         for name, parts in found:
             for part, (text, frames) in parts.items():
-                docs.append(({'id': f'{name}/{part}', 'path': None, 'seconds': len(frames) / info['frame_hz'], 'speaker': 'joe',
-                              'text': text}, *deduplicate(frames)))
+                docs.append(({'id': f'{name}/{part}', 'path': None, 'seconds': len(frames) / info['frame_hz'],
+                              'speaker': 'joe', 'text': text}, *deduplicate(frames)))
         for index in range(0, -(-len(docs) // SHARD_DOCS)):
             write_units_shard(tmp, index, docs[index * SHARD_DOCS:(index + 1) * SHARD_DOCS])
-        write_json(tmp / 'info.json', {**{key: info[key] for key in ('encoder', 'layer', 'kmeans', 'units_hash', 'n_units', 'frame_hz', 'hop')},
-                                       'documents': len(docs), 'runs': sum(len(units) for _, units, _ in docs), **made})
+        same = ('encoder', 'layer', 'kmeans', 'units_hash', 'n_units', 'frame_hz', 'hop')
+        write_json(tmp / 'info.json', {**{key: info[key] for key in same}, 'documents': len(docs),
+                                       'runs': sum(len(units) for _, units, _ in docs), **made})
     kinds = [name.rsplit('.', 1)[1] for name, _ in found]
     print(f"{out}: {', '.join(f'{kinds.count(kind):,} {kind}' for kind in dict.fromkeys(kinds))}")
 
