@@ -99,6 +99,8 @@ class Config:
         for name in ('beta', 'batch', 'max_epochs', 'max_auto_bleu'):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
+        if not self.directions:
+            raise Refused("directions=(): expected at least one, as 'S'")
         unit = (world := int(os.environ.get('WORLD_SIZE', 1))) * self.micro_batch
         if self.batch % unit:
             near = max(self.batch // unit, 1) * unit
@@ -384,6 +386,8 @@ def main(cfg):
         if cfg.attention:
             check_attention(cfg, hub.read_config(folder), device)
         tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+        if cfg.eot and tokenizer and tokenizer.eot is None:
+            raise Refused(f"{cfg.init}: its text tokenizer has no end token; leave out --eot")
         pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
         sets = {'train': pairs}
         if cfg.val_data:
