@@ -9,6 +9,7 @@ Training state that survives a kill at any moment, and resumes to the bit. Used 
 
 A folder counts only if every file has the size and hash its manifest says; `newest` takes the newest that does, says
 which it passed over and why, and refuses when there are some and all are bad: a run never restarts in silence.
+open_run gives a loop what an earlier start left, and refuses to go on with another run's; export ends it.
 No pickle: tensors are safetensors, all else is JSON.
 """
 import hashlib
@@ -17,14 +18,17 @@ import re
 import shutil
 import signal
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from configurator import Refused, atomically, sha256
+from configurator import Refused, atomically, record, sha256, write_json
+from vocab import Vocab
 
 FORMAT = 1
 KEEP = 2 # folders that stay: the newest may be the one a failing disk eats
@@ -204,3 +208,55 @@ def signals():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+# ----------------------------------------------------------------------------------------------------------------
+# a run: what its loop and its end need
+
+class Run(NamedTuple):
+    """Settings, processes, and what the newest checkpoint of an earlier start left."""
+    cfg: object
+    rank: int
+    world: int
+    device: torch.device
+    asked: list         # signals to stop that came
+    vocab: Vocab
+    tokenizer: str      # folder of the text tokenizer; '' for speech
+    inputs: dict        # {input: its hash}
+    identity: dict      # what a resumed run must share
+    folder: Path | None # the checkpoint to go on from
+    state: dict         # of that, or of a new run
+
+    @property
+    def finished(self):
+        return self.state['finished'] and Path(self.cfg.out_dir, 'settings.json').is_file()
+
+    def say(self, *what, **how):
+        if self.rank == 0:
+            print(*what, **how)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype != 'float32')
+
+def open_run(cfg, free, place, asked, vocab, tokenizer, inputs):
+    """The Run of these settings, of which those named in free may differ from an earlier start's; says where it stands."""
+    identity = {k: v for k, v in asdict(cfg).items() if k not in free} | inputs
+    folder = find(Path(cfg.out_dir), identity, *place)
+    fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
+    state = read_state(folder) if folder else fresh
+    run = Run(cfg, *place, asked, vocab, tokenizer, inputs, identity, folder, state)
+    if run.finished:
+        run.say(f"{cfg.out_dir}: finished before, at step {state['step']}; nothing to do (remove the folder to train "
+                "again)")
+    elif folder:
+        run.say(f"{cfg.out_dir}: going on from {folder}")
+    return run
+
+def export(run, model, done, step, more):
+    """The end of a run: out_dir becomes a Hugging Face folder with its settings.json, if all is done."""
+    out = run.cfg.out_dir
+    if not done:
+        run.say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
+    elif whole := whole_model(model, run.rank):
+        whole.save_pretrained(out, run.vocab, run.tokenizer)
+        write_json(Path(out, 'settings.json'), record(run.cfg) | {
+            'parameters': model.num_params(), 'steps': step, **more, 'inputs': run.inputs})

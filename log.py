@@ -1,5 +1,6 @@
 """
-A run's log, for train.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when to give up.
+A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when
+to give up.
 
     {"step", "loss", "text", "speech", "sep" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
      "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
@@ -22,6 +23,7 @@ from configurator import atomically
 from cost import chip_of
 
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
+TERMINAL = ('text', 'speech', 'sep', 'margin', 'accuracy', 'kl') # what stands behind the loss there: train.py's, dpo.py's
 
 def means(sums, counts):
     """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
@@ -32,8 +34,9 @@ class Log:
     """log.jsonl and the terminal. A step's numbers are posted when it is launched and read when the next one is, so the
     host never waits for the device. All ranks read; rank 0 writes."""
 
-    def __init__(self, cfg, state, model, rank, world, device):
+    def __init__(self, cfg, state, model, rank, world, device, summary):
         self.cfg, self.flops_per_token, self.file, self.waiting = cfg, model.flops_per_token, None, None
+        self.summary = summary # parts of a step -> {'loss', ..., 'targets'}
         self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
         self.before = self._now() # when the step began
         chip = chip_of(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
@@ -67,7 +70,7 @@ class Log:
         return event
 
     def post(self, step, of, stats, lr, data):
-        """stats: sums and counts of losses (6,), signals, clock, keys seen, norm, bad; data: seconds of making a batch."""
+        """stats: parts of the step, signals, clock, keys seen, tokens, norm, bad; data: seconds of making a batch."""
         stats = stats.to('cpu', non_blocking=True)
         self.waiting = step, of, stats, lr, data, self._now()
 
@@ -82,14 +85,16 @@ class Log:
         (step, of, stats, lr, data, end), self.waiting = self.waiting, None
         if self.device.type == 'cuda':
             end.synchronize()
-        *parts, stop, seconds, keys, norm, bad = stats.tolist()
+        *parts, stop, seconds, keys, tokens, norm, bad = stats.tolist()
         ms = self.before.elapsed_time(end) if self.device.type == 'cuda' else (end - self.before) * 1e3
         self.before = end
-        row = {'step': step, **means(parts[:3], parts[3:]), 'lr': lr, 'grad_norm': norm, 'targets': int(sum(parts[3:])),
-               'ms': round(ms, 2), 'tok_s': round(self.cfg.batch_tokens / ms * 1e3), 'data': round(data * 1e3 / ms, 4)}
+        mean = self.summary(parts)
+        targets = mean.pop('targets')
+        row = {'step': step, **mean, 'lr': lr, 'grad_norm': norm, 'targets': targets,
+               'ms': round(ms, 2), 'tok_s': round(tokens / ms * 1e3), 'data': round(data * 1e3 / ms, 4)}
         if self.device.type == 'cuda':
             row['peak_gb'] = round(torch.cuda.max_memory_allocated(self.device) / 1e9, 2)
-        for name, seen in (('mfu_palm', self.cfg.block_size), ('mfu_doc', keys / self.cfg.batch_tokens)):
+        for name, seen in (('mfu_palm', self.cfg.block_size), ('mfu_doc', keys / tokens)):
             mfu = row['tok_s'] * self.flops_per_token(seen) / self.peak
             row |= {} if math.isnan(mfu) else {name: round(mfu, 4)}
         self.streak = self.streak + 1 if bad else 0
@@ -117,7 +122,7 @@ def _wandb(cfg, step):
 
 def line(row, of):
     """The terminal's line of a step."""
-    each = ' '.join(f"{name} {row[name]:.3f}" for name in ('text', 'speech', 'sep') if name in row)
+    each = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
     text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "
             f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
     text += f" | mfu {row['mfu_palm']:.1%}" if 'mfu_palm' in row else ''

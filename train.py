@@ -20,7 +20,7 @@ import math
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-from configurator import Refused, record, run, sha256, write_json
+from configurator import Refused, run, sha256
 from cost import memory
 from data import Loader, Shards
 from families import GPTConfig
@@ -109,25 +109,9 @@ class Config:
     wandb: str = '' # a project of Weights & Biases that log.jsonl is sent to as well, by its own package; '' is none
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise Refused(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(str, allowed))}")
-        for name in POSITIVE:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
-        given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise Refused(f"expected exactly one of {', '.join(BUDGETS)}, got {' and '.join(given) or 'none'}")
-        if self.wandb and not find_spec('wandb'):
-            raise Refused(f"wandb={self.wandb!r}: expected its package; pip install wandb")
+        check_settings(self, BUDGETS)
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
-        if not 0 <= self.min_lr <= self.lr:
-            raise Refused(f"min_lr={self.min_lr}: expected 0 to lr={self.lr}")
-        if not 0 <= self.warmup < 1 or self.schedule == 'wsd' and self.warmup + self.decay > 1:
-            raise Refused(f"warmup={self.warmup}, decay={self.decay}: expected shares of the budget, of sum 1 at most")
-        if self.schedule == 'inverse_sqrt' and self.warmup == 0:
-            raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
         self._check_init()
         unit = (world := int(os.environ.get('WORLD_SIZE', 1))) * self.micro_batch * self.block_size
         if self.batch_tokens % unit:
@@ -153,6 +137,26 @@ class Config:
 
 # ----------------------------------------------------------------------------------------------------------------
 # pure helpers, shared with dpo.py
+
+def check_settings(cfg, budgets):
+    """Refuses what no run can be: a choice that is none, a count of 0, no budget or two, an impossible schedule."""
+    for name, allowed in CHOICES.items():
+        if (value := getattr(cfg, name, allowed[0])) not in allowed:
+            raise Refused(f"{name}={value!r}: expected one of {', '.join(map(str, allowed))}")
+    for name in POSITIVE:
+        if (value := getattr(cfg, name, None)) is not None and not value > 0:
+            raise Refused(f"{name}={value}: expected more than 0")
+    given = [name for name in budgets if getattr(cfg, name) is not None]
+    if len(given) != 1:
+        raise Refused(f"expected exactly one of {', '.join(budgets)}, got {' and '.join(given) or 'none'}")
+    if cfg.wandb and not find_spec('wandb'):
+        raise Refused(f"wandb={cfg.wandb!r}: expected its package; pip install wandb")
+    if not 0 <= cfg.min_lr <= cfg.lr:
+        raise Refused(f"min_lr={cfg.min_lr}: expected 0 to lr={cfg.lr}")
+    if not 0 <= cfg.warmup < 1 or cfg.schedule == 'wsd' and cfg.warmup + cfg.decay > 1:
+        raise Refused(f"warmup={cfg.warmup}, decay={cfg.decay}: expected shares of the budget, of sum 1 at most")
+    if cfg.schedule == 'inverse_sqrt' and cfg.warmup == 0:
+        raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
 
 def learning_rate(cfg, t):
     """The rate at t, the share of the budget that is used when the step ends (0 to 1)."""
@@ -281,6 +285,19 @@ def check_memory(cfg, world, vocab_size, room):
         raise Refused(f"{table_of(held, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller micro_batch, "
                       "recompute='selective' or 'full', or parallel='fsdp'")
 
+def check_attention(cfg, shape, device):
+    """Refuses a backend that cfg asks for and that device or model cannot have."""
+    dtype = torch.float32 if cfg.dtype == 'float32' else torch.bfloat16
+    choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
+
+def set_up(model, cfg):
+    """The model with the dtype, attention and recomputing of the settings."""
+    model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
+    model.attention = cfg.attention
+    for block in model.layers:
+        block.recompute = cfg.recompute
+    return model
+
 def build_model(cfg, vocab, tokenizer, device):
     """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
     torch.manual_seed(cfg.seed)
@@ -315,6 +332,11 @@ class Losses(torch.nn.Module):
         sums = (is_kind * losses).sum(1, dtype=torch.float64)
         return loss, torch.cat((sums, is_kind.sum(1))) # (), (6,)
 
+    @staticmethod
+    def summary(parts):
+        """What is logged of the parts of a step or an evaluation."""
+        return means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
+
 def fetch(loader, cfg, step, rank, world, device):
     """This rank's micro-batches of a step, on the device, the number of their targets there, and the keys they see."""
     micro, n_targets, keys, place = [], 0, 0, np.arange(1, cfg.block_size + 1)
@@ -329,136 +351,140 @@ def to_device(x, device):
     x = torch.as_tensor(x)
     return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
 
+def held_out(loader):
+    """(rows of a Loader, what evaluate reads of it: tokens, doc_start, targets of n rows, nothing to predict for n < 1)"""
+    def read(first, n):
+        *batch, targets, _ = loader.rows(first if n > 0 else 0, max(n, 1))
+        return *batch, targets if n > 0 else np.full_like(targets, -100)
+    return int(loader.n_rows[0]), read
+
+# ----------------------------------------------------------------------------------------------------------------
+# the loop, of train.py and of dpo.py
+
 @torch.no_grad()
-def evaluate(net, val, cfg, rank, world, device, autocast):
-    """{corpus/source: mean losses} over eval_rows rows of each held-out set; every world-th micro-batch on a rank."""
-    result = {}
-    for name, loader in val.items():
-        rows, parts = min(cfg.eval_rows, int(loader.n_rows[0])), torch.zeros(6, dtype=torch.float64, device=device)
-        for first in range(rank * cfg.micro_batch, rows + rank * cfg.micro_batch, world * cfg.micro_batch):
-            n = min(cfg.micro_batch, rows - first)
-            *batch, targets, _ = loader.rows(min(first, rows - 1), max(n, 1))
-            batch.append(targets if n > 0 else np.full_like(targets, -100)) # shards: all ranks call forward equally often
-            with autocast():
-                parts += net(*(to_device(x, device) for x in batch))[1]
-        if world > 1:
+def evaluate(run, objective, sets):
+    """{name: summary} over eval_rows rows of each of sets {name: (rows, read)}; every world-th micro-batch on a rank."""
+    cfg, result = run.cfg, {}
+    for name, (rows, read) in sets.items():
+        rows, parts = min(cfg.eval_rows, rows), 0
+        for first in range(run.rank * cfg.micro_batch, rows + run.rank * cfg.micro_batch, run.world * cfg.micro_batch):
+            batch = read(first, min(cfg.micro_batch, rows - first)) # shards: all ranks call forward equally often
+            with run.autocast():
+                parts = parts + objective(*(to_device(x, run.device) for x in batch))[1]
+        if run.world > 1:
             dist.all_reduce(parts)
-        parts = parts.tolist()
-        result[name] = means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
-    if isinstance(net, FSDPModule):
-        net.reshard() # without a backward its own weights stay gathered, and a checkpoint would save those, in bf16
+        result[name] = objective.summary(parts.tolist())
+    if isinstance(objective, FSDPModule):
+        objective.reshard() # without a backward its own weights stay gathered, and a checkpoint would save those, in bf16
     return result
+
+def learn(run, objective, steps, fetch, sets):
+    """Steps to the end of the budget, or to a signal -> (the last step, is it the end, how many were skipped).
+
+    objective   a module around .model: a micro-batch -> (the sum of its losses, parts: sums over it to be logged),
+                with .summary(parts) of a step; its loss is the sum of losses / the sum of weights, over all ranks
+    fetch(step) -> this rank's micro-batches, their weight, the keys that their tokens see
+    sets        what is held out, for evaluate
+    """
+    cfg, rank, world, device, state, model = run.cfg, run.rank, run.world, run.device, run.state, objective.model
+    net = spread(objective, cfg, world, device)
+    optimizer = make_optimizer(model, cfg.lr)
+    if run.folder:
+        checkpoint.load_optimizer(run.folder, model, optimizer)
+    log = Log(cfg, state, model, rank, world, device, objective.summary)
+    step, seconds = state['step'], state['seconds']
+    started, stop, done = time.monotonic() - seconds, False, state['finished']
+    batch, weight, keys = fetch(step)
+    while not (done or stop):
+        # ---- the step
+        lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
+        optimizer.param_groups[0]['lr'] = lr
+        if world > 1:
+            dist.all_reduce(weight) # of the whole global batch
+        scale = (world / weight.clamp(min=1)).float() # DDP averages, we want the sum
+        parts, tokens = 0, sum(micro[0].numel() for micro in batch)
+        for i, micro in enumerate(batch):
+            if world > 1:
+                net.sync(i == len(batch) - 1)
+            with run.autocast():
+                loss, part = net(*micro)
+            (loss * scale).backward()
+            parts = parts + part
+        begin = time.perf_counter()
+        batch, next_weight, next_keys = fetch(step + 1) # while the device works
+        data = time.perf_counter() - begin
+        own = [len(run.asked), time.monotonic() - started if rank == 0 else 0.0, keys, tokens] # signals; rank 0's clock
+        shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
+        if world > 1:
+            dist.all_reduce(shared)
+        norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
+        bad = ~(norm.isfinite() & shared.isfinite().all()) # the same on every rank: both are sums over all
+        optimizer.found_inf = (bad | (weight == 0)).float() # 1: this step changes neither weights nor moments
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step, weight, keys = step + 1, next_weight, next_keys
+
+        # ---- the log, a step late; at times an evaluation, a checkpoint
+        late = log.read() # the step before; every rank reads the same
+        log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr, data)
+        stop, seconds = late or (stop, seconds)
+        done = step == steps if steps else seconds >= cfg.max_seconds
+        to_evaluate, to_save = done or step % cfg.eval_every == 0, done or stop or step % cfg.save_every == 0
+        if not to_evaluate and not to_save:
+            continue
+        stop = log.read()[0] or stop # nothing waits while the log is evaluated on or saved with
+        if to_evaluate:
+            state['val'] = evaluate(run, objective, sets)
+            log.write({'step': step, 'val': state['val']})
+            run.say(*(f"step {step} | val {name} {mean['loss']:.3f}" for name, mean in state['val'].items()), sep='\n')
+        if to_save or stop:
+            state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
+                      'streak': log.streak, 'finished': done, 'run': run.identity}
+            log.sync()
+            checkpoint.save(Path(cfg.out_dir), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
+        if world > 1:
+            dist.barrier()
+        log.skip_time()
+    return step, done, log.skipped
 
 # ----------------------------------------------------------------------------------------------------------------
 
 def main(cfg):
     if cfg.memory:
         return print(table_of(memory_of(cfg, cfg.memory), cfg, cfg.memory))
-    with processes(cfg) as (rank, world, device), checkpoint.signals() as asked:
-        say = print if rank == 0 else lambda *_, **__: None
-        out = Path(cfg.out_dir)
+    with processes(cfg) as place, checkpoint.signals() as asked:
+        rank, world, device = place
         if cfg.attention: # refused here where it cannot be had
-            shape = shape_of(cfg)
-            dtype = torch.float32 if cfg.dtype == 'float32' else torch.bfloat16
-            choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
+            check_attention(cfg, shape_of(cfg), device)
 
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
             check_memory(cfg, world, vocab.size, torch.cuda.get_device_properties(device).total_memory)
-        identity = {k: v for k, v in asdict(cfg).items() if k not in FREE} | inputs # what a resumed run must share
-        folder = checkpoint.find(out, identity, rank, world, device)
-        fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
-        state = checkpoint.read_state(folder) if folder else fresh
-        step, seconds = state['step'], state['seconds']
-        if state['finished'] and (out / 'settings.json').is_file():
-            say(f"{out}: finished before, at step {step}; nothing to do (remove the folder to train again)")
-            return state['val']
+        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, tokenizer, inputs)
+        if run.finished:
+            return run.state['val']
 
-        # ---- the model and its optimizer
-        model = GPT.from_pretrained(folder, device=device) if folder else build_model(cfg, vocab, tokenizer, device)
-        model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
-        model.attention = cfg.attention
-        for block in model.layers:
-            block.recompute = cfg.recompute
-            if cfg.compile: # forward alone: what gathers shards is called around it
-                block.forward = torch.compile(block.forward, dynamic=False)
+        # ---- the model
+        model = GPT.from_pretrained(run.folder, device=device) if run.folder else build_model(cfg, vocab, tokenizer, device)
+        model = set_up(model, cfg)
+        for block in model.layers if cfg.compile else []: # forward alone: what gathers shards is called around it
+            block.forward = torch.compile(block.forward, dynamic=False)
         flops = 6 * model.num_params() * cfg.batch_tokens # a step
         steps = total_steps(cfg, flops) # None: until max_seconds
-        losses = Losses(model, vocab)
-        net = spread(losses, cfg, world, device)
-        optimizer = make_optimizer(model, cfg.lr)
-        if folder:
-            checkpoint.load_optimizer(folder, model, optimizer)
-            say(f"{out}: going on from {folder}")
-        autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype != 'float32')
-        log = Log(cfg, state, model, rank, world, device)
-        say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
-            + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
-            + f"; held out: {', '.join(val) or 'nothing'}")
+        run.say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
+                + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
+                + f"; held out: {', '.join(val) or 'nothing'}")
 
-        # ---- the loop
-        started, stop, done = time.monotonic() - seconds, False, state['finished']
-        batch, n_targets, keys = fetch(loader, cfg, step, rank, world, device)
-        while not (done or stop):
-            lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
-            optimizer.param_groups[0]['lr'] = lr
-            if world > 1:
-                dist.all_reduce(n_targets) # of the whole global batch
-            scale = (world / n_targets.clamp(min=1)).float() # DDP averages, we want the sum
-            parts = torch.zeros(6, dtype=torch.float64, device=device)
-            for i, (tokens, doc_start, targets) in enumerate(batch):
-                if world > 1:
-                    net.sync(i == len(batch) - 1)
-                with autocast():
-                    loss, part = net(tokens, doc_start, targets)
-                (loss * scale).backward()
-                parts += part
-            begin = time.perf_counter()
-            batch, next_targets, next_keys = fetch(loader, cfg, step + 1, rank, world, device) # while the device works
-            data = time.perf_counter() - begin
-            own = [len(asked), time.monotonic() - started if rank == 0 else 0.0, keys] # signals here; rank 0's clock
-            shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
-            if world > 1:
-                dist.all_reduce(shared)
-            norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
-            bad = ~(norm.isfinite() & shared[:3].isfinite().all()) # the same on every rank: both are sums over all
-            optimizer.found_inf = (bad | (n_targets == 0)).float() # 1: this step changes neither weights nor moments
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step, n_targets, keys = step + 1, next_targets, next_keys
-
-            late = log.read() # the step before; every rank reads the same
-            log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr, data)
-            stop, seconds = late or (stop, seconds)
-            done = step == steps if steps else seconds >= cfg.max_seconds
-            to_evaluate, to_save = done or step % cfg.eval_every == 0, done or stop or step % cfg.save_every == 0
-            if not to_evaluate and not to_save:
-                continue
-            stop = log.read()[0] or stop # nothing waits while the log is evaluated on or saved with
-            if to_evaluate:
-                state['val'] = evaluate(losses, val, cfg, rank, world, device, autocast)
-                log.write({'step': step, 'val': state['val']})
-                say(*(f"step {step} | val {name} {mean['loss']:.3f}" for name, mean in state['val'].items()), sep='\n')
-            if to_save or stop:
-                state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
-                          'streak': log.streak, 'finished': done, 'run': identity}
-                log.sync()
-                checkpoint.save(out, step, model, optimizer, state, vocab, tokenizer, rank)
-            if world > 1:
-                dist.barrier()
-            log.skip_time()
-
-        # ---- the end
-        if not done:
-            say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
-        elif export := checkpoint.whole_model(model, rank):
-            export.save_pretrained(out, vocab, tokenizer)
-            write_json(out / 'settings.json', record(cfg) | {
-                'parameters': model.num_params(), 'steps': step, 'skipped': log.skipped,
-                'tokens': step * cfg.batch_tokens, 'flops': flops * step, 'inputs': inputs})
-            say(f"done: {out}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
-        return state['val'] if done else None
+        # ---- the loop, and the end
+        batches = lambda step: fetch(loader, cfg, step, rank, world, device)
+        sets = {name: held_out(of) for name, of in val.items()}
+        step, done, skipped = learn(run, Losses(model, vocab), steps, batches, sets)
+        made = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
+        checkpoint.export(run, model, done, step, made)
+        if done:
+            run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
+        return run.state['val'] if done else None
 
 if __name__ == '__main__':
     run(main, Config)

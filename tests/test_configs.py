@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dpo
 import train
 from configurator import configure
 from cost import memory
@@ -38,14 +39,12 @@ def flops_of(cfg, n):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_parses_and_its_first_line_is_the_command_and_the_cost(path):
-    if 'train.py' not in path.read_text().splitlines()[0]:
-        pytest.skip("of another script")
-    configure(train.Config, [str(path)])
     first = path.read_text().splitlines()[0]
-    assert re.match(rf'# (python|torchrun \S+) train.py config/{path.stem}.py  ', first), first
-    assert re.search(r'\d (s|h) on ', first), first
+    script = re.match(rf'# (?:python|torchrun \S+) (\w+).py config/{path.stem}.py  ', first)[1]
+    configure({'train': train, 'dpo': dpo}[script].Config, [str(path)])
+    assert re.search(r'\d (s|min|h) on ', first), first
 
-@pytest.mark.parametrize('name', [p.stem for p in CONFIGS if not p.stem.startswith('tiny')])
+@pytest.mark.parametrize('name', [p.stem for p in CONFIGS if not p.stem.startswith('tiny') and not p.stem.endswith('dpo')])
 def test_first_line_s_cost_is_6nd_and_its_hours_at_half_the_peak(name):
     cfg, first = config(name)
     said, hours, n_gpus, gpu = re.search(r'([\d.e]+) FLOPs: ([\d.]+) h on (?:(\d) )?(an A5000|\w+)', first).groups()
@@ -108,3 +107,17 @@ def test_the_tiny_models_that_are_compared_have_one_budget_and_one_data():
     text = config('tiny_text')[0]
     assert a.init == b.init == c.init_config == text.out_dir and c.tokenizer == text.tokenizer
     assert len({cfg.out_dir for cfg in (a, b, c, text)}) == 4
+
+def test_slam_dpo_is_slam_s(): # its tables 4-6
+    [path] = [p for p in CONFIGS if p.stem == 'slam_dpo']
+    cfg = configure(dpo.Config, [str(path)])
+    assert (cfg.max_steps, cfg.batch, cfg.lr, cfg.beta, cfg.schedule, cfg.clip, cfg.block_size, cfg.max_auto_bleu, cfg.dtype) == \
+        (813, 64, 5e-5, 0.1, 'inverse_sqrt', 0.5, 1024, 0.3, 'bfloat16')
+    assert cfg.warmup * cfg.max_steps == pytest.approx(100) and cfg.init == config('slam')[0].out_dir
+    tokens = 813 * 64 * 2 * 4.5e6 / 47e3 # both completions; the paper's 47k pairs are 4.5M tokens of prompts and chosen
+    said = float(re.search(r'([\d.e]+) FLOPs', path.read_text())[1])
+    assert said == pytest.approx(6 * 358_347_904 * tokens, rel=0.05)
+    assert learning_rate_of(cfg, 400) == pytest.approx(5e-5 * (100 / 400) ** 0.5)
+
+def learning_rate_of(cfg, step):
+    return train.learning_rate(cfg, step / cfg.max_steps)

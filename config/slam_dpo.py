@@ -1,0 +1,24 @@
+# python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at half of 111 TFLOP/s; 0.5 h in the paper
+#
+# Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
+# config/slam.py. The paper's schedule is the inverse square root; its code's default has become a constant.
+# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's encoder,
+# --audio=data/spokenswag --out=out/units/spokenswag.
+data = 'out/units/spokenswag'
+init = 'out/slam'
+out_dir = 'out/slam-dpo'
+
+beta = 0.1
+max_auto_bleu = 0.3
+block_size = 1024
+skip_long = True
+batch = 64
+micro_batch = 16 # pairs, of about 200 tokens each: nothing is padded
+lr = 5e-5
+schedule = 'inverse_sqrt'
+warmup = 100 / 813 # 100 steps, the papers' code's
+clip = 0.5
+max_steps = 813
+
+eval_every = 813
+save_every = 200

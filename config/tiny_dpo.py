@@ -1,0 +1,20 @@
+# python dpo.py config/tiny_dpo.py          after tiny.py and `python -m tiny.preferences`: about 4 min on 2 CPU cores
+data = 'out/data/pairs/train' # of training stories (tiny/preferences.py); the evaluation's are not among them
+val_data = 'out/data/pairs/val'
+directions = ('S',)
+eot = True # as its speech documents end
+init = 'out/tiny'
+out_dir = 'out/tiny-dpo'
+
+block_size = 512
+batch = 32 # pairs
+micro_batch = 16
+beta = 0.1
+lr = 5e-5 # the paper's; ten times that drove the loss above ln 2 within 25 steps
+warmup = 0.1
+max_steps = 100 # 3,200 of 18,165 pairs, 1.1M tokens
+dtype = 'float32'
+
+eval_every = 50
+eval_rows = 128
+save_every = 50

@@ -1,0 +1,84 @@
+"""
+SpokenSwag (https://huggingface.co/datasets/slprl/SpokenSwag): 67,900 triples prompt, chosen, rejected, spoken by Kokoro.
+
+    hf download slprl/SpokenSwag --repo-type dataset --include 'data/train*' --local-dir data/swag
+    python -m corpora.spokenswag --parquet=data/swag/data --out=data/spokenswag
+    python tokenize_speech.py --audio=data/spokenswag --out=out/units/spokenswag
+
+--parquet is a folder of .parquet files or one of them, with columns speaker, prompt_text, chosen_text, rejected_text and
+the audio prompt, chosen, rejected (bytes of a file). What comes out is a folder as corpora/folder.py reads it, whose
+documents ROW/prompt, ROW/chosen, ROW/rejected dpo.py takes as pairs; ROW is the file's name and the row's number.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from configurator import Refused, atomically, progress, record, run, write_json
+
+PARTS = ('prompt', 'chosen', 'rejected')
+COLUMNS = ('speaker', *(f'{part}_text' for part in PARTS), *PARTS)
+FORMATS = {b'RIFF': 'wav', b'fLaC': 'flac', b'OggS': 'ogg'} # by their first bytes; anything else is taken for mp3
+
+@dataclass(frozen=True)
+class Config:
+    parquet: str = '' # a folder of .parquet files, or one of them
+    out: str = '' # folder to fill
+
+    def __post_init__(self):
+        if not self.parquet or not self.out:
+            raise Refused("expected --parquet=FOLDER and --out=DIR")
+
+def rows(path):
+    """(number, row as a dict) of a parquet file, a few at a time."""
+    try:
+        import pyarrow.parquet  # lazily: only parquet needs it
+    except ImportError:
+        raise Refused(f"{path}: parquet is read by pyarrow, which is not here: pip install pyarrow") from None
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+            raise Refused(f"{path}: no column {', '.join(missing)}; expected SpokenSwag's {', '.join(COLUMNS)}")
+        for batch in file.iter_batches(batch_size=64, columns=list(COLUMNS)):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+    except Refused:
+        raise
+    except (OSError, ValueError) as e: # ArrowInvalid is a ValueError
+        raise Refused(f"{path}: row {number} and what follows cannot be read ({str(e).splitlines()[0]})") from None
+
+def utterances(path, folder):
+    """Writes a file's audio into folder; yields (lines of manifest.jsonl of each row): {id, audio, text, speaker}."""
+    for number, row in rows(path):
+        lines = []
+        for part in PARTS:
+            audio = row[part]['bytes'] if isinstance(row[part], dict) else row[part]
+            if not isinstance(audio, bytes) or not audio:
+                raise Refused(f"{path}: row {number} has no audio in {part}; expected the bytes of a file")
+            name = f'{path.stem}/{number:06d}.{part}.{FORMATS.get(audio[:4], "mp3")}'
+            (folder / name).write_bytes(audio)
+            lines.append({'id': f'{path.stem}/{number:06d}/{part}', 'audio': name, 'text': row[f'{part}_text'],
+                          'speaker': row['speaker']})
+        yield lines
+
+def main(cfg):
+    root = Path(cfg.parquet)
+    paths = sorted(root.glob('*.parquet')) if root.is_dir() else [root]
+    if not paths or not root.exists():
+        raise Refused(f"{root}: expected .parquet files of SpokenSwag")
+    if Path(cfg.out).exists():
+        raise Refused(f"{cfg.out}: is there already; remove it to make it again")
+    n = 0
+    with atomically(cfg.out) as tmp:
+        for path in paths:
+            (tmp / path.stem).mkdir(parents=True)
+            with open(tmp / 'manifest.jsonl', 'a', encoding='utf-8') as manifest:
+                for lines in progress(utterances(path, tmp), desc=path.name, unit='pair'):
+                    manifest.writelines(json.dumps(line) + '\n' for line in lines)
+                    n += 1
+        write_json(tmp / 'info.json', {'pairs': n, **record(cfg)})
+    print(f"{cfg.out}: {n:,} pairs")
+
+if __name__ == '__main__':
+    run(main, Config)
