@@ -391,6 +391,9 @@ def main(cfg):
             continue
         metas = [meta for _, meta in read_lines(shard / 'meta.jsonl')]
         docs, counts = align_shard(metas, words(shard, metas), cfg.max_word_error)
+        gone = sum(reason == 'AUDIO_MISSING' for _, reason in counts['refused'])
+        if gone > max(10, len(metas) / 2): # not written: a disk is away, and may come back
+            raise Refused(f"{shard}: the audio of {gone} of its {len(metas)} documents is not there; bring it back and run again")
         write_words_shard(out, int(shard.name), docs, {'source': origin(shard), **counts})
     if not all((out / shard.name).exists() for shard in shards):
         return print(f"rank {rank} of {world}: its shards are there; the rank that ends last writes {out}/info.json")

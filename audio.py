@@ -164,6 +164,8 @@ def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     Raises BadAudio: at once for what cannot be opened, behind the last block for what is not whole.
     """
     path = os.fspath(path)
+    if '\0' in path:
+        raise BadAudio('MISSING', path, "no file has such a name")
     row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
     file = row[1] if row else path
     try:
@@ -179,6 +181,8 @@ def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     raw = lambda: open(path, 'rb')
     if row:
         data = _in_parquet(path, file, int(row[2]))
+        if isinstance(data, str) and ('\0' in data or re.search(r'\.parquet#[0-9]+$', data)):
+            raise BadAudio('MISSING', path, f"the row names {data[:80]!r}, expected a file of audio")
         if isinstance(data, str):
             yield from stream_audio(os.path.join(os.path.dirname(file), data), start, end, max_seconds, rate)
             return

@@ -14,9 +14,11 @@ No pickle: tensors are safetensors, all else is JSON.
 """
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +33,7 @@ from configurator import Refused, atomically, record, sha256, write_json
 from vocab import Vocab
 
 FORMAT = 1
+REPEATED = 5.0 # seconds
 KEEP = 2 # folders that stay: the newest may be the one a failing disk eats
 
 def folders(out_dir):
@@ -98,6 +101,8 @@ def _state_tensors(model, optimizer, rank):
         tensors['rng.cuda'] = torch.cuda.get_rng_state()
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
+patient = None # of train.py's processes: a group whose ranks may wait an hour, while rank 0 writes or reads checkpoints
+
 def save(out_dir, step, model, optimizer, state, vocab, tokenizer, rank=0):
     """Writes out_dir/step-N, then removes all but the newest KEEP. All ranks call it; rank 0 writes.
 
@@ -112,7 +117,7 @@ def save(out_dir, step, model, optimizer, state, vocab, tokenizer, rank=0):
             raise Refused(f"step {step}: {name} is not finite, not saved; the last good one is {newest(out_dir)}")
     for old in out_dir.glob('step-*.tmp'): # of a killed run
         shutil.rmtree(old, ignore_errors=True)
-    need = sum(t.nbytes for t in tensors.values()) + sum(p.nbytes for p in model.parameters())
+    need = sum(t.nbytes for t in tensors.values()) + sum(4 * p.numel() for p in model.parameters()) # float32 in the files
     free = shutil.disk_usage(out_dir).free
     if free < need:
         raise Refused(f"{out_dir}: a checkpoint needs {need:,} bytes, {free:,} are free; the older ones are intact")
@@ -178,9 +183,9 @@ def find(out_dir, identity, rank, world, device):
                 raise Refused(f"{out_dir} holds a finished model without its step-N; choose another out_dir")
         except (Refused, OSError) as e:
             at, error = -2, Refused(str(e))
-    if world > 1:
-        shared = torch.tensor(at, device=device)
-        dist.broadcast(shared, 0)
+    if world > 1: # rank 0 hashes every byte of a checkpoint meanwhile
+        shared = torch.tensor(at, device=device if patient is None else 'cpu')
+        dist.broadcast(shared, 0, group=patient)
         at = int(shared)
     if at == -2:
         raise error or Refused("refused by rank 0")
@@ -196,12 +201,16 @@ def _same(saved, now, where):
 
 @contextmanager
 def signals():
-    """A list that a first SIGTERM or SIGINT fills, for the loop to save and end; the second one ends the process."""
-    asked, old = [], {}
+    """A list that a first SIGTERM, SIGINT or SIGHUP fills, for the loop to save and end. Another one ends the process, but not
+    within REPEATED seconds: a scheduler and torchrun both pass on the same one."""
+    asked, old, since = [], {}, []
     def note(number, frame):
+        since.append(time.monotonic())
         asked.append(number)
-        signal.signal(number, old[number])
-    for number in (signal.SIGTERM, signal.SIGINT):
+        if since[-1] - since[0] > REPEATED:
+            signal.signal(number, old[number])
+            os.kill(os.getpid(), number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         old[number] = signal.signal(number, note)
     try:
         yield asked

@@ -17,6 +17,7 @@ from torch import nn
 from kernels.cross_entropy import ROWS
 from model import GPT
 
+ROOM = 0.92 # of a GPU's memory that a run may take: the rest is fragments and NCCL's buffers
 LINKS = 0.8 # of a link's bytes/s that a large collective reaches
 NODE = 8 # GPUs
 
@@ -40,7 +41,8 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
 
     weights, gradients, moments and bf16 copies are exact (of shards, two layers are gathered at a time); saved is what the
     layers keep for the backward with Triton's attention (heads not padded), within 2 %; head is one chunk of logits and the
-    head's gradient in float32. The sum is the peak, as the head's backward is made at the end of the forward.
+    head's gradient in float32 or, where that is more, the layer that recompute='full' makes again in the backward. The sum is
+    the peak, as the head's backward is made at the end of the forward.
     """
     with torch.device('meta'):
         model = GPT(cfg)
@@ -59,12 +61,14 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
     into = 2 * word # what the norms give to the products
     mixer = word * D * (2 * H + 2 * HK + (H + HK) * (cfg.position == 'rope')) + 4 * H
     mlp = word * F_ * (4 if cfg.gated else 1 if cfg.activation == 'relu' else 2)
-    each = {'none': C * (norms + into) + mixer + mlp,
-            'selective': C * norms + mixer + word * F_ * (1 + cfg.gated), 'full': C * stream}[recompute]
+    whole = C * (norms + into) + mixer + mlp
+    each = {'none': whole, 'selective': C * norms + mixer + word * F_ * (1 + cfg.gated), 'full': C * stream}[recompute]
     copies = 0 if word == master else (2 * 2 * layer + 2 * (N - cfg.n_layer * layer)) if sharded else 2 * linear
+    head = min(tokens, ROWS['cuda']) * cfg.rows * word + table * (4 + word * (word != master))
+    again = tokens * whole + 4 * table if recompute == 'full' else 0 # beside the head's gradient
     return {'weights': master * N // share, 'gradients': master * N // share, 'moments': 2 * master * N // share,
             'copies': copies, 'saved': tokens * (cfg.n_layer * each + C * (norm * (1 + cfg.embed_norm) + word)),
-            'head': min(tokens, ROWS['cuda']) * cfg.rows * word + table * (4 + word * (word != master))}
+            'head': max(head, again)}
 
 def step_time(cfg, chip, world, batch_tokens, tokens, keys, parallel='ddp', dtype='bfloat16', recompute='none',
               efficiency=0.6):

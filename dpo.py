@@ -99,6 +99,9 @@ class Config:
         for name in ('beta', 'batch', 'max_epochs', 'max_auto_bleu'):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise Refused(f"{name}={getattr(self, name)}: expected more than 0")
+        if self.parallel == 'fsdp' and self.dtype == 'bfloat16':
+            raise Refused("parallel='fsdp' with dtype='bfloat16' rounds otherwise than the reference was made: expected 'ddp', or "
+                          "dtype='pure_bfloat16' or 'float32'")
         if not self.directions:
             raise Refused("directions=(): expected at least one, as 'S'")
         unit = (world := int(os.environ.get('WORLD_SIZE', 1))) * self.micro_batch
@@ -396,6 +399,7 @@ def main(cfg):
         wanted = {'train': np.sort(drawn(cfg, len(pairs), 0, all_of))} | \
             {name: np.arange(min(cfg.eval_rows, len(of))) for name, of in sets.items() if name != 'train'}
         start = set_reference(run, checkpoint.digest([*inputs.values(), cfg.dtype]), sets, wanted, lambda: load(folder))
+        start = None if run.folder else start # one model is in memory
         model = load(run.folder) if run.folder else start or load(folder)
         counts = Counter(line['why'].split(':')[0] for line in dropped)
         run.say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch} pairs a step, "

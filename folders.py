@@ -19,6 +19,11 @@ import numpy as np
 from configurator import Refused, atomically
 
 
+def unlisted(error):
+    """For os.walk, which else passes over a folder that it cannot list."""
+    if not isinstance(error, FileNotFoundError): # what is not there, callers say better
+        raise Refused(f"{error.filename}: cannot be listed ({error.strerror})")
+
 def write_lines(path, dicts):
     Path(path).write_text(''.join(json.dumps(d) + '\n' for d in dicts), encoding='ascii')
 

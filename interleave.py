@@ -50,7 +50,7 @@ BATCH_DOCS, BATCH_RUNS = 8192, 1 << 20 # documents done at once: memory, never t
 class Config:
     units: str = '' # units folders, comma-separated; the words of each are in its words/
     tokenizer: str = 'tiny/tokenizer' # text tokenizer: a folder or hub id
-    text: str = '' # more text: .txt (a line is a document) or .jsonl ('text' of a line), comma-separated
+    text: str = '' # more text: .txt (a line is a document), .jsonl ('text' of a line), folders of such, comma-separated
     out: str = '' # folder to make
     sources: tuple = SOURCES # which to write
     eot: bool = False # end token behind every text, speech and interleaved document (off in the papers, on for tiny)
@@ -342,7 +342,8 @@ def texts_of(path):
             if not isinstance(line.get('text'), str):
                 raise Refused(f"{where}: no string 'text'")
             if line['text'].strip():
-                yield f"{name}:{where.rpartition(':')[2]}", line['text']
+                id = line.get('id')
+                yield id if isinstance(id, str) and id else f"{name}:{where.rpartition(':')[2]}", line['text']
         return
     try:
         with open(path, encoding='utf-8-sig', newline='\n') as f:
@@ -500,7 +501,8 @@ def main(cfg):
     if cfg.show:
         return show(cfg, corpora, tokenizer)
     out_dir, vocabs = Path(cfg.out), make_vocabs(corpora, tokenizer)
-    texts = [path for path in cfg.text.split(',') if path and 'text' in sources]
+    texts = [str(file) for path in cfg.text.split(',') if path and 'text' in sources for file in (
+        sorted(p for p in Path(path).rglob('*') if p.suffix in ('.txt', '.jsonl')) if Path(path).is_dir() else [path])]
     made_of = describe_inputs(cfg, corpora, texts, tokenizer)
     if is_finished(out_dir, made_of):
         return print(f"{out_dir}: complete already, nothing to do")

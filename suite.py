@@ -23,7 +23,7 @@ import torch
 
 import train
 from configurator import Refused, atomically, configure, record, write_json
-from cost import CHIPS, memory, step_time
+from cost import CHIPS, ROOM, memory, step_time
 from data import Shards
 from families import GPTConfig
 from fits import read_json
@@ -51,7 +51,6 @@ SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channe
     'tiny/10M': ('qwen2', 6, 12, 4, 384, 1024, 2048, {'head_dim': 32}, 10_232_448, 2048)}
 FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # what their sizes' ids begin with
 BASES = {'tiny': 'config/tiny_scratch.py', 'qwen2.5': 'config/qwen0.5b.py'} # of other families: qwen2.5's
-ROOM = 0.92 # of a GPU's memory that the sum may take: the rest is fragments and NCCL's buffers
 CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: bench/results/tiny_long.log.jsonl, 7,565 tokens/s of 2.85M parameters
 
 @dataclass(frozen=True)

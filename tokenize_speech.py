@@ -262,6 +262,14 @@ def read_corpus(cfg):
     for one, two in zip(docs, docs[1:]):
         if one['id'] == two['id']:
             raise Refused(f"{cfg.audio}: two utterances with the id '{one['id']}': {one['path']} and {two['path']}")
+    for u in docs:
+        if not all(t is None or math.isfinite(t) and t >= 0 for t in (u['start'], u['end'])) or None not in (u['start'], u['end']) \
+                and u['end'] <= u['start']:
+            raise Refused(f"{cfg.audio}: '{u['id']}' is from {u['start']} to {u['end']} s of {u['path']}, expected rising seconds")
+        try:
+            f"{u['id']}{u['path']}".encode()
+        except UnicodeEncodeError:
+            raise Refused(f"{cfg.audio}: {u['path']!r} has a name that is not UTF-8; rename the file") from None
     if not docs:
         raise Refused(f"{cfg.audio}: no utterance in it that corpora/{cfg.corpus}.py finds")
     return docs
@@ -397,6 +405,8 @@ def main(cfg):
     failures, has_words = Failures(cfg, len(docs), rank), any(u['words'] for u in docs)
     count = -(-len(docs) // cfg.shard_docs)
     mine = range(rank, count, world)
+    if count < world and rank == 0:
+        print(f"{count} shards for {world} processes: --shard_docs={-(-len(docs) // world)} would give each one")
     missing = [s for s in mine if not Path(cfg.out, f'{s:05d}').exists()]
     todo, hours, begin = sum(len(docs[s * cfg.shard_docs:][:cfg.shard_docs]) for s in missing), 0.0, time.perf_counter()
     left = todo
@@ -406,6 +416,10 @@ def main(cfg):
             batch = docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs]
             done, words, failed = encode_shard(cfg, encoder, batch, pool, bar)
             failures.check(s, failed) # before the shard is there: mend the files and run again
+            gone = sum(failure['class'] == 'MISSING' for failure in failed)
+            if gone > max(10, len(batch) / 2): # a disk that is away, not files that are
+                raise Refused(f"shard {s}: {gone} of its {len(batch)} files are not there, the first is {failed[0]['path']}; "
+                              "bring them back and run again")
             write_units_shard(cfg.out, s, done, failures=failed, **({'words': words} if has_words else {}))
             seconds, took = sum(meta['seconds'] for meta, _, _ in done), time.perf_counter() - start
             hours, left = hours + seconds / 3600, left - len(batch)

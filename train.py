@@ -11,7 +11,7 @@ size and any micro-batch sees the same samples. Over all ranks and micro-steps o
     loss = sum of the targets' losses / number of targets          C = 6 N D  (N parameters, D tokens)
 
 The same command resumes a run that was cut (to the bit, at the same world size) and leaves a finished one alone.
-SIGTERM or SIGINT saves and exits 0. A step whose loss or gradient is not finite on any rank is skipped on all; five in
+SIGTERM, SIGINT or SIGHUP saves and exits 0 (torchrun gives its workers 30 s for it, or --shutdown-timeout=SECONDS). A step whose loss or gradient is not finite on any rank is skipped on all; five in
 a row end the run with status 17. At the end out_dir is a Hugging Face folder, with log.jsonl (one line a step, and one
 an evaluation), settings.json and the last two step-N/ (checkpoint.py).
 """
@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 from configurator import Refused, run, sha256
-from cost import memory
+from cost import ROOM, memory
 from data import Loader, Shards
 from families import GPTConfig
 from hub import read_config
@@ -101,7 +101,7 @@ class Config:
     compile: bool = False # torch.compile of each layer, around our kernels: seconds at the start, fewer passes after
     dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
     memory: int = 0 # print what each of so many GPUs holds at most, and end: no GPU, weights or data are needed
-    timeout: float = 600.0 # seconds without an answer from another rank end the run
+    timeout: float = 600.0 # seconds without an answer from another rank end the run; an hour where a checkpoint is written
     log_every: int = 10 # steps a terminal line; log.jsonl has every step
     eval_every: int = 1000 # steps
     eval_rows: int = 64 # rows of each corpus and source, at most
@@ -113,7 +113,8 @@ class Config:
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
         self._check_init()
-        unit = (world := int(os.environ.get('WORLD_SIZE', 1))) * self.micro_batch * self.block_size
+        world = self.memory or int(os.environ.get('WORLD_SIZE', 1))
+        unit = world * self.micro_batch * self.block_size
         if self.batch_tokens % unit:
             near = max(self.batch_tokens // unit, 1) * unit
             raise Refused(f"batch_tokens={self.batch_tokens}: expected {near} or {near + unit}, a multiple of "
@@ -198,9 +199,11 @@ def processes(cfg):
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=cfg.timeout))
+        checkpoint.patient = dist.new_group(backend='gloo', timeout=timedelta(seconds=max(cfg.timeout, 3600)))
     try:
         yield rank, world, device
     finally:
+        checkpoint.patient = None
         if world > 1:
             dist.destroy_process_group()
 
@@ -443,7 +446,7 @@ def learn(run, objective, steps, fetch, sets):
             log.sync()
             checkpoint.save(Path(cfg.out_dir), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
         if world > 1:
-            dist.barrier()
+            dist.barrier(group=checkpoint.patient) # rank 0 may be writing
         log.skip_time()
     return step, done, log.skipped
 
@@ -460,7 +463,7 @@ def main(cfg):
         # ---- the data, and what an earlier run of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
-            check_memory(cfg, world, vocab.size, torch.cuda.get_device_properties(device).total_memory)
+            check_memory(cfg, world, vocab.size, ROOM * torch.cuda.get_device_properties(device).total_memory)
         run = checkpoint.open_run(cfg, FREE, place, asked, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']

@@ -24,7 +24,7 @@ import numpy as np
 
 from audio import RATE
 from configurator import Refused
-from folders import read_lines, strict_json
+from folders import read_lines, strict_json, unlisted
 
 SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'} # in a tier of words; MFA's and older ones
 EXPECTED = 'expected words with times: "words", "segments", "aligned_text", or a TextGrid'
@@ -68,18 +68,20 @@ TEXTGRID = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)([-+]?\d[^\s]*)(?!\S)|(?<!\S)(<\
 
 def textgrid_words(where, text):
     """(words, starts, ends in seconds) of the tier of words of a TextGrid. Raises Refused."""
-    tokens = [string if number == '' == flag else flag or float(number) for string, number, flag in
-              (m.groups('') for m in TEXTGRID.finditer(text) if not m.group().startswith('!'))]
     tiers, at = {}, 6 # ooTextFile TextGrid xmin xmax <exists> number of tiers
     try:
+        tokens = [string if number == '' == flag else flag or float(number) for string, number, flag in
+                  (m.groups('') for m in TEXTGRID.finditer(text) if not m.group().startswith('!'))]
         for _ in range(int(tokens[5])):
             kind, name, n = tokens[at], tokens[at + 1], int(tokens[at + 4])
             width = {'IntervalTier': 3, 'TextTier': 2}[kind]
+            if at + 5 + n * width > len(tokens):
+                raise ValueError
             rows = [tokens[at + 5 + i * width:at + 5 + (i + 1) * width] for i in range(n)]
             if any([type(x) for x in row] != [float] * (width - 1) + [str] for row in rows):
                 raise ValueError
             tiers[name], at = rows, at + 5 + n * width
-    except (IndexError, ValueError, KeyError, TypeError):
+    except (IndexError, ValueError, KeyError, TypeError, OverflowError):
         raise Refused(f"{where}: not a whole TextGrid, it ends or breaks in tier {len(tiers) + 1}") from None
     found = [name for name in tiers if re.fullmatch(r'(.* - )?words?', name.strip().casefold())]
     if len(found) != 1:
@@ -130,7 +132,7 @@ def word_files(path):
     path = Path(path)
     if not path.is_dir():
         return [(path, path.stem)]
-    found = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names
+    found = sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=unlisted) for name in names
                    if name.casefold().endswith(('.json', '.jsonl', '.jsonl.gz', '.textgrid')))
     if not found:
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")

@@ -11,11 +11,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import atomically
-from cost import CHIPS, memory, step_time
+from cost import CHIPS, ROOM, memory, step_time
 from families import GPTConfig
 from model import GPT
 
-T, ROOM = 2048, 0.92 # tokens a row; of a GPU's memory that the sum may take: the rest is fragments and NCCL's buffers
+T = 2048 # tokens a row
 KEYS = 400 # a token sees on average: rows of documents of 290 units, stories and some of 2,048
 QWEN = GPTConfig(vocab_size=152_167, n_layer=28, n_head=28, n_kv_head=4, n_embd=3584, n_ffn=18944, tied=False)
 RUNS = ((8, 72), (64, 128), (512, 512)) # GPUs, rows a step: 147k tokens as the papers, 262k, 1M
@@ -65,7 +65,7 @@ hides behind no product. Hours also for products at 45 %.
 What the numbers say:
 
 - On one node of either kind the weights' way to the GPUs hides behind the products, three micro-batches or not; the papers'
-  run is two days on 8 H100, and within six on 8 A100.
+  run takes about two days on 8 H100, and five to seven on 8 A100.
 - 72 rows do not divide by 64 GPUs, and 64 rows leave one row for each: there the batch has to grow, or the links set the
   pace. At 512 GPUs one row each is 1M tokens a step, seven times the papers' batch: 15B tokens are 14,300 steps then, below
   the papers' rule of at least 25,000 steps; the run for 1e22 FLOPs has 208,000. What is exposed there a mesh that shards

@@ -11,7 +11,7 @@ Any folder of audio, or a list of it.
 import os
 
 from configurator import Refused
-from folders import read_lines
+from folders import read_lines, unlisted
 
 EXTENSIONS = ('.wav', '.flac', '.ogg', '.mp3')
 
@@ -24,7 +24,7 @@ def utterances(root):
     if os.path.isfile(manifest):
         if not manifest.endswith('.jsonl'):
             raise Refused(f"{manifest}: expected a folder of audio or a .jsonl list")
-        found = [_from_line(u, where, os.path.dirname(manifest)) for where, u in read_lines(manifest)]
+        found = [from_line(u, where, os.path.dirname(manifest)) for where, u in read_lines(manifest)]
     else:
         found = _from_folder(root)
     if not found:
@@ -33,7 +33,7 @@ def utterances(root):
 
 def _from_folder(root):
     found = []
-    for folder, _, names in os.walk(root): # does not follow links to folders, so it ends
+    for folder, _, names in os.walk(root, onerror=unlisted): # does not follow links to folders, so it ends
         for name in names:
             path = os.path.join(folder, name)
             stem, extension = os.path.splitext(path)
@@ -51,7 +51,7 @@ def _text(path):
     except (OSError, UnicodeDecodeError) as e:
         raise Refused(f"{path}: expected UTF-8 text ({e})") from None
 
-def _from_line(u, where, folder):
+def from_line(u, where, folder):
     for key in ('id', 'audio'):
         if not (isinstance(u.get(key), str) and u[key] and '\0' not in u[key]):
             raise Refused(f"{where}: '{key}' must be a non-empty string, got {u.get(key)!r}")

@@ -2,7 +2,7 @@
 RedPajama V2 (https://huggingface.co/datasets/togethercomputer/RedPajama-Data-V2), or any other text: filtered.
 
     python -m corpora.redpajama --root=data/rp2 --out=out/text/rp2
-    python interleave.py --text=out/text/rp2/2023-14/0000/en_head.jsonl,... --sources='("text",)' --out=...
+    python interleave.py --text=out/text/rp2/2023-14 --sources='("text",)' --out=...
 
     ROOT/documents/2023-14/0000/en_head.json.gz                a line {"raw_content", "url", ...} a document
     ROOT/quality_signals/2023-14/0000/en_head.signals.json.gz  a line {"id", "quality_signals": {NAME: [[a, b, value]]}}
@@ -99,10 +99,14 @@ def main(cfg):
     paths = [cfg.root] if os.path.isfile(cfg.root) else paths
     if not paths:
         raise Refused(f"{cfg.root}: no text in it; expected {' '.join(TEXTS)} files")
-    total = Counter()
-    for path in progress(paths, unit='file'):
+    total, names = Counter(), {}
+    for path in paths:
         name = os.path.basename(path) if path == cfg.root else os.path.relpath(path, top)
         name = name.removesuffix('.gz').rpartition('.')[0]
+        if name in names:
+            raise Refused(f"{path}: {names[name]} would be {cfg.out}/{name}.jsonl too; rename one, or filter them apart")
+        names[name] = path
+    for name, path in progress(names.items(), unit='file'):
         counted = Path(cfg.out, name + '.counts.json') # comes last: the file is whole
         if not counted.exists():
             counts = Counter()
@@ -112,6 +116,8 @@ def main(cfg):
                     if rule is None:
                         f.write(json.dumps({'id': id, 'text': text}) + '\n')
             write_json(counted, {'from': path, **counts})
+        if (was := json.loads(counted.read_text())['from']) != path:
+            raise Refused(f"{counted}: was made from {was}, not from {path}; take another --out, or delete it")
         total.update({key: n for key, n in json.loads(counted.read_text()).items() if key != 'from'})
     write_json(Path(cfg.out, 'info.json'), {'files': len(paths), **total, **record(cfg)})
     print(f"{cfg.out}: {total['kept']:,} of {total['documents']:,} documents; "

@@ -56,7 +56,8 @@ class Config:
 
 def utterances(root):
     read_info(root, 'python -m corpora.spoken') # or it is not complete
-    yield from sorted((u for shard in shard_folders(root) for u in folder.utterances(shard)), key=lambda u: u['id'])
+    yield from sorted((folder.from_line(u, where, str(shard)) for shard in shard_folders(root) # some may have none
+                       for where, u in read_lines(shard / 'manifest.jsonl')), key=lambda u: u['id'])
 
 def speak(cfg, text, wav, words):
     """Runs the command -> the line of the manifest but its id, or the reason why there is none."""

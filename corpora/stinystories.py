@@ -12,6 +12,7 @@ take some files at a time. ids are FILE/ROW.
 """
 from configurator import Refused
 from corpora.download import script
+from corpora.folder import is_word
 from corpora.tree import parquet_files, rows, utterance
 
 SUBSET = 'the folder data of slprl/sTinyStories'
@@ -22,6 +23,8 @@ def utterances(root):
             aligned = row['aligned_text'] or [] # null where there is none
             try:
                 words = [[w['word'], w['start_time'], w['end_time']] for w in aligned]
+                if not all(map(is_word, words)):
+                    raise TypeError
             except (TypeError, KeyError):
                 raise Refused(f"{audio}: expected aligned_text with word, start_time and end_time, got "
                               f"{str(aligned)[:60]}") from None

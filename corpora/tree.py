@@ -12,7 +12,7 @@ import zlib
 
 from audio import open_parquet
 from configurator import Refused
-from folders import read_lines
+from folders import read_lines, unlisted
 
 SECONDS, PAUSE = 60.0, 2.0 # of a piece of a long recording: at most so long, without a longer silence
 
@@ -26,7 +26,7 @@ def files(root, extension, layout, subset):
     layout: the names, like 'SPEAKER/CHAPTER/NAME', whose depth is checked; '**' for any. subset: what root should be.
     """
     root, found = os.fspath(root), {}
-    for folder, _, names in os.walk(root):
+    for folder, _, names in os.walk(root, onerror=unlisted):
         for name in names:
             if name.endswith(extension):
                 path = os.path.join(folder, name)

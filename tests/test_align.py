@@ -2,15 +2,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
-from small import killed, speech_like
+import torch
+from small import killed, make_units, speech_like
 
 import align
 from align import LIMIT, REASONS, Config, Words, repair, spelled, with_spaces, word_error, write_words_shard
 from configurator import Refused, write_json
+from folders import read_lines, write_lines
 
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
 NAN = float('nan')
@@ -372,3 +375,15 @@ def test_real_speech_with_forced_alignments_passes(tmp_path):
     for i, d in enumerate(lines):
         assert ''.join(words[i][0]) == d['text']
         assert abs(words[i][1] / 16000 - [w[1] for w in d['words']]).max(initial=0) < 1e-4
+
+def test_a_shard_whose_audio_is_away_is_not_written(tmp_path, monkeypatch):
+    docs = {f'd{i:02d}': ('a b', [1, 2, 3]) for i in range(20)}
+    units = make_units(tmp_path / 'units', docs)
+    for meta in (lines := [line for _, line in read_lines(units / '00000/meta.jsonl')]):
+        meta['path'] = str(tmp_path / 'away' / meta['id'])
+    write_lines(units / '00000/meta.jsonl', lines)
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: SimpleNamespace(
+        needs_text=False, hash='x', device=torch.device('cpu'), align=lambda waves: []))
+    with pytest.raises(Refused, match="the audio of 20 of its 20 documents is not there; bring it back"):
+        align.main(align.Config(units=str(units), whisper='any'))
+    assert not (units / 'words' / '00000').exists()

@@ -1,8 +1,10 @@
 """checkpoint.py: whatever happens to a run or to its files, the same command ends where an untouched run ends."""
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -206,3 +208,18 @@ def test_moments_of_another_model_are_refused(cut):
     save_file({k: v for k, v in whole.items() if not k.startswith('norm.weight')}, folder / 'state.safetensors')
     with pytest.raises(Refused, match=r"state.safetensors: nothing for norm.weight"):
         checkpoint.load_optimizer(folder, *parts(folder))
+
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_process(monkeypatch):
+    ended = []
+    old = {number: signal.signal(number, lambda number, _: ended.append(number)) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with checkpoint.signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM) # torchrun's, beside the scheduler's
+            assert asked == [signal.SIGHUP, signal.SIGTERM] and not ended
+            monkeypatch.setattr(checkpoint, 'REPEATED', 0.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == [signal.SIGTERM]
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -727,3 +727,24 @@ def test_a_text_is_read_out_and_an_interrupted_run_goes_on(tmp_path, monkeypatch
     for command, message in (('espeak', 'expected --text=FILE'), ("espeak '{wav}", 'No closing quotation')):
         with pytest.raises(Refused, match=message):
             cfg(command=command)
+
+def test_redpajama_refuses_two_inputs_for_one_output_and_another_s_output(tmp_path):
+    for name in ('a/x.txt', 'b/x.txt'):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text_of(60) + '\n')
+    redpajama.main(redpajama.Config(str(tmp_path / 'a'), str(tmp_path / 'out')))
+    with pytest.raises(Refused, match=r'x.counts.json: was made from .*a/x.txt, not from .*b/x.txt'):
+        redpajama.main(redpajama.Config(str(tmp_path / 'b'), str(tmp_path / 'out')))
+    (tmp_path / 'a/x.jsonl').write_text(json.dumps({'text': text_of(60)}) + '\n')
+    with pytest.raises(Refused, match=r'x.txt: .*x.jsonl would be .*x.jsonl too'):
+        redpajama.main(redpajama.Config(str(tmp_path / 'a'), str(tmp_path / 'new')))
+
+def test_rows_of_parquet_that_name_themselves_or_nothing_are_bad_audio(tmp_path):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    path = tmp_path / 'x.parquet'
+    pq.write_table(pa.table({'audio': [{'bytes': None, 'path': 'x.parquet#0'}, {'bytes': None, 'path': 'a\0b'}]}), path)
+    for row in (0, 1):
+        with pytest.raises(BadAudio, match='MISSING: the row names'):
+            load_audio(f'{path}#{row}')
+    with pytest.raises(BadAudio, match='no file has such a name'):
+        load_audio('a\0b.wav')

@@ -1,11 +1,11 @@
-"""cost.py: the time of a step against sums by hand (its memory is in interpreted/test_cost.py), and bench/PLAN.md is its."""
+"""cost.py: the time of a step against sums by hand (its memory is in interpreted/test_memory.py), and bench/PLAN.md is its."""
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import plan
-from cost import Chip, chip_of, step_time
+from cost import Chip, chip_of, memory, step_time
 from families import GPTConfig
 from model import GPT
 
@@ -56,3 +56,11 @@ def test_chips_go_by_torch_s_names():
 def test_the_plan_is_what_the_formulas_give():
     path = Path(plan.__file__).parent / 'PLAN.md'
     assert path.read_text() == '\n'.join([*plan.markdown(), *plan.units()]) + '\n', "python bench/plan.py makes it anew"
+
+def test_a_layer_that_is_made_again_counts_where_the_head_is_small():
+    shape = GPTConfig(vocab_size=502, n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864)
+    none, full = (memory(shape, 32 * 1024, recompute=how) for how in ('none', 'full'))
+    table = shape.rows * 896
+    assert full['head'] == pytest.approx(none['saved'] / 24 + 4 * table, rel=0.02) and full['head'] > 10 * none['head']
+    large = GPTConfig(vocab_size=152_167, n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864)
+    assert memory(large, 2048, recompute='full')['head'] == memory(large, 2048)['head'] # there the head's is more

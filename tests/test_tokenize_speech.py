@@ -424,3 +424,25 @@ def test_runs_killed_at_any_moment_end_with_the_same_bytes_at_another_number_of_
         assert on_ranks(cfg, int(after)) == [0] * after
         assert tree(Path(cfg.out)) == tree(tmp_path / 'whole'), f"killed {i}"
     assert len(shards) > 3, f"the kills met {shards} complete shards"
+
+# ---- what a corpus may not say
+
+@pytest.mark.parametrize('change, message', [
+    ({'start': float('nan')}, "'a' is from nan to None s of"), ({'start': 2.0, 'end': 1.0}, "'a' is from 2.0 to 1.0 s of"),
+    ({'end': float('inf')}, "expected rising seconds"), ({'id': 'caf\udce9', 'path': '/x/caf\udce9.wav'}, "has a name that is not UTF-8")])
+def test_utterances_that_cannot_be_are_refused_before_anything_is_made(tmp_path, monkeypatch, change, message):
+    u = {'id': 'a', 'path': '/x/a.wav', 'start': None, 'end': None, 'text': None, 'speaker': None, 'words': None} | change
+    monkeypatch.setattr('corpora.folder.utterances', lambda root: [u])
+    with pytest.raises(Refused, match=message):
+        tokenize_speech.read_corpus(Config(audio=str(tmp_path), out=str(tmp_path / 'out')))
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / 'in' / 'shut').mkdir(parents=True)
+    scandir = os.scandir
+    def shut(path):
+        if str(path).endswith('shut'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, 'scandir', shut)
+    with pytest.raises(Refused, match='shut: cannot be listed .Permission denied'):
+        tokenize_speech.read_corpus(Config(audio=str(tmp_path / 'in'), out=str(tmp_path / 'out')))

@@ -65,7 +65,7 @@ def folders(tmp_path_factory):
 
 def test_layouts_are_the_published_ones():
     sims = Vocab('joint', n_text=151665, n_units=500, tokenizer='t', units='u')
-    assert (sims.unit_offset, sims.speech, sims.text, sims.size) == (151665, 152165, 152166, 152167) # seed_system 2.3
+    assert (sims.unit_offset, sims.speech, sims.text, sims.size) == (151665, 152165, 152166, 152167)
     slam = Vocab('speech', n_units=500, units='u')
     assert (slam.pad, slam.bos, slam.unit_offset, slam.size) == (0, 1, 2, 502)
     assert [slam.bos, *slam.unit_to_token([3, 49, 7]), slam.bos] == [1, 5, 51, 9, 1] # slamkit's for <Un3><Un49><Un7>
@@ -237,7 +237,7 @@ def test_text_and_speech_vocabularies_are_exported_too(folders, tmp_path):
     assert len(theirs) == text.size and theirs(CORPUS[0]).input_ids == text.encode(CORPUS[0])
     export_tokenizer(None, slam, tmp_path / 'speech')
     theirs = AutoTokenizer.from_pretrained(tmp_path / 'speech')
-    assert theirs('<Un3><Un49><Un7>').input_ids == [1, 5, 51, 9, 1] # slamkit's own answer, seed_system 2.2
+    assert theirs('<Un3><Un49><Un7>').input_ids == [1, 5, 51, 9, 1] # slamkit's own answer
     assert len(theirs) == 502 and theirs.pad_token_id == 0 and theirs.decode([5, 51]) == '<Un3><Un49>'
 
 def test_export_with_another_tokenizer_is_refused(folders, tmp_path):

@@ -104,6 +104,10 @@ BAD = {
     'neither': ('a.json', 'once upon', 'a.json: neither JSON'),
     'not text': ('a.TextGrid', b'\xff\x80\x81', 'not text in UTF-8 or UTF-16'),
     'a TextGrid cut short': ('a.TextGrid', long_textgrid()[:700], 'not a whole TextGrid'),
+    'a TextGrid of a size it has not': ('a.TextGrid', long_textgrid().replace('intervals: size = ', 'intervals: size = 1000000000000'),
+                                        'not a whole TextGrid'),
+    'a TextGrid of endless tiers': ('a.TextGrid', long_textgrid().replace('size = 2 ', 'size = 9e999 '), 'not a whole TextGrid'),
+    'a TextGrid whose number is none': ('a.TextGrid', long_textgrid().replace('xmax = 2.0', 'xmax = 1abc'), 'not a whole TextGrid'),
     'a TextGrid of phones': ('a.TextGrid', long_textgrid(tier='fon'), "expected one tier 'words' (or 'NAME - words'), its tiers are 'fon', 'phones'"),
     'two speakers': ('a.TextGrid', long_textgrid(tier='anna - words').replace('TextTier', 'IntervalTier').replace('"phones"', '"bob - words"')
                      .replace('number = 0.5', 'xmin = 0.5 \n xmax = 0.6'), "expected one tier 'words'"),
