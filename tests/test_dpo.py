@@ -506,7 +506,8 @@ def test_refused_settings_say_what_was_expected(config):
     for changes, message in [
             (dict(batch=6), "batch=6: expected 4 or 8, a multiple of world 1 x micro_batch 4"),
             (dict(directions=()), "directions=(): expected at least one, as 'S'"),
-            (dict(parallel='fsdp', dtype='bfloat16'), "parallel='fsdp' with dtype='bfloat16' rounds otherwise"),
+            (dict(parallel='fsdp', dtype='bfloat16'), "parallel='fsdp' with dtype='bfloat16' rounds otherwise than the "
+             "reference was made: expected 'ddp', or dtype='pure_bfloat16' or 'float32'"),
             (dict(beta=0.0), "beta=0.0: expected more than 0"), (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
             (dict(max_epochs=1.0), "expected exactly one of max_steps, max_epochs, max_seconds, got max_steps and max_epochs"),
             (dict(warmup=0.0), "schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")]:
