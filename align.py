@@ -36,6 +36,7 @@ import numpy as np
 from audio import RATE, BadAudio, load_audio
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from folders import read_info, read_lines, shard_folders
+from scores import edit_distance
 from word_files import read_words, word_files, words_of
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -139,14 +140,7 @@ def _respelled(words, text):
 def word_error(words, text):
     """Words left out, added or of other letters, as a share of the text's words."""
     a, b = ([letters for w in side if (letters := ''.join(c for c, _ in letters_of(w)))] for side in (words, text.split()))
-    ids = {}
-    a, b = (np.array([ids.setdefault(w, len(ids)) for w in side], np.int64) for side in (a, b))
-    steps = np.arange(len(b) + 1)
-    row = steps
-    for word in a: # Levenshtein: what a row takes from its left is a running minimum
-        new = np.minimum(row + 1, np.concatenate([row[:1] + 1, row[:-1] + (b != word)])) - steps
-        row = np.minimum.accumulate(new) + steps
-    return row[-1] / max(len(b), 1)
+    return edit_distance(a, b) / max(len(b), 1)
 
 def spelled(words, text):
     """-> words with the spaces, and where the letters are the same the spelling, of the text; which were kept; their error.
@@ -344,7 +338,7 @@ def align_shard(metas, docs, max_word_error=0.3):
         out.append((meta['id'], words, starts[part], ends[part]))
     return out, {'refused': refused, 'repaired_words': repaired, 'unlike_text': unlike}
 
-def finish(cfg, info, shards, out, origin, rank, world):
+def finish(cfg, info, shards, out, origin, rank):
     """info.json of the folder, from its shards. Raises Refused if too many documents were refused."""
     refused, totals = Counter(), Counter()
     for shard in shards:
@@ -358,9 +352,8 @@ def finish(cfg, info, shards, out, origin, rank, world):
     if failed > cfg.max_fail_frac * n:
         raise Refused(f"{failed} of {n} documents with words refused ({counts}), more than "
                       f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json")
-    own = out / ('info.json' if world == 1 else f'info.json.{rank}') # two ranks may end at once: the same bytes
-    write_json(own, {'units_hash': info.get('units_hash'), **totals, 'refused': dict(sorted(refused.items())), **record(cfg)})
-    os.replace(own, out / 'info.json')
+    write_json(out / 'info.json', {'units_hash': info.get('units_hash'), **totals, 'refused': dict(sorted(refused.items())),
+                                   **record(cfg)}, f'.{rank}') # two ranks may end at once: the same bytes
     print(f"{out}: {totals['words']:,} words of {totals['with_words']:,} of {totals['documents']:,} documents, "
           f"{totals['repaired_words']:,} times repaired, {failed:,} documents refused" + (f" ({counts})" if counts else "")
           + (f", {totals['unlike_text']:,} with words unlike their text" if totals['unlike_text'] else ""))
@@ -397,7 +390,7 @@ def main(cfg):
         write_words_shard(out, int(shard.name), docs, {'source': origin(shard), **counts})
     if not all((out / shard.name).exists() for shard in shards):
         return print(f"rank {rank} of {world}: its shards are there; the rank that ends last writes {out}/info.json")
-    finish(cfg, info, shards, out, origin, rank, world)
+    finish(cfg, info, shards, out, origin, rank)
 
 if __name__ == '__main__':
     run(main, Config)

@@ -40,7 +40,7 @@ from corpora.folder import utterances
 from eval import load
 from results import store, table
 from sample import allowed_ids, prompt_ids
-from scores import mean_and_stderr
+from scores import edit_distance, mean_and_stderr
 from tasks.storycloze import numbered_pairs
 from tokenize_speech import deduplicate
 from unit_cache import load_encoder
@@ -153,12 +153,7 @@ def plain_words(text):
 def word_errors(reference, heard):
     """(errors, words of the reference): the least number of words to replace, add and leave out."""
     a, b = plain_words(reference), plain_words(heard)
-    row = list(range(len(b) + 1)) # errors of a[:i] against b[:j]
-    for i, word in enumerate(a, start=1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(b, start=1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (word != other))
-    return row[-1], len(a)
+    return edit_distance(a, b), len(a)
 
 # ----------------------------------------------------------------------------------------------------------------
 # other people's models

@@ -27,6 +27,17 @@ def wins(right, wrong):
     right, wrong = np.asarray(right), np.asarray(wrong)
     return (right > wrong) + 0.5 * (right == wrong)
 
+def edit_distance(a, b):
+    """The least number of items of sequence a to replace, leave out and add for it to become b (Levenshtein)."""
+    ids = {}
+    a, b = (np.array([ids.setdefault(item, len(ids)) for item in side], np.int64) for side in (a, b))
+    steps = np.arange(len(b) + 1)
+    row = steps # of a[:i] against every beginning of b
+    for item in a: # what a row takes from its left is a running minimum
+        new = np.minimum(row + 1, np.concatenate([row[:1] + 1, row[:-1] + (b != item)])) - steps
+        row = np.minimum.accumulate(new) + steps
+    return int(row[-1])
+
 def mean_and_stderr(values):
     """(mean, standard error of the mean) of a sequence; the error is None for fewer than two values."""
     values = np.asarray(values, dtype=np.float64)

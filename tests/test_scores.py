@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configurator import Refused
-from scores import accuracy, bootstrap, by_pair, mean_and_stderr, sign_test, wins
+from scores import accuracy, bootstrap, by_pair, edit_distance, mean_and_stderr, sign_test, wins
 
 
 def test_ties_count_half():
@@ -66,3 +66,13 @@ def test_bootstrap_interval_is_that_of_the_normal_where_there_are_many():
     error = 1.96 * d.std(ddof=1) / math.sqrt(len(d))
     assert low == pytest.approx(d.mean() - error, abs=0.1 * error) and high == pytest.approx(d.mean() + error, abs=0.1 * error)
     assert bootstrap([0.5, 0.5]) == (0.5, 0.5)
+
+def test_edit_distance_is_levenshtein_s():
+    def slow(a, b): # by its recursion
+        return max(len(a), len(b)) if not a or not b else min(
+            slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
+    assert edit_distance('kitten', 'sitting') == 3 and edit_distance([], 'ab') == 2 == edit_distance('ab', ())
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        a, b = (rng.integers(3, size=rng.integers(6)).tolist() for _ in range(2))
+        assert edit_distance(a, b) == slow(a, b)

@@ -57,6 +57,7 @@ import soundfile
 from audio import RATE, resample
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from folders import read_lines, write_lines
+from scores import edit_distance
 
 BEFORE, AFTER = RATE * 50 // 1000, RATE * 150 // 1000 # what a sentence keeps around its words
 FADE = RATE // 200 # 5 ms at both ends of a sentence: no click where silence begins
@@ -127,15 +128,6 @@ class Phonemizer:
         """How a word may be said, without stress."""
         return (*WEAK.get(word.lower(), ()), bare(self(word)))
 
-def distance(a, b):
-    """Edit distance of two strings."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a):
-        last, row[0] = row[0], i + 1
-        for j, y in enumerate(b):
-            last, row[j + 1] = row[j + 1], min(row[j + 1] + 1, row[j] + 1, last + (x != y))
-    return row[-1]
-
 def phone_groups(phones):
     """[(first, end)] token positions of what stands between spaces and punctuation."""
     return [m.span() for m in re.finditer(f'[^ {PUNCTUATION}]+', phones)]
@@ -157,7 +149,7 @@ def split_join(phones, words, phonemize):
 def _unlike(group, words, phonemize):
     """How far a group of phones is from these words said as one: the least edit distance to any way to say them."""
     said = {bare(phonemize(' '.join(words))), *map(''.join, product(*map(phonemize.forms, words)))}
-    return min(distance(bare(group), way) for way in said)
+    return min(edit_distance(bare(group), way) for way in said)
 
 def word_tokens(sentence, phones, phonemize):
     """[(first, end)] token positions in `phones` for each word of `sentence.split()`. Raises Unspeakable."""

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from audio import RATE
 from configurator import Refused, progress, record, run, write_json
 from encoders import Encoder, load_centroids
+from scores import edit_distance
 from tiny.pack import Config as PackConfig
 from tiny.pack import encode_part, with_joined
-from tiny.speak import distance, documents
+from tiny.speak import documents
 from vocoder import MelConfig, UnitToMel, griffin_lim, load_vocoder, log_mel
 
 
@@ -145,7 +146,7 @@ def score(cfg):
         truth = words(''.join(w for w, _, _ in line['words']))
         for name, x in versions.items():
             said = words(transcribe(x))
-            errors.setdefault(name, []).append((distance(truth, said), len(truth)))
+            errors.setdefault(name, []).append((edit_distance(truth, said), len(truth)))
             samples.append({'id': line['id'], 'version': name, 'text': ' '.join(truth), 'heard': ' '.join(said)})
     rows = {}
     for name, of in errors.items():
