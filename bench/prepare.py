@@ -6,6 +6,7 @@ The stages between units and rows, each measured alone on one core.
 interleave   units and words in memory -> token ids, documents of 40 words (tiny/stories.py) and about 290 runs of units; and
              the same ids the way the papers' code makes them: a string of '<Un7><Un12>' and words a document, to the text
              tokenizer with the units as added tokens. tiny/tokenizer for both
+decode       FLAC of 8 s at 16 and 44.1 kHz, stereo -> 16 kHz mono, by 4 threads and by 4 processes: seconds of audio a second
 pack         lengths of 50 million documents -> rows of 2,048
 write, open  a source of 2,000 shards, written, then opened with every check; a plain file of the same bytes beside it
 read         rows of 2,048 of three sources, each row once, and how much memory that holds more at the end than halfway
@@ -14,18 +15,22 @@ Writes bench/results/prepare.json.
 """
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import interleave as il
 from align import WordsShard, write_words_shard
+from audio import RATE, load_audio
 from bench.common import ROOT, save
 from configurator import progress
 from data import Loader, Shards, ShardWriter
@@ -103,6 +108,27 @@ def interleaving(folder, n):
     assert (same == tokens[:len(same)]).all(), "the two ways differ"
     return {'documents': n, 'tokens': len(tokens), 'tok_s': round(rate), 'by_strings_tok_s': round(slow), 'ratio': round(rate / slow, 1)}
 
+def decode(path):
+    return len(load_audio(path)) / RATE
+
+def decoding(folder, files, repeats=3):
+    """x real time, medians of repeats; processes are there before the clock runs."""
+    found, wave = {}, np.random.default_rng(0).normal(0, 0.1, (8 * 44100, 2)).cumsum(0)
+    wave *= 0.5 / np.abs(wave).max()
+    for rate in (16000, 44100):
+        paths = [folder / f'{rate}-{i}.flac' for i in range(files)]
+        for i, path in enumerate(paths):
+            soundfile.write(path, np.roll(wave[:8 * rate], 997 * i, 0), rate)
+        for name, pool in (('threads', ThreadPoolExecutor(4)), ('processes', ProcessPoolExecutor(4))):
+            with pool:
+                list(pool.map(decode, paths[:8]))
+                rates = []
+                for _ in range(repeats):
+                    begin = time.perf_counter()
+                    rates.append(sum(pool.map(decode, paths)) / (time.perf_counter() - begin))
+            found[f'{rate} Hz, 4 {name}'] = round(statistics.median(rates))
+    return found
+
 PACK = """
 import sys, time, resource, json
 import numpy as np
@@ -168,6 +194,7 @@ def main():
         raise SystemExit(__doc__)
     dry, found = bool(sys.argv[1:]), {}
     for name, stage in {'interleave': lambda tmp: interleaving(tmp, 200 if dry else 20_000),
+                        'decode': lambda tmp: decoding(tmp, 8 if dry else 60),
                         'pack': lambda tmp: packing(20_000 if dry else 50_000_000),
                         'write': lambda tmp: writing(tmp, 20 if dry else 2000, 2000 if dry else 250_000),
                         'read': lambda tmp: reading(tmp, 100_000 if dry else 20_000_000)}.items():
