@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from audio import RATE, BadAudio, load_audio
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from configurator import Refused, atomically, progress, ranks, record, run, sha256, write_json
 from folders import read_info, read_lines, shard_folders
 from scores import edit_distance
 from word_files import read_words, word_files, words_of
@@ -376,7 +376,7 @@ def main(cfg):
     words, made_by = open_source(cfg, shards)
     origin = lambda shard: hashlib.sha256(json.dumps(
         [made_by(shard), sha256(shard / 'meta.jsonl'), cfg.max_word_error]).encode()).hexdigest()[:16]
-    rank, world = (int(os.environ.get(key, default)) for key, default in (('RANK', 0), ('WORLD_SIZE', 1)))
+    rank, world = ranks()
     for shard in progress(shards[rank::world], desc='align', unit='shard'): # shard s belongs to rank s % world
         done = out / shard.name
         if done.exists():

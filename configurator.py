@@ -202,6 +202,10 @@ def write_json(path, value, mark=''):
     with atomically(path, mark) as tmp:
         tmp.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
+def ranks():
+    """This process's number and of how many, by torchrun's RANK and WORLD_SIZE; 0 and 1 without it."""
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
 def sha256(path):
     """Hex digest of a file."""
     with open(path, 'rb') as f:

@@ -32,8 +32,8 @@ s % world; it is renamed into place when complete, and shards that are there are
 where it stopped, at any number of processes, and ends with the same bytes. Processes never wait for each other; each
 that finds all shards complete writes info.json, the same.
 
-Threads decode, not processes: libsndfile and the resampling let go of Python's lock. Four threads read 16 kHz FLAC at 3,700
-x real time and 44.1 kHz at 530, four processes at 2,500 and 550 (medians of 5, 2 busy cores, 134 and 60 utterances).
+Threads decode: libsndfile and the resampling let go of Python's lock, so that four are about as quick as four processes (on two
+cores 3,700 x real time against 3,500 for 16 kHz FLAC, 640 against 700 for 44.1 kHz: bench/prepare.py), and simpler.
 A file of any length takes the memory of its first 30 minutes: 5 hours peaked at 0.77 GB, half an hour at 0.76.
 """
 import hashlib
@@ -53,7 +53,7 @@ import torch
 from safetensors.torch import save_file
 
 from audio import RATE, BadAudio, stream_audio
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from configurator import Refused, atomically, progress, ranks, record, run, sha256, write_json
 from encoders import Encoder, centroids_path, fit_kmeans, kind_of, load_centroids
 from folders import read_array, read_info, read_lines, shard_folders, write_lines, write_shard
 
@@ -247,11 +247,7 @@ def encode_shard(cfg, encoder, batch, pool, bar):
     return docs, words, sorted(failures, key=lambda f: f['id'])
 
 # ----------------------------------------------------------------------------------------------------------------
-# the run: RANK and WORLD_SIZE are torchrun's, or 0 and 1
-
-def ranks():
-    """This process's number, and of how many."""
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+# the run
 
 def read_corpus(cfg):
     """The utterances, sorted by id, each id once."""

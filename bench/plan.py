@@ -4,6 +4,7 @@ what the units of its corpora take.
 
     python bench/plan.py
 """
+import json
 import sys
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def units():
     convolutions, layers = encoding()
     seconds, share = 114_000 * 3600, 0.2
     hours = (convolutions + layers) * seconds / (8 * CHIPS['H100'].flops * share) / 3600
-    slow, fast = 525, 3745 # x real time on two cores with 4 threads, FLAC of 44.1 and 16 kHz (tokenize_speech.py measured it)
+    measured = json.loads((Path(__file__).parent / 'results' / 'prepare.json').read_text())['decode'] # on two cores
+    slow, fast = (measured[f'{rate} Hz, 4 threads'] for rate in (44100, 16000))
     yield f"""
 ## The units of 84,000 h of real and 30,000 h of synthetic speech
 
