@@ -238,14 +238,19 @@ class GPT(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
-    def forward(self, tokens, doc_start=None, cache=None):
-        """tokens, doc_start (B, T) -> hidden (B, T, n_word) for the head; with a cache, of its next T columns."""
+    def forward(self, tokens, doc_start=None, cache=None, gap=None):
+        """tokens, doc_start (B, T) -> hidden (B, T, n_word) for the head; with a cache, of its next T columns.
+
+        gap (B, T, 2), where documents share their beginning: the places that a branch leaves out, (0, 0) for none."""
         cfg, T, begin = self.cfg, tokens.size(1), 0 if cache is None else cache.length
         position = torch.arange(begin, begin + T, device=tokens.device) # (T,)
         if doc_start is not None:
             position = position - doc_start # (B, T)
+        if gap is not None: # a mask counts distances along the row
+            assert tokens.is_cpu or not (cfg.window or cfg.position == 'alibi'), "gaps with windows or ALiBi: CPU only"
+            position = position - (gap[..., 1] - gap[..., 0])
         backend = self.attention if cache is None else None
-        docs = documents(doc_start, backend) if doc_start is not None and begin == 0 else None
+        docs = documents(doc_start, backend, gap) if doc_start is not None and begin == 0 else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as transformers rounds it
@@ -277,17 +282,17 @@ class GPT(nn.Module):
         cap = self.cfg.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    def losses(self, tokens, doc_start, targets):
-        """-log p of each target, float32 (B*T,), 0 where the target is -100."""
-        return self._head(linear_cross_entropy, tokens, doc_start, targets)
+    def losses(self, tokens, doc_start, targets, gap=None, rows=None):
+        """-log p of each target, float32 (B*T,), 0 where the target is -100; or of those (n,) that follow rows (n,) of B*T."""
+        return self._head(linear_cross_entropy, tokens, doc_start, targets, gap, rows)
 
     def loss_sum(self, tokens, doc_start, targets):
         """The sum of losses, (), by the faster way for training, and losses without a gradient."""
         return self._head(linear_cross_entropy_sum, tokens, doc_start, targets)
 
-    def _head(self, way, tokens, doc_start, targets):
-        hidden, cfg = self(tokens, doc_start).flatten(0, 1), self.cfg
-        return way(hidden, self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
+    def _head(self, way, tokens, doc_start, targets, gap=None, rows=None):
+        hidden, cfg = self(tokens, doc_start, gap=gap).flatten(0, 1), self.cfg
+        return way(hidden if rows is None else hidden[rows], self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
 
     # ------------------------------------------------------------------------------------------------------------
     # counting

@@ -12,6 +12,10 @@ What some families want besides, all off by default:
     window w     only the keys j > t - w, the token itself included               Gemma2, every second layer
     slopes (H,)  s[t, j] - slope (t - j), ALiBi (2108.12409)                       Bloom
 
+Documents that begin alike may share that beginning, for scoring: of P A B the branches A and B both go on from P, so the
+tokens of B do not see the gap (B, T, 2) that A is, from its first token to behind its last, and count their places
+without it. On a CPU, and by SDPA's mask, which has no window and no slopes then: it would count distances along the row.
+
 q is (B, T, H, D); k and v are (B, T, HK, D), and query head h reads key head h // (H / HK) (GQA). doc_start (B, T)
 holds the index in its row where token t's document begins. What a backend needs of it is made once a batch, by
 `documents`, and serves every layer.
@@ -104,31 +108,45 @@ def choose_backend(device, asked=None, dtype=torch.bfloat16, D=64, softcap=0.0):
         raise Refused(f"attention backend 'one-pass': expected heads of at most 128 channels, got {D}; take 'triton'")
     return 'sdpa' if asked == 'sdpa' else 'triton'
 
-def documents(doc_start, backend=None):
+def documents(doc_start, backend=None, gap=None):
     """What `attention` wants to know of doc_start (B, T), made once a batch: for Triton doc_start and where documents end,
-    both int32 (B, T), for SDPA a mask, on the CPU blocks of queries."""
+    both int32 (B, T), for SDPA (and on a GPU with gaps) a mask, on the CPU blocks of queries."""
     way = choose_backend(doc_start.device, backend)
-    if way == 'triton':
+    if way == 'triton' and gap is None:
         doc_start = doc_start.to(torch.int32).contiguous()
         # doc_start ascends, so the first token whose document begins later is where a document ends
         return doc_start, torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
-    if way == 'sdpa':
-        return _mask(doc_start)
-    T = doc_start.size(1)
-    first = (doc_start == torch.arange(T)).nonzero().tolist() # (row, begin) of each document, in order
+    if way != 'blocks':
+        return _mask(doc_start, gap)
+    T, own = doc_start.size(1), doc_start if gap is None else torch.where(gap[..., 1] > 0, gap[..., 1], doc_start)
+    first = (own == torch.arange(T)).nonzero().tolist() # (row, begin) of each document or branch, in order
     ends = [begin if row == previous else T for (previous, _), (row, begin) in zip(first, first[1:])] + [T]
-    return _blocks([(row, begin, end) for (row, begin), end in zip(first, ends)])
+    spans = [(row, begin, end) for (row, begin), end in zip(first, ends)]
+    return _blocks(spans if gap is None else [
+        (row, begin, end, torch.arange(doc_start[row, begin], gap[row, begin, 0])) if gap[row, begin, 1] else (row, begin, end)
+        for row, begin, end in spans])
 
-def _mask(doc_start):
+def _mask(doc_start, gap=None):
     """(B, T) -> (B, 1, T, T), True where a key is seen."""
     t = torch.arange(doc_start.size(1), device=doc_start.device)
-    return ((t <= t[:, None]) & (t >= doc_start[:, :, None]))[:, None]
+    seen = (t <= t[:, None]) & (t >= doc_start[:, :, None])
+    return (seen if gap is None else seen & ~((t >= gap[..., :1]) & (t < gap[..., 1:])))[:, None]
 
 def _blocks(spans):
-    """(row, begin, end) of documents -> .all of (row, begin, i, j): queries i..j-1 see keys begin..j-1, causally.
+    """(row, begin, end) of documents -> .all of (row, keys, i, j): queries i..j-1 see keys, of which they are the last,
+    causally; keys is a slice, or a tensor of places where the span goes on to say those of a shared beginning.
     In an object, as torch.compile would make a new graph for a list of another length."""
-    return SimpleNamespace(all=[(row, begin, i, min(i + QUERIES, end))
-                                for row, begin, end in spans for i in range(begin, end, QUERIES)])
+    def keys(begin, j, *shared):
+        return torch.cat((*shared, torch.arange(begin, j))) if shared else slice(begin, j)
+    return SimpleNamespace(all=[(row, keys(begin, min(i + QUERIES, end), *shared), i, min(i + QUERIES, end))
+                                for row, begin, end, *shared in spans for i in range(begin, end, QUERIES)])
+
+def _count(keys):
+    return keys.stop - keys.start if isinstance(keys, slice) else len(keys)
+
+def _last(keys, n):
+    """The last n of keys, or all."""
+    return slice(max(keys.start, keys.stop - n), keys.stop) if isinstance(keys, slice) else keys[-n:]
 
 def _group(x, HK):
     """(n, H, D) -> (HK, G*n, D): the G query heads of a key head one below the other, so K and V are never expanded."""
@@ -155,24 +173,24 @@ class _Blocks(torch.autograd.Function):
         B, T, H, D = q.shape
         HK, wide, blocks = k.size(2), torch.promote_types(q.dtype, torch.float32), blocks.all
         if window: # the keys before the first query's window are left out
-            blocks = [(row, max(begin, i - window + 1), i, j) for row, begin, i, j in blocks]
+            blocks = [(row, _last(keys, j - i + window - 1), i, j) for row, keys, i, j in blocks]
         q, o, kept = q * scale, q.new_empty(q.shape), []
-        longest = max((j - begin for _, begin, _, j in blocks), default=0)
+        longest = max((_count(keys) for _, keys, *_ in blocks), default=0)
         hidden = torch.full((longest, longest), -torch.inf).triu_(1) # the future
         if window:
             hidden += torch.full((longest, longest), -torch.inf).tril_(-window)
-        for row, begin, i, j in blocks:
-            n, m = j - i, j - begin # queries, keys
-            s = torch.bmm(_group(q[row, i:j], HK), k[row, begin:j].permute(1, 2, 0)) # (HK, G*n, m)
+        for row, keys, i, j in blocks:
+            n, m = j - i, _count(keys) # queries, keys
+            s = torch.bmm(_group(q[row, i:j], HK), k[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
             s, slope = s.view(HK, H // HK, n, m), None
             if softcap:
                 tanh = s.to(wide).div(softcap).tanh_()
                 s, slope = tanh * softcap, tanh.square_().neg_().add_(1).to(q.dtype).view(HK, -1, m)
             if slopes is not None:
-                back = torch.arange(i - begin, m)[:, None] - torch.arange(m) # (n, m)
+                back = torch.arange(m - n, m)[:, None] - torch.arange(m) # (n, m)
                 s = s - slopes.view(HK, -1, 1, 1) * back
-            p = (s + hidden[i - begin:m, :m]).softmax(-1).to(q.dtype).view(HK, -1, m) # float32 at least until here
-            o[row, i:j].view(n, HK, -1, D).copy_(_ungroup(torch.bmm(p, v[row, begin:j].transpose(0, 1)), H))
+            p = (s + hidden[m - n:m, :m]).softmax(-1).to(q.dtype).view(HK, -1, m) # float32 at least until here
+            o[row, i:j].view(n, HK, -1, D).copy_(_ungroup(torch.bmm(p, v[row, keys].transpose(0, 1)), H))
             if any(ctx.needs_input_grad):
                 kept += [p, slope] if softcap else [p]
         ctx.save_for_backward(q, k, v, *kept)
@@ -186,9 +204,9 @@ class _Blocks(torch.autograd.Function):
         HK = k.size(2)
         dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
         do = do.contiguous()
-        for n, (row, begin, i, j) in enumerate(ctx.blocks):
+        for n, (row, keys, i, j) in enumerate(ctx.blocks):
             p, *slope = kept[n * ctx.each:(n + 1) * ctx.each]
-            dog, keys = _group(do[row, i:j], HK), slice(begin, j)
+            dog = _group(do[row, i:j], HK)
             dp = torch.bmm(dog, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype) # p * (dp - sum p * dp) in one pass
             if slope:
@@ -464,7 +482,7 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
     if way == 'blocks':
         docs = docs or _blocks([(row, 0, T) for row in range(B)])
         return _by_blocks(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
-    if way == 'triton':
+    if way == 'triton' and not isinstance(docs, torch.Tensor): # a mask, where rows have gaps
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
         return _by_triton(q, k, v, docs, backend == 'one-pass', scale or D ** -0.5, softcap, window, slopes)
     if isinstance(docs, tuple): # made for Triton, whose kernels do not take these heads

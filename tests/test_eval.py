@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import eval as evaluation
 from configurator import Refused
 from data import Shards, ShardWriter
-from eval import Config, document, document_losses, held_out_loss, main, score_pairs
+from eval import Config, beginnings, document, document_losses, held_out_loss, main, score_pairs
 from scores import mean_and_stderr
 from tasks.tiny import pairs
 from tokenize_speech import Units
@@ -56,6 +56,43 @@ def test_losses_equal_transformers_one_document_at_a_time(house, row_tokens):
         assert ours.shape == (len(ids) - 1,)
         np.testing.assert_allclose(ours, reference_losses(house[0] / 'joint', ids), atol=1e-5)
 
+def test_beginnings_that_are_shared_leave_the_fewest_tokens_of_all_ways_to_group():
+    rng = np.random.default_rng(0)
+    def tokens(documents, first, last, n):
+        assert all((ids[:n] == documents[first][:n]).all() and len(ids) > n for ids in documents[first:last])
+        return n + sum(len(ids) - n for ids in documents[first:last])
+    def fewest(documents, first=0): # of all ways
+        if first == len(documents):
+            return 0
+        found = []
+        for last in range(first + 1, len(documents) + 1):
+            shared = next((n for n in range(min(map(len, documents[first:last])) - 1, 0, -1)
+                           if len({ids[:n].tobytes() for ids in documents[first:last]}) == 1), None)
+            size = shared and tokens(documents, first, last, shared)
+            if last == first + 1 or size and size <= 30:
+                found.append((size or len(documents[first])) + fewest(documents, last))
+        return min(found)
+    shared = 0
+    for _ in range(30):
+        documents = sorted({tuple(rng.integers(0, 2, rng.integers(2, 12))) for _ in range(8)})
+        documents = [np.array(ids) for ids in documents]
+        groups = beginnings(documents, 30, least=1)
+        assert [a for a, _, _ in groups] == [0, *(b for _, b, _ in groups)][:-1] and groups[-1][1] == len(documents)
+        assert all(b == a + 1 or tokens(documents, a, b, n) <= 30 for a, b, n in groups)
+        assert sum(tokens(documents, *group) for group in groups) == fewest(documents)
+        shared += sum(b > a + 1 for a, b, _ in groups)
+    assert shared > 30
+
+def test_what_documents_begin_with_is_computed_once(house, monkeypatch):
+    model, vocab = load(house[0], 'joint')
+    rng, seen = np.random.default_rng(0), []
+    context, endings = rng.integers(0, vocab.size, 50), rng.integers(0, vocab.size, (3, 6))
+    documents = [np.concatenate([context, ending]) for ending in endings]
+    forward = model.forward
+    monkeypatch.setattr(model, 'forward', lambda tokens, *rest, **more: seen.append(tokens.numel()) or forward(tokens, *rest, **more))
+    document_losses(model, [*documents, documents[1]])
+    assert seen == [50 + 3 * 6]
+
 def test_documents_of_each_direction(house):
     root, tokenizer = house
     _, vocab = load(root, 'joint')
@@ -86,8 +123,8 @@ class Oracle:
     """Every id likelier the smaller it is: losses are the ids themselves."""
     embed = torch.zeros(1)
     cfg = SimpleNamespace(position='rope', n_positions=100)
-    def losses(self, tokens, doc_start, targets):
-        return torch.where(targets == -100, 0, targets).flatten().float()
+    def losses(self, tokens, doc_start, targets, gap, rows):
+        return targets.float()
 
 @pytest.mark.parametrize('better, value', [('right', 1.0), ('wrong', 0.0), (None, 0.5)])
 def test_a_model_that_knows_the_answer_scores_1_and_one_that_errs_0(house, better, value):
@@ -207,8 +244,8 @@ def test_a_held_out_document_longer_than_the_positions_is_taken_in_pieces_and_co
     assert row['value'] == pytest.approx(np.concatenate([reference_losses(model, p) for p in pieces]).mean(), abs=1e-5)
 
 class Diverged(Oracle):
-    def losses(self, tokens, doc_start, targets):
-        return torch.full((tokens.numel(),), torch.nan)
+    def losses(self, tokens, doc_start, targets, gap, rows):
+        return torch.full((len(targets),), torch.nan)
 
 def test_a_model_without_finite_likelihoods_is_refused_not_scored_0(house):
     root, tokenizer = house

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import hub
 import model as model_file
 from configurator import Refused
+from eval import document_losses
 from families import FAMILIES, GPTConfig
+from kernels import attention as attention_kernel
 from model import GPT
 from vocab import Vocab
 
@@ -83,6 +86,24 @@ def some_tokens(V, *shape, seed=0):
 @torch.no_grad()
 def logits_of(model, tokens, doc_start=None):
     return model.logits(model(tokens, doc_start)) if isinstance(model, GPT) else model(input_ids=tokens).logits
+
+@pytest.mark.parametrize('backend', [None, 'sdpa'])
+def test_documents_that_share_a_beginning_score_as_each_alone(pair, backend, monkeypatch):
+    theirs, ours, _ = pair
+    if backend and (ours.cfg.window or ours.cfg.position == 'alibi' or ours.cfg.attn_softcap):
+        pytest.skip('documents are apart there')
+    monkeypatch.setattr(ours, 'attention', backend)
+    monkeypatch.setattr(attention_kernel, 'QUERIES', 8) # a branch of several blocks, a beginning longer than one
+    ids = lambda seed, n: some_tokens(ours.cfg.vocab_size, n, seed=seed).numpy()
+    contexts = [ids(0, 13), ids(1, 3), ids(2, 5)]
+    documents = [np.concatenate([c, ids(10 * i + j, n)]) for i, c in enumerate(contexts) for j, n in enumerate((2, 11, 1))]
+    documents += [contexts[0], contexts[2][:1], ids(5, 9)] # the beginning itself, one id, one alone
+    for row_tokens in (30, 4096):
+        for document, got in zip(documents, document_losses(ours, documents, row_tokens)):
+            with torch.inference_mode():
+                log_p = theirs(torch.from_numpy(document)[None]).logits[0, :-1].log_softmax(-1)
+            expected = -log_p.gather(1, torch.from_numpy(document)[1:, None])[:, 0]
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 def test_logits_equal_transformers(pair):
     theirs, ours, _ = pair
