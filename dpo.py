@@ -46,7 +46,6 @@ from generation import auto_bleu2
 from model import GPT
 from tokenize_speech import Units
 from train import FREE, check_attention, check_settings, learn, processes, set_up, to_device
-from vocab import TextTokenizer, Vocab
 
 PARTS = ('prompt', 'chosen', 'rejected')
 BUDGETS = ('max_steps', 'max_epochs', 'max_seconds')
@@ -117,11 +116,11 @@ class Config:
 # ----------------------------------------------------------------------------------------------------------------
 # pairs
 
-def read_units(folder, units_hash):
+def read_units(folder, vocab):
     """{item: {part: (text, units)}} of a units folder whose encoder has that hash ('': any)."""
     units, items = Units(folder), {}
-    if units_hash and units.info['units_hash'] != units_hash:
-        raise Refused(f"{folder}: units {units.info['units_hash']}, the model was trained on {units_hash}: encode the "
+    if vocab.units and not vocab.speaks(units.info['units_hash'], units.info.get('encoder')):
+        raise Refused(f"{folder}: units {units.info['units_hash']}, the model was trained on {vocab.units}: encode the "
                       "pairs with the model's encoder")
     for i, meta in enumerate(units.meta):
         item, _, part = meta['id'].rpartition('/')
@@ -207,7 +206,7 @@ def open_pairs(cfg, paths, vocab, tokenizer):
     items = {}
     for path in paths.split(','):
         items |= read_jsonl(path) if path.endswith('.jsonl') else \
-            {f'{path}:{name}': item for name, item in read_units(path, vocab.units).items()}
+            {f'{path}:{name}': item for name, item in read_units(path, vocab).items()}
     documents, begins, dropped = [], [], []
     end = [vocab.bos] if vocab.kind == 'speech' else [tokenizer.eot] if cfg.eot else []
     crossing = cfg.directions != ('S',)
@@ -369,13 +368,12 @@ def main(cfg):
         rank, world, device = place
         # ---- the model's vocabulary, the pairs, and what an earlier run of this command left
         folder = Path(hub.local_folder(cfg.init))
-        vocab = Vocab.load(folder)
+        vocab, tokenizer = hub.vocabulary(folder)
         if unknown := [d for d in cfg.directions if d not in DIRECTIONS[vocab.kind]]:
             raise Refused(f"directions={cfg.directions}: a {vocab.kind} model reads {', '.join(DIRECTIONS[vocab.kind])}, "
                           f"not {', '.join(map(str, unknown))}")
         if cfg.attention:
             check_attention(cfg, hub.read_config(folder), device)
-        tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
         if cfg.eot and tokenizer and tokenizer.eot is None:
             raise Refused(f"{cfg.init}: its text tokenizer has no end token; leave out --eot")
         pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
@@ -386,7 +384,7 @@ def main(cfg):
         inputs = {'weights of init': checkpoint.digest(map(sha256, sorted(folder.glob('*.safetensors')))),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds
-        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else str(folder), inputs)
+        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else tokenizer.name, inputs)
         if run.finished:
             return run.state['val']
         if rank == 0:

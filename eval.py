@@ -27,7 +27,6 @@ bits_per_second = loss of units / ln 2 * units a second of the corpus' speech: c
 """
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +41,13 @@ import tasks.tiny
 import tasks.zerospeech
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
 from data import Shards
-from hub import local_folder
+from hub import local_folder, vocabulary
 from model import GPT
 from results import compare, comparison_table, folder_of, store, table
 from scores import accuracy, wins
 from tokenize_speech import Units
 from unit_cache import UnitCache, encoded, without_audio
-from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
+from vocab import OTHER, TEXT, UNIT
 
 
 @dataclass(frozen=True)
@@ -297,29 +296,9 @@ def units_per_second(corpus, source):
 # ----------------------------------------------------------------------------------------------------------------
 # one model
 
-def is_text_lm(folder):
-    """Is it a TextLM as Hugging Face has them: a hub id, or a folder with a tokenizer without units and no vocab.json of ours?"""
-    path = Path(folder)
-    if not path.exists():
-        return re.fullmatch(r'[\w.-]+/[\w.-]+', folder) is not None
-    try:
-        ours = isinstance(json.loads((path / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str)
-    except FileNotFoundError: # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
-        ours = False
-    except (OSError, ValueError, AttributeError):
-        ours = True # and damaged, which Vocab.load says
-    tokenizer = path / 'tokenizer.json'
-    return not ours and (tokenizer.is_file() and '"<Un0>"' not in tokenizer.read_text(encoding='utf-8')
-                         or not tokenizer.is_file() and (path / 'merges.txt').is_file())
-
 def load(folder, device):
-    """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, or of a TextLM, local or of the hub."""
-    if is_text_lm(folder):
-        tokenizer = TextTokenizer(folder)
-        vocab = tokenizer.vocab
-    else:
-        vocab = Vocab.load(folder)
-        tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+    """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, of slprl/*, or of a TextLM."""
+    vocab, tokenizer = vocabulary(folder)
     model = GPT.from_pretrained(folder, device=device).eval()
     if model.cfg.vocab_size < vocab.size:
         raise Refused(f"{folder}: {model.cfg.vocab_size} rows for a vocabulary of {vocab.size}")
@@ -331,9 +310,9 @@ def read_items(cfg, name, vocab):
         if cfg.tasks == 'all' and not Path(cfg.items).is_dir():
             return None, f"no {cfg.items}"
         corpus = Units(cfg.items)
-        if vocab.units and corpus.info['units_hash'] != vocab.units:
-            raise Refused(f"{cfg.items}: units {corpus.info['units_hash']}, the model was trained on {vocab.units}: encode "
-                          "the items with the model's encoder")
+        if vocab.kind != 'text' and not vocab.speaks(corpus.info['units_hash'], corpus.info.get('encoder')):
+            raise Refused(f"{cfg.items}: units {corpus.info['units_hash']}, the model was trained on "
+                          f"{vocab.units or 'others'}: encode the items with the model's encoder, or give --items= for none")
         source = corpus
     else:
         source = Path(cfg.places.get(name, Path(cfg.root) / name))
@@ -358,7 +337,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
         raise Refused(f"{name}: no items; max_items is {cfg.max_items}")
     said = {}
     if name != 'tiny':
-        items, said = (without_audio(items), {}) if vocab.kind == 'text' else encoded(items, cache())
+        items, said = (without_audio(items), {}) if vocab.kind == 'text' else encoded(items, cache)
     directions = directions_of(vocab, items[0]['right'])
     if not directions:
         return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
@@ -399,7 +378,7 @@ def measure(cfg, folder, device):
     said |= {'loss': {}} if cfg.data else {}
     def cache(): # of this model's units, opened when a task has audio
         if not caches:
-            caches.append(UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab.units, device))
+            caches.append(UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device))
         return caches[0]
     for name in cfg.wanted:
         rows, lines, said[name] = measure_task(cfg, name, model, vocab, tokenizer, cache)

@@ -27,7 +27,7 @@ import os
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -347,9 +347,8 @@ def main(cfg):
     model, vocab, tokenizer, weights = load(cfg.model, device)
     if vocab.kind == 'text':
         raise Refused(f"{cfg.model}: a text-only model says nothing in units; eval.py measures it")
-    encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device)
-    if vocab.units and encoder.hash != vocab.units:
-        raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
+    encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
+    vocab = replace(vocab, units=encoder.hash)
     vocoder, asr = load_vocoder(cfg.vocoder), load_asr(cfg.asr, device)
     rows, samples = {}, {}
     if cfg.prompts:

@@ -5,6 +5,8 @@ A model's Hugging Face folder, read and written; model.py says which of its tens
     model.safetensors              all tensors by name, or, from 5 GB on,
     model-00001-of-00002.safetensors, ... and model.safetensors.index.json, which says in which file a tensor is
 
+    vocab.json                      which id is what (vocab.py); folders from elsewhere have none, see `vocabulary`
+
 A folder may also be a hub id, which is downloaded. Reading is strict: each tensor that is missing, extra, there twice, of
 another shape or not finite is named, and the folder refused. Files are memory-mapped; nothing is unpickled.
 """
@@ -18,7 +20,9 @@ from safetensors.torch import save_file
 
 from configurator import Refused, atomically, write_json
 from families import GPTConfig
+from vocab import TextTokenizer, Vocab
 
+PUBLISHED = 'slprl/mhubert-base-25hz' # whose units the published models have, by their cards; also slamkit.py's default
 SHARD_BYTES = 5 * 10**9 # of a file that is written
 BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 
@@ -38,6 +42,49 @@ def read_config(folder):
     """The GPTConfig of a folder or hub id."""
     path = local_folder(folder, ['config.json']) / 'config.json'
     return GPTConfig.from_hf(_read_json(path), path)
+
+def vocabulary(name):
+    """(Vocab, its TextTokenizer or None) of a model's folder or hub id:
+
+    of this project      vocab.json
+    with units in its tokenizer.json, in one of vocab.py's layouts
+    of slprl/* (slamkit) config.json with base_config, and no tokenizer: vocab_size is K + 2, or T + K + 2 with the text
+                         tokenizer of base_model_name (or of a tokenizer.json put beside it); K = 500, or num_units
+                         of tokeniser_config.json; units of slprl/mhubert-base-25hz, layer 11
+    a TextLM             its tokenizer
+    """
+    folder = local_folder(name, ['*.json', 'merges.txt'])
+    config, tokenizer = folder / 'config.json', folder / 'tokenizer.json'
+    try:
+        ours = isinstance(json.loads((folder / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str)
+    except FileNotFoundError: # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
+        ours = False
+    except (OSError, ValueError, AttributeError):
+        ours = True # and damaged, which Vocab.load says
+    if not ours and tokenizer.is_file() and '"<Un0>"' in tokenizer.read_text(encoding='utf-8'):
+        vocab = Vocab.of_tokenizer(folder)
+    elif not ours and config.is_file() and 'base_config' in _read_json(config):
+        return _published(folder, _read_json(config))
+    elif not ours and (tokenizer.is_file() or (folder / 'merges.txt').is_file()):
+        return (tokenizer := TextTokenizer(folder)).vocab, tokenizer
+    else:
+        vocab = Vocab.load(folder)
+    return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
+
+def _published(folder, config):
+    """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""
+    said = folder / 'tokeniser_config.json'
+    K, V, base = _read_json(said).get('num_units') if said.is_file() else 500, config.get('vocab_size'), config['base_config']
+    if V == K + 2:
+        special = tuple(base.get(f'{key}_token_id') for key in ('pad', 'bos', 'eos'))
+        if special != (0, 1, 1):
+            raise Refused(f"{folder}/config.json: pad, bos and eos of {V} ids are {special}, expected (0, 1, 1) before {K} units")
+        return Vocab('speech', n_units=K, units=PUBLISHED), None
+    tokenizer = TextTokenizer(folder if (folder / 'tokenizer.json').is_file() else str(config.get('base_model_name')))
+    if V != tokenizer.size + K + 2:
+        raise Refused(f"{folder}/config.json: vocab_size {V} is neither {K} + 2 nor the {tokenizer.size} ids of tokenizer "
+                      f"{tokenizer.name} + {K} + 2; put the tokenizer.json of its text model into the folder")
+    return Vocab('joint', tokenizer.size, K, tokenizer.hash, PUBLISHED), tokenizer
 
 def _read_json(path):
     try:

@@ -17,7 +17,7 @@ settings); samples.html, one page that needs nothing else: players, and each sam
 import base64
 import html
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -27,10 +27,11 @@ import torch
 
 from audio import RATE, load_audio, resample
 from configurator import Refused, atomically, progress, record, run, write_json
-from encoders import Encoder, centroids_path, load_centroids
+from hub import vocabulary
 from model import GPT
 from tokenize_speech import deduplicate
-from vocab import OTHER, TEXT, UNIT, TextTokenizer, Vocab
+from unit_cache import load_encoder
+from vocab import OTHER, TEXT, UNIT
 from vocoder import load_vocoder
 
 
@@ -48,8 +49,9 @@ class Config:
     repetition_penalty: float = 1.0
     seed: int = 0
     batch: int = 16 # continuations made at once
-    encoder: str = 'tiny/hubert' # a HubertModel with kmeans.safetensors in its folder
+    encoder: str = 'tiny/hubert'
     layer: int = 4
+    kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
     vocoder: str = 'tiny/mel'
     out: str = 'out/samples'
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
@@ -215,14 +217,11 @@ def generate(cfg, model, vocab, tokenizer, prompts, device):
 
 def main(cfg):
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
-    vocab, model = Vocab.load(cfg.model), GPT.from_pretrained(cfg.model, device=device).eval()
-    tokenizer = None if vocab.kind == 'speech' else TextTokenizer(cfg.model)
+    (vocab, tokenizer), model = vocabulary(cfg.model), GPT.from_pretrained(cfg.model, device=device).eval()
     encoder, vocoder, parts = None, None, all_prompts(cfg)
-    if any(is_audio(part) for prompt in parts for part in prompt):
-        kmeans = centroids_path(cfg.encoder)
-        encoder = Encoder(cfg.encoder, cfg.layer, kmeans and load_centroids(kmeans), device)
-        if vocab.units and encoder.hash != vocab.units:
-            raise Refused(f"{cfg.encoder}: its units are {encoder.hash}, the model was trained on {vocab.units}")
+    if any(is_audio(part) for prompt in parts for part in prompt) or cfg.output != 'text' and '/' in vocab.units: # the vocoder asks
+        encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
+        vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder)
     prompts = [[read_part(part, cfg, encoder) for part in prompt] for prompt in parts]

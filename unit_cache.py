@@ -1,7 +1,7 @@
 """
 Audio -> units, each piece of audio once for each encoder, whatever the task that asks for it.
 
-    cache = UnitCache('out/cache', encoder=..., layer=..., kmeans=None, units=vocab.units, device='cpu')
+    cache = UnitCache('out/cache', encoder=..., layer=..., kmeans=None, vocab=vocab, device='cpu')
     found = cache.encode([audio, ...])        {audio: (units, runs, rate of the file)}
 
 audio is a path, the bytes of a file, or a tuple of these, whose waves are joined. What is stored is known by content:
@@ -28,12 +28,25 @@ from configurator import Refused, atomically, progress
 from encoders import Encoder, centroids_path, load_centroids
 from tokenize_speech import deduplicate
 
+EMBEDDED = 'tiny/hubert'
 POOL = 600 * RATE # samples of audio between two writes
 
-def load_encoder(name, layer, kmeans, device):
-    """The one place here that makes an encoder; its .hash, .hop (samples a unit) and .encode are used."""
+def load_encoder(name, layer, kmeans, device, vocab=None):
+    """The one place here that makes an encoder, of a model's units where vocab is given; its .hash, .hop (samples a unit) and
+    .encode are used."""
+    vocab = None if vocab and vocab.kind == 'text' else vocab # which has no units
+    unknown = vocab and not vocab.units
+    if unknown and name == EMBEDDED or vocab and '/' in vocab.units and not vocab.speaks('', name): # before it is downloaded
+        raise Refused(f"{name}: the model's units are of {vocab.units or 'an encoder that its folder does not name'}: give its "
+                      "--encoder, --layer and --kmeans (slprl/*: slprl/mhubert-base-25hz, 11, a file of convert.py)")
     path = centroids_path(name, kmeans)
-    return Encoder(name, layer, path and load_centroids(path), device)
+    encoder = Encoder(name, layer, path and load_centroids(path), device)
+    if vocab and not unknown and not vocab.speaks(encoder.hash, name):
+        raise Refused(f"{name}: its units are {encoder.hash}, the model was trained on {vocab.units}: give the model's own "
+                      "--encoder, --layer and --kmeans")
+    if vocab and encoder.n_units != vocab.n_units:
+        raise Refused(f"{name}: {encoder.n_units} units, the model has {vocab.n_units}")
+    return encoder
 
 def key_of(audio):
     """sha256 of a path's or bytes' content, of a tuple the sha256 of its parts' keys; raises Refused for no file."""
@@ -60,11 +73,10 @@ def load(audio):
     return load_audio(audio), soundfile.info(str(audio)).samplerate
 
 class UnitCache:
-    def __init__(self, folder, encoder, layer, kmeans, units, device='cpu'):
-        """units: the hash that a model was trained on; '' where it is unknown, which loads the encoder at once."""
-        self.settings, self.units, self.device, self.encoder = (encoder, layer, kmeans), units, device, None
-        if not units:
-            self.units = self._encoder().hash
+    def __init__(self, folder, encoder, layer, kmeans, vocab, device='cpu'):
+        """vocab: of the model; where it does not say which units, the encoder is loaded at once."""
+        self.settings, self.encoder = (encoder, layer, kmeans, device, vocab), None
+        self.units = vocab.units if vocab.units and '/' not in vocab.units else self._encoder().hash
         self.folder = Path(folder) / f'{self.units}-{device.split(":")[0]}'
         self.found = {}
         for path in sorted(self.folder.glob('*.safetensors')):
@@ -72,10 +84,7 @@ class UnitCache:
 
     def _encoder(self):
         if self.encoder is None:
-            self.encoder = load_encoder(*self.settings, self.device)
-            if self.units and self.encoder.hash != self.units:
-                raise Refused(f"{self.settings[0]}: its units are {self.encoder.hash}, the model was trained on "
-                              f"{self.units}: give the model's own --encoder, --layer and --kmeans")
+            self.encoder = load_encoder(*self.settings)
         return self.encoder
 
     def _read(self, path):
@@ -145,7 +154,7 @@ def _digest(arrays):
 # items of tasks
 
 def encoded(items, cache):
-    """Items with the audio of their candidates as units, and what is to be said of that audio.
+    """Items with the audio of their candidates as units, and what is to be said of that audio; cache() gives the UnitCache.
 
     A task's candidate: 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; None or left out where
     it has none. Here audio becomes units, and joined (units, where the ending begins or None).
@@ -153,7 +162,7 @@ def encoded(items, cache):
     sides = [item[side] for item in items for side in ('right', 'wrong')]
     parts = lambda c: (c.get('prompt', (None, None))[1], c.get('ending', (None, None))[1], c.get('joined'))
     audio = {part: None for c in sides for part in parts(c) if part is not None}
-    found = cache.encode(list(audio)) if audio else {}
+    found = cache().encode(list(audio)) if audio else {}
     def candidate(c):
         prompt, ending, joined = (found.get(part) for part in parts(c))
         begin = None

@@ -36,7 +36,7 @@ class Vocab:
     n_text: int = 0     # T; 0 for speech
     n_units: int = 0    # K; 0 for text
     tokenizer: str = '' # TextTokenizer.hash; '' for speech
-    units: str = ''     # hash of the encoder and its centroids; '' for text
+    units: str = ''     # hash of the encoder and its centroids, or its hub id; '' for text, and where nothing says it
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -96,6 +96,11 @@ class Vocab:
             (other.tokenizer, other.n_text) == (self.tokenizer, self.n_text)
         return self == other or text_of_mine
 
+    def speaks(self, units_hash, encoder):
+        """Are units of this hash, made by the encoder of this name, those of the vocabulary? One that was published names its
+        encoder, for want of a hash."""
+        return units_hash == self.units or '/' in self.units and Path(encoder or '').name == Path(self.units).name
+
     def save(self, folder):
         write_json(Path(folder) / 'vocab.json', asdict(self))
 
@@ -108,6 +113,22 @@ class Vocab:
             raise Refused(f"{path}: no such file; a model or token folder of this project has one") from None
         except (ValueError, TypeError) as e: # not JSON, other fields, or values that Vocab refuses
             raise Refused(f"{path}: not a vocabulary of this project: {e}") from None
+
+    @staticmethod
+    def of_tokenizer(folder):
+        """The vocabulary whose units stand in a folder's tokenizer.json (as export_tokenizer writes it), of unknown units."""
+        spec, _ = _read_tokenizer(folder)
+        ids = {**dict(spec['model']['vocab']), **{t['content']: t['id'] for t in spec['added_tokens']}}
+        K = next(k for k in range(len(ids) + 1) if f'<Un{k}>' not in ids)
+        first = ids.get('<Un0>')
+        if K and all(ids[f'<Un{k}>'] == first + k for k in range(K)):
+            if (ids.get('<PAD>'), ids.get('<S>'), first) == (0, 1, 2):
+                return Vocab('speech', n_units=K)
+            if (ids.get('<speech>'), ids.get('<text>')) == (first + K, first + K + 1):
+                return Vocab('joint', first, K, TextTokenizer(folder).hash)
+        raise Refused(f"{folder}: tokenizer.json has {K} units from id {first} on, <speech> {ids.get('<speech>')}, <text> "
+                      f"{ids.get('<text>')}, <PAD> {ids.get('<PAD>')}, <S> {ids.get('<S>')}; expected text, units, <speech>, "
+                      "<text>, or <PAD>, <S>, units, one after the other")
 
 def _int64(x):
     return x.long() if hasattr(x, 'long') else np.array(x, dtype=np.int64) # a copy: token_to_unit writes into it

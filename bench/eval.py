@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, asked_dry, measure, save, table
-from eval import DIRECTIONS, SIDES, as_row, beginnings, document, document_losses, score_pairs
+from eval import DIRECTIONS, SIDES, as_row, beginnings, document, score_pairs
 from families import GPTConfig
 from model import GPT
 from tasks.multispeaker import PARTS, cross_modal
@@ -121,7 +121,7 @@ def main(dry):
         tokenizer = AutoTokenizer.from_pretrained(tmp / 'model', pad_token='<|endoftext|>')
         items, caches = list(cross_modal(tmp / 'items')), iter(range(10 ** 6))
         def cache(name):
-            return UnitCache(tmp / name, str(ROOT / 'tiny' / 'hubert'), 4, None, encoder.hash)
+            return lambda: UnitCache(tmp / name, str(ROOT / 'tiny' / 'hubert'), 4, None, vocab)
         def ours(items, directions=DIRECTIONS['joint']):
             return [score_pairs(model, vocab, ours_tokenizer, items, direction, ROW, separate=True)[1] for direction in directions]
         def papers(units_of, directions=DIRECTIONS['joint']):

@@ -443,7 +443,7 @@ def test_spokenswag_becomes_pairs(config, tmp_path, capsys):
     assert found[1]['text'] == 'prompt of 0.' and found[1]['speaker'] == 'af_heart'
     assert [len(load_audio(u['path'])) for u in found] == [16000 * (50 + 10 * (3 * i + k)) // 100 for i in range(3) for k in (1, 0, 2)]
     tokenize_speech.main(tokenize_speech.Config(audio=str(tmp_path / 'audio'), out=str(tmp_path / 'units')))
-    pairs = dpo.read_units(tmp_path / 'units', '')
+    pairs = dpo.read_units(tmp_path / 'units', Vocab('speech', n_units=K))
     assert sorted(pairs) == [f'train-00000/{i:06d}' for i in range(3)] and set(pairs['train-00000/000001']) == set(dpo.PARTS)
     del columns['rejected']
     parquet.write_table(pyarrow.table(columns), tmp_path / 'less.parquet')
@@ -473,7 +473,7 @@ def spoken_stories(folder, n):
 def test_pairs_of_stories_say_what_they_should(tmp_path):
     spoken_stories(tmp_path / 'stories', 60)
     preferences.main(preferences.Config(str(tmp_path / 'stories'), str(tmp_path / 'pairs')))
-    found = [dpo.read_units(tmp_path / 'pairs' / split, 'abc') for split in ('train', 'val')]
+    found = [dpo.read_units(tmp_path / 'pairs' / split, Vocab('speech', n_units=K, units='abc')) for split in ('train', 'val')]
     assert set(found[1]) >= {'s000000.topic', 's000020.topic', 's000040.topic'} and not set(found[0]) & set(found[1])
     told, unit = {f's{i:06d}': story for i, story in enumerate(stories('train', 60))}, lambda word: 1 + zlib.crc32(word.strip('.,').lower().encode()) % 400
     mirrors = 0

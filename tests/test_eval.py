@@ -204,7 +204,7 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
     assert not (tmp_path / 'e.json').exists()
 
 @pytest.mark.parametrize('settings, message', [
-    ({'model': 'none', 'data': ''}, "none/vocab.json: no such file"),
+    ({'model': 'none', 'data': ''}, "none: no such model folder; expected a folder, or a hub id"),
     ({'items': 'none', 'data': ''}, "none: no such folder; tokenize_speech.py makes it"),
     ({'data': 'none'}, "none: no val/SOURCE shards that a joint model reads"),
     ({'data': '', 'items': ''}, "nothing to measure"),

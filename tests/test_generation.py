@@ -16,6 +16,7 @@ from test_tasks import Ear, make_numbered, write_wav
 from transformers import AutoModelForCausalLM
 
 import generation
+import unit_cache
 from configurator import Refused
 from generation import Config, ask_judge, auto_bleu2, load_llm, main, self_bleu2, word_errors, words
 from vocoder import MelConfig, UnitToMel
@@ -139,7 +140,8 @@ def house(tmp_path, monkeypatch):
         make_model(tmp_path / kind, tmp_path / 'tokenizer', kind)
     UnitToMel(MelConfig(n_units=K, n_embd=16, units_hash='abc')).save_pretrained(tmp_path / 'mel')
     make_numbered(tmp_path / 'ssc', n=4)
-    monkeypatch.setattr(generation, 'load_encoder', lambda *_: Ear())
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
+    monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
     heard = lambda waves: ['' if len(w) < 1600 else ' '.join(f'word{len(w) // 640 % 5} here' for _ in range(3)) for w in waves]
     monkeypatch.setattr(generation, 'load_asr', lambda *_: heard)
     return tmp_path

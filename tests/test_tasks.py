@@ -27,8 +27,8 @@ from tokenize_speech import deduplicate
 HOP = 640
 
 class Ear:
-    """An encoder: a frame's unit is its loudness. As of encoders: hash, hop, rate, encode."""
-    hash, hop, rate = 'abc', HOP, 16000
+    """An encoder: a frame's unit is its loudness. As of encoders: hash, hop, rate, n_units, encode."""
+    hash, hop, rate, n_units = 'abc', HOP, 16000, K
     encoded = 0 # waves
 
     def encode(self, waves):
@@ -41,7 +41,8 @@ def units_of(wave):
 
 @pytest.fixture(autouse=True)
 def ear(monkeypatch):
-    monkeypatch.setattr(unit_cache, 'load_encoder', lambda *settings: Ear())
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *settings: Ear())
+    monkeypatch.setattr(unit_cache, 'centroids_path', lambda *settings: None)
     Ear.encoded = 0
 
 def write_wav(path, seed, seconds=0.4, rate=16000):
@@ -478,6 +479,7 @@ def test_a_text_lm_of_hugging_face_is_measured_whatever_its_vocab_json(house, tm
     with pytest.raises(Refused, match='vocab.json: not a vocabulary of this project'):
         main(cfg)
     make_model(tmp_path / 'joint', root / 'tokenizer', 'joint')
-    (tmp_path / 'joint' / 'vocab.json').unlink() # a model that knows units must say which
-    with pytest.raises(Refused, match='vocab.json: no such file'):
-        main(Config(**{**cfg.__dict__, 'model': str(tmp_path / 'joint')}))
+    (tmp_path / 'joint' / 'vocab.json').unlink() # its tokenizer says which ids are units, and nothing whose
+    main(Config(**{**cfg.__dict__, 'model': str(tmp_path / 'joint')}))
+    with pytest.raises(Refused, match='an encoder that its folder does not name'):
+        main(Config(**{**cfg.__dict__, 'model': str(tmp_path / 'joint'), 'tasks': 'ssc'}))

@@ -1,0 +1,176 @@
+"""
+Folders from elsewhere: what hub.vocabulary makes of models that slamkit published (config.json and safetensors, no tokenizer),
+of tokenizers with units in them, and of TextLMs; and that every script goes on from there.
+"""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from small import make_tokenizer, make_units, speech_like
+
+import dpo
+import eval as evaluation
+import generation
+import sample
+import unit_cache
+from configurator import Refused
+from eval import document_losses
+from families import GPTConfig
+from hub import PUBLISHED, vocabulary
+from model import GPT
+from vocab import TextTokenizer, Vocab
+from vocoder import MelConfig, UnitToMel
+
+K = 500 # units of the published models
+SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48, tied=True)
+
+def publish(folder, tokenizer_folder, kind, **changes):
+    """A random model as slamkit saves it: keys under lm., the text model's config inside, the size outside, no tokenizer."""
+    size = K + 2 + (TextTokenizer(tokenizer_folder).size if kind == 'joint' else 0)
+    torch.manual_seed(0)
+    GPT(GPTConfig(vocab_size=size, **SHAPE)).save_pretrained(folder)
+    weights = load_file(folder / 'model.safetensors')
+    save_file({f'lm.{name}': w for name, w in weights.items()}, folder / 'model.safetensors', {'format': 'pt'})
+    base = json.loads((folder / 'config.json').read_text())
+    base |= {'vocab_size': 4000, 'pad_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 1} # the text model's size
+    config = {'architectures': ['UnitLM'], 'model_type': 'speech_language_model', 'base_model_name': str(tokenizer_folder),
+              'base_config': base, 'vocab_size': size, 'twist_init': True, 'use_cache': False, 'torch_dtype': 'float32',
+              'max_position_embeddings': base['max_position_embeddings'], 'transformers_version': '4.48.1'}
+    (folder / 'config.json').write_text(json.dumps(config | changes))
+    (folder / 'generation_config.json').write_text('{"_from_model_config": true, "use_cache": false}')
+    return folder
+
+@pytest.fixture
+def house(tmp_path):
+    make_tokenizer(tmp_path / 'text')
+    return tmp_path, {kind: publish(tmp_path / kind, tmp_path / 'text', kind) for kind in ('joint', 'speech')}
+
+def test_vocabularies_of_published_models(house):
+    root, folders = house
+    text = TextTokenizer(root / 'text')
+    vocab, tokenizer = vocabulary(folders['joint'])
+    assert vocab == Vocab('joint', text.size, K, text.hash, PUBLISHED) and tokenizer.encode('a b') == text.encode('a b')
+    assert (vocab.unit_to_token([0, 499]).tolist(), vocab.speech, vocab.text) == ([257, 756], 757, 758)
+    assert vocabulary(folders['speech']) == (Vocab('speech', 0, K, '', PUBLISHED), None)
+    (folders['speech'] / 'tokeniser_config.json').write_text(json.dumps({'dedup': True, 'num_units': 400, 'load_fe': False}))
+    with pytest.raises(Refused, match='base_model_name|neither 400'): # its 502 rows are not of 400 units
+        vocabulary(folders['speech'])
+
+def test_the_text_tokenizer_may_lie_beside_a_published_model(house):
+    root, folders = house
+    config = json.loads((folders['joint'] / 'config.json').read_text())
+    (folders['joint'] / 'config.json').write_text(json.dumps(config | {'base_model_name': str(root / 'not-here')}))
+    with pytest.raises(Refused, match='not-here: no such tokenizer folder'):
+        vocabulary(folders['joint'])
+    shutil.copy(root / 'text' / 'tokenizer.json', folders['joint'])
+    assert vocabulary(folders['joint'])[0].n_text == 257
+
+@pytest.mark.parametrize('kind, changes, message', [
+    ('joint', {'vocab_size': 800}, r'vocab_size 800 is neither 500 \+ 2 nor the 257 ids of tokenizer .*text \+ 500 \+ 2; put the'),
+    ('joint', {'vocab_size': None}, 'vocab_size None is neither'),
+    ('speech', {'base_config': {'pad_token_id': 5, 'bos_token_id': 1, 'eos_token_id': 1}}, r'are \(5, 1, 1\), expected \(0, 1, 1\)')])
+def test_other_layouts_are_refused_in_one_line(house, kind, changes, message):
+    root, folders = house
+    config = json.loads((folders[kind] / 'config.json').read_text())
+    (folders[kind] / 'config.json').write_text(json.dumps(config | changes))
+    with pytest.raises(Refused, match=message) as refusal:
+        vocabulary(folders[kind])
+    assert '\n' not in str(refusal.value)
+
+@pytest.mark.parametrize('kind', ['joint', 'speech'])
+def test_a_tokenizer_with_units_in_it_is_a_vocabulary(tmp_path, kind):
+    text = make_tokenizer(tmp_path / 'text')
+    ours = Vocab('joint', text.size, 20, text.hash, 'abc') if kind == 'joint' else Vocab('speech', 0, 20, '', 'abc')
+    GPT(GPTConfig(vocab_size=ours.size, **SHAPE)).save_pretrained(tmp_path / 'm', vocab=ours, tokenizer=tmp_path / 'text')
+    (tmp_path / 'm' / 'vocab.json').unlink()
+    vocab, tokenizer = vocabulary(tmp_path / 'm')
+    assert vocab == Vocab(ours.kind, ours.n_text, 20, ours.tokenizer, '') and (tokenizer is None) == (kind == 'speech')
+    spec = (tmp_path / 'm' / 'tokenizer.json').read_text()
+    for a, b, message in (('<speech>', '<spoken>', '<speech> None'), ('"<Un7>"', '"<Um7>"', 'has 7 units from id')):
+        if a in spec and kind == 'joint':
+            (tmp_path / 'm' / 'tokenizer.json').write_text(spec.replace(a, b))
+            with pytest.raises(Refused, match=message):
+                vocabulary(tmp_path / 'm')
+
+def test_a_text_lm_with_a_vocab_json_of_its_tokenizer(tmp_path):
+    text = make_tokenizer(tmp_path / 'lm')
+    (tmp_path / 'lm' / 'vocab.json').write_text(json.dumps({'a': 0, 'kind': 1}))
+    assert vocabulary(tmp_path / 'lm')[0] == text.vocab
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(Refused, match='empty/vocab.json: no such file'):
+        vocabulary(tmp_path / 'empty')
+
+# ----------------------------------------------------------------------------------------------------------------
+# the scripts
+
+class Ear:
+    """An encoder: units of a wave by its loudest sample in each frame."""
+    hash, hop, rate, n_units = 'hex', 640, 16000, K
+    def encode(self, waves):
+        return [np.abs(w[:len(w) // 640 * 640]).reshape(-1, 640).argmax(1) % K for w in waves]
+
+@pytest.fixture
+def heard(monkeypatch):
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
+    monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
+
+def test_published_models_are_measured(house, heard):
+    root, folders = house
+    waves = [speech_like(0.6, seed) for seed in range(4)]
+    (root / 'bench' / 'ssc').mkdir(parents=True)
+    for i, wave in enumerate(waves):
+        soundfile.write(root / 'bench' / 'ssc' / f'{i}_story.wav', wave, 16000, subtype='FLOAT')
+    settings = dict(tasks='ssc', root=str(root / 'bench'), data='', cache=str(root / 'cache'), device='cpu')
+    for kind, folder in folders.items():
+        with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert-base-25hz: give its --encoder"):
+            evaluation.main(evaluation.Config(model=str(folder), **settings))
+        evaluation.main(evaluation.Config(model=str(folder), encoder=f'{root}/mhubert-base-25hz', layer=11, **settings))
+        lines = [json.loads(line) for line in open(folder / 'samples_ssc.jsonl')]
+        assert len(lines) == 2 and json.loads((folder / 'eval.json').read_text())['results']['ssc/S']['n'] == 2
+        model, head = GPT.from_pretrained(folder).eval(), [1] if kind == 'speech' else []
+        for i, wave in enumerate(waves):
+            units = [u for u, before in zip(Ear().encode([wave])[0], [-1, *Ear().encode([wave])[0]]) if u != before]
+            losses = document_losses(model, [np.array(head + [u + (2 if kind == 'speech' else 257) for u in units])])[0]
+            assert lines[i // 2][f"{('right', 'wrong')[i % 2]}_mean"] == pytest.approx(-losses.mean(), abs=1e-5)
+
+def test_items_of_another_encoder_are_not_scored_by_a_published_model(house):
+    root, folders = house
+    make_units(root / 'items', {'m00000/context': ('x', [1])})
+    with pytest.raises(Refused, match='units abc, the model was trained on slprl/mhubert-base-25hz'):
+        evaluation.main(evaluation.Config(model=str(folders['speech']), items=str(root / 'items'), data='', device='cpu'))
+
+def test_published_models_speak_and_are_measured_by_what_they_say(house, heard, monkeypatch):
+    root, folders = house
+    UnitToMel(MelConfig(n_units=K, n_embd=8, units_hash='hex')).save_pretrained(root / 'mel')
+    UnitToMel(MelConfig(n_units=K, n_embd=8, units_hash='other')).save_pretrained(root / 'other')
+    (root / 'prompts').mkdir()
+    soundfile.write(root / 'prompts' / 'a.wav', speech_like(1, 0), 16000)
+    monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: ['a b c'] * len(waves))
+    for folder in folders.values():
+        how = dict(model=str(folder), encoder='slprl/mhubert-base-25hz', layer=11, max_new_tokens=6, device='cpu', prompts=str(root / 'prompts'))
+        sample.main(sample.Config(**how, vocoder=str(root / 'mel'), out=str(root / 'samples')))
+        assert all(u < K for s in json.loads((root / 'samples' / 'samples.json').read_text())['samples'] for span in s['spans']
+                   for u in span['units'])
+        generation.main(generation.Config(**how, vocoder=str(root / 'mel'), llm='', seconds=0.5))
+        assert json.loads((folder / 'eval.json').read_text())['results']['auto_bleu2/whole']['n'] == 1
+        for main, Config, more in ((sample.main, sample.Config, {'out': str(root / 'samples')}), (generation.main, generation.Config, {'llm': ''})):
+            with pytest.raises(Refused, match='made for units other, given units hex'):
+                main(Config(**how, vocoder=str(root / 'other'), **more))
+            with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert"):
+                main(Config(**{**how, 'encoder': 'tiny/hubert'}, vocoder=str(root / 'mel'), **more))
+
+@pytest.mark.parametrize('kind', ['joint', 'speech'])
+def test_preferences_of_a_published_model(house, kind):
+    root, folders = house
+    rng = np.random.default_rng(0)
+    line = lambda i: {**{part: {'units': (np.cumsum(rng.integers(1, 9, 6)) % K).tolist()} for part in dpo.PARTS},
+                      'prompt_text': f'one {i}', 'chosen_text': 'two', 'rejected_text': 'three'}
+    (root / 'pairs.jsonl').write_text(''.join(json.dumps(line(i)) + '\n' for i in range(8)))
+    dpo.main(dpo.Config(data=str(root / 'pairs.jsonl'), init=str(folders[kind]), out_dir=str(root / 'out'), block_size=64, batch=4,
+                        micro_batch=4, max_steps=2, device='cpu', dtype='float32', save_every=1000, eval_every=1000))
+    assert Vocab.load(root / 'out') == vocabulary(folders[kind])[0] == vocabulary(root / 'out')[0]
+    assert GPT.from_pretrained(root / 'out').cfg.vocab_size == K + 2 + (257 if kind == 'joint' else 0)
