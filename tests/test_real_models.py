@@ -5,17 +5,16 @@ Real models on real data, where they are: BLiMP as text against a transformers l
 
 SMOLLM2 and WHISPER (tiny.en) are Hugging Face folders, BLIMP holds its .jsonl, SPEECH clean read speech with texts.
 """
-import json
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from audio import load_audio
+from bench.blimp import beside
 from corpora.folder import utterances
-from eval import Config, main
 from generation import load_asr, load_llm, word_errors
+from tasks.blimp import items
 
 SMOLLM2, BLIMP, WHISPER, SPEECH = (Path(os.environ.get(name) or '/nonexistent')
                                    for name in ('SMOLLM2', 'BLIMP', 'WHISPER', 'SPEECH'))
@@ -28,40 +27,12 @@ def needs(path, name):
 @needs(BLIMP, 'BLIMP')
 @pytest.mark.parametrize('part', range(24)) # of the 67 sets: each takes a quarter of a minute
 def test_blimp_equals_a_transformers_loop_item_by_item(tmp_path, part):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    (tmp_path / 'blimp').mkdir()
-    (tmp_path / 'model').mkdir()
-    for path in SMOLLM2.iterdir(): # results are written beside the model
-        if not path.name.startswith(('eval', 'samples')):
-            (tmp_path / 'model' / path.name).symlink_to(path)
     for path in sorted(BLIMP.glob('*.jsonl'))[part::24]:
-        (tmp_path / 'blimp' / path.name).write_text(''.join(path.read_text().splitlines(True)[:15]))
-    main(Config(model=str(tmp_path / 'model'), tasks='blimp', root=str(tmp_path), data='', lead='bos', device='cpu'))
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
-    model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
-    texts = {f"{x['UID']}/{x['pairID']}": (x['sentence_good'], x['sentence_bad'])
-             for path in (tmp_path / 'blimp').iterdir() for x in map(json.loads, open(path))}
-    lines = [json.loads(line) for line in open(tmp_path / 'model' / 'samples_blimp.jsonl')]
-    assert len(lines) == len(texts) and len(lines) % 15 == 0
-    def log_p(model, text):
-        ids = torch.tensor([[model.config.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]])
-        with torch.inference_mode():
-            return model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-    won, unclear = [], []
-    for line in lines:
-        theirs = []
-        for text, side in zip(texts[line['id']], ('right', 'wrong')):
-            each, ours = log_p(model, text), line[f'{side}_mean']
-            theirs.append(each.sum().item())
-            if ours != pytest.approx(each.mean().item(), rel=1e-5): # 30 layers of float32: which of the two is off?
-                unclear.append((text, ours, each.mean().item()))
-        won.append(theirs[0] > theirs[1])
-        assert won[-1] == (line['right_sum'] > line['wrong_sum'])
-    model = model.double() if unclear else model
-    for text, ours, each in unclear:
-        exact = log_p(model, text).mean().item()
-        assert abs(ours - exact) <= 2 * abs(each - exact) + 1e-5, (text, ours, each, exact)
-    print(f"part {part}: {sum(won)} of {len(won)} right by the sum, {len(unclear)} scores decided in float64")
+        (tmp_path / path.name).write_text(''.join(path.read_text().splitlines(True)[:15]))
+    found = list(items(tmp_path))
+    row, said = beside(SMOLLM2, found)
+    print(f"part {part}: {100 * row['sum']:.1f} % of {row['n']} right by the sum; {said}")
+    assert row['n'] == len(found) and said['differ'] == 0 and said['right_by_sum'] == round(row['sum'] * row['n'])
 
 @needs(WHISPER, 'WHISPER')
 @needs(SPEECH, 'SPEECH')
