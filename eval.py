@@ -63,7 +63,7 @@ class Config:
     lead: str = 'none' # none, separator, bos: what stands before a document, see above
     max_items: int | None = None # the first so many of each voice, part or type; None: all
     max_documents: int = 2000 # of each val source
-    row_tokens: int = 4096 # ids in a forward pass
+    row_tokens: int = 2048 # ids in a forward pass; on a CPU more is slower
     encoder: str = 'tiny/hubert' # of the model's units, for tasks whose audio is not in the cache
     layer: int = 4
     kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
@@ -151,7 +151,7 @@ def as_row(groups, documents):
     return *(np.concatenate(x).astype(np.int64) for x in (tokens, starts, gaps, rows, targets)), where
 
 @torch.inference_mode()
-def document_losses(model, documents, row_tokens=4096):
+def document_losses(model, documents, row_tokens=2048):
     """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1.
 
     Many documents share a forward pass. Equal ones (an item's right ending stands in two tasks) are scored once, and what

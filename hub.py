@@ -36,7 +36,8 @@ def local_folder(name, files=('*.json', '*.safetensors')):
     try:
         return Path(snapshot_download(str(name), allow_patterns=files))
     except (OSError, ValueError) as e:
-        raise Refused(f"{name}: no such folder, and not to be had from the hub ({type(e).__name__})") from None
+        raise Refused(f"{name}: no such folder, and not to be had from the hub ({type(e).__name__}); where there is a network: "
+                      f"hf download {name} --local-dir=FOLDER") from None
 
 def read_config(folder):
     """The GPTConfig of a folder or hub id."""

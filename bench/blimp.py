@@ -25,7 +25,7 @@ def log_p(model, ids):
     with torch.inference_mode():
         return model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
-def beside(folder, found, row_tokens=4096):
+def beside(folder, found, row_tokens=2048):
     """Items -> (eval.py's row of all, and what the loop says: how many answers differ, the largest distance of a mean a token)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, vocab, tokenizer, _ = load(str(folder), 'cpu')

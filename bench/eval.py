@@ -44,7 +44,7 @@ from vocab import TextTokenizer, Vocab
 from vocoder import load_vocoder
 
 SHAPE = dict(n_layer=6, n_head=6, n_kv_head=2, n_embd=192, head_dim=32, n_ffn=512) # config/tiny_text.py
-BATCH, ROW = 8, 4096 # pairs of the papers' scheme; tokens of a row of ours
+BATCH, ROW = 8, 2048 # pairs of the papers' scheme; tokens of a row of ours
 ENDINGS = {'sSC': 'wrong', 'tSC': 'topic'} # which of an item's is the wrong one
 
 def write_items(folder, n):

@@ -3,6 +3,7 @@ StoryCloze (Mostafazadeh et al. 2016): four sentences, the right ending and a wr
 
     ssc, tsc     ROOT/N_NAME.wav as distributed: file 2k is the right story k, file 2k+1 the wrong one
     storycloze   ROOT, or ROOT/*.csv: InputStoryid, InputSentence1..4, RandomFifthSentenceQuiz1 and 2, AnswerRightEnding
+                 (in copies without InputStoryid an item is known by its line)
 
 Pairs are matched by the number, never by position in a listing: every number from 0 to an odd one must be there once.
 Spoken stories are whole waves, so nothing is said of where the ending begins.
@@ -13,7 +14,7 @@ from pathlib import Path
 from configurator import Refused
 
 SENTENCES, ENDINGS = [f'InputSentence{i}' for i in range(1, 5)], [f'RandomFifthSentenceQuiz{i}' for i in (1, 2)]
-COLUMNS = ['InputStoryid', *SENTENCES, *ENDINGS, 'AnswerRightEnding']
+COLUMNS = [*SENTENCES, *ENDINGS, 'AnswerRightEnding']
 
 def spoken(root):
     """Items of one folder of numbered waves."""
@@ -65,5 +66,5 @@ def text(root):
                                   f"got {row['AnswerRightEnding']!r}")
                 prompt, right = ' '.join(row[c].strip() for c in SENTENCES), int(row['AnswerRightEnding']) - 1
                 side = lambda i: {'prompt': (prompt, None), 'ending': (row[ENDINGS[i]].strip(), None)}
-                yield {'id': row['InputStoryid'], 'rows': ('' if len(paths) == 1 else path.stem,),
+                yield {'id': row.get('InputStoryid') or f'{path.stem}:{reader.line_num}', 'rows': ('' if len(paths) == 1 else path.stem,),
                        'right': side(right), 'wrong': side(1 - right)}

@@ -19,6 +19,7 @@ import generation
 import unit_cache
 from configurator import Refused
 from generation import Config, ask_judge, auto_bleu2, load_llm, main, self_bleu2, word_errors, words
+from model import GPT
 from vocoder import MelConfig, UnitToMel
 
 
@@ -178,6 +179,15 @@ def test_empty_transcripts_are_counted_not_infinite(house, monkeypatch):
         assert (rows[f'genppl/{part}']['n'], rows[f'genppl/{part}']['empty'], rows[f'genppl/{part}']['repeated']) == (2, 1, 1)
         assert math.isfinite(rows[f'genppl/{part}']['value']) and rows[f'auto_bleu2/{part}']['value'] == pytest.approx(1 / 3)
         assert rows[f'auto_bleu2/{part}']['empty'] == 1
+
+def test_a_model_that_says_nothing_is_counted(house, monkeypatch, capsys):
+    monkeypatch.setattr(GPT, 'generate', lambda self, prompts, *_: [[] for _ in prompts])
+    main(Config(model=str(house / 'speech'), prompts=str(house / 'ssc'), n=2, seconds=0.3, llm=str(house / 'text'),
+                vocoder=str(house / 'mel'), device='cpu'))
+    rows = json.loads((house / 'speech' / 'eval.json').read_text())['results']
+    assert rows['auto_bleu2/continuation'] == {'value': 0.0, 'stderr': 0.0, 'n': 2, 'empty': 2}
+    assert 'genppl/continuation' not in rows and rows['genppl/whole']['n'] == 2
+    assert 'genppl/continuation: not one of 2 transcripts has enough words' in capsys.readouterr().out
 
 def test_word_error_rate_of_resynthesis(house, monkeypatch):
     for i, text in enumerate(('One two three.', 'Four five')):

@@ -104,6 +104,14 @@ def test_a_text_lm_with_a_vocab_json_of_its_tokenizer(tmp_path):
     with pytest.raises(Refused, match='empty/vocab.json: no such file'):
         vocabulary(tmp_path / 'empty')
 
+def test_without_a_network_what_to_do_is_said(monkeypatch):
+    import huggingface_hub
+    def offline(*_, **__):
+        raise OSError('no route to host')
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
+    with pytest.raises(Refused, match=r'slprl/slam: no such folder, .*: hf download slprl/slam --local-dir=FOLDER'):
+        vocabulary('slprl/slam')
+
 # ----------------------------------------------------------------------------------------------------------------
 # the scripts
 

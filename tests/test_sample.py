@@ -15,6 +15,7 @@ from transformers import HubertConfig, HubertModel
 
 from configurator import Refused
 from encoders import Encoder, load_centroids
+from model import GPT
 from sample import Config, allowed_ids, main, prompt_ids, spans_of
 from vocab import TEXT, UNIT, Vocab
 from vocoder import MelConfig, UnitToMel
@@ -134,6 +135,19 @@ def test_a_folder_of_prompts_in_batches(house, tmp_path):
     main(settings(root, out=str(tmp_path / 'out'), prompt='', prompts=str(tmp_path / 'in'), n=3, batch=2))
     samples = json.loads((tmp_path / 'out' / 'samples.json').read_text())['samples']
     assert [Path(s['prompt'][0]['path']).name for s in samples] == ['a.wav'] * 3 + ['b.wav'] * 3
+
+@pytest.mark.parametrize('said, output, kinds', [('nothing', 'speech', []), ('end', 'speech', []), ('nothing', 'text', []),
+    ('text', 'free', ['text']), ('separators', 'free', []), ('one unit', 'free', ['speech'])])
+def test_whatever_a_model_says_becomes_files(house, tmp_path, monkeypatch, said, output, kinds):
+    root, tokenizer = house
+    T = tokenizer.size
+    tokens = {'nothing': [], 'end': [tokenizer.eot], 'text': tokenizer.encode('a b'), 'separators': [T + K, T + K + 1, T + K],
+              'one unit': [T + 3]}[said]
+    monkeypatch.setattr(GPT, 'generate', lambda self, prompts, *_: [list(tokens) for _ in prompts])
+    main(settings(root, out=str(tmp_path), output=output))
+    sample, = json.loads((tmp_path / 'samples.json').read_text())['samples']
+    assert [span['kind'] for span in sample['spans']] == kinds
+    assert (tmp_path / '000.wav').exists() == ('speech' in kinds) and (tmp_path / 'samples.html').stat().st_size > 1000
 
 @pytest.mark.parametrize('change, message', [
     ({'prompt': ''}, "expected --prompt=FILES_AND_TEXTS"),

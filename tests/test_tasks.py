@@ -114,7 +114,7 @@ def make_blimp(root, n=3):
     return root
 
 def make_storycloze(root):
-    write_csv(root / 'val.csv', tasks.storycloze.COLUMNS,
+    write_csv(root / 'val.csv', ['InputStoryid', *tasks.storycloze.COLUMNS],
               [(f'id{i}', 'A b.', 'C d.', 'E f.', f'G {i}.', f'One {i}.', f'Two {i}.', 1 + i % 2) for i in range(3)])
     return root
 
@@ -335,7 +335,13 @@ def test_salmon_has_all_eight_parts_or_says_which_are_missing(tmp_path):
 def test_the_right_ending_is_the_one_that_the_csv_names(tmp_path):
     items = list(tasks.storycloze.text(make_storycloze(tmp_path)))
     assert [i['right']['ending'][0] for i in items] == ['One 0.', 'Two 1.', 'One 2.']
-    assert items[1]['right']['prompt'][0] == 'A b. C d. E f. G 1.'
+    assert items[1]['right']['prompt'][0] == 'A b. C d. E f. G 1.' and items[1]['id'] == 'id1'
+    rows = list(csv.reader(open(tmp_path / 'val.csv')))
+    write_csv(tmp_path / 'copy' / 'val.csv', rows[0][1:], [row[1:] for row in rows[1:]])
+    assert [i['id'] for i in tasks.storycloze.text(tmp_path / 'copy')] == ['val:2', 'val:3', 'val:4']
+    write_csv(tmp_path / 'test' / 'test.csv', rows[0][1:-1], [row[1:-1] for row in rows[1:]]) # without answers
+    with pytest.raises(Refused, match='test.csv: no column AnswerRightEnding'):
+        list(tasks.storycloze.text(tmp_path / 'test'))
 
 def test_right_is_what_the_benchmark_says_is_right(tmp_path):
     for task, make, part in ((tasks.zerospeech.sblimp, make_sblimp, 'syntactic'), (tasks.zerospeech.swuggy, make_swuggy, 'lexical')):
