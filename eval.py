@@ -140,13 +140,13 @@ def as_row(groups, documents):
         rows.append(np.arange(start, start + p - 1))
         gaps.append(np.zeros((p, 2), np.int64))
         for i in range(first, last):
-            branch = documents[i][p:]
-            tokens.append(branch)
+            branch = documents[i][p:] # its last id is a target alone
+            tokens.append(branch[:-1])
             targets.append(branch)
             rows += [[start + p - 1], np.arange(at, at + len(branch) - 1)]
-            gaps.append(np.tile((start + p, at) if i > first else (0, 0), (len(branch), 1)))
+            gaps.append(np.tile((start + p, at) if i > first else (0, 0), (len(branch) - 1, 1)))
             where.append((i, shared, slice(n, n + len(branch))))
-            at, n = at + len(branch), n + len(branch)
+            at, n = at + len(branch) - 1, n + len(branch)
         starts.append(np.full(at - start, start))
     return *(np.concatenate(x).astype(np.int64) for x in (tokens, starts, gaps, rows, targets)), where
 
@@ -166,7 +166,7 @@ def document_losses(model, documents, row_tokens=2048):
         row_tokens = min(row_tokens, cfg.n_positions) # a row is no longer than its positions
     apart = device.type != 'cpu' and (cfg.window or cfg.position == 'alibi') # which a mask counts along the row
     groups = beginnings(unique, row_tokens, most=1 if apart else 64)
-    size = lambda group: group[2] + sum(len(unique[i]) - group[2] for i in range(*group[:2]))
+    size = lambda group: group[2] + sum(len(unique[i]) - group[2] - 1 for i in range(*group[:2]))
     def flush(row):
         *arrays, where = as_row(row, unique)
         tokens, starts, gap, rows, targets = (torch.from_numpy(a).to(device) for a in arrays)
