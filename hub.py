@@ -44,32 +44,37 @@ def read_config(folder):
     path = local_folder(folder, ['config.json']) / 'config.json'
     return GPTConfig.from_hf(_read_json(path), path)
 
+def knows_units(name):
+    """Whose way a folder or hub id says which ids are units: 'ours', 'tokenizer', 'slamkit', or None: not at all."""
+    folder = local_folder(name, ['*.json', 'merges.txt'])
+    try:
+        if isinstance(json.loads((folder / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str):
+            return 'ours' # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, AttributeError):
+        return 'ours' # and damaged, which Vocab.load says
+    tokenizer, config = folder / 'tokenizer.json', folder / 'config.json'
+    if tokenizer.is_file() and '"<Un0>"' in tokenizer.read_text(encoding='utf-8'):
+        return 'tokenizer'
+    return 'slamkit' if config.is_file() and 'base_config' in _read_json(config) else None
+
 def vocabulary(name):
     """(Vocab, its TextTokenizer or None) of a model's folder or hub id:
 
-    of this project      vocab.json
-    with units in its tokenizer.json, in one of vocab.py's layouts
-    of slprl/* (slamkit) config.json with base_config, and no tokenizer: vocab_size is K + 2, or T + K + 2 with the text
-                         tokenizer of base_model_name (or of a tokenizer.json put beside it); K = 500, or num_units
-                         of tokeniser_config.json; units of slprl/mhubert-base-25hz, layer 11
-    a TextLM             its tokenizer
+    ours        vocab.json
+    tokenizer   units in its tokenizer.json, in one of vocab.py's layouts
+    slamkit     (slprl/*) config.json with base_config, and no tokenizer: vocab_size is K + 2, or T + K + 2 with the text tokenizer
+                of base_model_name (or of a tokenizer.json put beside it); K = 500, or num_units of tokeniser_config.json;
+                units of slprl/mhubert-base-25hz, layer 11
+    None        a TextLM: its tokenizer
     """
-    folder = local_folder(name, ['*.json', 'merges.txt'])
-    config, tokenizer = folder / 'config.json', folder / 'tokenizer.json'
-    try:
-        ours = isinstance(json.loads((folder / 'vocab.json').read_text(encoding='utf-8')).get('kind'), str)
-    except FileNotFoundError: # Qwen2.5, SmolLM2, OPT may have a file of that name, of their tokenizer: token -> id
-        ours = False
-    except (OSError, ValueError, AttributeError):
-        ours = True # and damaged, which Vocab.load says
-    if not ours and tokenizer.is_file() and '"<Un0>"' in tokenizer.read_text(encoding='utf-8'):
-        vocab = Vocab.of_tokenizer(folder)
-    elif not ours and config.is_file() and 'base_config' in _read_json(config):
-        return _published(folder, _read_json(config))
-    elif not ours and (tokenizer.is_file() or (folder / 'merges.txt').is_file()):
+    folder, way = local_folder(name, ['*.json', 'merges.txt']), knows_units(name)
+    if way == 'slamkit':
+        return _published(folder, _read_json(folder / 'config.json'))
+    if way is None and any((folder / file).is_file() for file in ('tokenizer.json', 'merges.txt')):
         return (tokenizer := TextTokenizer(folder)).vocab, tokenizer
-    else:
-        vocab = Vocab.load(folder)
+    vocab = Vocab.of_tokenizer(folder) if way == 'tokenizer' else Vocab.load(folder)
     return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
 
 def _published(folder, config):

@@ -37,11 +37,11 @@ from configurator import Refused, run, sha256
 from cost import ROOM, memory
 from data import Loader, Shards
 from families import GPTConfig
-from hub import read_config
+from hub import knows_units, read_config, vocabulary
 from kernels.attention import choose_backend
 from log import Log, means
 from model import GPT
-from vocab import TextTokenizer, Vocab
+from vocab import TextTokenizer
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
@@ -308,7 +308,9 @@ def build_model(cfg, vocab, tokenizer, device):
         shape = shape_of(cfg)
         bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
         return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **_rope(cfg, shape))).to(device)
-    theirs = Vocab.load(cfg.init) if Path(cfg.init, 'vocab.json').is_file() else None # none: a TextLM of the hub
+    theirs = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # none: a TextLM
+    if theirs and (not theirs.units or '/' in theirs.units): # nothing to compare with the shards' hash
+        theirs = replace(theirs, units=vocab.units)
     if theirs and theirs.kind != 'text' and theirs != vocab:
         raise Refused(f"{cfg.init}: its vocabulary ({theirs.kind}, {theirs.size} ids, {theirs.hash()}) is not that of "
                       f"the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); expected that, or a TextLM")

@@ -4,6 +4,7 @@ of tokenizers with units in them, and of TextLMs; and that every script goes on 
 """
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import dpo
 import eval as evaluation
 import generation
 import sample
+import train
 import unit_cache
 from configurator import Refused
 from eval import document_losses
@@ -170,6 +172,25 @@ def test_published_models_speak_and_are_measured_by_what_they_say(house, heard, 
                 main(Config(**how, vocoder=str(root / 'other'), **more))
             with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert"):
                 main(Config(**{**how, 'encoder': 'tiny/hubert'}, vocoder=str(root / 'mel'), **more))
+
+@pytest.mark.parametrize('kind', ['joint', 'speech'])
+def test_training_goes_on_from_a_published_model_with_its_rows_as_they_are(house, kind):
+    root, folders = house
+    vocab, tokenizer = vocabulary(folders[kind])
+    cfg = train.Config(init=str(folders[kind]), new_rows='normal', data='x', max_steps=1)
+    for of in (vocab, replace(vocab, units='hex')): # shards of slamkit.py, or encoded here
+        model = train.build_model(cfg, of, tokenizer and tokenizer.name, torch.device('cpu'))
+        assert torch.equal(model.embed, GPT.from_pretrained(folders[kind]).embed)
+    with pytest.raises(Refused, match='its vocabulary'):
+        train.build_model(cfg, Vocab('speech', n_units=400, units='hex'), None, torch.device('cpu'))
+
+def test_training_starts_from_a_text_lm_whose_folder_has_its_tokenizers_vocab_json(tmp_path):
+    text = make_tokenizer(tmp_path / 'lm')
+    GPT(GPTConfig(vocab_size=text.size, **SHAPE)).save_pretrained(tmp_path / 'lm')
+    (tmp_path / 'lm' / 'vocab.json').write_text(json.dumps({'a': 0, 'b': 1}))
+    vocab = Vocab('joint', text.size, 20, text.hash, 'abc')
+    assert train.build_model(train.Config(init=str(tmp_path / 'lm'), data='x', max_steps=1), vocab, str(tmp_path / 'lm'),
+                             torch.device('cpu')).cfg.vocab_size == vocab.size
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_preferences_of_a_published_model(house, kind):
