@@ -1,6 +1,7 @@
 """
 sample.py on a random model: the documents it builds, the modality it keeps to, and the files it leaves.
 """
+import html
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
-from small import K, make_model, make_tokenizer
+from small import K, make_model, make_tokenizer, make_whisper
 from transformers import HubertConfig, HubertModel
 
+from asr import Whisper
+from audio import RATE, load_audio
 from configurator import Refused
 from encoders import Encoder, load_centroids
 from sample import Config, allowed_ids, main, prompt_ids, spans_of
@@ -32,6 +35,8 @@ def house(tmp_path_factory):
     save_file({'centroids': torch.randn(K, 16)}, root / 'hubert' / 'kmeans.safetensors')
     units = Encoder(root / 'hubert', 1, load_centroids(root / 'hubert' / 'kmeans.safetensors')).hash
     UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'mel')
+    (root / 'whisper').mkdir()
+    make_whisper(root / 'whisper')
     for kind in ('joint', 'speech', 'text'):
         _, vocab = make_model(root / kind, root / 'tokenizer', kind)
         if kind != 'text':
@@ -124,7 +129,29 @@ def test_mixed_prompts_go_on_freely(house, tmp_path):
         assert (tmp_path / 'a' / f"{sample['name']}.txt").exists()
     assert len(soundfile.read(tmp_path / 'a' / '000.prompt.wav')[0]) == 2 * 16000
     page = (tmp_path / 'a' / 'samples.html').read_text()
-    assert page.count('<span class=') == sum(map(len, kinds)) + 9
+    assert page.count('<span class=') == sum(map(len, kinds)) + 9 and 'heard' not in page
+
+def test_what_is_said_is_written_down_span_by_span(house, tmp_path):
+    root, _ = house
+    wav, out = root / 'prompt.wav', tmp_path / 'a'
+    main(settings(root, out=str(out), prompt=f'{wav}|and <then>', output='free', n=2, max_new_tokens=60, asr=str(root / 'whisper')))
+    samples, page = json.loads((out / 'samples.json').read_text())['samples'], (out / 'samples.html').read_bytes().decode()
+    for sample in samples:
+        spans = [('prompt', span) for span in sample['prompt']] + [('continuation', span) for span in sample['spans']]
+        words = [span['heard'] if span['kind'] == 'speech' else span['text'] for _, span in spans]
+        assert {span['kind'] for _, span in spans} == {'speech', 'text'} and words[0] # what the stand-in heard in the prompt
+        lines = (out / f"{sample['name']}.heard.txt").read_text().split('\n')[:-1]
+        assert lines == [f"{part}\t{span['kind']}\t{' '.join(text.split())}" for (part, span), text in zip(spans, words)]
+        for (_, span), text in zip(spans, words):
+            assert f'<mark class="{span["kind"]}">{html.escape(text) or "(nothing)"}</mark>' in page
+    with_whisper = Whisper(root / 'whisper')
+    wave = load_audio(out / '000.prompt.wav')
+    assert samples[0]['prompt'][0]['heard'] == with_whisper.transcribe([wave])[0]
+    long = next((sample, i) for sample in samples for i, span in enumerate(sample['spans']) if span.get('seconds', 0) > 0.1)
+    sample, i = long # where its wave lies in the sample's, in samples at 16 kHz
+    at, n = (round(RATE * sum(span.get('seconds', 0) for span in sample['spans'][a:b])) for a, b in ((0, i), (i, i + 1)))
+    wave = load_audio(out / f"{sample['name']}.wav")[at:at + n]
+    assert sample['spans'][i]['heard'] == with_whisper.transcribe([wave])[0]
 
 def test_a_folder_of_prompts_in_batches(house, tmp_path):
     root, _ = house
@@ -148,6 +175,7 @@ def test_a_folder_of_prompts_in_batches(house, tmp_path):
     ({'output': 'song'}, "expected speech, text or free"),
     ({'top_k': 0}, "top_k is 0, must be above 0"),
     ({'vocoder': 'none'}, "none: no vocoder here"),
+    ({'asr': '/none'}, "/none: no such folder, nor a hub id that can be reached"),
 ])
 def test_bad_input_is_refused(house, change, message, tmp_path):
     root, _ = house
