@@ -161,30 +161,31 @@ PAGE = """<!doctype html>
  h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1rem; margin: .25rem 0 }}
  audio {{ width: 100%; height: 2.5rem }} .about {{ color: #666 }} p {{ margin: .25rem 0; overflow-wrap: anywhere }}
  .strip {{ display: flex; gap: 2px; margin: .35rem 0; font-size: .8rem; line-height: 1.6rem }}
- mark {{ border-radius: 3px; padding: .1rem .3rem; box-decoration-break: clone; -webkit-box-decoration-break: clone }}
  .strip span {{ min-width: 2px; padding: 0 .3rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 3px }}
- .speech {{ background: #0072B2; color: #fff }} .text {{ background: #F0C870; color: #222 }}
+ .strip .speech {{ background: #0072B2; color: #fff }} .strip .text {{ background: #F0C870; color: #222 }}
+ mark {{ background: none; color: #222; border-bottom: 3px solid #F0C870 }} mark.speech {{ border-color: #0072B2 }}
 </style>
 <h1>{title}</h1><p class="about">{about}</p>
 {body}</html>
 """
 WORD = 0.35 # seconds that a written word takes in the strip, about what saying it takes
 
+def said(span):
+    """What a span says: its text, or what was heard; None where nobody listened."""
+    return span['text'] if span['kind'] == TEXT else span.get('heard')
+
 def strip(spans):
     """Spans as bars over time: as wide as they last, or as reading them out would."""
     bars = []
     for span in spans:
         wide = span['seconds'] if span['kind'] == UNIT else WORD * len(span['text'].split())
-        said = html.escape(f"{span['seconds']:.1f} s {span.get('heard', '')}".strip() if span['kind'] == UNIT else span['text'])
-        bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{max(wide, 0.05):.2f} 1 0" title="{said}">{said}</span>')
+        label = f"{span['seconds']:.1f} s" if span['kind'] == UNIT else html.escape(span['text'])
+        bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{100 * max(wide, 0.05):.0f} 1 0" '
+                    f'title="{html.escape(said(span) or label)}">{label}</span>')
     return f'<div class="strip">{"".join(bars)}</div>'
 
 def player(wave):
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav_bytes(wave)).decode()}"></audio>'
-
-def said(span):
-    """What a span says: its text, or what was heard; None where nobody listened."""
-    return span['text'] if span['kind'] == TEXT else span.get('heard')
 
 def told(span):
     """A span of a continuation in the terminal."""
@@ -193,7 +194,7 @@ def told(span):
     return f"{span['seconds']:.2f} s of speech, {len(span['units'])} units" + (f", {span['heard']!r}" if 'heard' in span else '')
 
 def words(spans):
-    """The words of the spans one behind the other, each on the color of its modality."""
+    """The words of the spans one behind the other, each underlined in the color of its modality."""
     marks = [f'<mark class="{NAMES[span["kind"]]}">{html.escape(said(span)) or "(nothing)"}</mark>'
              for span in spans if said(span) is not None]
     return f'<p>{" ".join(marks)}</p>' if marks else ''
