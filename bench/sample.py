@@ -2,6 +2,7 @@
 Decoding as sample.py does it, beside transformers' generate on the same weights: tokens a second, in one run.
 
     python bench/sample.py            a Qwen-shaped joint model: batches of 1 and 32, prompts of 64 tokens, 128 new ones
+    python bench/sample.py --one      by one thread, in its CPU time: for a machine that others use meanwhile
     python bench/sample.py --dry      once on tiny shapes, nothing written
 
 The model is 6 layers of 256 channels, 4 heads over 2, with the vocabulary of a small joint model: 2,048 text ids, 500 units,
@@ -15,6 +16,7 @@ Writes bench/results/sample.json.
 """
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -59,9 +61,9 @@ def floors(ours, B, sampled):
     a, b = torch.randn(2, n, n)
     return {'weights read': lambda: [w.sum() for w in weights], 'products': lambda: a @ b}
 
-def rows(dry):
+def rows(dry, clock):
     torch.manual_seed(0)
-    prompt, new, repeats = (4, 3, 1) if dry else (64, 128, 9)
+    prompt, new, repeats = (4, 3, 1) if dry else (64, 128, 5)
     ours = GPT(GPTConfig(vocab_size=V, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704)).eval()
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
@@ -72,8 +74,8 @@ def rows(dry):
             if not sampled and len(said := {str(way()) for way in of.values()}) > 1:
                 raise Refused(f"batch {B}: greedy tokens are not the same, there are {len(said)} kinds")
             with torch.inference_mode():
-                times = measure(of, repeats, 'cpu')
-                least = measure(floors(ours, B, sampled), 2 if dry else 50, 'cpu')
+                times = measure(of, repeats, 'cpu', clock)
+                least = measure(floors(ours, B, sampled), 2 if dry else 50, 'cpu', clock)
             if errors := [row['error'] for row in times.values() if 'error' in row]:
                 raise Refused(errors[0])
             mine, *others = (row['ms'] for row in times.values())
@@ -85,11 +87,14 @@ def rows(dry):
                    **{f'{name}, ms a step': row['ms'] for name, row in least.items()}}
 
 def main(*args):
-    if args not in ((), ('--dry',)):
+    if args not in ((), ('--one',), ('--dry',)):
         raise SystemExit(__doc__)
-    dry = bool(args)
+    dry, one = args == ('--dry',), args == ('--one',)
+    torch.set_num_threads(1 if one else torch.get_num_threads())
     transformers.utils.logging.set_verbosity_error()
-    save('sample', dry, rows=table(rows(dry), 'batch', 'ids', 'of', 'tokens/s', 'here, times as fast'))
+    transformers.utils.logging.disable_progress_bar()
+    save('sample', dry, rows=table(rows(dry, time.process_time if one else time.perf_counter),
+                                   'batch', 'ids', 'of', 'tokens/s', 'here, times as fast'))
 
 if __name__ == '__main__':
     try:
