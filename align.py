@@ -7,7 +7,7 @@ Words and their times -> a words folder, on the clock of the units.
     python align.py --units=out/units/mine --ctc=facebook/wav2vec2-base-960h       where the known text was said
     python align.py --units=out/units/mine --whisper=openai/whisper-large-v3-turbo             what was said, and when
 
-The last two hear the audio again (aligners.py). Under torchrun shard s belongs to rank s % world. A words folder mirrors
+The last two hear the audio again (aligners.py, asr.py). Under torchrun shard s belongs to rank s % world. A words folder mirrors
 its units folder, shard by shard, document by document (a document without words has none):
 
     words/info.json             documents, words, refused by reason, settings
@@ -275,7 +275,8 @@ def make_aligner(cfg):
     """Whisper or CTC on this rank's device."""
     import torch
 
-    from aligners import CTC, Whisper
+    from aligners import CTC
+    from asr import Whisper
     gpu = torch.cuda.is_available()
     device = cfg.device
     if device == 'auto':

@@ -34,6 +34,7 @@ import numpy as np
 import requests
 import torch
 
+from asr import Whisper
 from audio import RATE, load_audio, resample
 from configurator import Refused, progress, record, run
 from corpora.folder import utterances
@@ -168,26 +169,8 @@ def _pretrained(what, Class, name, **how):
         raise Refused(f"{what} {name}: not to be had: {str(e).splitlines()[0]}; give a local folder or a hub id") from None
 
 def load_asr(name, device):
-    """A function from float32 waves at 16 kHz to their transcripts, by Whisper; 30 s at a time, greedy."""
-    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
-    features = _pretrained('asr', WhisperFeatureExtractor, name)
-    tokenizer = _pretrained('asr', AutoTokenizer, name)
-    dtype = torch.float16 if device.startswith('cuda') else torch.float32 # as the papers' pipeline
-    model = _pretrained('asr', WhisperForConditionalGeneration, name, dtype=dtype).to(device).eval()
-    @torch.inference_mode()
-    def transcribe(waves):
-        texts = []
-        for wave in progress(waves, desc='transcribe', leave=False):
-            parts = [wave[at:at + 30 * RATE] for at in range(0, len(wave), 30 * RATE)]
-            parts = [p for p in parts if len(p) >= RATE // 10] # of nothing, Whisper invents words
-            heard = []
-            for part in parts:
-                x = features(part, sampling_rate=RATE, return_tensors='pt').input_features.to(device, dtype)
-                ids = model.generate(x, do_sample=False, num_beams=1, max_new_tokens=200)[0]
-                heard.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
-            texts.append(' '.join(filter(None, heard)))
-        return texts
-    return transcribe
+    """A function from float32 waves at 16 kHz to their transcripts."""
+    return Whisper(name, device).transcribe
 
 def load_llm(name, device):
     """A function from texts to (mean -log p a predicted token or None, predicted tokens), by a causal LM."""

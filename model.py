@@ -105,10 +105,10 @@ def alibi_slopes(n_head):
     return torch.tensor(slopes + [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)])
 
 class Cache:
-    """Keys and values of the columns seen so far: (B, capacity, HK, D) a layer, allocated once."""
+    """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
     def __init__(self, model, B, capacity, begin=None):
         cfg, like = model.cfg, model.embed
-        self.k, self.v = ([like.new_empty(B, capacity, cfg.n_kv_head, cfg.head_dim) for _ in range(cfg.n_layer)]
+        self.k, self.v = ([like.new_empty(B, cfg.n_kv_head, capacity, cfg.head_dim) for _ in range(cfg.n_layer)]
                           for _ in range(2))
         self.rope = model.rotary(torch.arange(capacity, device=like.device)[:, None]) # each (capacity, 1, n_rope)
         self.length = 0 # columns filled
@@ -117,12 +117,12 @@ class Cache:
     def attend(self, layer, q, k, v, docs, how):
         """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
         T, end = q.size(1), self.length + q.size(1)
-        self.k[layer].narrow(1, self.length, T).copy_(k)
-        self.v[layer].narrow(1, self.length, T).copy_(v)
+        self.k[layer].narrow(2, self.length, T).copy_(k.transpose(1, 2))
+        self.v[layer].narrow(2, self.length, T).copy_(v.transpose(1, 2))
         if self.length == 0:
             return attention(q, k, v, docs, **how)
         assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        return attention_decode(q, self.k[layer].narrow(1, 0, end), self.v[layer].narrow(1, 0, end), self.begin, **how)
+        return attention_decode(q, self.k[layer].narrow(2, 0, end), self.v[layer].narrow(2, 0, end), self.begin, **how)
 
 def _again(f, *x):
     return checkpoint(f, *x, use_reentrant=False, preserve_rng_state=False) # nothing here is random
@@ -276,9 +276,9 @@ class GPT(nn.Module):
         x = x if self.norm is None else self.norm(x)
         return x if self.word_out is None else self.word_out(x)
 
-    def logits(self, hidden):
-        """(..., n_word) -> (..., V)"""
-        logits = F.linear(hidden, self.head_weight)[..., :self.cfg.vocab_size]
+    def logits(self, hidden, head=None):
+        """(..., n_word) -> (..., V), or by some rows of the head alone (n, n_word) -> (..., n)"""
+        logits = F.linear(hidden, self.head_weight if head is None else head)[..., :self.cfg.vocab_size]
         cap = self.cfg.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -318,15 +318,17 @@ class GPT(nn.Module):
                  stop=(), generator=None):
         """Continuations of the prompts (lists of ids, of any lengths) as lists of new ids, a stop id included.
 
-        temperature 0 is greedy. allowed: (V,) bool, the ids that may be chosen. repetition_penalty as transformers:
-        logits of ids already in the text are divided by it where positive, else multiplied.
+        temperature 0 is greedy. allowed: (V,) bool, the ids that may be chosen; no logits are made of others.
+        repetition_penalty as transformers: logits of ids already in the text are divided by it where positive, else multiplied.
         """
         V, device = self.cfg.vocab_size, self.embed.device
         if min(map(len, prompts)) == 0:
             raise Refused("generate: an empty prompt; give at least one token (<speech>, BOS)")
         if min(map(min, prompts)) < 0 or max(map(max, prompts)) >= V:
             raise Refused(f"generate: a prompt has an id outside 0..{V - 1}, the model's vocabulary")
-        B, P = len(prompts), max(map(len, prompts))
+        B, P, limit = len(prompts), max(map(len, prompts)), self.cfg.n_positions
+        if P + max_new_tokens - 1 > limit: # the last new one is not read
+            raise Refused(f"generate: a prompt of {P} tokens and {max_new_tokens} new ones, and the model has {limit} positions")
         # prompts end together, each a document of its own that begins after its padding
         tokens = torch.zeros(B, P, dtype=torch.long, device=device)
         begin = torch.tensor([[P - len(prompt)] for prompt in prompts], device=device) # (B, 1)
@@ -337,14 +339,20 @@ class GPT(nn.Module):
         cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
         doc_start = None if cache.begin is None else torch.where(torch.arange(P, device=device) < begin, 0, begin)
         new, running = [[] for _ in prompts], set(range(B))
-        read = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)] + [self.head_weight]
+        read, ids, head = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)], None, None
+        if allowed is None:
+            read.append(self.head_weight)
+        else:
+            ids = allowed.to(device).nonzero()[:, 0]
+            head = self.head_weight[ids] # of 152,167 ids of a joint vocabulary 500 are units
         with _by_columns(read if device.type == 'cpu' else []):
             for _ in range(max_new_tokens):
-                logits = self.logits(self(tokens, doc_start, cache)[:, -1]).float() # (B, V)
+                logits = self.logits(self(tokens, doc_start, cache)[:, -1], head).float() # (B, V or allowed ids)
                 if repetition_penalty != 1:
                     used.scatter_(1, tokens[:, -1:], True) # the last id; one of the prompt's at first
-                    logits = torch.where(used, _penalized(logits, repetition_penalty), logits)
-                tokens = _choose(logits, temperature, top_k, allowed, generator) # (B, 1)
+                    logits = torch.where(used if ids is None else used[:, ids], _penalized(logits, repetition_penalty), logits)
+                tokens = _choose(logits, temperature, top_k, generator) # (B, 1)
+                tokens = tokens if ids is None else ids[tokens]
                 for i, token in enumerate(tokens[:, 0].tolist()):
                     if i in running:
                         new[i].append(token)
@@ -457,10 +465,8 @@ def _by_columns(weights):
 def _penalized(logits, penalty):
     return torch.where(logits > 0, logits / penalty, logits * penalty)
 
-def _choose(logits, temperature, top_k, allowed, generator):
-    """logits (B, V) -> ids (B, 1)"""
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
+def _choose(logits, temperature, top_k, generator):
+    """logits (B, n) -> which of the n (B, 1)"""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None:

@@ -6,13 +6,15 @@ Continue prompts: spoken, written or mixed ones, in speech, in text, or freely i
     python sample.py --model=out/tiny --prompt="Tom had a kite." --output=speech             text -> speech
     python sample.py --prompt="a.wav| and then she said|b.wav" --output=free                 mixed -> by turns
     python sample.py --prompts=FOLDER --n=4         each audio file of a folder, or each line of a .txt, is a prompt
+    python sample.py --prompts=FOLDER --asr=openai/whisper-base         and what Whisper hears in each span of speech
 
 The parts of a prompt, separated by |, are paths of audio files or else text. The documents are those of eval.py: where all
 is one modality there is no separator; else <speech> or <text> stands before each span of one modality.
 
 Written to --out, for prompt and continuation i: 000.wav (its speech, spans one behind the other) and 000.txt (its text),
-where it has some; 000.prompt.wav (what was used of an audio prompt); samples.json (spans with their units, runs or text,
-settings); samples.html, one page that needs nothing else: players, and each sample's spans as a strip over its time.
+where it has some; 000.prompt.wav (what was used of an audio prompt); with --asr 000.heard.txt, a line a span of prompt and
+continuation, heard or written; samples.json (spans with their units, runs, text, and what was heard; settings);
+samples.html, one page that needs nothing else: players, each sample's spans as a strip over its time, and their words.
 """
 import base64
 import html
@@ -25,6 +27,7 @@ import numpy as np
 import soundfile
 import torch
 
+from asr import Whisper
 from audio import RATE, load_audio, resample
 from configurator import Refused, atomically, progress, record, run, write_json
 from hub import vocabulary
@@ -32,7 +35,7 @@ from model import GPT
 from tokenize_speech import deduplicate
 from unit_cache import load_encoder
 from vocab import OTHER, TEXT, UNIT
-from vocoder import load_vocoder
+from vocoder import check, load_vocoder
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Config:
     layer: int = 4
     kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
     vocoder: str = 'tiny/mel'
+    asr: str = '' # Whisper, a folder or hub id, to write down what is said in prompts and continuations; '': none
     out: str = 'out/samples'
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
 
@@ -85,7 +89,12 @@ def all_prompts(cfg):
         raise Refused(f"{path}: expected a folder of audio, or UTF-8 text with a prompt a line ({e})") from None
     if not found:
         raise Refused(f"{path}: no prompt in it; expected {' '.join(sorted(AUDIO))} files, or lines")
-    return [[file] for file in found] if path.is_dir() else [line.split('|') for line in found]
+    if path.is_dir():
+        return [[file] for file in found]
+    for line in found:
+        if not all(map(str.strip, line.split('|'))):
+            raise Refused(f"{path}: {line!r}: expected audio files and texts separated by |, none of them empty")
+    return [line.split('|') for line in found]
 
 def is_audio(part):
     return Path(part.strip()).suffix.lower() in AUDIO
@@ -155,35 +164,52 @@ PAGE = """<!doctype html>
  audio {{ width: 100%; height: 2.5rem }} .about {{ color: #666 }} p {{ margin: .25rem 0; overflow-wrap: anywhere }}
  .strip {{ display: flex; gap: 2px; margin: .35rem 0; font-size: .8rem; line-height: 1.6rem }}
  .strip span {{ min-width: 2px; padding: 0 .3rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 3px }}
- .speech {{ background: #0072B2; color: #fff }} .text {{ background: #F0C870; color: #222 }}
+ .strip .speech {{ background: #0072B2; color: #fff }} .strip .text {{ background: #F0C870; color: #222 }}
+ mark {{ background: none; color: #222; border-bottom: 3px solid #F0C870 }} mark.speech {{ border-color: #0072B2 }}
 </style>
 <h1>{title}</h1><p class="about">{about}</p>
 {body}</html>
 """
 WORD = 0.35 # seconds that a written word takes in the strip, about what saying it takes
 
+def said(span):
+    """What a span says: its text, or what was heard; None where nobody listened."""
+    return span['text'] if span['kind'] == TEXT else span.get('heard')
+
 def strip(spans):
     """Spans as bars over time: as wide as they last, or as reading them out would."""
     bars = []
     for span in spans:
         wide = span['seconds'] if span['kind'] == UNIT else WORD * len(span['text'].split())
-        said = f"{span['seconds']:.1f} s" if span['kind'] == UNIT else html.escape(span['text'])
-        bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{max(wide, 0.05):.2f} 1 0" title="{said}">{said}</span>')
+        label = f"{span['seconds']:.1f} s" if span['kind'] == UNIT else html.escape(span['text'])
+        bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{100 * max(wide, 0.05):.0f} 1 0" '
+                    f'title="{html.escape(said(span) or label)}">{label}</span>')
     return f'<div class="strip">{"".join(bars)}</div>'
 
 def player(wave):
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav_bytes(wave)).decode()}"></audio>'
 
+def told(span):
+    """A span of a continuation in the terminal."""
+    if span['kind'] == TEXT:
+        return repr(span['text'])
+    return f"{span['seconds']:.2f} s of speech, {len(span['units'])} units" + (f", {span['heard']!r}" if 'heard' in span else '')
+
+def words(spans):
+    """The words of the spans one behind the other, each underlined in the color of its modality."""
+    marks = [f'<mark class="{NAMES[span["kind"]]}">{html.escape(said(span)) or "(nothing)"}</mark>'
+             for span in spans if said(span) is not None]
+    return f'<p>{" ".join(marks)}</p>' if marks else ''
+
 def page(samples, cfg):
-    """samples.html: prompt and continuation of each sample as strips and players, audio inside the page."""
+    """samples.html: prompt and continuation of each sample as strips, words and players, audio inside the page."""
     def part(name, spans, wave):
-        text = ' '.join(span['text'] for span in spans if span['kind'] == TEXT)
-        return f'<h2>{name}</h2>' + strip(spans) + (f'<p>{html.escape(text)}</p>' if text else '') \
-            + ('' if wave is None else player(wave))
+        return f'<h2>{name}</h2>' + strip(spans) + words(spans) + ('' if wave is None else player(wave))
     body = '\n'.join('<article>' + part(f"{s['name']} prompt", s['prompt'], s['prompt_wave'])
                      + part('continuation', s['spans'], s['wave']) + '</article>' for s in samples)
     about = (f"{html.escape(cfg.model)}, temperature {cfg.temperature:g}, top-k {cfg.top_k}, seed {cfg.seed}. Audio is 16 kHz; "
-             f"continuations are spoken by {html.escape(cfg.vocoder)} from generated units. Blue is speech, yellow text.")
+             f"continuations are spoken by {html.escape(cfg.vocoder)} from generated units. Blue is speech, yellow text."
+             + (f" The words of speech are what {html.escape(cfg.asr)} heard." if cfg.asr else ''))
     return PAGE.format(title="nanoSLM samples", about=about, body=body)
 
 def joined(waves):
@@ -202,6 +228,10 @@ def keep(sample, out):
             write(out, name, wav_bytes(wave))
     if any(span['kind'] == TEXT for span in sample['spans']):
         write(out, f"{sample['name']}.txt", (text + '\n').encode())
+    if any('heard' in span for part in ('prompt', 'spans') for span in sample[part]):
+        lines = [f"{name}\t{NAMES[span['kind']]}\t{' '.join(said(span).split())}\n" for name, spans in (
+            ('prompt', sample['prompt']), ('continuation', sample['spans'])) for span in spans]
+        write(out, f"{sample['name']}.heard.txt", ''.join(lines).encode())
 
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -224,12 +254,18 @@ def main(cfg):
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder)
+        check([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
+    asr = Whisper(cfg.asr, device) if cfg.asr else None
     prompts = [[read_part(part, cfg, encoder) for part in prompt] for prompt in parts]
     made = generate(cfg, model, vocab, tokenizer, prompts, device)
     spoken = [span for spans in made for span in spans if span['kind'] == UNIT]
     waves = vocoder.speak([span['units'] for span in spoken], units_hash=vocab.units) if spoken else []
     for span, wave in zip(spoken, waves):
         span |= {'seconds': len(wave) / RATE, 'wave': wave}
+    if asr:
+        audible = [part for prompt in prompts for part in prompt if part['kind'] == UNIT] + spoken
+        for span, text in zip(audible, asr.transcribe([span['wave'] for span in audible])):
+            span['heard'] = text
     samples, out = [], Path(cfg.out)
     for i, spans in enumerate(made):
         prompt = [{**part, 'seconds': len(part['wave']) / RATE} if part['kind'] == UNIT else part for part in prompts[i // cfg.n]]
@@ -237,8 +273,7 @@ def main(cfg):
                   'spans': spans, 'wave': joined([span['wave'] for span in spans if span['kind'] == UNIT])}
         keep(sample, out)
         samples.append(sample)
-        said = [f"{s['seconds']:.2f} s of speech, {len(s['units'])} units" if s['kind'] == UNIT else repr(s['text']) for s in spans]
-        print(f"{sample['name']} | {' | '.join(p.get('path') or p['text'] for p in prompt)} -> {' | '.join(said) or 'nothing'}")
+        print(f"{sample['name']} | {' | '.join(p.get('path') or p['text'] for p in prompt)} -> {' | '.join(map(told, spans)) or 'nothing'}")
     write(out, 'samples.html', page(samples, cfg).encode())
     plain = lambda span: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in span.items() if k != 'wave'} \
         | {'kind': NAMES[span['kind']]}

@@ -1,12 +1,11 @@
 """
 model.py beside transformers, in one run on this machine.
 
-    python bench/model.py speed                  a Qwen-shaped model of 6 layers: forward + backward, and cached decoding
+    python bench/model.py speed                  a Qwen-shaped model of 6 layers: forward + backward
     python bench/model.py real FOLDER            a real checkpoint: load time, peak memory, logits, greedy text, likelihood
 
 speed: 256 wide, 4 heads over 2, V 2,552, rows of 512 tokens. nanoGPT's way of the same size (LayerNorm, learned positions,
-gelu, a materialized head) stands beside it. Medians of interleaved repeats; decoding is greedy, in batches of 1 and 32, of
-64 + 128 tokens.
+gelu, a materialized head) stands beside it. Medians of interleaved repeats. Decoding: bench/sample.py.
 real: each model is loaded in a process of its own, so that peak memory is its own. The 100 sentences are the first
 stories of tiny/stories.py.
 
@@ -32,8 +31,6 @@ from configurator import Refused, progress, write_json
 from families import GPTConfig
 from model import GPT
 from tiny.stories import stories
-
-PROMPT, NEW = 64, 128
 
 # ----------------------------------------------------------------------------------------------------------------
 # speed
@@ -83,13 +80,6 @@ def speed(folder, repeats=9):
                          'transformers, sdpa': lambda: train(lambda: theirs(sdpa)),
                          "nanoGPT's way": lambda: train(lambda: nano(tokens, targets))}, repeats, 'cpu')
         rows += [{'what': f'forward + backward, 4 x 512 tokens, {dtype}', 'of': name, **row} for name, row in times.items()]
-    for B in (1, 32):
-        prompt = torch.randint(2552, (B, PROMPT))
-        times = measure({'nanoSLM': lambda prompt=prompt: ours.generate(prompt.tolist(), NEW, temperature=0),
-                         'transformers': lambda prompt=prompt: sdpa.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW,
-                                                                             do_sample=False, pad_token_id=0)}, repeats, 'cpu')
-        rows += [{'what': f'cached decoding, batch {B}, float32', 'of': name, 'tokens_s': round(B * NEW / row['ms'] * 1e3, 1)}
-                 for name, row in times.items()]
     return rows
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -517,21 +517,20 @@ def _dense(q, k, v, mask, scale, softcap, enable_gqa=False):
     return s.softmax(-1).to(q.dtype) @ v
 
 def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """One token more: q (B, 1, H, D) over the keys and values so far, its own last: k, v (B, N, HK, D) -> (B, 1, H, D).
+    """One token more: q (B, 1, H, D) over the keys and values so far, its own last: k, v (B, HK, N, D) -> (B, 1, H, D).
     begin (B, 1): where each row's document begins among the N; None: at 0."""
     B, _, H, D = q.shape
-    N, HK = k.shape[1:3]
+    HK, N = k.shape[1:3]
     first, mask = max(0, N - window) if window else 0, None
     if first:
-        k, v = k[:, first:], v[:, first:]
+        k, v = k[:, :, first:], v[:, :, first:]
     if begin is not None:
         mask = (torch.arange(first, N, device=q.device) >= begin)[:, None, None] # (B, 1, 1, keys)
     if slopes is not None:
         bias = slopes.view(HK, -1, 1) * torch.arange(first - N + 1, 1, device=q.device) # (HK, G, keys)
         mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
     # (B, HK, G, D): the heads of a group as if they were times
-    y = _dense(q.view(B, HK, H // HK, D), k.transpose(1, 2), v.transpose(1, 2), mask, scale, softcap)
-    return y.reshape(B, 1, H, D)
+    return _dense(q.view(B, HK, H // HK, D), k, v, mask, scale, softcap).reshape(B, 1, H, D)
 
 
 def _main():

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import sys
+from string import ascii_lowercase
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ def speech_like(seconds, seed, rate=RATE):
         tone = sum(np.sin(2 * np.pi * f * k * t + rng.uniform(0, 6)) / k for k in range(1, 4))
         out.append(rng.choice([0, .02, .3]) * tone + rng.choice([0.001, .1]) * rng.standard_normal(step))
     return np.concatenate(out)[:n].astype(np.float32)
+
+def waves(*seconds):
+    return [speech_like(s, i) for i, s in enumerate(seconds)]
 
 def make_tokenizer(folder):
     """A byte-level tokenizer of 257 ids (every byte, and <|endoftext|>) -> TextTokenizer."""
@@ -75,6 +79,30 @@ def make_model(folder, tokenizer_folder, kind='joint', seed=0):
     model.save_pretrained(folder, vocab=vocab, tokenizer=tokenizer_folder)
     vocab.save(folder)
     return model.eval(), vocab
+
+def make_whisper(folder):
+    """A random Whisper that says a few tokens, then the end, and has all a folder of OpenAI's has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    text = list(ascii_lowercase) + ['Ġ' + c for c in ascii_lowercase] + [','] # byte-level: Ġ is the space
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(text)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([f'<|{t}|>' for t in (
+        'endoftext', 'startoftranscript', 'en', 'zh', 'translate', 'transcribe', 'startoflm', 'startofprev', 'nospeech', 'notimestamps')])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    end, size = len(text), tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(
+        vocab_size=size, d_model=32, encoder_layers=2, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=.4, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        decoder_start_token_id=end + 1))
+    with torch.no_grad():
+        model.proj_out.weight[end] = .6 * torch.randn(32) # as padding it is zero
+        model.model.decoder.embed_positions.weight[14:] = 60 * model.proj_out.weight[end] # ten tokens after the prompt: the end
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    (folder / 'generation_config.json').write_text(json.dumps({'alignment_heads': [[2, 1], [3, 0], [3, 2]], 'suppress_tokens': [12, 26]}))
+    return folder
 
 def killed(work, folder, moment=None):
     """Runs work() in a process of its own, ended by SIGKILL when it makes its moment-th change below folder.

@@ -98,7 +98,7 @@ def test_decoding_a_token_is_the_last_row_of_attention(name):
     for starts in (begin, None):
         doc_start = None if starts is None else starts.expand(2, 80).where(torch.arange(80) >= starts, 0)
         expected = attention_ref(q, k, v, doc_start, **how)[:, -1:]
-        got = attention_decode(q[:, -1:], k, v, starts, **how)
+        got = attention_decode(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), starts, **how)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 @pytest.mark.parametrize('dtype', DTYPES)

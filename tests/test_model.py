@@ -375,6 +375,26 @@ def test_repetition_penalty_is_that_of_transformers():
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(text, logits)
     assert torch.equal(torch.where(used, model_file._penalized(logits, 1.3), logits), expected)
 
+def test_a_prompt_and_what_follows_it_fit_the_models_positions_or_are_refused():
+    model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
+    assert len(model.generate([[3] * 10, [4]], 7, temperature=0)[0]) == 7 # the last is never read
+    with pytest.raises(Refused, match='a prompt of 10 tokens and 8 new ones, and the model has 16 positions'):
+        model.generate([[3] * 10, [4]], 8)
+
+@pytest.mark.parametrize('penalty', [1.0, 2.0])
+def test_what_is_allowed_is_chosen_as_if_the_rest_had_no_probability(small, penalty):
+    allowed = torch.zeros(300, dtype=torch.bool)
+    allowed[[0, 7, 150, 151, 299]] = True
+    prompt = [3, 150, 299]
+    got = small.generate([prompt, [5]], 12, temperature=0, allowed=allowed, repetition_penalty=penalty)[0]
+    text = list(prompt)
+    for token in got:
+        logits = logits_of(small, torch.tensor([text]))[0, -1]
+        said = torch.tensor(sorted(set(text)))
+        logits[said] = torch.where(logits[said] > 0, logits[said] / penalty, logits[said] * penalty)
+        assert token == logits.masked_fill(~allowed, -torch.inf).argmax()
+        text.append(token)
+
 def test_a_row_ends_at_its_stop_id(small):
     free = small.generate([[3], [4, 5]], 30, temperature=0, repetition_penalty=1.5)
     stop = free[1][4]

@@ -1,8 +1,10 @@
 """
 sample.py on a random model: the documents it builds, the modality it keeps to, and the files it leaves.
 """
+import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,15 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
-from small import K, make_model, make_tokenizer
+from small import K, make_model, make_tokenizer, make_whisper
 from transformers import HubertConfig, HubertModel
 
+from asr import Whisper
+from audio import RATE, load_audio
 from configurator import Refused
 from encoders import Encoder, load_centroids
 from model import GPT
-from sample import Config, allowed_ids, main, prompt_ids, spans_of
+from sample import Config, allowed_ids, main, prompt_ids, read_part, spans_of
 from vocab import TEXT, UNIT, Vocab
 from vocoder import MelConfig, UnitToMel
 
@@ -33,6 +37,8 @@ def house(tmp_path_factory):
     save_file({'centroids': torch.randn(K, 16)}, root / 'hubert' / 'kmeans.safetensors')
     units = Encoder(root / 'hubert', 1, load_centroids(root / 'hubert' / 'kmeans.safetensors')).hash
     UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'mel')
+    (root / 'whisper').mkdir()
+    make_whisper(root / 'whisper')
     for kind in ('joint', 'speech', 'text'):
         _, vocab = make_model(root / kind, root / 'tokenizer', kind)
         if kind != 'text':
@@ -98,9 +104,9 @@ def test_speech_to_speech_writes_wave_units_and_page(house, tmp_path):
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(house, tmp_path):
     root, _ = house
     for name, seed in (('a', 1), ('b', 1), ('c', 2)):
-        main(settings(root, out=str(tmp_path / name), seed=seed))
-    a, b, c = ((tmp_path / name / '000.wav').read_bytes() for name in 'abc')
-    assert a == b != c
+        main(settings(root, out=str(tmp_path / name), seed=seed, n=3))
+    a, b, c = ({path.name: path.read_bytes() for path in (tmp_path / name).glob('00?.wav')} for name in 'abc')
+    assert a and a == b != c
 
 def test_speech_to_text_and_text_to_speech(house, tmp_path):
     root, _ = house
@@ -125,7 +131,29 @@ def test_mixed_prompts_go_on_freely(house, tmp_path):
         assert (tmp_path / 'a' / f"{sample['name']}.txt").exists()
     assert len(soundfile.read(tmp_path / 'a' / '000.prompt.wav')[0]) == 2 * 16000
     page = (tmp_path / 'a' / 'samples.html').read_text()
-    assert page.count('<span class=') == sum(map(len, kinds)) + 9
+    assert page.count('<span class=') == sum(map(len, kinds)) + 9 and 'heard' not in page
+
+def test_what_is_said_is_written_down_span_by_span(house, tmp_path):
+    root, _ = house
+    wav, out = root / 'prompt.wav', tmp_path / 'a'
+    main(settings(root, out=str(out), prompt=f'{wav}|and <then>', output='free', n=2, max_new_tokens=60, asr=str(root / 'whisper')))
+    samples, page = json.loads((out / 'samples.json').read_text())['samples'], (out / 'samples.html').read_bytes().decode()
+    for sample in samples:
+        spans = [('prompt', span) for span in sample['prompt']] + [('continuation', span) for span in sample['spans']]
+        words = [span['heard'] if span['kind'] == 'speech' else span['text'] for _, span in spans]
+        assert {span['kind'] for _, span in spans} == {'speech', 'text'} and words[0] # what the stand-in heard in the prompt
+        lines = (out / f"{sample['name']}.heard.txt").read_text().split('\n')[:-1]
+        assert lines == [f"{part}\t{span['kind']}\t{' '.join(text.split())}" for (part, span), text in zip(spans, words)]
+        for (_, span), text in zip(spans, words):
+            assert f'<mark class="{span["kind"]}">{html.escape(text) or "(nothing)"}</mark>' in page
+    with_whisper = Whisper(root / 'whisper')
+    wave = load_audio(out / '000.prompt.wav')
+    assert samples[0]['prompt'][0]['heard'] == with_whisper.transcribe([wave])[0]
+    long = next((sample, i) for sample in samples for i, span in enumerate(sample['spans']) if span.get('seconds', 0) > 0.1)
+    sample, i = long # where its wave lies in the sample's, in samples at 16 kHz
+    at, n = (round(RATE * sum(span.get('seconds', 0) for span in sample['spans'][a:b])) for a, b in ((0, i), (i, i + 1)))
+    wave = load_audio(out / f"{sample['name']}.wav")[at:at + n]
+    assert sample['spans'][i]['heard'] == with_whisper.transcribe([wave])[0]
 
 def test_a_folder_of_prompts_in_batches(house, tmp_path):
     root, _ = house
@@ -162,14 +190,73 @@ def test_whatever_a_model_says_becomes_files(house, tmp_path, monkeypatch, said,
     ({'output': 'song'}, "expected speech, text or free"),
     ({'top_k': 0}, "top_k is 0, must be above 0"),
     ({'vocoder': 'none'}, "none: no vocoder here"),
+    ({'model': 'none'}, "vocab.json: no such file"),
+    ({'temperature': -1.0}, "temperature and seconds must not be negative"),
+    ({'prompt': '', 'prompts': 'lines.txt'}, "lines.txt: 'so | | it was': expected audio files and texts separated by |"),
+    ({'prompt': '', 'prompts': 'blank.txt'}, "blank.txt: no prompt in it"),
+    ({'prompt': '', 'prompts': 'folder'}, "folder: no prompt in it"),
+    ({'prompt': 'empty.wav'}, "empty.wav: EMPTY"),
+    ({'prompt': 'short.wav'}, "short.wav: 639 samples at 16 kHz, one unit takes 640"),
+    ({'prompt': 'text.wav'}, "text.wav: NOT_AUDIO"),
+    ({'prompt': ' '}, "expected --prompt"),
+    ({'prompt': 'so it was ' * 4, 'model': 'short'}, "a prompt of 41 tokens and 12 new ones, and the model has 40 positions"),
+    ({'vocoder': 'other'}, "vocoder: made for units other, given units"),
+    ({'asr': '/none'}, "/none: no such folder, nor a hub id that can be reached"),
 ])
-def test_bad_input_is_refused(house, change, message, tmp_path):
+def test_bad_input_is_refused(house, change, message, tmp_path, monkeypatch):
     root, _ = house
-    if change.get('model'):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (('lines.txt', 'once\nso | | it was\n'), ('blank.txt', ' \n\n'), ('text.wav', 'once')):
+        Path(name).write_text(text)
+    for name, n in (('empty.wav', 0), ('short.wav', 639)):
+        soundfile.write(name, np.zeros(n), 16000)
+    Path('folder').mkdir()
+    shutil.copytree(root / 'joint', 'short')
+    config = json.loads(Path('short/config.json').read_text())
+    Path('short/config.json').write_text(json.dumps({**config, 'max_position_embeddings': 40}))
+    UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash='other')).save_pretrained('other')
+    if 'model' in change and change['model'] != 'short':
         change = {**change, 'model': str(root / change['model'])}
-    with pytest.raises(Refused, match=re.escape(message)):
+    if change.get('vocoder') == 'other': # at once, not when all has been generated
+        monkeypatch.setattr(GPT, 'generate', lambda *_: 1 / 0)
+    with pytest.raises(Refused, match=re.escape(message)) as e:
         main(settings(root, out=str(tmp_path / 'x'), **change))
-    assert not (tmp_path / 'x').exists()
+    assert not (tmp_path / 'x').exists() and '\n' not in str(e.value)
+
+def test_a_unit_that_the_model_does_not_know_is_refused(house):
+    root, tokenizer = house
+    for kind in ('joint', 'speech'):
+        with pytest.raises(Refused, match=f"units 0..{K}, expected 0..{K - 1}"):
+            prompt_ids([{'kind': UNIT, 'units': np.array([0, K])}], 'speech', Vocab.load(root / kind), tokenizer)
+
+@pytest.mark.parametrize('rate, channels', [(8000, 1), (16000, 1), (44100, 2), (48000, 1)])
+def test_a_prompt_of_any_rate_is_the_same_second(house, rate, channels, tmp_path):
+    root, _ = house
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(tmp_path / 'tone.wav', np.stack([tone] * channels, 1), rate)
+    encoder = Encoder(root / 'hubert', 1, load_centroids(root / 'hubert' / 'kmeans.safetensors'))
+    part = read_part(str(tmp_path / 'tone.wav'), settings(root, seconds=0.0), encoder)
+    assert abs(part['runs'].sum() - 25) <= 1 and part['units'].max() < K
+
+@pytest.mark.parametrize('output, said, kinds', [
+    ('free', 'text', ['text']), ('free', 'units', ['speech']), ('free', 'separators', []), ('speech', 'units', ['speech']),
+    ('speech', 'end', []), ('text', 'end', [])])
+def test_a_model_that_says_one_thing_only_ends_and_leaves_a_page(house, monkeypatch, tmp_path, output, said, kinds):
+    root, tokenizer = house
+    T = tokenizer.size
+    wanted = {'text': 97, 'units': T + 3, 'separators': T + K, 'end': tokenizer.eot}[said]
+    def logits(self, hidden, head=None): # the rows of the head say which ids are asked for
+        rows = self.head_weight[:T + K + 2] if head is None else head
+        return (rows == self.head_weight[wanted]).all(-1).float().expand(len(hidden), -1)
+    monkeypatch.setattr(GPT, 'logits', logits)
+    main(settings(root, out=str(tmp_path), output=output, temperature=0.0))
+    [sample] = json.loads((tmp_path / 'samples.json').read_text())['samples']
+    assert [span['kind'] for span in sample['spans']] == kinds
+    assert (tmp_path / '000.wav').exists() == (kinds == ['speech']) and (tmp_path / '000.txt').exists() == (kinds == ['text'])
+    assert 'continuation' in (tmp_path / 'samples.html').read_text()
+    if kinds == ['speech']:
+        wave, _ = soundfile.read(tmp_path / '000.wav')
+        assert sample['spans'][0]['units'] == [3] * 12 and len(wave) >= 12 * 640 and np.isfinite(wave).all() and abs(wave).max() <= 1
 
 def test_units_of_another_encoder_are_refused(house, tmp_path):
     root, _ = house
