@@ -1,5 +1,5 @@
 """
-The papers' findings, put to the test on tiny/: about 170 runs that share out over the processes which are started.
+The papers' findings, put to the test on tiny/: about 180 runs that share out over the processes which are started.
 
     ./findings.sh                     data, runs, verdicts; again: goes on where it was cut
     python findings.py --run=True     the runs alone; start it as often as there are cores or GPUs, each with its own
@@ -11,7 +11,7 @@ Each finding has parts; each part is a number for every seed, above 0 where the 
     reproduced      the interval lies above 0                contradicted      it lies below
     not decidable   it holds 0, or fewer than three seeds have all the runs that the part needs
 
-The rules stand in PARTS, written before the runs. "At the most compute" is the largest budget that is finished for all of a
+The rules stand in FINDINGS, written before the runs. "At the most compute" is the largest budget that is finished for all of a
 part's arms, sizes and seeds. Arms are compared at equal C = 6 N D; loss is in nats a unit on held-out stories (log.jsonl's
 last), tSC and sSC are those of the voice that was trained on, in speech alone, unless a part says otherwise.
 """
@@ -28,28 +28,30 @@ import suite
 from configurator import Refused, atomically, record, run, write_json
 from fits import loss_curve, read_json
 
-SIZES = ('0.25M', '1M', '2.8M', '6M')
-ONE = ('1M',) # the size of the findings that vary something else
-BUDGETS = (1e12, 3e12, 1e13, 3e13) # FLOPs
+SIZES = ('0.25M', '0.5M', '1M', '2.8M', '6M')
+ONE = '1M' # the size of the findings that vary something else
+BUDGETS = (1e12, 2e12, 4e12, 1.2e13, 4e13) # FLOPs
+MIDDLE, SMALL = 4e12, 1.4e12 # FLOPs: where TextLMs are compared; of ONE, 4 times through half an hour of speech
 SEEDS = 3
+STEPS = 60 # at least; fewer are hardly more than the warm-up
 EPOCHS = 4 # over any part of the data, at most
 T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262} # Student's t by degrees of freedom
 TEXTS = { # TextLMs: shape, more for train.py
-    **{size: (size, ()) for size in SIZES}, '1M-weak': ('1M', ('--max_tokens=90_000',)),
-    '1M-long': ('1M', ('--max_tokens=3_600_000',)), '1M-talk': ('1M', ('--data=out/tokens/talk-text',))}
+    **{size: (size, ()) for size in SIZES}, 'weak': (ONE, ('--max_tokens=90_000',)),
+    'long': (ONE, ('--max_tokens=1_800_000',)), 'talk': (ONE, ('--data=out/tokens/talk-text',))}
 FEW = "--sources=('speech','interleaved') --data="
 ARMS = { # base config, TextLM (None: random weights), sizes, FLOPs, more for train.py
     'interleaved': ('interleaved', '{size}', SIZES, BUDGETS, ''),
     'textless': ('speech', None, SIZES, BUDGETS, ''),
-    'speech': ('speech', '{size}', ONE, BUDGETS, ''),
-    'scratch': ('interleaved', None, ONE, BUDGETS, ''),
-    'weak': ('interleaved', '{size}-weak', ONE, BUDGETS, ''),
-    'weak-speech': ('speech', '{size}-weak', ONE, BUDGETS, ''),
-    'long': ('interleaved', '{size}-long', ONE, (1e13,), ''),
-    'talk': ('interleaved', '{size}-talk', ONE, (1e13,), ''),
-    'synthetic': ('interleaved', '{size}', ONE, (1.4e12,), FEW + 'out/tokens/stories-few'), # 0.7 h of one voice,
-    'diverse': ('interleaved', '{size}', ONE, (1.4e12,), FEW + 'out/tokens/talk'), # 0.6 h of eight,
-    'mixed': ('interleaved', '{size}', ONE, (1.4e12,), FEW + 'out/tokens/stories-few,out/tokens/talk')} # and both
+    'speech': ('speech', '{size}', (ONE,), BUDGETS, ''),
+    'scratch': ('interleaved', None, (ONE,), BUDGETS, ''),
+    'weak': ('interleaved', 'weak', (ONE,), BUDGETS, ''),
+    'weak-speech': ('speech', 'weak', (ONE,), BUDGETS, ''),
+    'long': ('interleaved', 'long', (ONE,), (MIDDLE,), ''),
+    'talk': ('interleaved', 'talk', (ONE,), (MIDDLE,), ''),
+    'synthetic': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few'), # 0.7 h of one voice,
+    'diverse': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/talk'), # 0.6 h of eight,
+    'mixed': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few,out/tokens/talk')} # and both
 LOSS, UNSEEN = 'loss', 'loss, unseen voice' # nats a unit: of held-out stories, log.jsonl's last; of eval.py's right stories
 TSC, TSC_UNSEEN, SSC = 'tiny/main/tsc/S', 'tiny/unseen/tsc/S', 'tiny/main/ssc/S'
 
@@ -91,7 +93,8 @@ def slm_rows(cfg):
     """The SLMs as suite.execute takes them, the least compute first; their TextLMs must be there."""
     rows = [row | {'arm': arm} for arm in ARMS for row in suite.plan_of(plan_of(cfg, arm))]
     most = BUDGETS[cfg.budgets - 1]
-    return sorted((row for row in rows if row['flops'] <= most), key=lambda row: (row['flops'], row['seed']))
+    rows = [row for row in rows if row['flops'] <= most and row['steps'] >= STEPS]
+    return sorted(rows, key=lambda row: (row['flops'], row['seed']))
 
 class Result(NamedTuple):
     N: int          # parameters
@@ -186,7 +189,7 @@ def good_over_weak(runs):
 
 def against_its_loss(runs):
     """The SLM of the TextLM that knows other text alone against that of the weak one, which models the stories better."""
-    if runs.texts['1M-talk'] <= runs.texts['1M-weak']:
+    if runs.texts['talk'] <= runs.texts['weak']:
         raise Refused("the TextLM of other text has the lower loss on the stories: nothing to be misled by")
     return better('talk', 'weak', LOSS)(runs)
 
@@ -230,7 +233,7 @@ FINDINGS = (
     Finding("Which TextLM matters, and its own loss does not say", "\"not all model families are born equal [...] these results "
             "do not always correlate with performance of the base TextLMs\" (SIMS 4.2)", (
         ("loss, from the good TextLM over the weak one", "nats", better('interleaved', 'weak', LOSS)),
-        ("loss, from one trained four times as long over the good one", "nats", better('long', 'interleaved', LOSS)),
+        ("loss, from one trained twice as long over the good one", "nats", better('long', 'interleaved', LOSS)),
         ("loss, from one of other text over the weak one, which models the stories better", "nats", against_its_loss))),
     Finding("Preferences raise sSC", "Direct preference optimisation on synthetic pairs raises sSC (Slam, Table 1)", (
         ("sSC, after DPO over before", "points", preferred),)))
@@ -290,18 +293,18 @@ def picture(runs, path):
     draw(axes[1], runs, ('interleaved', 'scratch'), LOSS)
     draw(axes[2], runs, ('speech', 'interleaved', 'weak-speech', 'weak'), TSC, 100)
     axes[2].axhline(50, color='#666', linestyle=':', linewidth=1)
-    for axis, label in zip(axes[:3], ('loss, nats a unit; best size', 'loss, nats a unit; 1M', 'tSC in speech, %; 1M')):
+    for axis, label in zip(axes[:3], ('loss, nats a unit; best size', f'loss, nats a unit; {ONE}', f'tSC in speech, %; {ONE}')):
         axis.set_ylabel(label)
     arms = ('synthetic', 'diverse', 'mixed')
-    if all((arm, '1M', 1.4e12, s) in runs.results for arm in arms for s in runs.seeds):
-        bars(axes[3], arms, [[runs.results[arm, '1M', 1.4e12, s].scores[UNSEEN] for s in runs.seeds] for arm in arms])
+    if all((arm, ONE, SMALL, s) in runs.results for arm in arms for s in runs.seeds):
+        bars(axes[3], arms, [[runs.results[arm, ONE, SMALL, s].scores[UNSEEN] for s in runs.seeds] for arm in arms])
     axes[3].set_ylabel('loss in the unseen voice, nats a unit')
-    for i, (arm, text) in enumerate({'interleaved': '1M', 'weak': '1M-weak', 'long': '1M-long', 'talk': '1M-talk'}.items()):
-        found = [r.scores[LOSS] for s in runs.seeds if (r := runs.results.get((arm, '1M', 1e13, s)))]
+    for i, (arm, text) in enumerate({'interleaved': ONE, 'weak': 'weak', 'long': 'long', 'talk': 'talk'}.items()):
+        found = [r.scores[LOSS] for s in runs.seeds if (r := runs.results.get((arm, ONE, MIDDLE, s)))]
         if found and text in runs.texts:
             name = {'interleaved': 'good', 'talk': 'other text'}.get(arm, arm)
             axes[4].plot([runs.texts[text]] * len(found), found, linestyle='none', label=name, **figures.look(i))
-    axes[4].set(xlabel="the TextLM's own loss on stories, nats a token", ylabel='loss, nats a unit; 1M, 1e13 FLOPs')
+    axes[4].set(xlabel="the TextLM's own loss on stories, nats a token", ylabel=f'loss, nats a unit; {ONE}, {MIDDLE:g} FLOPs')
     if axes[4].lines:
         axes[4].legend(frameon=False, fontsize=8)
     if runs.preferred:

@@ -46,6 +46,7 @@ SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channe
     'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680),
     # ours, over the 2,048 ids of tiny/tokenizer; no hub has them
     'tiny/0.25M': ('qwen2', 2, 2, 1, 64, 176, 2048, {'head_dim': 32}, 223_808, 2048),
+    'tiny/0.5M': ('qwen2', 3, 3, 1, 96, 256, 2048, {'head_dim': 32}, 492_672, 2048),
     'tiny/1M': ('qwen2', 4, 4, 2, 128, 336, 2048, {'head_dim': 32}, 977_024, 2048),
     'tiny/2.8M': ('qwen2', 6, 6, 2, 192, 512, 2048, {'head_dim': 32}, 2_756_928, 2048),
     'tiny/6M': ('qwen2', 6, 9, 3, 288, 768, 2048, {'head_dim': 32}, 5_904_864, 2048),

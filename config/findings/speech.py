@@ -14,5 +14,5 @@ warmup = 0.03
 max_flops = 1e13
 
 eval_every = 100_000 # at the end alone
-eval_rows = 64
+eval_rows = 32
 save_every = 1000
