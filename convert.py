@@ -1,9 +1,11 @@
 """
-Published files that are pickles -> safetensors: k-means for tokenize_speech.py, unit HiFi-GANs for vocoder.py.
+Published files that are pickles -> safetensors: k-means for tokenize_speech.py, unit HiFi-GANs for vocoder.py. And a model of
+train.py in half its size, to hand on.
 
     python convert.py --kmeans=mhubert_base_25hz_L11_km500.bin --out=km500.safetensors
     python convert.py --vocoder=hifigan_lj_mhubert_base_25hz.pt --config=hifigan_lj_mhubert_base_25hz_config.json \\
                       --units_hash=HASH --out=vocoder          HASH: of the info.json of the units it is to speak
+    python convert.py --model=out/tiny-long --out=tiny/slm     weights in bfloat16; settings, log and tokenizer as they are
 
 Published k-means files are scikit-learn's KMeans or MiniBatchKMeans dumped by joblib: a pickle, plain or in zlib or gzip,
 with the bytes of each array right behind the object that describes it,
@@ -23,8 +25,10 @@ import json
 import math
 import os
 import pickletools
+import shutil
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -32,6 +36,7 @@ from safetensors.numpy import save_file
 from audio import RATE
 from configurator import Refused, atomically, record, run, sha256, write_json
 
+COPIED = ('vocab.json', 'tokenizer.json', 'tokenizer_config.json', 'settings.json', 'log.jsonl') # of a model's folder
 MOST_BYTES, MOST_OPCODES = 1 << 28, 100_000 # of a file, once it is decompressed
 
 WRAPPERS = {'joblib.numpy_pickle NumpyArrayWrapper', 'sklearn.externals.joblib.numpy_pickle NumpyArrayWrapper'}
@@ -49,11 +54,13 @@ class Config:
     vocoder: str = '' # or the .pt of a unit HiFi-GAN of textlesslib,
     config: str = '' # its config.json,
     units_hash: str = '' # and of which units it is; '': not checked when it speaks
-    out: str = '' # NEW.safetensors, with 'centroids' (K, C) in float32; or the vocoder's new folder
+    model: str = '' # or a folder of train.py
+    out: str = '' # NEW.safetensors, with 'centroids' (K, C) in float32; or the vocoder's or model's new folder
 
     def __post_init__(self):
-        if bool(self.kmeans) == bool(self.vocoder) or bool(self.vocoder) != bool(self.config) or not self.out:
-            raise Refused("expected --kmeans=FILE and --out=NEW.safetensors, or --vocoder=FILE.pt, --config=FILE.json and --out=FOLDER")
+        if sum(map(bool, (self.kmeans, self.vocoder, self.model))) != 1 or bool(self.vocoder) != bool(self.config) or not self.out:
+            raise Refused("expected --kmeans=FILE and --out=NEW.safetensors, or --vocoder=FILE.pt, --config=FILE.json and "
+                          "--out=FOLDER, or --model=FOLDER and --out=FOLDER")
 
 class Name(str):
     """'module name' of a global."""
@@ -267,11 +274,26 @@ def write_vocoder(cfg):
         vocoder = load_vocoder(tmp)
     print(f"{cfg.out}: a vocoder of {vocoder.cfg.num_embeddings} units, {RATE / vocoder.hop:g} a second")
 
+def write_model(cfg):
+    import torch
+
+    from model import GPT
+    model = GPT.from_pretrained(cfg.model)
+    with atomically(cfg.out) as tmp:
+        tmp.mkdir()
+        for name in COPIED:
+            if (Path(cfg.model) / name).is_file():
+                shutil.copy(Path(cfg.model) / name, tmp)
+        model.save_pretrained(tmp, dtype=torch.bfloat16)
+    print(f"{cfg.out}: {model.num_params():,} parameters in bfloat16; measure it by eval.py --model={cfg.out}")
+
 def main(cfg):
     if os.path.exists(cfg.out):
         raise Refused(f"{cfg.out}: is there already; take another --out, or delete it")
     if cfg.vocoder:
         return write_vocoder(cfg)
+    if cfg.model:
+        return write_model(cfg)
     centroids = read_kmeans(cfg.kmeans)
     with atomically(cfg.out) as tmp:
         save_file({'centroids': centroids}, tmp, {'made': json.dumps({**record(cfg), 'source': sha256(cfg.kmeans)})})

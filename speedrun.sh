@@ -3,16 +3,8 @@
 # A GPU is used where there is one. What is done is not done again: remove out/ to start over.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/speedrun
-mkdir -p $out/logs
+source jobs.sh
 
-step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last line is shown
-  local name=$1 log=$out/logs/$2.log start=$SECONDS; shift 2
-  "$@" >"$log" 2>&1 || { echo "FAILED  $name; $log ends with:"; tail -n 5 "$log"; exit 1; }
-  printf '%5d s  %-46s %s\n' $((SECONDS - start)) "$name" "$(tail -n 1 "$log" | cut -c 1-110)"
-}
-once() { # once FILE step ...: only while FILE is not there
-  if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
-}
 # bf16 on a GPU, and on a CPU whose bf16 product is the faster one (on most it is the slower); measured once, for all runs
 [ -s $out/dtype ] || python - >$out/dtype <<'PYTHON'
 import time, torch
@@ -31,13 +23,7 @@ train() { step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $o
 once $out/units/info.json step "audio -> units" units \
   python tokenize_speech.py --audio=tiny/audio --out=$out/units
 once $out/units/words/info.json step "words of the audio" words python align.py --units=$out/units
-step "corpus: units and words of tiny/" corpus python -m tiny.pack
-once out/data/stories.txt step "corpus: more stories, as text" stories \
-  python -m tiny.stories --n=60000 --out=out/data/stories.txt
-once out/tokens/stories/info.json step "units + words -> token shards: stories" tokens-stories \
-  python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot=True --val_frac=0.03 --out=out/tokens/stories
-once out/tokens/talk/info.json step "units + words -> token shards: talk" tokens-talk \
-  python interleave.py --units=out/data/talk --eot=True --val_frac=0.1 --out=out/tokens/talk
+corpus
 train tiny_text
 train tiny
 train tiny_speech

@@ -10,6 +10,7 @@ everything else as that config has it. Memory and the time of a step are those o
      a GPU), "hours", "epochs" (of the scarcest source), "why_not" (null: feasible), "out_dir", "train", "eval" (arguments)}
 """
 import contextlib
+import fcntl
 import io
 import json
 import signal
@@ -45,6 +46,7 @@ SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channe
     'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680),
     # ours, over the 2,048 ids of tiny/tokenizer; no hub has them
     'tiny/0.25M': ('qwen2', 2, 2, 1, 64, 176, 2048, {'head_dim': 32}, 223_808, 2048),
+    'tiny/0.5M': ('qwen2', 3, 3, 1, 96, 256, 2048, {'head_dim': 32}, 492_672, 2048),
     'tiny/1M': ('qwen2', 4, 4, 2, 128, 336, 2048, {'head_dim': 32}, 977_024, 2048),
     'tiny/2.8M': ('qwen2', 6, 6, 2, 192, 512, 2048, {'head_dim': 32}, 2_756_928, 2048),
     'tiny/6M': ('qwen2', 6, 9, 3, 288, 768, 2048, {'head_dim': 32}, 5_904_864, 2048),
@@ -62,6 +64,7 @@ class Plan:
     init: str | None = None # 'scratch', or a folder a size as 'out/text-{size}'; None: the family's own TextLMs (tiny: scratch)
     lr: float | None = None # None: SIMS A.2, 5e-4, or 3e-4 from 2e20 FLOPs on and for 7B from 6e19 on; tiny: the base's
     seeds: int = 1 # runs of each size and budget
+    flags: str = '' # more for train.py, separated by blanks, as '--eot=True'
     out: str = 'out/suite' # runs.jsonl, and a folder a run
     # hardware: A100, H100 or H200 as in cost.py, or 'cpu'
     gpu: str = 'H200'
@@ -214,14 +217,14 @@ def row_of(cfg, base_path, base, model, way, there, C, seed):
     hours = steps * step / cfg.cpu_flops / 3600 if cfg.gpu == 'cpu' else seconds and steps * seconds / 3600
     return {'name': run, 'family': family, 'size': size, 'N': N, 'flops': C, 'tokens': D, 'steps': steps, 'lr': lr,
             'seed': seed, **how, 'gb': held, 'hours': hours, 'epochs': epochs, 'why_not': why_not, 'out_dir': out_dir,
-            'train': [base_path, *flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir)],
+            'train': [base_path, *cfg.flags.split(), *flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir)],
             'eval': [f'--model={out_dir}', f'--data={base.data}', *cfg.eval_flags.split()]}
 
 def plan_of(cfg):
     """The rows of runs.jsonl: a run for each budget, size and seed, the smallest first. A feasible one's settings are checked
     as train.py will."""
     base_path = cfg.base or BASES.get(cfg.family, BASES['qwen2.5'])
-    base = settings_of([base_path])
+    base = settings_of([base_path, *cfg.flags.split()])
     there, rows = tokens_there(cfg, base), []
     models = {size: (size, *model) for size, model in models_of(cfg.family, cfg.sizes, cfg.init, base.vocab).items()}
     ways = {}
@@ -282,10 +285,10 @@ def finished(row):
                       "or give the plan another --out")
     return True
 
-def call(command):
+def call(command, lock):
     """Runs a command to its end -> (exit status, whether a signal came meanwhile). SIGTERM is handed on to it; SIGINT a
-    terminal gives to both."""
-    came, child = [], subprocess.Popen(command)
+    terminal gives to both. It holds the lock too, so that a run outlives its parent's death undisturbed."""
+    came, child = [], subprocess.Popen(command, pass_fds=[lock])
     def note(number, _):
         came.append(number)
         if number == signal.SIGTERM:
@@ -299,30 +302,50 @@ def call(command):
 
 def execute(cfg, rows):
     """Trains and evaluates the feasible runs in order. A finished one is skipped, a cut one goes on from its checkpoint, as
-    train.py does for the same command; an evaluation older than its model is made again."""
+    train.py does for the same command; an evaluation older than its model is made again. Processes given the same rows share
+    them: what another holds is left to it, and waited for at the end."""
     many = [] if cfg.gpu == 'cpu' or cfg.gpus == 1 else ['-m', 'torch.distributed.run', f'--nproc_per_node={cfg.gpus}']
     good = [row for row in rows if not row['why_not']]
-    for i, row in enumerate(good, 1):
-        out, begin = Path(row['out_dir']), time.monotonic()
-        scores, made = out / 'eval.json', out / 'settings.json'
-        for script, arguments, launch, done in (
-                (cfg.train, row['train'], many, lambda row=row: finished(row)),
-                (cfg.eval, row['eval'], [], lambda: scores.is_file() and scores.stat().st_mtime >= made.stat().st_mtime)):
-            if done():
-                continue
-            print(f"[{i}/{len(good)}] {row['name']}: {script}", flush=True)
-            status, came = call([sys.executable, *launch, script, *arguments])
-            if came or status or not done():
-                how = "a signal came" if came else f"{script} ended with status {status}" + ('' if status else ", unfinished")
-                raise Refused(f"{row['name']}: {how}; the same command goes on from there")
-        print(f"[{i}/{len(good)}] {row['name']}: done ({time.monotonic() - begin:.0f} s)", flush=True)
+    left, wait = list(enumerate(good, 1)), False
+    while left:
+        busy = []
+        for i, row in left:
+            Path(row['out_dir']).mkdir(parents=True, exist_ok=True)
+            with open(Path(row['out_dir']) / '.lock', 'w') as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    busy.append((i, row))
+                    continue
+                wait = False
+                make(cfg, row, f'[{i}/{len(good)}] {row["name"]}', many, lock.fileno())
+        left, wait = busy, True
     print(f"{cfg.out}: {len(good)} runs are trained and evaluated; next: python scaling.py fit --runs={cfg.out}")
+
+def make(cfg, row, name, many, lock):
+    """One run of execute: what of it is not done."""
+    out, begin = Path(row['out_dir']), time.monotonic()
+    scores, made = out / 'eval.json', out / 'settings.json'
+    for script, arguments, launch, done in (
+            (cfg.train, row['train'], many, lambda: finished(row)),
+            (cfg.eval, row['eval'], [], lambda: scores.is_file() and scores.stat().st_mtime >= made.stat().st_mtime)):
+        if done():
+            continue
+        print(f"{name}: {script}", flush=True)
+        status, came = call([sys.executable, *launch, script, *arguments], lock)
+        if came or status or not done():
+            how = "a signal came" if came else f"{script} ended with status {status}" + ('' if status else ", unfinished")
+            raise Refused(f"{row['name']}: {how}; the same command goes on from there")
+    print(f"{name}: done ({time.monotonic() - begin:.0f} s)", flush=True)
+
+def write_rows(out, rows):
+    with atomically(Path(out) / 'runs.jsonl') as tmp:
+        tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 def plan(cfg):
     rows = plan_of(cfg)
     print(*table(cfg, rows), sep='\n')
-    with atomically(Path(cfg.out) / 'runs.jsonl') as tmp:
-        tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    write_rows(cfg.out, rows)
     write_json(Path(cfg.out) / 'plan.json', record(cfg))
     if cfg.run:
         return execute(cfg, rows)

@@ -1,9 +1,9 @@
-# python dpo.py config/tiny_dpo.py          after tiny.py and `python -m tiny.preferences`: about 4 min on 2 CPU cores
+# python dpo.py config/tiny_dpo.py          tiny/slm, after `python -m tiny.preferences`: about 4 min on 2 CPU cores
 data = 'out/data/pairs/train' # of training stories (tiny/preferences.py); the evaluation's are not among them
 val_data = 'out/data/pairs/val'
 directions = ('S',)
 eot = True # as its speech documents end
-init = 'out/tiny'
+init = 'tiny/slm'
 out_dir = 'out/tiny-dpo'
 
 block_size = 512

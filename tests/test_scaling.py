@@ -152,14 +152,14 @@ if 'model' in args:
 else:
     if out.name == SLOW and not (out / 'half').is_file():
         (out / 'half').write_text('')
-        time.sleep(60) # to be killed here, and gone on from
+        time.sleep(SECONDS) # to be killed here, and gone on from
     shutil.copy(Path(__file__).parent / (out.name + '.json'), out / 'settings.json')
 '''
 
-def stubs(folder, slow=''):
+def stubs(folder, slow='', seconds=60):
     """Arguments of a plan whose training leaves the settings it should have had."""
     for name in ('train', 'eval'):
-        (folder / f'{name}_stub.py').write_text(STUB.replace('SLOW', repr(slow)))
+        (folder / f'{name}_stub.py').write_text(STUB.replace('SLOW', repr(slow)).replace('SECONDS', str(seconds)))
     argv = ['plan', '--family=tiny', '--sizes=0.25M,1M', '--budgets=1e12', '--gpu=cpu', f'--out={folder}/suite',
             f'--train={folder}/train_stub.py', f'--eval={folder}/eval_stub.py', '--run=True']
     for row in suite.plan_of(configure(suite.Plan, argv[1:])):
@@ -185,6 +185,18 @@ def test_a_suite_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, caps
         f'train_stub.py {small}', f'eval_stub.py {small}', f'train_stub.py {large}', f'train_stub.py {large}', f'eval_stub.py {large}']
     with pytest.raises(Refused, match='trained with lr=0.002, not 0.001: expected the plan'):
         scaling.main([*argv, '--lr=1e-3'])
+
+def test_processes_share_the_runs_of_a_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = stubs(tmp_path, slow='tiny-0.25M-1e12', seconds=6)
+    first = subprocess.Popen([sys.executable, 'scaling.py', *argv], stdout=subprocess.DEVNULL)
+    while not (tmp_path / 'suite' / 'tiny-0.25M-1e12' / 'half').is_file() and first.poll() is None:
+        time.sleep(0.05)
+    scaling.main(argv) # takes the other run meanwhile, then waits for the first one's
+    calls = (tmp_path / 'suite' / 'calls.txt').read_text().splitlines()
+    assert first.wait(timeout=30) == 0
+    small, large = 'tiny-0.25M-1e12', 'tiny-1M-1e12'
+    assert calls == [f'train_stub.py {small}', f'train_stub.py {large}', f'eval_stub.py {large}', f'eval_stub.py {small}']
 
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

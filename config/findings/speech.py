@@ -1,0 +1,18 @@
+# textless SLMs of findings.sh, as interleaved.py
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('textless',)
+vocab = 'speech'
+init = 'out/findings/text-1M'
+new_rows = 'normal'
+out_dir = 'out/findings/speech'
+
+block_size = 512
+batch_tokens = 4 * block_size
+micro_batch = 4
+lr = 2e-3
+warmup = 0.03
+max_flops = 1e13
+
+eval_every = 100_000 # at the end alone
+eval_rows = 32
+save_every = 1000

@@ -1,0 +1,24 @@
+# the TextLMs of findings.sh: findings.py gives size and tokens; 1 to 6 min on 2 CPU cores
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text',)
+vocab = 'text'
+tokenizer = 'tiny/tokenizer'
+init = 'scratch'
+n_layer = 4
+n_head = 4
+n_kv_head = 2
+n_embd = 128
+head_dim = 32
+n_ffn = 336
+out_dir = 'out/findings/text-1M'
+
+block_size = 512
+batch_tokens = 4 * block_size
+micro_batch = 4
+lr = 2e-3
+warmup = 0.03
+max_tokens = 900_000
+
+eval_every = 100_000 # at the end alone
+eval_rows = 64
+save_every = 1000

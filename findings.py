@@ -1,0 +1,364 @@
+"""
+The papers' findings, put to the test on tiny/: about 180 runs that share out over the processes which are started.
+
+    ./findings.sh                     data, runs, verdicts; again: goes on where it was cut
+    python findings.py --run=True     the runs alone; start it as often as there are cores or GPUs, each with its own
+    python findings.py                what the finished runs say: OUT/findings.json, findings.md, findings.png, runs.csv
+
+Each finding has parts; each part is a number for every seed, above 0 where the papers are right. Its interval is Student's,
+95 %, over the seeds (they differ in the order of the data, the new rows or, from scratch, in all weights), and its verdict:
+
+    reproduced      the interval lies above 0                contradicted      it lies below
+    not decidable   it holds 0, or fewer than three seeds have all the runs that the part needs
+
+The rules stand in FINDINGS, written before the runs. "At the most compute" is the largest budget that is finished for all of a
+part's arms, sizes and seeds. Arms are compared at equal C = 6 N D; loss is in nats a unit on held-out stories (log.jsonl's
+last), tSC and sSC are those of the voice that was trained on, in speech alone, unless a part says otherwise.
+"""
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import figures
+import suite
+from configurator import Refused, atomically, record, run, write_json
+from fits import loss_curve, read_json
+
+SIZES = ('0.25M', '0.5M', '1M', '2.8M', '6M')
+ONE = '1M' # the size of the findings that vary something else
+BUDGETS = (1e12, 2e12, 4e12, 1.2e13, 4e13) # FLOPs
+MIDDLE, SMALL = 4e12, 1.4e12 # FLOPs: where TextLMs are compared; of ONE, 4 times through half an hour of speech
+SEEDS = 3
+STEPS = 60 # at least; fewer are hardly more than the warm-up
+EPOCHS = 4 # over any part of the data, at most
+T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262} # Student's t by degrees of freedom
+TEXTS = { # TextLMs: shape, more for train.py
+    **{size: (size, ()) for size in SIZES}, 'weak': (ONE, ('--max_tokens=90_000',)),
+    'long': (ONE, ('--max_tokens=1_800_000',)), 'talk': (ONE, ('--data=out/tokens/talk-text',))}
+FEW = "--sources=('speech','interleaved') --data="
+ARMS = { # base config, TextLM (None: random weights), sizes, FLOPs, more for train.py
+    'interleaved': ('interleaved', '{size}', SIZES, BUDGETS, ''),
+    'textless': ('speech', None, SIZES, BUDGETS, ''),
+    'speech': ('speech', '{size}', (ONE,), BUDGETS, ''),
+    'scratch': ('interleaved', None, (ONE,), BUDGETS, ''),
+    'weak': ('interleaved', 'weak', (ONE,), BUDGETS, ''),
+    'weak-speech': ('speech', 'weak', (ONE,), BUDGETS, ''),
+    'long': ('interleaved', 'long', (ONE,), (MIDDLE,), ''),
+    'talk': ('interleaved', 'talk', (ONE,), (MIDDLE,), ''),
+    'synthetic': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few'), # 0.7 h of one voice,
+    'diverse': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/talk'), # 0.6 h of eight,
+    'mixed': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few,out/tokens/talk')} # and both
+LOSS, UNSEEN = 'loss', 'loss, unseen voice' # nats a unit: of held-out stories, log.jsonl's last; of eval.py's right stories
+TSC, TSC_UNSEEN, SSC = 'tiny/main/tsc/S', 'tiny/unseen/tsc/S', 'tiny/main/ssc/S'
+
+@dataclass(frozen=True)
+class Config:
+    out: str = 'out/findings' # a folder a run, findings.json, findings.md, findings.png, runs.csv
+    run: bool = False # train and evaluate what is not done
+    gpu: str = 'cpu' # as in scaling.py plan; or A100, H100, H200: one for each process
+    start: str = 'tiny/slm' # what findings.sh gave dpo.py, with its eval.json
+    budgets: int = len(BUDGETS) # how many of BUDGETS, from the smallest
+    eval_flags: str = '--max_items=250 --max_documents=300 --data=out/tokens/stories,out/tokens/talk'
+
+    def __post_init__(self):
+        if not 1 <= self.budgets <= len(BUDGETS):
+            raise Refused(f"budgets={self.budgets}: expected 1 to {len(BUDGETS)}")
+
+# ----------------------------------------------------------------------------------------------------------------
+# the runs
+
+def text_rows(cfg):
+    """The TextLMs as suite.execute takes them."""
+    rows = []
+    for name, (size, more) in TEXTS.items():
+        _, shape, _ = suite.models_of('tiny', size, vocab='text')[size]
+        own = [f'--{key}={getattr(shape, key)}' for key in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn')]
+        out_dir = f'{cfg.out}/text-{name}'
+        rows.append({'name': f'text-{name}', 'out_dir': out_dir, 'why_not': None,
+                     'train': ['config/findings/text.py', *own, f'--out_dir={out_dir}', *more],
+                     'eval': [f'--model={out_dir}', *cfg.eval_flags.split()]})
+    return rows
+
+def plan_of(cfg, arm):
+    base, text, sizes, budgets, flags = ARMS[arm]
+    return suite.Plan(family='tiny', sizes=','.join(sizes), budgets=','.join(f'{C:g}' for C in budgets), seeds=SEEDS,
+                      base=f'config/findings/{base}.py', init=text and f'{cfg.out}/text-{text}', flags=flags,
+                      out=f'{cfg.out}/{arm}', gpu=cfg.gpu, gpus=1, epochs=EPOCHS, eval_flags=cfg.eval_flags)
+
+def slm_rows(cfg):
+    """The SLMs as suite.execute takes them, the least compute first; their TextLMs must be there."""
+    rows = [row | {'arm': arm} for arm in ARMS for row in suite.plan_of(plan_of(cfg, arm))]
+    most = BUDGETS[cfg.budgets - 1]
+    rows = [row for row in rows if row['flops'] <= most and row['steps'] >= STEPS]
+    return sorted(rows, key=lambda row: (row['flops'], row['seed']))
+
+class Result(NamedTuple):
+    N: int          # parameters
+    steps: int
+    scores: dict    # value of each row of eval.json; LOSS and UNSEEN, nats a unit
+
+def result_of(row):
+    """The Result of a finished run, None of another."""
+    folder = Path(row['out_dir'])
+    if not (folder / 'eval.json').is_file():
+        return None
+    made, cells = read_json(folder, 'settings.json', 'train.py'), read_json(folder, 'eval.json', 'eval.py')['results']
+    stories = [item['right_mean'] for item in read_json(folder, 'samples_tiny.jsonl', 'eval.py')
+               if item['id'][0] == 'u' and item['task'] == 'ssc' and item['direction'] == 'S']
+    scores = {name: cell['value'] for name, cell in cells.items()}
+    return Result(made['parameters'], made['steps'],
+                  scores | {LOSS: loss_curve(folder, 'stories')[-1][1], UNSEEN: -float(np.mean(stories))})
+
+class Runs:
+    """The finished runs, compared seed by seed. Refused where one that is needed is missing."""
+    def __init__(self, rows, texts):
+        """rows: of slm_rows; texts: {TextLM: its loss on the stories' text}."""
+        self.rows, self.texts, self.seeds = rows, texts, range(SEEDS)
+        self.results = {(row['arm'], row['size'], row['flops'], row['seed']): found
+                        for row in rows if (found := result_of(row))}
+
+    def grid(self, *arms):
+        """[(C, sizes)]: the budgets that the arms share, rising, with the sizes that are feasible in all, where every run is
+        finished."""
+        cells = [{(row['flops'], row['size']) for row in self.rows if row['arm'] == arm and not row['why_not']} for arm in arms]
+        found = []
+        for C in sorted({C for C, _ in set.intersection(*cells)}):
+            sizes = [size for size in SIZES if all((C, size) in part for part in cells)]
+            if all((arm, size, C, seed) in self.results for arm in arms for size in sizes for seed in self.seeds):
+                found.append((C, sizes))
+        if not found:
+            raise Refused(f"no budget is finished for {', '.join(arms)}")
+        return found
+
+    def curve(self, arm, grid, seed, metric):
+        """The best model's value at each budget."""
+        best = min if metric in (LOSS, UNSEEN) else max
+        return np.array([best(self.results[arm, size, C, seed].scores[metric] for size in sizes) for C, sizes in grid])
+
+    def gain(self, arm, other, metric):
+        """(budgets, (seeds, budgets)): how much better arm is than other, at equal compute and sizes."""
+        grid, sign = self.grid(arm, other), -1 if metric in (LOSS, UNSEEN) else 1
+        return np.array([C for C, _ in grid]), sign * np.array([
+            self.curve(arm, grid, s, metric) - self.curve(other, grid, s, metric) for s in self.seeds])
+
+# ----------------------------------------------------------------------------------------------------------------
+# the findings: functions of Runs -> a number for each seed, above 0 where the papers are right
+
+def better(arm, other, metric):
+    return lambda runs: runs.gain(arm, other, metric)[1][:, -1]
+
+def trend(x, Y):
+    """Slope of each row of Y against ln x; Refused below three points."""
+    if len(x) < 3:
+        raise Refused(f"{len(x)} finished budgets, and a slope needs 3")
+    return np.polyfit(np.log(x), np.asarray(Y).T, 1)[0]
+
+def steeper(metric):
+    """How much faster the best interleaved model gains from compute than the best textless one: exponents of power laws."""
+    def values(runs):
+        grid, sign = runs.grid('interleaved', 'textless'), -1 if metric == LOSS else 1
+        of = lambda arm: trend([C for C, _ in grid], [np.log(runs.curve(arm, grid, s, metric)) for s in runs.seeds])
+        return sign * (of('interleaved') - of('textless'))
+    return values
+
+def larger(runs):
+    """ln of N_opt, interleaved over textless: vertices of parabolas in ln N, mean over the budgets where all seeds have one."""
+    def vertex(arm, C, sizes, seed):
+        found = [runs.results[arm, size, C, seed] for size in sizes]
+        c2, c1, _ = np.polyfit(np.log([r.N for r in found]), [r.scores[LOSS] for r in found], 2)
+        return -c1 / 2 / c2 if c2 > 0 else math.nan
+    grid = [(C, sizes) for C, sizes in runs.grid('interleaved', 'textless') if len(sizes) >= 3]
+    off = np.array([[vertex('interleaved', *cell, s) - vertex('textless', *cell, s) for cell in grid] for s in runs.seeds])
+    off = off[:, ~np.isnan(off).any(0)] if len(grid) else off
+    if not off.size:
+        raise Refused("at no budget has every seed's loss a minimum over N")
+    return off.mean(1)
+
+def change(arm, other, metric, sign):
+    """Slope of the gain against ln C, times sign."""
+    return lambda runs: sign * trend(*runs.gain(arm, other, metric))
+
+def good_over_weak(runs):
+    """Gain of interleaving from the good TextLM less that from the weak one, mean over the budgets that both have."""
+    (a, good), (b, weak) = runs.gain('interleaved', 'speech', TSC), runs.gain('weak', 'weak-speech', TSC)
+    return good[:, np.isin(a, b)].mean(1) - weak[:, np.isin(b, a)].mean(1)
+
+def against_its_loss(runs):
+    """The SLM of the TextLM that knows other text alone against that of the weak one, which models the stories better."""
+    if runs.texts['talk'] <= runs.texts['weak']:
+        raise Refused("the TextLM of other text has the lower loss on the stories: nothing to be misled by")
+    return better('talk', 'weak', LOSS)(runs)
+
+def preferred(runs):
+    """sSC after preferences less that before."""
+    if len(runs.preferred) < SEEDS:
+        raise Refused(f"{len(runs.preferred)} of {SEEDS} runs of dpo.py are finished")
+    return np.array(runs.preferred) - runs.before
+
+class Finding(NamedTuple):
+    title: str
+    claim: str      # the papers' words, and where
+    parts: tuple    # of (what is compared, unit, function)
+
+FINDINGS = (
+    Finding("Interleaved models scale more efficiently", "\"under this setup SLMs scale more efficiently with compute\" (SIMS, "
+            "abstract); \"one should allocate notably more of the compute budget for increasing model size\" (the same)", (
+        ("loss, at the most compute", "nats", better('interleaved', 'textless', LOSS)),
+        ("loss, exponent over compute", "", steeper(LOSS)),
+        ("tSC, at the most compute", "points", better('interleaved', 'textless', TSC)),
+        ("tSC, exponent over compute", "", steeper(TSC)),
+        ("ln N_opt at equal compute", "", larger))),
+    Finding("TWIST beats random weights", "\"the gap in loss does seem to decrease with more training steps, [...] though TWIST "
+            "initialisation is clearly beneficial\" (SIMS 4.3)", (
+        ("loss, at the most compute", "nats", better('interleaved', 'scratch', LOSS)),
+        ("tSC, at the most compute", "points", better('interleaved', 'scratch', TSC)),
+        ("the gap in loss shrinks, per ln C", "nats", change('interleaved', 'scratch', LOSS, -1)))),
+    Finding("Interleaving helps speech, from a good TextLM", "\"for semantic abilities the interleaved model outperformed the "
+            "speech only model from as little as 5k training steps [...] This impact seems to increase with more compute. [...] "
+            "this is not necessarily the case for weaker/smaller TextLMs\" (SIMS 4.3)", (
+        ("tSC, at the most compute", "points", better('interleaved', 'speech', TSC)),
+        ("the gain in tSC grows, per ln C", "points", change('interleaved', 'speech', TSC, 1)),
+        ("tSC: gain from the good TextLM over that from the weak one", "points", good_over_weak),
+        ("loss: speech only is no worse, at the most compute", "nats", better('speech', 'interleaved', LOSS)))),
+    Finding("Synthetic and diverse speech together", "\"we see benefit across diverse speakers, by training on a mixture of "
+            "synthetic and real data, compared to real data only or synthetic data only\" (SIMS 4.1)", (
+        ("loss in the unseen voice, over synthetic alone", "nats", better('mixed', 'synthetic', UNSEEN)),
+        ("loss in the unseen voice, over diverse alone", "nats", better('mixed', 'diverse', UNSEEN)),
+        ("tSC in the unseen voice, over synthetic alone", "points", better('mixed', 'synthetic', TSC_UNSEEN)),
+        ("tSC in the unseen voice, over diverse alone", "points", better('mixed', 'diverse', TSC_UNSEEN)))),
+    Finding("Which TextLM matters, and its own loss does not say", "\"not all model families are born equal [...] these results "
+            "do not always correlate with performance of the base TextLMs\" (SIMS 4.2)", (
+        ("loss, from the good TextLM over the weak one", "nats", better('interleaved', 'weak', LOSS)),
+        ("loss, from one trained twice as long over the good one", "nats", better('long', 'interleaved', LOSS)),
+        ("loss, from one of other text over the weak one, which models the stories better", "nats", against_its_loss))),
+    Finding("Preferences raise sSC", "Direct preference optimisation on synthetic pairs raises sSC (Slam, Table 1)", (
+        ("sSC, after DPO over before", "points", preferred),)))
+
+def judge(values):
+    """(numbers for each seed) -> {'mean', 'low', 'high', 'verdict'}: Student's 95 % interval, and the rule of this file."""
+    mean, half = values.mean(), T95[len(values) - 1] * values.std(ddof=1) / math.sqrt(len(values))
+    verdict = 'reproduced' if mean - half > 0 else 'contradicted' if mean + half < 0 else 'not decidable'
+    return {'mean': mean, 'low': mean - half, 'high': mean + half, 'seeds': values.tolist(), 'verdict': verdict}
+
+def examine(part, runs):
+    says, unit, values = part
+    try:
+        found = judge(values(runs) * (100 if unit == 'points' else 1))
+    except Refused as e:
+        found = {'verdict': 'not decidable', 'why': str(e)}
+    return {'part': says, 'unit': unit, **found}
+
+# ----------------------------------------------------------------------------------------------------------------
+# the report
+
+NAMES = {'interleaved': 'interleaved', 'textless': 'textless', 'speech': 'speech only', 'scratch': 'from random weights',
+         'weak': 'interleaved, weak TextLM', 'weak-speech': 'speech only, weak TextLM'}
+
+def draw(axis, runs, arms, metric, scale=1):
+    """The best model of each budget against compute: mean over the seeds, and each seed as a dot."""
+    for i, arm in enumerate(arms):
+        try:
+            grid = runs.grid(*{arms[0], arm}) # of the sizes that are compared
+        except Refused:
+            continue
+        C, Y = [C for C, _ in grid], scale * np.array([runs.curve(arm, grid, s, metric) for s in runs.seeds])
+        look = figures.look(i)
+        axis.plot(C, Y.mean(0), label=NAMES[arm], **look)
+        axis.plot(np.tile(C, len(Y)), Y.ravel(), linestyle='none', marker=look['marker'], markersize=3, alpha=0.5, color=look['color'])
+    axis.set_xscale('log')
+    axis.set_xlabel('compute, FLOPs')
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+
+def bars(axis, names, values):
+    """Mean of each row of values as a bar, its seeds as dots."""
+    for i, row in enumerate(values):
+        axis.bar(i, np.mean(row), color=figures.look(i)['color'], alpha=0.5, width=0.6)
+        axis.plot([i] * len(row), row, 'k.', markersize=5)
+    axis.set_xticks(range(len(names)), names)
+    low, high = min(map(min, values)), max(map(max, values))
+    axis.set_ylim(low - 0.3 * (high - low + 0.01), high + 0.2 * (high - low + 0.01))
+
+def picture(runs, path):
+    figure, axes = figures.plt.subplots(3, 2, figsize=(9.5, 9.5), layout='constrained')
+    axes = axes.ravel()
+    for number, axis in enumerate(axes, 1):
+        figures.tidy(axis)
+        axis.set_title(f"{number}. {FINDINGS[number - 1].title}", fontsize=10, loc='left')
+    draw(axes[0], runs, ('interleaved', 'textless'), LOSS)
+    draw(axes[1], runs, ('interleaved', 'scratch'), LOSS)
+    draw(axes[2], runs, ('speech', 'interleaved', 'weak-speech', 'weak'), TSC, 100)
+    axes[2].axhline(50, color='#666', linestyle=':', linewidth=1)
+    for axis, label in zip(axes[:3], ('loss, nats a unit; best size', f'loss, nats a unit; {ONE}', f'tSC in speech, %; {ONE}')):
+        axis.set_ylabel(label)
+    arms = ('synthetic', 'diverse', 'mixed')
+    if all((arm, ONE, SMALL, s) in runs.results for arm in arms for s in runs.seeds):
+        bars(axes[3], arms, [[runs.results[arm, ONE, SMALL, s].scores[UNSEEN] for s in runs.seeds] for arm in arms])
+    axes[3].set_ylabel('loss in the unseen voice, nats a unit')
+    for i, (arm, text) in enumerate({'interleaved': ONE, 'weak': 'weak', 'long': 'long', 'talk': 'talk'}.items()):
+        found = [r.scores[LOSS] for s in runs.seeds if (r := runs.results.get((arm, ONE, MIDDLE, s)))]
+        if found and text in runs.texts:
+            name = {'interleaved': 'good', 'talk': 'other text'}.get(arm, arm)
+            axes[4].plot([runs.texts[text]] * len(found), found, linestyle='none', label=name, **figures.look(i))
+    axes[4].set(xlabel="the TextLM's own loss on stories, nats a token", ylabel=f'loss, nats a unit; {ONE}, {MIDDLE:g} FLOPs')
+    if axes[4].lines:
+        axes[4].legend(frameon=False, fontsize=8)
+    if runs.preferred:
+        bars(axes[5], ('before', 'after DPO'), [[100 * runs.before], [100 * x for x in runs.preferred]])
+    axes[5].set_ylabel('sSC in speech, %')
+    with atomically(path) as tmp:
+        figure.savefig(tmp, dpi=150, format='png')
+    figures.plt.close(figure)
+
+def said(part):
+    """A line of findings.md."""
+    if 'mean' not in part:
+        return f"| {part['part']} | | | {part['verdict']}: {part['why']} |"
+    return (f"| {part['part']} | {part['mean']:+.3g} {part['unit']} | {part['low']:+.3g} to {part['high']:+.3g} | "
+            f"**{part['verdict']}** |")
+
+def report(cfg):
+    rows = slm_rows(cfg)
+    texts = {name: read_json(f'{cfg.out}/text-{name}', 'eval.json', 'eval.py')['results']['loss/stories/text/text']['value']
+             for name in TEXTS if (Path(cfg.out) / f'text-{name}' / 'eval.json').is_file()}
+    runs = Runs(rows, texts)
+    score = lambda folder: read_json(folder, 'eval.json', 'eval.py')['results'][SSC]['value']
+    folders = [Path(cfg.out) / f'dpo-{seed}' for seed in runs.seeds]
+    runs.preferred = [score(folder) for folder in folders if (folder / 'eval.json').is_file()]
+    runs.before = score(cfg.start)
+    found = [{'finding': f.title, 'claim': f.claim, 'parts': [examine(part, runs) for part in f.parts]} for f in FINDINGS]
+    feasible = [row for row in rows if not row['why_not']]
+    summary = (f"{len(runs.results)} of {len(feasible)} runs are finished; {len(rows) - len(feasible)} would read some of the "
+               f"data more than {EPOCHS} times and are left out.")
+    lines = [summary, '']
+    for number, finding in enumerate(found, 1):
+        lines += [f"### {number}. {finding['finding']}", '', f"> {finding['claim']}", '',
+                  '| | difference | 95 % interval | verdict |', '|---|---|---|---|', *map(said, finding['parts']), '']
+    out = Path(cfg.out)
+    with atomically(out / 'findings.md') as tmp:
+        tmp.write_text('\n'.join(lines), encoding='utf-8')
+    write_json(out / 'findings.json', {'findings': found, 'runs': summary, 'text_loss': texts, **record(cfg)})
+    columns = (LOSS, UNSEEN, TSC, TSC_UNSEEN, SSC, 'tiny/main/tsc/S->T')
+    with atomically(out / 'runs.csv') as tmp, open(tmp, 'w', newline='') as f:
+        csv.writer(f).writerows([('arm', 'size', 'flops', 'seed', 'N', 'steps', *columns), *(
+            (*key, r.N, r.steps, *(r.scores.get(name) and round(r.scores[name], 5) for name in columns))
+            for key, r in runs.results.items())])
+    picture(runs, out / 'findings.png')
+    print(*lines, sep='\n')
+    print(f"{out}/findings.md, findings.json, findings.png, runs.csv")
+
+def main(cfg):
+    if cfg.run:
+        plan = suite.Plan(family='tiny', gpu=cfg.gpu, gpus=1, out=cfg.out)
+        suite.execute(plan, text_rows(cfg))
+        suite.execute(plan, slm_rows(cfg))
+        for arm in ARMS: # for scaling.py fit and figures
+            suite.write_rows(f'{cfg.out}/{arm}', [row for row in slm_rows(cfg) if row['arm'] == arm])
+    report(cfg)
+
+if __name__ == '__main__':
+    run(main, Config)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The papers' findings, rerun on tiny/ (findings.py): a night on 2 CPU cores, which share the runs; ./findings.sh 8 for 8 processes.
+# With NVIDIA GPUs a process has one each. What is done is not done again: the same command goes on where it was cut.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+out=out/findings
+source jobs.sh
+gpu=cpu gpus=0
+if nvidia-smi >/dev/null 2>&1; then gpu=H200 gpus=$(nvidia-smi -L | wc -l); fi
+processes=${1:-$((gpus ? gpus : $(nproc)))}
+
+corpus
+once out/data/talk.txt step "corpus: more talk, as text" talk python -m tiny.talk --out=out/data/talk.txt
+once out/tokens/talk-text/info.json step "text -> token shards: talk" tokens-talk-text \
+  python interleave.py --units=out/data/talk --text=out/data/talk.txt --eot=True --sources="('text',)" --val_frac=0.1 --out=out/tokens/talk-text
+once out/tokens/stories-few/info.json step "units + words -> token shards: 0.7 h of stories" tokens-stories-few \
+  python interleave.py --units=out/data/stories --eot=True --val_frac=0.972 --out=out/tokens/stories-few
+for i in $(seq "$processes"); do
+  OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=$((gpus ? (i - 1) % gpus : 0)) python findings.py --run=True --gpu=$gpu >"$out/logs/runs-$i.log" 2>&1 &
+done
+echo "the runs: $processes processes, $out/logs/runs-*.log"
+wait
+once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
+for seed in 0 1 2; do
+  step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out_dir=$out/dpo-$seed
+  once $out/dpo-$seed/eval.json step "evaluate: seed $seed" eval-dpo-$seed python eval.py --model=$out/dpo-$seed --data=
+done
+python findings.py | tee $out/logs/findings.log
