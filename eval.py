@@ -61,6 +61,7 @@ class Config:
     out: str | None = None # one more file with the results of all models; None: only MODEL/eval.json of each
     compare: str = '' # models, separated by commas: compares what was measured, the first with each other one
     lead: str = 'none' # none, separator, bos: what stands before a document, see above
+    directions: str = '' # of those above, separated by commas; '': all that the model reads and the items have parts for
     max_items: int | None = None # the first so many of each voice, part or type; None: all
     max_documents: int = 2000 # of each val source
     row_tokens: int = 2048 # ids in a forward pass; on a CPU more is slower
@@ -75,6 +76,8 @@ class Config:
             raise Refused("data and items are both empty: nothing to measure")
         if self.lead not in LEADS:
             raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
+        if not set(filter(None, self.directions.split(','))) <= set(DIRECTIONS['joint']):
+            raise Refused(f"directions={self.directions!r}: expected some of {','.join(DIRECTIONS['joint'])}")
         if name := next((name for name in [*self.wanted, *self.places] if name not in TASKS), None):
             raise Refused(f"no task '{name}'; there are {', '.join(TASKS)}, all")
 
@@ -349,6 +352,8 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
         raise Refused("lead is 'bos', and the model's config.json names no bos_token_id")
     results, samples = {}, []
     for direction in directions:
+        if cfg.directions and direction not in cfg.directions.split(','):
+            continue
         rows, lines = score_pairs(model, vocab, tokenizer, items, direction, cfg.row_tokens, lead, cfg.lead == 'separator')
         results |= {'/'.join(filter(None, (name, row, direction))): value for row, value in rows.items()}
         samples += lines

@@ -62,7 +62,7 @@ class Config:
     gpu: str = 'cpu' # as in scaling.py plan; or A100, H100, H200: one for each process
     start: str = 'tiny/slm' # what findings.sh gave dpo.py, with its eval.json
     budgets: int = len(BUDGETS) # how many of BUDGETS, from the smallest
-    eval_flags: str = '--max_items=250 --max_documents=300 --data=out/tokens/stories,out/tokens/talk'
+    max_items: int = 250 # of each voice
 
     def __post_init__(self):
         if not 1 <= self.budgets <= len(BUDGETS):
@@ -80,14 +80,14 @@ def text_rows(cfg):
         out_dir = f'{cfg.out}/text-{name}'
         rows.append({'name': f'text-{name}', 'out_dir': out_dir, 'why_not': None,
                      'train': ['config/findings/text.py', *own, f'--out_dir={out_dir}', *more],
-                     'eval': [f'--model={out_dir}', *cfg.eval_flags.split()]})
+                     'eval': [f'--model={out_dir}', '--data=out/tokens/stories', '--items=', '--max_documents=500']})
     return rows
 
 def plan_of(cfg, arm):
     base, text, sizes, budgets, flags = ARMS[arm]
     return suite.Plan(family='tiny', sizes=','.join(sizes), budgets=','.join(f'{C:g}' for C in budgets), seeds=SEEDS,
                       base=f'config/findings/{base}.py', init=text and f'{cfg.out}/text-{text}', flags=flags,
-                      out=f'{cfg.out}/{arm}', gpu=cfg.gpu, gpus=1, epochs=EPOCHS, eval_flags=cfg.eval_flags)
+                      out=f'{cfg.out}/{arm}', gpu=cfg.gpu, gpus=1, epochs=EPOCHS, eval_flags=f'--data= --directions=S,S->T --max_items={cfg.max_items}')
 
 def slm_rows(cfg):
     """The SLMs as suite.execute takes them, the least compute first; their TextLMs must be there."""

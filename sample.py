@@ -1,9 +1,9 @@
 """
 Continue prompts: spoken, written or mixed ones, in speech, in text, or freely in both by turns.
 
-    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.context.flac                speech -> speech
-    python sample.py --model=out/tiny --prompt=tiny/audio/m00000.context.flac --output=text  speech -> text
-    python sample.py --model=out/tiny --prompt="Tom had a kite." --output=speech             text -> speech
+    python sample.py --model=tiny/slm --prompt=tiny/audio/m00000.context.flac                speech -> speech
+    python sample.py --model=tiny/slm --prompt=tiny/audio/m00000.context.flac --output=text  speech -> text
+    python sample.py --model=tiny/slm --prompt="Tom had a kite." --output=speech             text -> speech
     python sample.py --prompt="a.wav| and then she said|b.wav" --output=free                 mixed -> by turns
     python sample.py --prompts=FOLDER --n=4         each audio file of a folder, or each line of a .txt, is a prompt
     python sample.py --prompts=FOLDER --asr=openai/whisper-base         and what Whisper hears in each span of speech
@@ -40,7 +40,7 @@ from vocoder import check, load_vocoder
 
 @dataclass(frozen=True)
 class Config:
-    model: str = 'out/tiny' # a folder that train.py wrote
+    model: str = 'tiny/slm' # a folder that train.py wrote
     prompt: str = '' # one prompt: audio files and texts, separated by |
     prompts: str = '' # or many: a folder of audio, or a .txt with a prompt a line
     output: str = 'speech' # speech, text, or free: both, by turns, as the model likes

@@ -33,10 +33,10 @@ once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$o
 once $out/figure.png step "figure" figure \
   python scaling.py compare --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
 once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
-  python sample.py --prompts=tiny/audio --seconds=0 --out=$out/speech
+  python sample.py --model=out/tiny --prompts=tiny/audio --seconds=0 --out=$out/speech
 once $out/text/samples.html step "sample: speech -> text" sample-text \
-  python sample.py --prompt="tiny/audio/m00000.context.flac" --seconds=0 --output=text --out=$out/text
+  python sample.py --model=out/tiny --prompt="tiny/audio/m00000.context.flac" --seconds=0 --output=text --out=$out/text
 once $out/spoken/samples.html step "sample: text -> speech" sample-spoken \
-  python sample.py --prompt="Tom had a kite, and Anna had a drum." --out=$out/spoken
+  python sample.py --model=out/tiny --prompt="Tom had a kite, and Anna had a drum." --out=$out/spoken
 grep -E "^ +n |tiny/" $out/logs/eval.log
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json, $out/figure.png, listen with $out/speech/samples.html"

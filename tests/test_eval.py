@@ -203,11 +203,18 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
         main(Config(model=str(root / 'joint'), data='', items=str(tmp_path / 'items'), out=str(tmp_path / 'e.json')))
     assert not (tmp_path / 'e.json').exists()
 
+def test_the_directions_that_are_asked_for(house):
+    root, _ = house
+    main(Config(model=str(root / 'joint'), data='', items=str(root / 'items'), device='cpu', directions='S,S->T'))
+    samples = (root / 'joint' / 'samples_tiny.jsonl').read_text().splitlines()
+    assert {json.loads(line)['direction'] for line in samples} == {'S', 'S->T'}
+
 @pytest.mark.parametrize('settings, message', [
     ({'model': 'none', 'data': ''}, "none: no such model folder; expected a folder, or a hub id"),
     ({'items': 'none', 'data': ''}, "none: no such folder; tokenize_speech.py makes it"),
     ({'data': 'none'}, "none: no val/SOURCE shards that a joint model reads"),
     ({'data': '', 'items': ''}, "nothing to measure"),
+    ({'directions': 'S,X'}, "directions='S,X': expected some of S,S->T,T->S,T"),
 ])
 def test_bad_input_is_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
