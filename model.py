@@ -340,7 +340,7 @@ class GPT(nn.Module):
         doc_start = None if cache.begin is None else torch.where(torch.arange(P, device=device) < begin, 0, begin)
         new, running = [[] for _ in prompts], set(range(B))
         read, ids, head = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)], None, None
-        if allowed is None:
+        if allowed is None or allowed.all():
             read.append(self.head_weight)
         else:
             ids = allowed.to(device).nonzero()[:, 0]
@@ -469,7 +469,5 @@ def _choose(logits, temperature, top_k, generator):
     """logits (B, n) -> which of the n (B, 1)"""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    if top_k is not None:
-        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:] # (B, 1)
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+    best, which = logits.topk(min(top_k or logits.size(-1), logits.size(-1))) # (B, k): drawing among n costs much more
+    return which.gather(1, torch.multinomial((best / temperature).softmax(-1), 1, generator=generator))

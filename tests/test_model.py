@@ -369,6 +369,15 @@ def test_samples_are_seeded_and_stay_in_the_vocabulary_the_mask_and_top_k(small)
     assert set(sum(sample(0, temperature=1e6, allowed=allowed), [])) <= set(range(100, 110))
     assert sample(0, top_k=1) == sample(0, temperature=1e-6) == sample(0, temperature=0)
 
+@pytest.mark.parametrize('top_k', [3, 99, None])
+def test_ids_are_drawn_as_often_as_their_probabilities_say(top_k):
+    logits = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.7])
+    chosen = model_file._choose(logits.expand(20_000, -1), 0.8, top_k, torch.Generator().manual_seed(0)) # (20000, 1)
+    p = (logits / 0.8).softmax(-1)
+    p = p.where(logits >= (0.7 if top_k == 3 else -9), 0)
+    torch.testing.assert_close(chosen.flatten().bincount(minlength=5) / 20_000, p / p.sum(), rtol=0, atol=0.015)
+    assert top_k != 3 or set(chosen.flatten().tolist()) == {1, 3, 4}
+
 def test_repetition_penalty_is_that_of_transformers():
     logits, text = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)), some_tokens(50, 1, 20)
     used = torch.zeros(1, 50, dtype=torch.bool).scatter(1, text, True)
