@@ -66,7 +66,7 @@ def floors(ours, B, ids):
 
 def rows(dry, clock):
     torch.manual_seed(0)
-    prompt, new, repeats = (4, 3, 1) if dry else (64, 128, 3)
+    prompt, new, repeats = (4, 3, 1) if dry else (64, 128, 5)
     ours = GPT(GPTConfig(vocab_size=V, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704)).eval()
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
