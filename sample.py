@@ -50,7 +50,7 @@ class Config:
     batch: int = 16 # continuations made at once
     encoder: str = 'tiny/hubert' # a HubertModel with kmeans.safetensors in its folder
     layer: int = 4
-    vocoder: str = 'tiny/mel'
+    vocoder: str = 'tiny/vocoder'
     out: str = 'out/samples'
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
 

@@ -17,7 +17,7 @@ from configurator import Refused
 from encoders import Encoder, load_centroids
 from sample import Config, allowed_ids, main, prompt_ids, spans_of
 from vocab import TEXT, UNIT, Vocab
-from vocoder import MelConfig, UnitToMel
+from vocoder import SourceFilter, SourceFilterConfig
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +31,7 @@ def house(tmp_path_factory):
                              num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)).save_pretrained(root / 'hubert')
     save_file({'centroids': torch.randn(K, 16)}, root / 'hubert' / 'kmeans.safetensors')
     units = Encoder(root / 'hubert', 1, load_centroids(root / 'hubert' / 'kmeans.safetensors')).hash
-    UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'mel')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'vocoder')
     for kind in ('joint', 'speech', 'text'):
         _, vocab = make_model(root / kind, root / 'tokenizer', kind)
         if kind != 'text':
@@ -41,7 +41,7 @@ def house(tmp_path_factory):
     return root, tokenizer
 
 def settings(root, **more):
-    return Config(**{'model': str(root / 'joint'), 'encoder': str(root / 'hubert'), 'layer': 1, 'vocoder': str(root / 'mel'),
+    return Config(**{'model': str(root / 'joint'), 'encoder': str(root / 'hubert'), 'layer': 1, 'vocoder': str(root / 'vocoder'),
                      'max_new_tokens': 12, 'prompt': str(root / 'prompt.wav'), 'device': 'cpu', 'seconds': 1.0, **more})
 
 def test_prompt_ids_of_every_direction(house):
