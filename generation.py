@@ -65,7 +65,7 @@ class Config:
     encoder: str = 'tiny/hubert'
     layer: int = 4
     kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
-    vocoder: str = 'tiny/mel'
+    vocoder: str = 'tiny/vocoder'
     asr: str = 'openai/whisper-large-v3-turbo' # Whisper, a folder or hub id
     llm: str = 'meta-llama/Llama-3.2-1B' # a causal LM, a folder or hub id; '' for no GenPPL
     judge: str = '' # an OpenAI-compatible endpoint up to /v1; '' for none

@@ -55,7 +55,7 @@ class Config:
     encoder: str = 'tiny/hubert'
     layer: int = 4
     kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
-    vocoder: str = 'tiny/mel'
+    vocoder: str = 'tiny/vocoder'
     asr: str = '' # Whisper, a folder or hub id, to write down what is said in prompts and continuations; '': none
     out: str = 'out/samples'
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one

@@ -1,14 +1,21 @@
 """
-Units back to speech, 16 kHz mono, by one of two vocoders:
+Units back to speech, 16 kHz mono, by one of two vocoders; and training of the first on anybody's speech:
 
-    wave, = load_vocoder('tiny/mel').speak([units])       # sample.py does this; tiny/train_vocoder.py trains
+    wave, = load_vocoder('tiny/vocoder').speak([units])                  # sample.py does this
+    python tokenize_speech.py --audio=FOLDER --out=out/units/mine        units of one voice
+    python vocoder.py train --units=out/units/mine --out=out/vocoder     and a vocoder for such units
 
-UnitToMel, the embedded one: a small network, then Griffin-Lim (Griffin and Lim, 1984; with the momentum of Perraudin et
-al., 2013)
+SourceFilter, the embedded one: a small network says what a throat would do, and the wave follows by formula
 
-    units (R runs) --embed--> run durations d (R,)            when the runs' lengths are not known: generated units
-                   --repeat d, 25 Hz--> F frames --residual convolutions--> x 4 --> log-mel (4F, 80), 100 Hz
-    log-mel --pseudo-inverse of the mel bank--> |STFT| --Griffin-Lim--> wave (640 F samples)
+    units (R runs) --convolutions--> run durations d (R,)       when the runs' lengths are not known: generated units
+                   --repeat d--> F frames --convolutions--> x 4 --convolutions--> each 10 ms: pitch, 2 x 80 log gains
+    pitch --> all harmonics in equal strength (harmonics)
+    harmonics and white noise --> each through the filter of its gains (raised, filtered) --> wave (640 F samples)
+
+(source and filter: Fant, 1960; harmonics and noise: Serra and Smith, 1990; gains from a network that learns through the
+spectrum of the wave: Engel et al., 2020.) The pitch of the training speech is measured and handed to the sources, so the
+wave that comes out has its harmonics where the recorded one has them, and their spectra can be compared. A small critic
+joins for the second half, against blur.
 
 HiFiGAN, the papers' (Kong et al., 2020, on units: Polyak et al., 2021), in the layout that textlesslib publishes for
 mHuBERT-25Hz and, with speakers and styles, HuBERT-base; `python convert.py` makes the folder of the .pt
@@ -19,10 +26,12 @@ mHuBERT-25Hz and, with speakers and styles, HuBERT-base; `python convert.py` mak
 A vocoder folder holds config.json and model.safetensors. config.json names the units it was made for (`units_hash`
 of their info.json), so units of another encoder are refused instead of spoken as noise.
 
-Letters: B batch, R runs, F frames (25 Hz), C channels, S samples.
+Letters: B batch, R runs, F frames (of units, 25 Hz), T steps of 10 ms, C channels, S samples.
 """
 import json
 import math
+import sys
+import time
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,61 +43,136 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from audio import RATE
-from configurator import Refused, atomically, write_json
+from audio import RATE, load_audio
+from configurator import Refused, atomically, configure, progress, record, write_json
+from tokenize_speech import Units, pick_device, read_corpus
 
-N_FFT, HOP, N_MELS = 1024, 160, 80 # 64 ms windows every 10 ms
-FLOOR = 1e-5 # the smallest magnitude a log-mel shows
+HOP, N_FFT, BANDS = 160, 1024, 80 # 10 ms; 64 ms, the longest that a filter rings; where its gains are given
+LOWEST, HIGHEST = 60, 400 # Hz, of a pitch
+WINDOWS = 2048, 1024, 512, 256 # samples, of the spectra that training compares
 PIECES = 8 # of waves that HiFiGAN makes at once
 
 # ----------------------------------------------------------------------------------------------------------------
-# mel spectrograms and back
+# source and filter
 
 @cache
-def mel_bank():
-    """(N_MELS, N_FFT / 2 + 1) triangular filters, 0 to 8 kHz, equally wide on the mel scale 2595 log10(1 + f / 700)."""
-    mel = torch.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), N_MELS + 2, dtype=torch.float64)
+@torch.inference_mode(False) # kept for training too
+def bands():
+    """(BANDS, N_FFT / 2 + 1): gains at BANDS frequencies, equally far apart on the mel scale 2595 log10(1 + f / 700), ->
+    gains at all, straight in between."""
+    mel = torch.linspace(0, 2595 * math.log10(1 + RATE / 2 / 700), BANDS + 2, dtype=torch.float64)
     edges = 700 * (10 ** (mel / 2595) - 1) # Hz
     f = torch.linspace(0, RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)
     up = (f - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     down = (edges[2:, None] - f) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(up, down).clamp(min=0).float()
+    triangles = torch.minimum(up, down).clamp(min=0)
+    triangles[0, f <= edges[1]] = triangles[-1, f >= edges[-2]] = 1 # level at both ends
+    return triangles.float()
 
-def stft(wave):
-    """(..., S) -> complex (..., N_FFT / 2 + 1, S / HOP + 1)"""
-    return torch.stft(wave, N_FFT, HOP, window=torch.hann_window(N_FFT, device=wave.device), return_complex=True)
+@cache
+@torch.inference_mode(False)
+def least_phase():
+    """(BANDS, N_FFT / 2 + 1) complex: log gains -> log of the filter's response. Of all filters with these gains it is
+    the one that answers soonest; a log response is that when its cepstrum has no negative times."""
+    fold = torch.ones(N_FFT)
+    fold[1:N_FFT // 2], fold[N_FFT // 2 + 1:] = 2, 0
+    return torch.fft.rfft(torch.fft.irfft(bands()) * fold)
 
-def log_mel(wave):
-    """(S,) -> (S // HOP, N_MELS) natural log of the mel magnitudes; frame t is centered on sample t * HOP."""
-    return (mel_bank().to(wave.device) @ stft(wave).abs()).clamp(min=FLOOR).log().T[:len(wave) // HOP]
+def pitch(wave):
+    """(S,) -> Hz (T,) at samples t HOP, and how periodic the wave is there, 0 to 1.
 
-def griffin_lim(mel, iterations=60, momentum=0.99):
-    """Log-mel (T, N_MELS) -> wave (T * HOP,): phases that make the magnitudes consistent, from a seeded random start."""
-    bank = mel_bank().to(mel.device)
-    magnitude = (torch.linalg.pinv(bank) @ mel.float().exp().T).clamp(min=FLOOR) # (N_FFT / 2 + 1, T)
-    magnitude = F.pad(magnitude, (0, 1), mode='replicate') # the frame centered on the last sample
-    generator = torch.Generator().manual_seed(0)
-    phase = torch.rand(magnitude.shape, generator=generator).to(mel.device) * (2 * torch.pi)
-    spectrum, last = torch.polar(torch.ones_like(magnitude), phase), torch.zeros_like(magnitude, dtype=torch.complex64)
-    window = torch.hann_window(N_FFT, device=mel.device)
-    invert = lambda s: torch.istft(magnitude * s, N_FFT, HOP, window=window, length=len(mel) * HOP)
-    for _ in range(iterations):
-        consistent = stft(invert(spectrum))
-        spectrum = consistent + momentum * (consistent - last)
-        spectrum, last = spectrum / spectrum.abs().clamp(min=1e-12), consistent
-    return invert(spectrum)
+    A lag's score is the normalized square difference function (McLeod and Wyvill, 2005) of 64 ms. Of all paths through
+    the lags that one is taken whose scores, less 2 for each octave of movement, have the highest sum: it goes on
+    through what has no pitch.
+    """
+    lags, n = torch.arange(RATE // HIGHEST, RATE // LOWEST + 1), N_FFT
+    x = F.pad(wave, (n // 2, n // 2)).unfold(-1, n, HOP)[:len(wave) // HOP] # (T, n)
+    power = F.pad(x.double().square().cumsum(-1), (1, 0))
+    product = torch.fft.irfft(torch.fft.rfft(x, 2 * n).abs().square())[:, lags] # sum of x[i] x[i + lag]
+    both = power[:, n - lags] + power[:, -1:] - power[:, lags] # sum of x[i]^2 + x[i + lag]^2
+    score = 2 * product / both.float().clamp(min=1e-3) # (T, lags)
+    octaves = lags.log2()
+    move = -2 * (octaves[:, None] - octaves).abs()
+    best, came = score[0], []
+    for now in score[1:] - 0.02 * octaves: # of lags as good, the shortest: two periods are as like as one
+        best, last = (best + move).max(-1)
+        best = best + now
+        came.append(last)
+    path = [best.argmax()]
+    for last in reversed(came):
+        path.append(last[path[-1]])
+    path = torch.stack(path[::-1]).clamp(1, len(lags) - 2)
+    a, b, c = (score.gather(-1, (path + d)[:, None])[:, 0] for d in (-1, 0, 1))
+    peak = torch.where((b > a) & (b >= c), (a - c) / (2 * (a - 2 * b + c)), 0.0) # of a parabola through three lags
+    return RATE / (lags[path] + peak), b.clamp(0, 1)
 
-# ----------------------------------------------------------------------------------------------------------------
-# units -> mel
+def periods(hz):
+    """Hz (B, T) at samples t HOP -> how many periods (B, T) have passed there, less whole ones; float64."""
+    steps = (hz[:, 1:].double() + hz[:, :-1]) * (HOP / RATE / 2)
+    return F.pad(steps.cumsum(-1), (1, 0)) % 1
+
+def harmonics(hz, passed):
+    """Hz and periods passed, both (B, T) -> (B, T HOP): all harmonics below RATE / 2 in equal strength, power 1.
+
+    Between two steps the pitch is straight, its phase p a parabola; cos(2 pi k p), k = 1..K, sum to
+    (sin(pi (2K + 1) p) / sin(pi p) - 1) / 2.
+    """
+    j = torch.arange(HOP, device=hz.device) / HOP
+    slope = F.pad(hz, (0, 1), mode='replicate').diff()[..., None]
+    p = passed[..., None] + (hz[..., None] * j + slope * j.square() / 2) * (HOP / RATE)
+    p, K = (p - p.round()).float(), (RATE / 2 / (hz[..., None] + slope * j)).floor()
+    near = p.abs() < 1e-6
+    ratio = (torch.pi * (2 * K + 1) * p).sin() / (torch.pi * p.masked_fill(near, 0.5)).sin()
+    return ((torch.where(near, 2 * K + 1, ratio) - 1) / (2 * K).sqrt()).flatten(1)
+
+def filtered(*parts):
+    """(source (B, T HOP), log gains (B, T, BANDS)), ... -> (B, T HOP): the sum of the sources, each through its filter.
+
+    A source is cut into Hann windows of two steps, which sum to 1, and each window goes through the filter at its center.
+    """
+    spectrum = 0
+    for source, gain in parts:
+        gain, log_response = F.pad(gain, (0, 0, 0, 1), mode='replicate'), least_phase().to(source.device)
+        response = torch.polar((gain @ log_response.real).exp(), gain @ log_response.imag)
+        window = torch.hann_window(2 * HOP, device=source.device)
+        spectrum = spectrum + torch.fft.rfft(F.pad(source, (HOP, HOP)).unfold(-1, 2 * HOP, HOP) * window, N_FFT) * response
+    rings = torch.fft.irfft(spectrum).transpose(1, 2) # (B, N_FFT, T + 1)
+    wave = F.fold(rings, (1, source.shape[1] + N_FFT), (1, N_FFT), stride=(1, HOP))[:, 0, 0]
+    return wave[:, HOP:HOP + source.shape[1]]
+
+def raised(gain, contrast):
+    """Log gains (..., BANDS) with what differs from a straight line over the bands made so many times as large, the power
+    of white noise behind them as it was.
+
+    What a network is unsure of it makes flat; a filter that deepens the valleys again is an old remedy in coding (Chen and
+    Gersho, 1995).
+    """
+    line = torch.stack([torch.ones(BANDS), torch.linspace(-1, 1, BANDS)]).to(gain.device)
+    line = line / line.norm(dim=1, keepdim=True)
+    straight, widths = gain @ line.T @ line, bands().sum(1).log().to(gain.device)
+    power = lambda g: (2 * g + widths).logsumexp(-1, keepdim=True)
+    new = straight + contrast * (gain - straight)
+    return new + (power(gain) - power(new)) / 2
+
+def pieces(n, step, margin):
+    """n things in pieces of step: slices (piece with a margin on both sides, the piece in that)."""
+    for at in range(0, n, step):
+        start, stop = max(0, at - margin), min(n, at + step)
+        yield slice(start, min(n, stop + margin)), slice(at - start, stop - start)
 
 @dataclass(frozen=True)
-class MelConfig:
+class SourceFilterConfig:
     n_units: int = 500
-    n_embd: int = 128
-    n_slow: int = 3 # residual blocks at the units' rate
-    n_fast: int = 2 # and at the mel's
+    n_embd: int = 192
+    n_slow: int = 6 # residual blocks at the units' rate
+    n_fast: int = 3 # and at 100 Hz
     units_hash: str = '' # of the units' info.json: other units are refused
     frame_hz: float = 25.0
+    contrast: float = 1.3 # of peaks and valleys over frequency when speaking; 1: as they were learned
+
+    def __post_init__(self):
+        if RATE / HOP % self.frame_hz:
+            raise Refused(f"vocoder: units at {self.frame_hz} Hz, expected a rate that goes into {RATE // HOP} Hz")
 
 class Block(nn.Module):
     """Residual: norm of each frame -> convolution of width 5 -> GELU -> 1x1 convolution."""
@@ -101,49 +185,80 @@ class Block(nn.Module):
     def forward(self, x): # (B, C, F)
         return x + self.mix(F.gelu(self.conv(self.norm(x.transpose(1, 2)).transpose(1, 2))))
 
-class UnitToMel(nn.Module):
-    def __init__(self, cfg: MelConfig):
+def blocks(n_embd, n):
+    """n of them, each third of which sees 4 times as far."""
+    return [Block(n_embd, 2 ** (i % 3)) for i in range(n)]
+
+class SourceFilter(nn.Module):
+    def __init__(self, cfg: SourceFilterConfig):
         super().__init__()
         self.cfg = cfg
-        C, self.up = cfg.n_embd, round(RATE / HOP / cfg.frame_hz) # mel frames a unit frame: 4
+        C, self.up = cfg.n_embd, round(RATE / HOP / cfg.frame_hz) # steps of 10 ms a frame: 4
+        self.duration_embed = nn.Embedding(cfg.n_units, C // 2)
+        self.duration = nn.Sequential(*blocks(C // 2, 3), nn.Conv1d(C // 2, 1, 1))
         self.embed = nn.Embedding(cfg.n_units, C)
-        self.duration = nn.Sequential(Block(C, 1), nn.Conv1d(C, 1, 1)) # log of a run's length in frames
-        self.slow = nn.Sequential(*(Block(C, 2 ** i) for i in range(cfg.n_slow)))
+        self.slow = nn.Sequential(*blocks(C, cfg.n_slow))
         self.upsample = nn.ConvTranspose1d(C, C, self.up, stride=self.up)
-        self.fast = nn.Sequential(*(Block(C, 2 ** i) for i in range(cfg.n_fast)))
-        self.head = nn.Conv1d(C, N_MELS, 1)
+        self.fast = nn.Sequential(*blocks(C, cfg.n_fast))
+        self.head = nn.Conv1d(C, 1 + 2 * BANDS, 1)
+        with torch.no_grad(): # an even, quiet sound at first
+            self.head.weight.mul_(0.1)
+            self.head.bias.fill_(-4.0)
+            self.head.bias[0] = math.log(120)
 
     def log_durations(self, units):
-        """(B, R) runs -> (B, R) log of each run's length in frames."""
-        return self.duration(self.embed(units).transpose(1, 2))[:, 0]
+        """(B, R) runs -> (B, R) log of each run's expected length in frames."""
+        return self.duration(self.duration_embed(units).transpose(1, 2))[:, 0]
 
     def forward(self, frames):
-        """(B, F) unit of each frame -> (B, up * F, N_MELS) log-mel."""
+        """(B, F) unit of each frame -> log Hz (B, T), log gains of the harmonics and of the noise (B, T, BANDS), T = up F."""
         x = self.slow(self.embed(frames).transpose(1, 2))
-        return self.head(self.fast(self.upsample(x))).transpose(1, 2)
+        x = self.head(self.fast(self.upsample(x))).transpose(1, 2).float()
+        return x[..., 0].clamp(math.log(LOWEST), math.log(HIGHEST)), x[..., 1:1 + BANDS], x[..., 1 + BANDS:]
+
+    @cached_property
+    def context(self):
+        """Frames on each side that a frame's steps depend on, at most."""
+        reach = lambda blocks: sum(2 * block.conv.dilation[0] for block in blocks)
+        return reach(self.slow) + math.ceil(reach(self.fast) / self.up) + 1
 
     def save_pretrained(self, folder, **made):
         """config.json (settings and how it was made) and model.safetensors in float16."""
         with atomically(Path(folder) / 'model.safetensors') as tmp:
-            save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, tmp)
+            save_file({k: v.half().cpu().contiguous() for k, v in self.state_dict().items()}, tmp)
         write_json(Path(folder) / 'config.json', {**asdict(self.cfg), **made})
 
     @torch.inference_mode()
-    def speak(self, units, runs=None, units_hash=None):
+    def speak(self, units, runs=None, units_hash=None, seconds=20.0):
         """A list of de-duplicated units (R,), with their run lengths in frames or None (then predicted) -> a list of
-        float32 waves in [-1, 1]. Refused as check() says."""
+        float32 waves in [-1, 1]; a long wave is made in pieces of at most so many seconds, the same to rounding.
+        Refused as check() says."""
         check(units, self.cfg.n_units, units_hash, self.cfg.units_hash)
-        return [self._speak(torch.as_tensor(np.asarray(u, dtype=np.int64)), r) for u, r in zip(units, runs or [None] * len(units))]
+        step = max(1, round(seconds * self.cfg.frame_hz))
+        pairs = zip(units, runs or [None] * len(units))
+        return [self._speak(u, r, step) if len(u) else np.zeros(0, np.float32) for u, r in pairs]
 
-    def _speak(self, units, runs):
-        if len(units) == 0:
-            return np.zeros(0, np.float32)
-        if runs is None:
-            runs = self.log_durations(units[None])[0].exp().round().clamp(1, 25) # at most a second
-        frames = units.repeat_interleave(torch.as_tensor(np.asarray(runs, dtype=np.int64)))
-        wave = griffin_lim(self(frames[None])[0])
+    def predicted_runs(self, units):
+        """(R,) -> (R,) frames, from 1 to a second's; what rounding takes from a run, it gives to the next."""
+        ends = self.log_durations(units[None])[0].double().exp().clamp(1, self.cfg.frame_hz).cumsum(0)
+        return F.pad((ends + 0.5).floor(), (1, 0)).diff().long()
+
+    def _speak(self, units, runs, step):
+        """step: frames of a piece."""
+        tensor, up = lambda x: torch.as_tensor(np.asarray(x, dtype=np.int64), device=self.head.weight.device), self.up
+        units = tensor(units)
+        frames = units.repeat_interleave(self.predicted_runs(units) if runs is None else tensor(runs))[None]
+        said = [[y[:, own.start * up:own.stop * up] for y in self(frames[:, wide])]
+                for wide, own in pieces(frames.shape[1], step, self.context)]
+        log_hz, *gains = (torch.cat(parts, 1) for parts in zip(*said))
+        hz, (voice, breath), wave = log_hz.exp(), (raised(gain, self.cfg.contrast) for gain in gains), []
+        passed, noise = periods(hz), torch.randn(hz.shape[1] * HOP, generator=torch.Generator().manual_seed(0))
+        for wide, own in pieces(hz.shape[1], step * up, N_FFT // HOP + 2):
+            source = noise[None, wide.start * HOP:wide.stop * HOP].to(hz.device)
+            made = filtered((harmonics(hz[:, wide], passed[:, wide]), voice[:, wide]), (source, breath[:, wide]))
+            wave.append(made[0, own.start * HOP:own.stop * HOP].cpu())
+        wave = torch.cat(wave)
         return (wave / wave.abs().max().clamp(min=1.0)).numpy() # only ever quieter: no clipping
-
 # ----------------------------------------------------------------------------------------------------------------
 # the papers' unit HiFi-GAN
 
@@ -241,8 +356,7 @@ class HiFiGAN(nn.Module):
 
     @torch.inference_mode()
     def speak(self, units, runs=None, units_hash=None, speaker=0, style=0, seconds=20.0):
-        """As UnitToMel.speak; a long wave is made in pieces of at most so many seconds, the same to rounding. speaker and
-        style are numbers of the vocoder's lists, where it has some. Lengths are predicted where runs is None."""
+        """As SourceFilter.speak. speaker and style are numbers of the vocoder's lists, where it has some."""
         cfg, device = self.cfg, self.conv_post.weight.device
         check(units, cfg.num_embeddings, units_hash, cfg.units_hash)
         for name, number, table in (('speaker', speaker, self.spkr), ('style', style, self.style)):
@@ -286,7 +400,7 @@ def check(units, n_units, units_hash, made_for):
     """Refuses units that the vocoder does not know, and those of another encoder (the hashes differ)."""
     if units_hash and made_for and units_hash != made_for:
         raise Refused(f"vocoder: made for units {made_for}, given units {units_hash}: train one for these units "
-                      "(tiny/train_vocoder.py)")
+                      "(python vocoder.py train)")
     for u in units:
         if len(u) and not 0 <= min(u) <= max(u) < n_units:
             raise Refused(f"vocoder: units {min(u)}..{max(u)}, expected 0..{n_units - 1}")
@@ -298,9 +412,194 @@ def load_vocoder(folder):
             raise Refused(f"{folder}: no vocoder here: {name} is missing")
     try:
         settings = json.loads((Path(folder) / 'config.json').read_text())
-        kind, config = (HiFiGAN, HiFiGANConfig) if 'upsample_rates' in settings else (UnitToMel, MelConfig)
+        kind, config = (HiFiGAN, HiFiGANConfig) if 'upsample_rates' in settings else (SourceFilter, SourceFilterConfig)
         model = kind(config(**{f.name: settings[f.name] for f in fields(config) if f.name in settings}))
         model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / 'model.safetensors').items()})
     except (json.JSONDecodeError, SafetensorError, RuntimeError, TypeError, ValueError) as e:
         raise Refused(f"{folder}: not a vocoder: {str(e).splitlines()[0]}") from None
     return model.eval()
+
+# ----------------------------------------------------------------------------------------------------------------
+# training
+
+@dataclass(frozen=True)
+class TrainConfig:
+    units: str = '' # a units folder of tokenize_speech.py, of one voice
+    audio: str = '' # that folder's audio, as --corpus reads it, by id; '': where the units folder says it is
+    corpus: str = 'folder' # corpora/NAME.py
+    speaker: str = '' # only the documents of this one; '': all
+    out: str = '' # the new vocoder
+    init: str = '' # a vocoder of the same units to go on from: a cut run, another voice
+    hours: float = 5.0 # of speech at most; 0.13 GB of memory each
+    minutes: float = 45.0 # of training
+    critic_from: float = 0.5 # share of the minutes after which a second network judges, too; 1: never
+    batch: int = 8 # crops
+    crop: float = 2.0 # seconds
+    learning_rate: float = 1.5e-3 # falls to zero
+    n_embd: int = 192
+    n_slow: int = 6
+    n_fast: int = 3
+    seed: int = 0
+    device: str = 'auto'
+
+    def __post_init__(self):
+        if not self.units or not self.out:
+            raise Refused("expected --units=DIR (tokenize_speech.py makes it) and --out=NEW_VOCODER")
+        for key in ('hours', 'minutes', 'batch', 'crop', 'learning_rate', 'n_embd'):
+            if not getattr(self, key) > 0:
+                raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
+
+def documents(cfg, units):
+    """Units, runs, wave of the documents that have audio, until there are cfg.hours."""
+    if cfg.audio:
+        found = {u['id']: u for u in read_corpus(cfg)}
+    else:
+        found = {meta['id']: meta for meta in units.meta if meta.get('path')}
+    chosen = [i for i, meta in enumerate(units.meta)
+              if meta['id'] in found and cfg.speaker in ('', meta.get('speaker')) and len(units[i][0])]
+    if not chosen:
+        raise Refused(f"{cfg.units}: none of {len(units)} documents has audio in {cfg.audio or 'the files it names'}"
+                      + (f" and is of speaker '{cfg.speaker}'" if cfg.speaker else '') + "; expected the same ids: --audio, --corpus")
+    if len(voices := {units.meta[i].get('speaker') for i in chosen}) > 1:
+        print(f"{len(voices)} speakers: the vocoder will have a voice between theirs; --speaker=NAME takes one")
+    seconds, samples = 0.0, RATE / units.info['frame_hz']
+    for i in progress(chosen, desc='pitch', unit='doc'):
+        u = found[units.meta[i]['id']]
+        wave = load_audio(u['path'], u['start'], u['end'])
+        n = round(units[i][1].sum(dtype=np.int64) * samples)
+        if abs(len(wave) - n) >= 2 * samples:
+            raise Refused(f"{u['path']}: {len(wave)} samples of '{u['id']}', its units are of {n}: other audio than {cfg.units} "
+                          "was made of")
+        yield *units[i], np.pad(wave[:n], (0, max(0, n - len(wave)))) # resampling may end a sample early
+        if (seconds := seconds + n / RATE) > cfg.hours * 3600:
+            break
+
+def streams(docs):
+    """Documents (units, runs, wave) one after another: a dict of tensors with a row a run, frame, step or sample."""
+    columns = {name: [] for name in ('units', 'runs', 'frames', 'wave', 'log_hz', 'periodic')}
+    for units, runs, wave in docs:
+        hz, periodic = pitch(torch.from_numpy(wave))
+        frames, samples = np.repeat(units, runs).astype(np.int64), (wave * 32767).astype(np.int16)
+        row = units.astype(np.int64), runs.astype(np.float32), frames, samples
+        for column, value in zip(columns.values(), (*map(torch.from_numpy, row), hz.log(), periodic)):
+            column.append(value)
+    return {name: torch.cat(column) for name, column in columns.items()}
+
+def crops(data, size, n, up, rng):
+    """n crops of `size` frames from anywhere, each name with a row a crop; units and runs are from elsewhere than the rest."""
+    def cut(names, total, per):
+        at = rng.integers(0, total - size + 1, n)
+        return {name: torch.stack([data[name][a * k:(a + size) * k] for a in at]) for name, k in zip(names, per)}
+    return cut(('units', 'runs'), len(data['units']), (1, 1)) | \
+        cut(('frames', 'wave', 'log_hz', 'periodic'), len(data['frames']), (1, up * HOP, up, up))
+
+def spectra(wave):
+    """(B, S) -> its magnitudes in windows of each length."""
+    window = lambda n: torch.hann_window(n, device=wave.device)
+    return [torch.stft(wave, n, n // 2, window=window(n), return_complex=True).abs() for n in WINDOWS]
+
+def losses(model, batch, generator):
+    """(what is minimized, as a sum; the wave that was made; the recorded one).
+
+    Of the spectra the L1 of log magnitudes and the share of the magnitudes that is off; the L1 of log pitch, where there is
+    one; of the runs' lengths, as a Poisson variable's, the negative log-likelihood.
+    """
+    device = batch['frames'].device
+    with torch.autocast(device.type, torch.bfloat16):
+        log_hz, voice, breath = model(batch['frames'])
+        log_runs = model.log_durations(batch['units']).float()
+    hz, wave = batch['log_hz'].exp(), batch['wave'].float() / 32767
+    noise = torch.randn(wave.shape, generator=generator).to(device)
+    made = filtered((harmonics(hz, periods(hz)), voice), (noise, breath))
+    off = [(a.clamp(min=1e-3).log() - b.clamp(min=1e-3).log()).abs().mean() + (a - b).norm() / b.norm().clamp(min=1e-3)
+           for a, b in zip(spectra(made), spectra(wave))]
+    pitch_off = ((log_hz - batch['log_hz']).abs() * batch['periodic']).sum() / batch['periodic'].sum().clamp(min=1)
+    runs_off = (log_runs.exp() - batch['runs'] * log_runs).mean()
+    return {'spectrum': sum(off) / len(off), 'pitch': 2 * pitch_off, 'runs': 0.1 * runs_off}, made, wave
+
+class Critic(nn.Module):
+    """Waves (B, S) -> how much each patch of their band spectra looks recorded (1) or made (0), and what every layer saw.
+
+    A network that learns from differences alone says the mean of what might have been, which is blurred; blur is what a
+    critic sees first (least squares: Mao et al., 2017; patches: Isola et al., 2017; features: Larsen et al., 2016).
+    """
+    def __init__(self, C=24):
+        super().__init__()
+        widths = 1, C, 2 * C, 2 * C, 2 * C
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 5, stride=2, padding=2) for a, b in zip(widths, widths[1:]))
+        self.out = nn.Conv2d(2 * C, 1, 3, padding=1)
+
+    def forward(self, wave):
+        n = N_FFT // 2 # 32 ms
+        magnitude = torch.stft(wave, n, HOP, window=torch.hann_window(n, device=wave.device), return_complex=True).abs()
+        x, seen = ((bands()[:, ::2].to(wave.device) @ magnitude).clamp(min=1e-2).log()[:, None] + 1) / 2, []
+        with torch.autocast(wave.device.type, torch.bfloat16):
+            for layer in self.layers:
+                x = F.leaky_relu(layer(x), 0.2)
+                seen.append(x.float())
+            return self.out(x).float(), seen
+
+def judged(critic, optimizer, made, wave):
+    """A step of the critic's own; then what its verdict adds to the losses."""
+    (real, wanted), (fake, _) = critic(wave), critic(made.detach())
+    ((real - 1).square().mean() + fake.square().mean()).backward()
+    optimizer.step()
+    verdict, seen = critic(made)
+    return {'critic': 0.2 * (verdict - 1).square().mean(),
+            'features': 0.5 * sum((a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in zip(seen, wanted)) / len(seen)}
+
+def train(cfg):
+    if (Path(cfg.out) / 'config.json').exists():
+        raise Refused(f"{cfg.out}: a vocoder is there; remove it or give another --out (--init={cfg.out} goes on from it)")
+    units, device = Units(cfg.units), pick_device(cfg.device)
+    facts = {'n_units': units.info['n_units'], 'units_hash': units.info['units_hash'], 'frame_hz': units.info['frame_hz']}
+    torch.manual_seed(cfg.seed)
+    model = SourceFilter(SourceFilterConfig(**facts, n_embd=cfg.n_embd, n_slow=cfg.n_slow, n_fast=cfg.n_fast))
+    if cfg.init:
+        model = load_vocoder(cfg.init)
+        if not isinstance(model, SourceFilter) or any(getattr(model.cfg, key) != value for key, value in facts.items()):
+            raise Refused(f"{cfg.init}: not a vocoder of python vocoder.py train for units {facts['units_hash']}")
+    model = model.to(device).train()
+    size, data = round(cfg.crop * units.info['frame_hz']), streams(documents(cfg, units))
+    if len(data['units']) < size:
+        raise Refused(f"{cfg.units}: {len(data['units'])} units with audio, a crop has up to {size}: more speech, or a smaller --crop")
+    print(f"{len(data['frames']) / units.info['frame_hz'] / 3600:.2f} h of speech, "
+          f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    critic = Critic().to(device)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-4, betas=(0.8, 0.99))
+    rng, generator, smooth, step = np.random.default_rng(cfg.seed), torch.Generator().manual_seed(cfg.seed), {}, 0
+    start, done = time.monotonic(), 0.0
+    while done < 1:
+        for group in optimizer.param_groups: # a warm-up of 2 %, then half a cosine
+            group['lr'] = cfg.learning_rate * min(done / 0.02 + 0.01, 0.5 + 0.5 * math.cos(math.pi * done))
+        batch = crops(data, size, cfg.batch, model.up, rng)
+        loss, made, wave = losses(model, {name: x.to(device) for name, x in batch.items()}, generator)
+        if done > cfg.critic_from:
+            loss |= judged(critic, critic_optimizer, made, wave)
+        sum(loss.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        critic_optimizer.zero_grad() # what went through the critic to the wave
+        smooth = {name: 0.99 * smooth.get(name, x.item()) + 0.01 * x.item() for name, x in loss.items()}
+        step, done = step + 1, (time.monotonic() - start) / (60 * cfg.minutes)
+        if step % 100 == 0 or done >= 1:
+            print(f"step {step} | {100 * done:.0f} % | " + ' | '.join(f'{name} {x:.3f}' for name, x in smooth.items())
+                  + f" | {60000 * cfg.minutes * done / step:.0f} ms", flush=True)
+        if step % 1000 == 0 or done >= 1:
+            model.save_pretrained(cfg.out, trained={'steps': step, **{name: round(x, 4) for name, x in smooth.items()}}, **record(cfg))
+    print(f"{cfg.out}: speaks units {facts['units_hash']}; python sample.py --vocoder={cfg.out}")
+
+def main(argv):
+    if argv[:1] != ['train']:
+        if argv[:1] in (['--help'], ['-h']):
+            return print(__doc__)
+        raise Refused(f"{argv[0] if argv else 'no command'}: expected train, then --key=value; train --help says more")
+    train(configure(TrainConfig, argv[1:]))
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except Refused as e:
+        raise SystemExit(f"vocoder.py: {e}") from None

@@ -50,7 +50,7 @@ ENDINGS = {'sSC': 'wrong', 'tSC': 'topic'} # which of an item's is the wrong one
 def write_items(folder, n):
     """SET/NAME_{mutual,correct,incorrect}.{wav,txt} of the first n embedded items."""
     docs = {doc['id']: doc for doc in read_packed(ROOT / 'tiny' / 'items.npz.xz')[0]}
-    vocoder = load_vocoder(str(ROOT / 'tiny' / 'mel'))
+    vocoder = load_vocoder(str(ROOT / 'tiny' / 'vocoder'))
     for task, wrong in ENDINGS.items():
         (folder / task).mkdir(parents=True)
         for i in range(n):

@@ -33,6 +33,7 @@ from corpora import (
     stinystories,
     swc,
     tedlium,
+    tiny,
     voxpopuli,
 )
 from corpora.folder import utterances
@@ -418,11 +419,24 @@ def test_peoples_speech_in_both_forms(tmp_path):
     assert 'no column text; expected audio, text, got audio, sentence' in refusal(peoples_speech, tmp_path / 'clean')
     assert "expected a folder of the hub's parquet" in refusal(peoples_speech, tmp_path)
 
+def test_the_embedded_corpus_is_read_as_it_was_spoken(tmp_path):
+    wave = np.round(speech_like(1.0, 0) * 32767) / 32768
+    line = lambda id, start, samples: {'id': id, 'start': start, 'samples': samples, 'text': 'one', 'speaker': 'joe', 'room': None,
+                                       'words': [['one', 1600, 4800]]}
+    for shard, lines in (('00007', [line('b', 0, 6000), line('a', 6000, 10000)]), ('00003', [line('c', 0, 16000)])):
+        write(tmp_path, {f'{shard}/docs.jsonl': lines, f'{shard}/refused.jsonl': [{'id': 'x'}], f'{shard}/audio.flac': wave})
+    found = list(tiny.utterances(tmp_path))
+    assert [(u['id'], u['text'], u['speaker'], u['words']) for u in found] == [(i, 'one', 'joe', [['one', 0.1, 0.3]]) for i in 'abc']
+    np.testing.assert_allclose(load_audio(found[0]['path'], found[0]['start'], found[0]['end']), wave[6000:], atol=1e-4)
+    write(tmp_path, {'00003/docs.jsonl': [{'id': 'c'}]})
+    assert "docs.jsonl:1: not a line of tiny/speak.py (KeyError('words'))" in refusal(tiny, tmp_path)
+    assert 'expected a folder that tiny/speak.py wrote' in refusal(tiny, tmp_path / 'none')
+
 def test_every_corpus_has_utterances_and_says_what_it_reads():
     for path in sorted((Path(__file__).parents[1] / 'corpora').glob('*.py')):
         module = importlib.import_module(f'corpora.{path.stem}')
         assert path.stem in ('tree', 'download') or callable(module.utterances)
-        assert path.stem in ('tree', 'download', 'folder', 'spoken') or 'https://' in module.__doc__
+        assert path.stem in ('tree', 'download', 'folder', 'spoken', 'tiny') or 'https://' in module.__doc__
 
 # ----------------------------------------------------------------------------------------------------------------
 # downloads

@@ -20,7 +20,7 @@ import unit_cache
 from configurator import Refused
 from generation import Config, ask_judge, auto_bleu2, load_llm, main, self_bleu2, word_errors, words
 from model import GPT
-from vocoder import MelConfig, UnitToMel
+from vocoder import SourceFilter, SourceFilterConfig
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -139,7 +139,7 @@ def house(tmp_path, monkeypatch):
     make_tokenizer(tmp_path / 'tokenizer')
     for kind in ('joint', 'speech', 'text'):
         make_model(tmp_path / kind, tmp_path / 'tokenizer', kind)
-    UnitToMel(MelConfig(n_units=K, n_embd=16, units_hash='abc')).save_pretrained(tmp_path / 'mel')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=16, units_hash='abc')).save_pretrained(tmp_path / 'vocoder')
     make_numbered(tmp_path / 'ssc', n=4)
     monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
@@ -151,7 +151,7 @@ def house(tmp_path, monkeypatch):
 def test_continuations_are_measured_and_everything_is_kept(house, kind, server, capsys):
     server.replies = [(200, 'Score: 2'), (200, 'none'), (200, 'Score: 3')]
     settings = dict(model=str(house / kind), prompts=str(house / 'ssc'), n=3, seconds=0.3, max_new_tokens=8, llm=str(house / 'text'),
-                    vocoder=str(house / 'mel'), batch=2, device='cpu', judge=f'http://127.0.0.1:{server.server_port}/v1')
+                    vocoder=str(house / 'vocoder'), batch=2, device='cpu', judge=f'http://127.0.0.1:{server.server_port}/v1')
     main(Config(**settings))
     found = json.loads((house / kind / 'eval.json').read_text())
     rows = found['results']
@@ -173,7 +173,7 @@ def test_continuations_are_measured_and_everything_is_kept(house, kind, server, 
 def test_empty_transcripts_are_counted_not_infinite(house, monkeypatch):
     monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: ['', 'a b a b a b', 'c d e'][:len(waves)])
     main(Config(model=str(house / 'joint'), prompts=str(house / 'ssc'), n=3, seconds=0.3, max_new_tokens=4, llm=str(house / 'text'),
-                vocoder=str(house / 'mel'), device='cpu'))
+                vocoder=str(house / 'vocoder'), device='cpu'))
     rows = json.loads((house / 'joint' / 'eval.json').read_text())['results']
     for part in ('whole', 'continuation'):
         assert (rows[f'genppl/{part}']['n'], rows[f'genppl/{part}']['empty'], rows[f'genppl/{part}']['repeated']) == (2, 1, 1)
@@ -183,7 +183,7 @@ def test_empty_transcripts_are_counted_not_infinite(house, monkeypatch):
 def test_a_model_that_says_nothing_is_counted(house, monkeypatch, capsys):
     monkeypatch.setattr(GPT, 'generate', lambda self, prompts, *_: [[] for _ in prompts])
     main(Config(model=str(house / 'speech'), prompts=str(house / 'ssc'), n=2, seconds=0.3, llm=str(house / 'text'),
-                vocoder=str(house / 'mel'), device='cpu'))
+                vocoder=str(house / 'vocoder'), device='cpu'))
     rows = json.loads((house / 'speech' / 'eval.json').read_text())['results']
     assert rows['auto_bleu2/continuation'] == {'value': 0.0, 'stderr': 0.0, 'n': 2, 'empty': 2}
     assert 'genppl/continuation' not in rows and rows['genppl/whole']['n'] == 2
@@ -195,7 +195,7 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
         (house / 'talk' / f'{i}.txt').write_text(text)
     answers = iter([['one two three', 'four five'], ['one three', 'for five six']])
     monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: next(answers))
-    main(Config(model=str(house / 'speech'), prompts='', speech=str(house / 'talk'), vocoder=str(house / 'mel'), device='cpu'))
+    main(Config(model=str(house / 'speech'), prompts='', speech=str(house / 'talk'), vocoder=str(house / 'vocoder'), device='cpu'))
     rows = json.loads((house / 'speech' / 'eval.json').read_text())['results']
     assert rows['wer/original']['value'] == 0 and rows['wer/resynthesis'] | {'stderr': 0} == {'value': 3 / 5, 'stderr': 0, 'n': 2, 'words': 5}
 
@@ -204,7 +204,7 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
     ({'llm': '/none'}, 'llm /none: not to be had'), ({'vocoder': '/none'}, '/none: no vocoder here')])
 def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
-        main(Config(**{'model': str(house / 'joint'), 'prompts': str(house / 'ssc'), 'vocoder': str(house / 'mel'), 'llm': '', 'device': 'cpu', **settings}))
+        main(Config(**{'model': str(house / 'joint'), 'prompts': str(house / 'ssc'), 'vocoder': str(house / 'vocoder'), 'llm': '', 'device': 'cpu', **settings}))
 
 def test_a_text_model_and_units_of_another_encoder_are_refused(house, monkeypatch):
     with pytest.raises(Refused, match='a text-only model says nothing in units'):

@@ -25,7 +25,7 @@ from families import GPTConfig
 from hub import PUBLISHED, vocabulary
 from model import GPT
 from vocab import TextTokenizer, Vocab
-from vocoder import MelConfig, UnitToMel
+from vocoder import SourceFilter, SourceFilterConfig
 
 K = 500 # units of the published models
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48, tied=True)
@@ -155,23 +155,23 @@ def test_items_of_another_encoder_are_not_scored_by_a_published_model(house):
 
 def test_published_models_speak_and_are_measured_by_what_they_say(house, heard, monkeypatch):
     root, folders = house
-    UnitToMel(MelConfig(n_units=K, n_embd=8, units_hash='hex')).save_pretrained(root / 'mel')
-    UnitToMel(MelConfig(n_units=K, n_embd=8, units_hash='other')).save_pretrained(root / 'other')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, units_hash='hex')).save_pretrained(root / 'vocoder')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, units_hash='other')).save_pretrained(root / 'other')
     (root / 'prompts').mkdir()
     soundfile.write(root / 'prompts' / 'a.wav', speech_like(1, 0), 16000)
     monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: ['a b c'] * len(waves))
     for folder in folders.values():
         how = dict(model=str(folder), encoder='slprl/mhubert-base-25hz', layer=11, max_new_tokens=6, device='cpu', prompts=str(root / 'prompts'))
-        sample.main(sample.Config(**how, vocoder=str(root / 'mel'), out=str(root / 'samples')))
+        sample.main(sample.Config(**how, vocoder=str(root / 'vocoder'), out=str(root / 'samples')))
         assert all(u < K for s in json.loads((root / 'samples' / 'samples.json').read_text())['samples'] for span in s['spans']
                    for u in span['units'])
-        generation.main(generation.Config(**how, vocoder=str(root / 'mel'), llm='', seconds=0.5))
+        generation.main(generation.Config(**how, vocoder=str(root / 'vocoder'), llm='', seconds=0.5))
         assert json.loads((folder / 'eval.json').read_text())['results']['auto_bleu2/whole']['n'] == 1
         for main, Config, more in ((sample.main, sample.Config, {'out': str(root / 'samples')}), (generation.main, generation.Config, {'llm': ''})):
             with pytest.raises(Refused, match='made for units other, given units hex'):
                 main(Config(**how, vocoder=str(root / 'other'), **more))
             with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert"):
-                main(Config(**{**how, 'encoder': 'tiny/hubert'}, vocoder=str(root / 'mel'), **more))
+                main(Config(**{**how, 'encoder': 'tiny/hubert'}, vocoder=str(root / 'vocoder'), **more))
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_training_goes_on_from_a_published_model_with_its_rows_as_they_are(house, kind):

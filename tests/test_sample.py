@@ -22,7 +22,7 @@ from encoders import Encoder, load_centroids
 from model import GPT
 from sample import Config, allowed_ids, main, prompt_ids, read_part, spans_of
 from vocab import TEXT, UNIT, Vocab
-from vocoder import MelConfig, UnitToMel
+from vocoder import SourceFilter, SourceFilterConfig
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ def house(tmp_path_factory):
                              num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)).save_pretrained(root / 'hubert')
     save_file({'centroids': torch.randn(K, 16)}, root / 'hubert' / 'kmeans.safetensors')
     units = Encoder(root / 'hubert', 1, load_centroids(root / 'hubert' / 'kmeans.safetensors')).hash
-    UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'mel')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash=units)).save_pretrained(root / 'vocoder')
     (root / 'whisper').mkdir()
     make_whisper(root / 'whisper')
     for kind in ('joint', 'speech', 'text'):
@@ -48,7 +48,7 @@ def house(tmp_path_factory):
     return root, tokenizer
 
 def settings(root, **more):
-    return Config(**{'model': str(root / 'joint'), 'encoder': str(root / 'hubert'), 'layer': 1, 'vocoder': str(root / 'mel'),
+    return Config(**{'model': str(root / 'joint'), 'encoder': str(root / 'hubert'), 'layer': 1, 'vocoder': str(root / 'vocoder'),
                      'max_new_tokens': 12, 'prompt': str(root / 'prompt.wav'), 'device': 'cpu', 'seconds': 1.0, **more})
 
 def test_prompt_ids_of_every_direction(house):
@@ -136,7 +136,7 @@ def test_mixed_prompts_go_on_freely(house, tmp_path):
 def test_what_is_said_is_written_down_span_by_span(house, tmp_path):
     root, _ = house
     wav, out = root / 'prompt.wav', tmp_path / 'a'
-    main(settings(root, out=str(out), prompt=f'{wav}|and <then>', output='free', n=2, max_new_tokens=60, asr=str(root / 'whisper')))
+    main(settings(root, out=str(out), prompt=f'{wav}|and <then>', output='free', n=4, max_new_tokens=120, seed=1, asr=str(root / 'whisper')))
     samples, page = json.loads((out / 'samples.json').read_text())['samples'], (out / 'samples.html').read_bytes().decode()
     for sample in samples:
         spans = [('prompt', span) for span in sample['prompt']] + [('continuation', span) for span in sample['spans']]
@@ -214,7 +214,7 @@ def test_bad_input_is_refused(house, change, message, tmp_path, monkeypatch):
     shutil.copytree(root / 'joint', 'short')
     config = json.loads(Path('short/config.json').read_text())
     Path('short/config.json').write_text(json.dumps({**config, 'max_position_embeddings': 40}))
-    UnitToMel(MelConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash='other')).save_pretrained('other')
+    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, n_slow=1, n_fast=1, units_hash='other')).save_pretrained('other')
     if 'model' in change and change['model'] != 'short':
         change = {**change, 'model': str(root / change['model'])}
     if change.get('vocoder') == 'other': # at once, not when all has been generated

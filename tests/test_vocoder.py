@@ -1,44 +1,116 @@
 """
-The unit -> mel network and Griffin-Lim: a known spectrum comes back, lengths follow the runs, other units are refused. The
-unit HiFi-GAN against its definition, layer by layer on the weights in a dict; batches and pieces change nothing.
+The source-filter vocoder: each formula against its definition, waves that do not depend on pieces or batches, training that
+lowers its losses on made-up voices, and the shipped one. The unit HiFi-GAN against its definition, layer by layer on the
+weights in a dict; batches and pieces change nothing.
 """
+import io
 import json
+import lzma
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from audio import RATE
-from configurator import Refused
-from vocoder import HOP, HiFiGAN, HiFiGANConfig, MelConfig, UnitToMel, griffin_lim, load_vocoder, log_mel, mel_bank
+from configurator import Refused, write_json
+from tokenize_speech import write_units_shard
+from vocoder import (
+    BANDS,
+    HOP,
+    N_FFT,
+    Critic,
+    HiFiGAN,
+    HiFiGANConfig,
+    SourceFilter,
+    SourceFilterConfig,
+    bands,
+    crops,
+    filtered,
+    harmonics,
+    judged,
+    least_phase,
+    load_vocoder,
+    losses,
+    main,
+    periods,
+    pitch,
+    raised,
+    streams,
+)
 
-
-def tone(hz, seconds=1.0):
-    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(round(seconds * RATE)) / RATE)
 
 def small(units_hash=''):
     torch.manual_seed(0)
-    return UnitToMel(MelConfig(n_units=10, n_embd=16, n_slow=1, n_fast=1, units_hash=units_hash)).eval()
+    return SourceFilter(SourceFilterConfig(n_units=10, n_embd=16, n_slow=2, n_fast=2, units_hash=units_hash)).eval()
 
-def test_a_tone_is_loudest_in_the_filter_whose_center_is_nearest():
-    centers = (mel_bank() * torch.linspace(0, RATE / 2, mel_bank().shape[1])).sum(1) / mel_bank().sum(1) # Hz
-    for hz in (500, 1000, 3000):
-        mel = log_mel(tone(hz))
-        assert mel.shape == (RATE // HOP, 80)
-        found = centers[mel[20:-20].mean(0).argmax()].item()
-        assert abs(found - hz) < 0.06 * hz, f"{hz} Hz tone, loudest filter at {found:.0f} Hz"
+def buzz(hz):
+    """Hz of each sample -> a voice's harmonics."""
+    return 0.3 * ((np.cumsum(hz) / RATE) % 1 - 0.5).astype(np.float32)
 
-def test_griffin_lim_brings_the_mel_spectrum_back():
-    t, generator = torch.arange(RATE) / RATE, torch.Generator().manual_seed(0)
-    buzz = (120 * t) % 1 - 0.5 # a voice's harmonics, swelling and fading four times, and a little breath
-    wave = buzz * (1.1 + torch.sin(8 * math.pi * t)) + 0.02 * torch.randn(RATE, generator=generator)
-    mel = log_mel(wave)
-    off = (log_mel(griffin_lim(mel)) - mel).abs().mean().item()
-    one = (log_mel(griffin_lim(mel, iterations=0)) - mel).abs().mean().item() # random phases as they are
-    assert off < 0.2 and off < one / 2, f"off by {off:.2f} nats, with random phases by {one:.2f}"
+# ----------------------------------------------------------------------------------------------------------------
+# sources and filters
+
+def test_pitch_follows_a_glide_and_tells_a_voice_from_noise():
+    hz = np.linspace(90, 180, 2 * RATE)
+    found, periodic = pitch(torch.from_numpy(buzz(hz)))
+    off = (found.numpy() / hz[::HOP] - 1)[5:-5]
+    assert len(found) == 200 and np.abs(off).max() < 0.02 and np.abs(off).mean() < 0.005, f"off by {np.abs(off).max():.4f}"
+    assert periodic[5:-5].min() > 0.8
+    _, periodic = pitch(torch.randn(RATE, generator=torch.Generator().manual_seed(0)))
+    assert periodic.max() < 0.5
+    assert all(x.isfinite().all() for x in pitch(torch.zeros(RATE)))
+
+def test_harmonics_are_the_sum_of_cosines_of_their_phase():
+    hz = torch.tensor([[100.0, 103.7, 250.0, 180.0, 180.0]])
+    made = harmonics(hz, periods(hz))[0].double()
+    ends = torch.cat([hz[0], hz[0, -1:]])
+    f = torch.cat([torch.linspace(a, b, HOP + 1, dtype=torch.float64)[:-1] for a, b in zip(ends, ends[1:])])
+    steps = torch.cat([f, ends[-1:].double()])
+    phase = F.pad(((steps[1:] + steps[:-1]) / 2 / RATE).cumsum(0), (1, 0))[:-1] # of a straight line the trapezoids are exact
+    for i in range(0, len(made), 7):
+        K = int(RATE / 2 / f[i].float())
+        expected = sum(math.cos(2 * math.pi * k * phase[i]) for k in range(1, K + 1)) * math.sqrt(2 / K)
+        assert abs(made[i] - expected) < 1e-2, f"sample {i}: {made[i]:.4f}, expected {expected:.4f}"
+
+def test_equal_gains_pass_a_source_through():
+    source = torch.randn(2, 10 * HOP, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(filtered((source, torch.zeros(2, 10, BANDS))), source, atol=1e-5, rtol=0)
+    both = filtered((source, torch.full((2, 10, BANDS), -1.0)), (source, torch.full((2, 10, BANDS), -2.0)))
+    torch.testing.assert_close(both, source * (math.exp(-1) + math.exp(-2)), atol=1e-5, rtol=0)
+
+def test_a_filter_has_the_gains_it_was_given_and_rings_after_the_pulse():
+    gains = torch.randn(BANDS, generator=torch.Generator().manual_seed(0))
+    pulse = torch.zeros(1, 12 * HOP)
+    pulse[0, 4 * HOP] = 1
+    wave = filtered((pulse, gains.expand(1, 12, BANDS)))[0]
+    assert wave[:4 * HOP].abs().max() < 0.05 * wave.abs().max() # what the finite cepstrum lets through
+    got = torch.fft.rfft(wave[4 * HOP:4 * HOP + N_FFT]).abs().log()
+    expected = gains @ bands()
+    torch.testing.assert_close((least_phase().T @ gains.cfloat()).real, expected, atol=1e-4, rtol=1e-4)
+    assert (got - expected).abs().mean() < 0.05
+    torch.testing.assert_close(bands().sum(0), torch.ones(N_FFT // 2 + 1))
+
+def test_contrast_leaves_loudness_and_tilt_alone():
+    line, peaks = torch.linspace(-3, 1, BANDS), torch.cos(torch.linspace(0, 12, BANDS))
+    torch.testing.assert_close(raised(line, 2.0), line, atol=1e-5, rtol=0)
+    torch.testing.assert_close(raised(peaks, 1.0), peaks, atol=1e-5, rtol=0)
+    more, bare = raised(line + peaks, 2.0), peaks.numpy()
+    bare = bare - np.polyval(np.polyfit(np.arange(BANDS), bare, 1), np.arange(BANDS))
+    difference = (more - line - peaks).numpy() - bare # the same for all bands
+    assert difference.std() < 1e-4 and difference.mean() < -0.1
+    source = torch.randn(1, 200 * HOP, generator=torch.Generator().manual_seed(0))
+    loudness = [filtered((source, gain.expand(1, 200, BANDS))).square().mean() for gain in (line + peaks, more)]
+    assert abs(loudness[0] / loudness[1] - 1) < 0.1
+
+# ----------------------------------------------------------------------------------------------------------------
+# speaking
+
+UNITS, RUNS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [], [2, 7, 1, 8, 2, 8]], [[1, 2, 3, 1, 1, 4, 1, 2], [5], [], [1, 1, 1, 6, 1, 1]]
 
 def test_wave_length_is_the_sum_of_the_runs_in_frames_of_640_samples():
     wave, = small().speak([[3, 1, 4]], runs=[[2, 5, 1]])
@@ -51,24 +123,44 @@ def test_predicted_runs_are_whole_frames_between_one_and_a_second():
         for log_frames, frames in ((-5, 1), (math.log(3), 3), (9, 25)):
             model.duration[-1].bias.fill_(log_frames)
             assert len(model.speak([[1, 2]])[0]) == 2 * frames * 640
+        model.duration[-1].bias.fill_(math.log(1.4))
+        runs = model.predicted_runs(torch.tensor([1, 2] * 10))
+        assert runs.sum() == 28 and runs.unique().tolist() == [1, 2] # nothing is lost by rounding
 
-def test_a_mel_that_is_too_loud_is_made_quieter_instead_of_clipped():
+def test_a_wave_that_is_too_loud_is_made_quieter_instead_of_clipped():
     model = small()
     with torch.no_grad():
-        model.head.bias.fill_(5.0)
+        model.head.bias[1:] += 9
     wave, = model.speak([[1, 2, 3]], runs=[[3, 3, 3]])
     assert np.abs(wave).max() == pytest.approx(1.0) and (np.abs(wave) > 0.99).sum() < 10
 
-def test_padding_does_not_change_a_mel_frame_far_from_it():
+def test_the_network_sees_as_far_as_it_says():
     model = small()
     frames = torch.randint(10, (1, 60), generator=torch.Generator().manual_seed(0))
+    other, up, reach = frames.clone(), model.up, model.context
+    other[0, 30] = (frames[0, 30] + 1) % 10
     with torch.inference_mode():
-        alone, padded = model(frames), model(torch.nn.functional.pad(frames, (0, 40)))
-    torch.testing.assert_close(alone[:, :200], padded[:, :200])
+        for a, b in zip(model(frames), model(other)):
+            differs = (a - b)[0].reshape(60 * up, -1).abs().amax(1).nonzero()[:, 0]
+            assert (30 - reach) * up <= differs.min() and differs.max() < (31 + reach) * up
+
+def test_a_long_wave_in_pieces_and_a_batch_are_the_same_waves():
+    model = small()
+    with torch.no_grad():
+        model.head.weight.mul_(5) # something that changes from frame to frame
+    units = np.random.default_rng(0).integers(10, size=150)
+    runs = 1 + units % 3
+    whole, = model.speak([units], [runs], seconds=60)
+    for seconds in (0.5, 3.0):
+        pieces, one = model.speak([units, [7]], [runs, [5]], seconds=seconds)
+        np.testing.assert_allclose(pieces, whole, atol=1e-5)
+    assert np.abs(whole).max() > 0.05
+    np.testing.assert_array_equal(one, model.speak([[7]], [[5]])[0])
 
 def test_no_units_are_an_empty_wave_and_one_unit_is_heard():
     empty, one = small().speak([[], [7]], runs=[[], [1]])
     assert empty.shape == (0,) and len(one) == 640
+    assert [len(x) for x in small().speak([[]])] == [0]
 
 def test_saving_keeps_the_network_up_to_float16(tmp_path):
     model = small('abc')
@@ -76,7 +168,8 @@ def test_saving_keeps_the_network_up_to_float16(tmp_path):
     again = load_vocoder(tmp_path)
     assert again.cfg == model.cfg and json.loads((tmp_path / 'config.json').read_text())['made_by'] == 'a test'
     frames = torch.arange(10)[None]
-    torch.testing.assert_close(again(frames), model(frames), atol=5e-3, rtol=0)
+    for a, b in zip(again(frames), model(frames)):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=0)
 
 @pytest.mark.parametrize('units, message', [
     ([1, 10], "vocoder: units 1..10, expected 0..9"),
@@ -104,6 +197,123 @@ def test_broken_folders_are_refused_in_one_line(tmp_path):
     weights.unlink()
     with pytest.raises(Refused, match="model.safetensors is missing"):
         load_vocoder(tmp_path)
+    write_json(tmp_path / 'config.json', {'n_units': 10, 'frame_hz': 30.0})
+    weights.write_bytes(whole)
+    with pytest.raises(Refused, match="units at 30.0 Hz, expected a rate that goes into 100 Hz"):
+        load_vocoder(tmp_path)
+
+def test_the_shipped_vocoder_speaks_units_of_the_shipped_corpus():
+    tiny = Path(__file__).parents[1] / 'tiny'
+    with np.load(io.BytesIO(lzma.decompress((tiny / 'talk.npz.xz').read_bytes()))) as packed:
+        n, units, runs, info = (packed[key] for key in ('n_units', 'units', 'runs', 'info'))
+    model, units, runs = load_vocoder(tiny / 'vocoder'), units[:n[0]], runs[:n[0]]
+    assert (tiny / 'vocoder' / 'model.safetensors').stat().st_size < 6e6
+    units_hash = json.loads(info.tobytes())['units_hash']
+    own, = model.speak([units], [runs], units_hash)
+    predicted, = model.speak([units], None, units_hash)
+    assert len(own) == 640 * runs.sum() and abs(len(predicted) / len(own) - 1) < 0.4
+    for wave in (own, predicted):
+        assert 0.01 < np.sqrt((wave ** 2).mean()) < 0.2 and np.abs(wave).max() < 1 and abs(wave.mean()) < 0.01
+
+# ----------------------------------------------------------------------------------------------------------------
+# training
+
+def speech(folder, n=4, frames=60, n_units=5, hop=640, **more):
+    """A folder of audio and its units folder: each unit has a pitch, a loudness and a share of noise of its own."""
+    rng, docs = np.random.default_rng(0), []
+    (folder / 'audio').mkdir()
+    for i in range(n):
+        units = rng.integers(n_units, size=frames)
+        units = units[np.flatnonzero(np.diff(units, prepend=-1))]
+        runs = 1 + units % 3
+        of = np.repeat(units, runs * hop)
+        wave = (buzz(100.0 + 20 * of) * (of > 0) + 0.02 * of * rng.standard_normal(len(of))).astype(np.float32)
+        path = folder / 'audio' / f'{i}.wav'
+        soundfile.write(path, wave, RATE)
+        docs.append(({'id': str(i), 'path': str(path), 'start': None, 'end': None, 'speaker': 'ab'[i % 2]}, units, runs))
+    write_units_shard(folder / 'units', 0, docs)
+    write_json(folder / 'units' / 'info.json', {'n_units': n_units, 'units_hash': 'abc', 'frame_hz': RATE / hop, 'documents': n} | more)
+    return docs
+
+def test_training_lowers_every_loss(tmp_path):
+    docs = [(units, runs, soundfile.read(meta['path'], dtype='float32')[0]) for meta, units, runs in speech(tmp_path)]
+    data, rng, generator, history = streams(docs), np.random.default_rng(0), torch.Generator().manual_seed(0), []
+    assert len(data['wave']) == 640 * len(data['frames']) == 160 * len(data['log_hz']) and len(data['units']) == len(data['runs'])
+    torch.manual_seed(0)
+    model = SourceFilter(SourceFilterConfig(n_units=5, n_embd=32, n_slow=1, n_fast=1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        loss, made, wave = losses(model, crops(data, 10, 4, model.up, rng), generator)
+        assert made.shape == wave.shape == (4, 6400)
+        sum(loss.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append([x.item() for x in loss.values()])
+    first, last = np.mean(history[:3], 0), np.mean(history[-5:], 0)
+    assert last[0] < 0.6 * first[0] and last[1] < 0.6 * first[1] and last[2] < first[2], (first, last)
+
+def test_crops_line_up(tmp_path):
+    docs = [(units, runs, soundfile.read(meta['path'], dtype='float32')[0]) for meta, units, runs in speech(tmp_path, n=1)]
+    batch = crops(streams(docs), 7, 3, 4, np.random.default_rng(0))
+    frames = np.repeat(*docs[0][:2])
+    for frame, wave in zip(batch['frames'].numpy(), batch['wave'].numpy()):
+        at, = (a for a in range(len(frames) - 6) if (frames[a:a + 7] == frame).all()
+               and np.abs(docs[0][2][a * 640:(a + 7) * 640] - wave / 32767).max() < 1e-4)
+
+def test_the_critic_learns_to_tell_and_its_verdict_reaches_the_wave():
+    torch.manual_seed(0)
+    critic, wave = Critic(), 0.1 * torch.randn(2, 8000)
+    optimizer, made = torch.optim.Adam(critic.parameters(), lr=1e-3), (0.01 * torch.randn(2, 8000)).requires_grad_()
+    for _ in range(30):
+        optimizer.zero_grad()
+        verdict = judged(critic, optimizer, made, wave)
+    optimizer.zero_grad()
+    assert critic(wave)[0].mean() > critic(made)[0].mean() + 0.5
+    sum(verdict.values()).backward()
+    assert made.grad.norm() > 0
+
+TRAIN = ['--minutes=0.01', '--batch=2', '--crop=0.4', '--n_embd=16', '--n_slow=1', '--n_fast=1', '--device=cpu']
+
+def test_the_command_makes_a_vocoder_that_can_be_gone_on_from(tmp_path, capsys):
+    speech(tmp_path)
+    where = [f'--units={tmp_path}/units', f'--out={tmp_path}/new']
+    main(['train', *where, *TRAIN])
+    said = capsys.readouterr().out
+    assert '2 speakers: the vocoder will have a voice between theirs' in said and '| critic' in said
+    wave, = load_vocoder(tmp_path / 'new').speak([[1, 2]], [[2, 2]], 'abc')
+    assert len(wave) == 4 * 640 and json.loads((tmp_path / 'new/config.json').read_text())['settings']['crop'] == 0.4
+    with pytest.raises(Refused, match="new: a vocoder is there"):
+        main(['train', *where, *TRAIN])
+    main(['train', where[0], f'--audio={tmp_path}/audio', f'--out={tmp_path}/newer', f'--init={tmp_path}/new', '--speaker=a', *TRAIN])
+    assert 'speakers' not in capsys.readouterr().out and load_vocoder(tmp_path / 'newer').cfg.n_embd == 16
+
+@pytest.mark.parametrize('change, message', [
+    ({'units': '{0}/none'}, "none: no such folder; tokenize_speech.py makes it"),
+    ({'audio': '{0}/none'}, "none: no such file or folder"),
+    ({'corpus': 'mine', 'audio': '{0}/audio'}, "corpus is 'mine', expected one of"),
+    ({'speaker': 'c'}, "none of 4 documents has audio in the files it names and is of speaker 'c'"),
+    ({'init': '{0}/other'}, "other: not a vocoder of python vocoder.py train for units abc"),
+    ({'crop': 60.0}, "units with audio, a crop has up to 1500: more speech, or a smaller --crop"),
+    ({'minutes': 0.0}, "minutes is 0.0, must be above 0"), ({'out': ''}, "expected --units=DIR"), ({'device': 'tpu'}, "device is tpu")])
+def test_what_cannot_be_trained_on_is_refused(tmp_path, change, message):
+    speech(tmp_path)
+    small('abc').save_pretrained(tmp_path / 'other') # of 10 units
+    settings = {'units': '{0}/units', 'out': '{0}/new'} | change
+    with pytest.raises(Refused, match=message) as e:
+        main(['train', *TRAIN, *(f'--{key}={value}'.format(tmp_path) for key, value in settings.items())])
+    assert '\n' not in str(e.value) and not (tmp_path / 'new').exists()
+
+def test_other_audio_than_the_units_were_made_of_is_refused(tmp_path):
+    speech(tmp_path)
+    soundfile.write(tmp_path / 'audio' / '2.wav', np.zeros(RATE, np.float32), RATE)
+    with pytest.raises(Refused, match="2.wav: 16000 samples of '2', its units are of .*: other audio than"):
+        main(['train', f'--units={tmp_path}/units', f'--out={tmp_path}/new', *TRAIN])
+
+def test_commands_that_there_are_not(capsys):
+    with pytest.raises(Refused, match="no command: expected train"):
+        main([])
+    main(['--help'])
+    assert 'python vocoder.py train' in capsys.readouterr().out
 
 # ----------------------------------------------------------------------------------------------------------------
 # HiFi-GAN, with the fields that the published config.json has
@@ -153,9 +363,6 @@ def definition(w, units, runs=None, speaker=None, style=None):
             made.append(y)
         x = (made[0] + made[1]) / 2
     return torch.tanh(conv('conv_post', F.leaky_relu(x, 0.01)))[0].numpy()
-
-UNITS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [], [2, 7, 1, 8, 2, 8]]
-RUNS = [[1, 2, 3, 1, 1, 4, 1, 2], [5], [], [1, 1, 1, 6, 1, 1]]
 
 @pytest.mark.parametrize('runs', [RUNS, None])
 def test_hifigan_is_its_definition_in_any_batch(tmp_path, runs):

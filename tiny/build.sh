@@ -26,6 +26,8 @@ train_encoder() {
 }
 for part in features classes train export score; do stage "encoder: $part" train_encoder $part; done
 stage "corpus: units and words" python -m tiny.pack --speech=$speech
-stage "vocoder" python -m tiny.train_vocoder --speech=$speech/stories
-stage "vocoder: word error rate" python -m tiny.train_vocoder --score=100 --items=$speech/items-main --whisper="$ASSETS/whisper-base"
-ls -l tiny/*.npz.xz tiny/hubert tiny/mel
+stage "corpus: units folders" python -m tiny.pack
+[ -e $build/vocoder ] || stage "vocoder" python vocoder.py train --corpus=tiny --audio=$speech/stories --units=out/data/stories --out=$build/vocoder
+stage "vocoder: words, naturalness" python -m tiny.score_vocoder --vocoder=$build/vocoder --items=$speech/items-main --asr="$ASSETS/whisper-base"
+mkdir -p tiny/vocoder && cp $build/vocoder/* tiny/vocoder/
+ls -l tiny/*.npz.xz tiny/hubert tiny/vocoder
