@@ -8,7 +8,8 @@ spectrum itself; after wave -> units -> vocoder with the units' own run lengths;
 
     wer        share of wrong words, as a Whisper hears them (generation.py)
     mos        naturalness, 1 to 5, as DistillMOS predicts it (Stahl and Gamper, 2025; the package carries its weights)
-    run_ms     how far a predicted run is from its own, mean in ms; length: predicted seconds / own seconds
+    run_ms     how far a predicted run is from its own, mean in ms
+    length     predicted seconds / own seconds; length_off: how far an item's is from 1, mean
     x_real_time    seconds of speech made in a second, of `threads` threads
 
 The error beside a value is its standard error over items.
@@ -106,7 +107,8 @@ def main(cfg):
             of = [vocoder.predicted_runs(torch.from_numpy(u.astype(np.int64))).numpy() for u in units]
             off = ratio([(np.abs(a - b).sum(), len(b)) for a, b in zip(of, runs)])
             row |= zip(('run_ms', 'run_ms_stderr'), (x * 1000 * encoder.hop / RATE for x in off))
-            row['length'] = sum(a.sum() for a in of) / sum(b.sum(dtype=np.int64) for b in runs)
+            lengths = np.array([(a.sum(), b.sum(dtype=np.int64)) for a, b in zip(of, runs)])
+            row['length'], row['length_off'] = np.divide(*lengths.sum(0)), np.abs(np.divide(*lengths.T) - 1).mean()
         print(f"{name:16} wrong words {100 * row['wer']:.1f} % ± {100 * row['wer_stderr']:.1f}, naturalness {row['mos']:.2f} ± "
               f"{row['mos_stderr']:.2f} (n = {len(made)}), {speed:.0f} x real time", flush=True)
         scores['rows'][name] = {key: x if key == 'n' else float(x) for key, x in row.items()}
