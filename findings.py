@@ -62,7 +62,7 @@ class Config:
     gpu: str = 'cpu' # as in scaling.py plan; or A100, H100, H200: one for each process
     start: str = 'tiny/slm' # what findings.sh gave dpo.py, with its eval.json
     budgets: int = len(BUDGETS) # how many of BUDGETS, from the smallest
-    max_items: int = 250 # of each voice
+    max_items: int = 100 # of each voice
 
     def __post_init__(self):
         if not 1 <= self.budgets <= len(BUDGETS):

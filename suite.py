@@ -53,7 +53,7 @@ SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channe
     'tiny/10M': ('qwen2', 6, 12, 4, 384, 1024, 2048, {'head_dim': 32}, 10_232_448, 2048)}
 FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # what their sizes' ids begin with
 BASES = {'tiny': 'config/tiny_scratch.py', 'qwen2.5': 'config/qwen0.5b.py'} # of other families: qwen2.5's
-CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: bench/results/tiny_long.log.jsonl, 7,565 tokens/s of 2.85M parameters
+CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: tiny/slm/log.jsonl, 7,565 tokens/s of 2.85M parameters
 
 @dataclass(frozen=True)
 class Plan:
