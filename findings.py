@@ -110,9 +110,10 @@ def result_of(row):
     made, cells = read_json(folder, 'settings.json', 'train.py'), read_json(folder, 'eval.json', 'eval.py')['results']
     stories = [item['right_mean'] for item in read_json(folder, 'samples_tiny.jsonl', 'eval.py')
                if item['id'][0] == 'u' and item['task'] == 'ssc' and item['direction'] == 'S']
-    scores = {name: cell['value'] for name, cell in cells.items()}
-    return Result(made['parameters'], made['steps'],
-                  scores | {LOSS: loss_curve(folder, 'stories')[-1][1], UNSEEN: -float(np.mean(stories))})
+    scores = {name: cell['value'] for name, cell in cells.items()} | {UNSEEN: -float(np.mean(stories))}
+    for _, loss in loss_curve(folder, 'stories')[-1:]: # runs on little data hold out their own
+        scores[LOSS] = loss
+    return Result(made['parameters'], made['steps'], scores)
 
 class Runs:
     """The finished runs, compared seed by seed. Refused where one that is needed is missing."""
@@ -167,16 +168,18 @@ def steeper(metric):
     return values
 
 def larger(runs):
-    """ln of N_opt, interleaved over textless: vertices of parabolas in ln N, mean over the budgets where all seeds have one."""
+    """ln of N_opt, interleaved over textless: vertices of parabolas in ln N that lie among the sizes, mean over the budgets
+    where all seeds have one."""
     def vertex(arm, C, sizes, seed):
         found = [runs.results[arm, size, C, seed] for size in sizes]
-        c2, c1, _ = np.polyfit(np.log([r.N for r in found]), [r.scores[LOSS] for r in found], 2)
-        return -c1 / 2 / c2 if c2 > 0 else math.nan
+        x = np.log([r.N for r in found])
+        c2, c1, _ = np.polyfit(x, [r.scores[LOSS] for r in found], 2)
+        return -c1 / 2 / c2 if c2 > 0 and x.min() < -c1 / 2 / c2 < x.max() else math.nan
     grid = [(C, sizes) for C, sizes in runs.grid('interleaved', 'textless') if len(sizes) >= 3]
     off = np.array([[vertex('interleaved', *cell, s) - vertex('textless', *cell, s) for cell in grid] for s in runs.seeds])
     off = off[:, ~np.isnan(off).any(0)] if len(grid) else off
     if not off.size:
-        raise Refused("at no budget has every seed's loss a minimum over N")
+        raise Refused("at no budget has every seed's loss a minimum among the sizes")
     return off.mean(1)
 
 def change(arm, other, metric, sign):

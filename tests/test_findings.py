@@ -36,7 +36,8 @@ def write_runs(out, skip=lambda row: False):
         folder.mkdir(parents=True)
         loss = loss_of(row['arm'], row['N'], row['flops'], rng)
         write_json(folder / 'settings.json', {'settings': {'batch_tokens': 2048}, 'parameters': row['N'], 'steps': row['steps']})
-        (folder / 'log.jsonl').write_text(json.dumps({'step': row['steps'], 'val': {'stories/speech': {'speech': loss}}}) + '\n')
+        corpus = 'talk' if row['arm'] == 'diverse' else 'stories'
+        (folder / 'log.jsonl').write_text(json.dumps({'step': row['steps'], 'val': {f'{corpus}/speech': {'speech': loss}}}) + '\n')
         unseen = {'mixed': -1.0, 'diverse': -2.0, 'synthetic': -1.0}.get(row['arm'], -1.5) + 0.01 * (-1) ** (row['seed'] + (row['arm'] == 'mixed'))
         (folder / 'samples_tiny.jsonl').write_text('\n'.join(json.dumps(
             {'id': name, 'task': 'ssc', 'direction': 'S', 'right_mean': mean}) for name, mean in (('u00000', unseen), ('m00000', 0))))
