@@ -9,7 +9,7 @@ Each finding has parts; each part is a number for every seed, above 0 where the 
 95 %, over the seeds (they differ in the order of the data, the new rows or, from scratch, in all weights), and its verdict:
 
     reproduced      the interval lies above 0                contradicted      it lies below
-    not decidable   it holds 0, or fewer than three seeds have all the runs that the part needs
+    not decidable   it holds 0; fewer than three seeds have all the runs that the part needs; or a score is at chance
 
 The rules stand in FINDINGS, written before the runs. "At the most compute" is the largest budget that is finished for all of a
 part's arms, sizes and seeds. Arms are compared at equal C = 6 N D; loss is in nats a unit on held-out stories (log.jsonl's
@@ -101,6 +101,7 @@ class Result(NamedTuple):
     N: int          # parameters
     steps: int
     scores: dict    # value of each row of eval.json; LOSS and UNSEEN, nats a unit
+    errors: dict    # the standard error of each row
 
 def result_of(row):
     """The Result of a finished run, None of another."""
@@ -109,11 +110,11 @@ def result_of(row):
         return None
     made, cells = read_json(folder, 'settings.json', 'train.py'), read_json(folder, 'eval.json', 'eval.py')['results']
     stories = [item['right_mean'] for item in read_json(folder, 'samples_tiny.jsonl', 'eval.py')
-               if item['id'][0] == 'u' and item['task'] == 'ssc' and item['direction'] == 'S']
+               if 'unseen/ssc' in item['rows'] and item['direction'] == 'S']
     scores = {name: cell['value'] for name, cell in cells.items()} | {UNSEEN: -float(np.mean(stories))}
     for _, loss in loss_curve(folder, 'stories')[-1:]: # runs on little data hold out their own
         scores[LOSS] = loss
-    return Result(made['parameters'], made['steps'], scores)
+    return Result(made['parameters'], made['steps'], scores, {name: cell['stderr'] for name, cell in cells.items()})
 
 class Runs:
     """The finished runs, compared seed by seed. Refused where one that is needed is missing."""
@@ -141,9 +142,21 @@ class Runs:
         best = min if metric in (LOSS, UNSEEN) else max
         return np.array([best(self.results[arm, size, C, seed].scores[metric] for size in sizes) for C, sizes in grid])
 
+    def check_chance(self, metric, grid, *arms):
+        """Refuses a score that is nowhere 2 standard errors of its items from chance, at the most compute: what differs
+        between seeds there is noise, which the items that all models share can make look alike."""
+        if metric in (LOSS, UNSEEN):
+            return
+        best = [np.mean([self.curve(arm, grid[-1:], s, metric) for s in self.seeds]) for arm in arms]
+        C, sizes = grid[-1]
+        error = max(self.results[arm, size, C, s].errors[metric] for arm in arms for size in sizes for s in self.seeds)
+        if max(abs(value - 0.5) for value in best) < 2 * error:
+            raise Refused(f"at chance, {' and '.join(f'{100 * value:.1f}' for value in best)} with a standard error of {100 * error:.1f}")
+
     def gain(self, arm, other, metric):
         """(budgets, (seeds, budgets)): how much better arm is than other, at equal compute and sizes."""
         grid, sign = self.grid(arm, other), -1 if metric in (LOSS, UNSEEN) else 1
+        self.check_chance(metric, grid, arm, other)
         return np.array([C for C, _ in grid]), sign * np.array([
             self.curve(arm, grid, s, metric) - self.curve(other, grid, s, metric) for s in self.seeds])
 
@@ -163,6 +176,7 @@ def steeper(metric):
     """How much faster the best interleaved model gains from compute than the best textless one: exponents of power laws."""
     def values(runs):
         grid, sign = runs.grid('interleaved', 'textless'), -1 if metric == LOSS else 1
+        runs.check_chance(metric, grid, 'interleaved', 'textless')
         of = lambda arm: trend([C for C, _ in grid], [np.log(runs.curve(arm, grid, s, metric)) for s in runs.seeds])
         return sign * (of('interleaved') - of('textless'))
     return values
@@ -264,19 +278,18 @@ NAMES = {'interleaved': 'interleaved', 'textless': 'textless', 'speech': 'speech
 
 def draw(axis, runs, arms, metric, scale=1):
     """The best model of each budget against compute: mean over the seeds, and each seed as a dot."""
+    try:
+        grid = runs.grid(*arms) # the sizes that are compared
+    except Refused:
+        return
     for i, arm in enumerate(arms):
-        try:
-            grid = runs.grid(*{arms[0], arm}) # of the sizes that are compared
-        except Refused:
-            continue
         C, Y = [C for C, _ in grid], scale * np.array([runs.curve(arm, grid, s, metric) for s in runs.seeds])
         look = figures.look(i)
         axis.plot(C, Y.mean(0), label=NAMES[arm], **look)
         axis.plot(np.tile(C, len(Y)), Y.ravel(), linestyle='none', marker=look['marker'], markersize=3, alpha=0.5, color=look['color'])
     axis.set_xscale('log')
     axis.set_xlabel('compute, FLOPs')
-    if axis.lines:
-        axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
 
 def bars(axis, names, values):
     """Mean of each row of values as a bar, its seeds as dots."""
@@ -313,6 +326,8 @@ def picture(runs, path):
         axes[4].legend(frameon=False, fontsize=8)
     if runs.preferred:
         bars(axes[5], ('before', 'after DPO'), [[100 * runs.before], [100 * x for x in runs.preferred]])
+    else:
+        axes[5].text(0.5, 0.5, 'not run', ha='center', transform=axes[5].transAxes)
     axes[5].set_ylabel('sSC in speech, %')
     with atomically(path) as tmp:
         figure.savefig(tmp, dpi=150, format='png')

@@ -16,6 +16,7 @@ from test_train import losses_of, make_corpus, make_tokenizer, small, state_of, 
 import checkpoint
 import train
 from configurator import Refused
+from vocab import Vocab
 
 torch.set_num_threads(1)
 
@@ -176,7 +177,7 @@ def parts(folder):
 
 def test_weights_or_moments_that_are_not_finite_are_not_saved(cut):
     folder = Path(cut.out_dir, 'step-8')
-    vocab = train.Vocab.load(folder)
+    vocab = Vocab.load(folder)
     for where in ('norm.weight', 'norm.weight.exp_avg'):
         model, optimizer = parts(folder)
         checkpoint.load_optimizer(folder, model, optimizer)

@@ -40,9 +40,9 @@ def write_runs(out, skip=lambda row: False):
         (folder / 'log.jsonl').write_text(json.dumps({'step': row['steps'], 'val': {f'{corpus}/speech': {'speech': loss}}}) + '\n')
         unseen = {'mixed': -1.0, 'diverse': -2.0, 'synthetic': -1.0}.get(row['arm'], -1.5) + 0.01 * (-1) ** (row['seed'] + (row['arm'] == 'mixed'))
         (folder / 'samples_tiny.jsonl').write_text('\n'.join(json.dumps(
-            {'id': name, 'task': 'ssc', 'direction': 'S', 'right_mean': mean}) for name, mean in (('u00000', unseen), ('m00000', 0))))
+            {'rows': [rows], 'direction': 'S', 'right_mean': mean}) for rows, mean in (('unseen/ssc', unseen), ('main/ssc', 0))))
         scores = {TSC: 0.5 + (3 - loss) / 4, TSC_UNSEEN: 0.5 + 0.01 * rng.standard_normal(), SSC: 0.5}
-        write_json(folder / 'eval.json', {'results': {name: {'value': value} for name, value in scores.items()}})
+        write_json(folder / 'eval.json', {'results': {name: {'value': value, 'stderr': 0.02} for name, value in scores.items()}})
 
 def examined(out, capsys):
     findings.report(Config(out=str(out), start=str(out / 'start')))
@@ -71,6 +71,7 @@ def test_known_differences_are_found_and_noise_is_not(out, capsys):
     assert verdicts['loss in the unseen voice, over synthetic alone'] == 'not decidable'
     assert verdicts['loss, from one of other text over the weak one, which models the stories better'] == 'reproduced'
     assert parts['loss, from the good TextLM over the weak one']['mean'] == pytest.approx(0.1 * 40 ** -0.05, abs=0.01)
+    assert parts['tSC in the unseen voice, over diverse alone']['why'].startswith('at chance, ')
     assert verdicts['sSC, after DPO over before'] == 'contradicted'
     assert parts['sSC, after DPO over before']['mean'] == pytest.approx(-3.5)
     assert '### 6. Preferences raise sSC' in said and '**contradicted**' in said
