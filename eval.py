@@ -76,7 +76,7 @@ class Config:
             raise Refused("data and items are both empty: nothing to measure")
         if self.lead not in LEADS:
             raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
-        if not set(filter(None, self.directions.split(','))) <= set(DIRECTIONS['joint']):
+        if not set(self.wanted_directions) <= set(DIRECTIONS['joint']):
             raise Refused(f"directions={self.directions!r}: expected some of {','.join(DIRECTIONS['joint'])}")
         if name := next((name for name in [*self.wanted, *self.places] if name not in TASKS), None):
             raise Refused(f"no task '{name}'; there are {', '.join(TASKS)}, all")
@@ -85,6 +85,10 @@ class Config:
     def wanted(self):
         names = list(TASKS) if self.tasks == 'all' else [name.strip() for name in self.tasks.split(',') if name.strip()]
         return [name for name in names if name != 'tiny' or self.items]
+
+    @property
+    def wanted_directions(self):
+        return [name.strip() for name in self.directions.split(',') if name.strip()]
 
     @property
     def places(self):
@@ -341,19 +345,18 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
     said = {}
     if name != 'tiny':
         items, said = (without_audio(items), {}) if vocab.kind == 'text' else encoded(items, cache)
-    directions = directions_of(vocab, items[0]['right'])
+    there = directions_of(vocab, items[0]['right'])
+    directions = [direction for direction in there if direction in (cfg.wanted_directions or there)]
     if not directions:
         return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
     for item in items:
-        if any(directions_of(vocab, item[side]) != directions for side in SIDES):
+        if any(directions_of(vocab, item[side]) != there for side in SIDES):
             raise Refused(f"{name}: item {item['id']} lacks a text or an audio that other items have")
     lead = [model.cfg.bos_token_id] if cfg.lead == 'bos' else []
     if lead == [None] and not (tokenizer is None or tokenizer.first):
         raise Refused("lead is 'bos', and the model's config.json names no bos_token_id")
     results, samples = {}, []
     for direction in directions:
-        if cfg.directions and direction not in cfg.directions.split(','):
-            continue
         rows, lines = score_pairs(model, vocab, tokenizer, items, direction, cfg.row_tokens, lead, cfg.lead == 'separator')
         results |= {'/'.join(filter(None, (name, row, direction))): value for row, value in rows.items()}
         samples += lines

@@ -14,11 +14,17 @@ once out/tokens/talk-text/info.json step "text -> token shards: talk" tokens-tal
   python interleave.py --units=out/data/talk --text=out/data/talk.txt --eot=True --sources="('text',)" --val_frac=0.1 --out=out/tokens/talk-text
 once out/tokens/stories-few/info.json step "units + words -> token shards: 0.7 h of stories" tokens-stories-few \
   python interleave.py --units=out/data/stories --eot=True --val_frac=0.972 --out=out/tokens/stories-few
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null; wait; exit 130' INT TERM HUP
 for i in $(seq "$processes"); do
   OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=$((gpus ? (i - 1) % gpus : 0)) python findings.py --run=True --gpu=$gpu >"$out/logs/runs-$i.log" 2>&1 &
+  pids+=($!)
 done
 echo "the runs: $processes processes, $out/logs/runs-*.log"
-wait
+for pid in "${pids[@]}"; do
+  wait "$pid" || { echo "FAILED  the runs; $out/logs/runs-*.log end with:"; tail -qn 1 "$out"/logs/runs-*.log; exit 1; }
+done
+trap - INT TERM HUP
 once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
 for seed in 0 1 2; do
   step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out_dir=$out/dpo-$seed

@@ -154,9 +154,10 @@ def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
         flags['min_lr'] = lr
     flags |= {key: None for key in train.BUDGETS if key != 'max_flops' and getattr(base, key) is not None}
     flags |= {key: None for key in (*train.SCRATCH, 'init_config') if getattr(base, key) is not None}
-    if cfg.init != 'scratch' and not name.startswith('tiny/'):
+    shape_alone = name in SHAPES and name.startswith('tiny/') # no hub has them
+    if cfg.init != 'scratch' and not shape_alone:
         flags['init'] = name
-    elif name.startswith('tiny/'): # a shape alone
+    elif shape_alone:
         own = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn')
         flags |= {'init': 'scratch', **{key: getattr(shape, key) for key in own}}
     else:

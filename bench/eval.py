@@ -18,7 +18,7 @@ set in one direction):
 `tokens` are those that each computes, the papers' padding too; `floor`: seconds that the products of
 ours would take at the rate of one large product here, over the seconds that all took.
 
-The items are the embedded ones, spoken by the embedded vocoder from their units (Griffin-Lim: its sound does not matter here);
+The items are the embedded ones, spoken by the embedded vocoder from their units (its sound does not matter here);
 the model has tiny's shape and vocabulary and random weights, in float32; the encoder is tiny/hubert. Scores are compared too.
 
 Writes bench/results/eval.json.

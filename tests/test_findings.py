@@ -53,14 +53,14 @@ def examined(out, capsys):
 def out(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / 'start').mkdir()
-    write_json(tmp_path / 'start' / 'eval.json', {'results': {SSC: {'value': 0.5}}})
+    write_json(tmp_path / 'start' / 'eval.json', {'results': {SSC: {'value': 0.55, 'stderr': 0.02}}})
     return tmp_path
 
 def test_known_differences_are_found_and_noise_is_not(out, capsys):
     write_runs(out)
-    for seed, after in enumerate((0.46, 0.47, 0.465)): # preferences made it worse
+    for seed, after in enumerate((0.51, 0.52, 0.515)): # preferences made it worse
         (out / f'dpo-{seed}').mkdir()
-        write_json(out / f'dpo-{seed}' / 'eval.json', {'results': {SSC: {'value': after}}})
+        write_json(out / f'dpo-{seed}' / 'eval.json', {'results': {SSC: {'value': after, 'stderr': 0.02}}})
     parts, said = examined(out, capsys)
     verdicts = {name: part['verdict'] for name, part in parts.items()}
     assert verdicts['loss, exponent over compute'] == 'reproduced' # slopes of 0.15 against 0.10
