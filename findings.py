@@ -1,5 +1,5 @@
 """
-The papers' findings, put to the test on tiny/: about 180 runs that share out over the processes which are started.
+The papers' findings, put to the test on tiny/: about 170 runs that share out over the processes which are started.
 
     ./findings.sh                     data, runs, verdicts; again: goes on where it was cut
     python findings.py --run=True     the runs alone; start it as often as there are cores or GPUs, each with its own
@@ -11,7 +11,9 @@ Each finding has parts; each part is a number for every seed, above 0 where the 
     reproduced      the interval lies above 0                contradicted      it lies below
     not decidable   it holds 0; fewer than three seeds have all the runs that the part needs; or a score is at chance
 
-The rules stand in FINDINGS, written before the runs. "At the most compute" is the largest budget that is finished for all of a
+The rules stand in FINDINGS. They were written before the runs; after a first look at those up to 4e12 FLOPs three were made
+stricter: a score at chance decides nothing, the best size is chosen by loss and not by the score itself, and an optimum counts
+where it lies among the sizes. "At the most compute" is the largest budget that is finished for all of a
 part's arms, sizes and seeds. Arms are compared at equal C = 6 N D; loss is in nats a unit on held-out stories (log.jsonl's
 last), tSC and sSC are those of the voice that was trained on, in speech alone, unless a part says otherwise. What an interval
 does not cover: there is one TextLM of a kind, which all seeds start from, and all models answer the same items.
@@ -36,23 +38,24 @@ MIDDLE, SMALL = 4e12, 1.4e12 # FLOPs: where TextLMs are compared; of ONE, nearly
 SEEDS = 3
 STEPS = 60 # at least; fewer are hardly more than the warm-up
 EPOCHS, OFTEN = 2.5, 4 # over any part of the data, at most; OFTEN where little data is the point
-T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262} # Student's t by degrees of freedom
+T95 = 4.303 # Student's t, 95 %, of SEEDS - 1 degrees of freedom
 TEXTS = { # TextLMs: shape, more for train.py
     **{size: (size, ()) for size in SIZES}, 'weak': (ONE, ('--max_tokens=90_000',)),
     'long': (ONE, ('--max_tokens=1_800_000',)), 'talk': (ONE, ('--data=out/tokens/talk-text',))}
+TEXTLESS = "--sources=('textless',) --vocab=speech --tokenizer=None"
 FEW = "--sources=('speech','interleaved') --data="
-ARMS = { # base config, TextLM (None: random weights), sizes, FLOPs, more for train.py
-    'interleaved': ('interleaved', '{size}', SIZES, BUDGETS, ''),
-    'textless': ('speech', None, SIZES, BUDGETS, ''),
-    'speech': ('speech', '{size}', (ONE,), BUDGETS, ''),
-    'scratch': ('interleaved', None, (ONE,), BUDGETS, ''),
-    'weak': ('interleaved', 'weak', (ONE,), BUDGETS, ''),
-    'weak-speech': ('speech', 'weak', (ONE,), BUDGETS, ''),
-    'long': ('interleaved', 'long', (ONE,), (MIDDLE,), ''),
-    'talk': ('interleaved', 'talk', (ONE,), (MIDDLE,), ''),
-    'synthetic': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few'), # 0.7 h of one voice,
-    'diverse': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/talk'), # 0.6 h of eight,
-    'mixed': ('interleaved', '{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few,out/tokens/talk')} # and both
+ARMS = { # TextLM (None: random weights), sizes, FLOPs, more for train.py than config/findings/slm.py has
+    'interleaved': ('{size}', SIZES, BUDGETS, ''),
+    'textless': (None, SIZES, BUDGETS, TEXTLESS),
+    'speech': ('{size}', (ONE,), BUDGETS, TEXTLESS),
+    'scratch': (None, (ONE,), BUDGETS, ''),
+    'weak': ('weak', (ONE,), BUDGETS, ''),
+    'weak-speech': ('weak', (ONE,), BUDGETS, TEXTLESS),
+    'long': ('long', (ONE,), (MIDDLE,), ''),
+    'talk': ('talk', (ONE,), (MIDDLE,), ''),
+    'synthetic': ('{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few'), # 0.7 h of one voice,
+    'diverse': ('{size}', (ONE,), (SMALL,), FEW + 'out/tokens/talk'), # 0.6 h of eight,
+    'mixed': ('{size}', (ONE,), (SMALL,), FEW + 'out/tokens/stories-few,out/tokens/talk')} # and both
 LOSS, UNSEEN = 'loss', 'loss, unseen voice' # nats a unit: of held-out stories, log.jsonl's last; of eval.py's right stories
 TSC, TSC_UNSEEN, SSC = 'tiny/main/tsc/S', 'tiny/unseen/tsc/S', 'tiny/main/ssc/S'
 
@@ -62,12 +65,7 @@ class Config:
     run: bool = False # train and evaluate what is not done
     gpu: str = 'cpu' # as in scaling.py plan; or A100, H100, H200: one for each process
     start: str = 'tiny/slm' # what findings.sh gave dpo.py, with its eval.json
-    budgets: int = len(BUDGETS) # how many of BUDGETS, from the smallest
     max_items: int = 100 # of each voice
-
-    def __post_init__(self):
-        if not 1 <= self.budgets <= len(BUDGETS):
-            raise Refused(f"budgets={self.budgets}: expected 1 to {len(BUDGETS)}")
 
 # ----------------------------------------------------------------------------------------------------------------
 # the runs
@@ -85,18 +83,16 @@ def text_rows(cfg):
     return rows
 
 def plan_of(cfg, arm):
-    base, text, sizes, budgets, flags = ARMS[arm]
+    text, sizes, budgets, flags = ARMS[arm]
     return suite.Plan(family='tiny', sizes=','.join(sizes), budgets=','.join(f'{C:g}' for C in budgets), seeds=SEEDS,
-                      base=f'config/findings/{base}.py', init=text and f'{cfg.out}/text-{text}', flags=flags,
-                      out=f'{cfg.out}/{arm}', gpu=cfg.gpu, gpus=1, epochs=OFTEN if flags else EPOCHS,
+                      base='config/findings/slm.py', init=text and f'{cfg.out}/text-{text}', flags=flags,
+                      out=f'{cfg.out}/{arm}', gpu=cfg.gpu, gpus=1, epochs=OFTEN if budgets == (SMALL,) else EPOCHS,
                       eval_flags=f'--data= --directions=S,S->T --max_items={cfg.max_items}')
 
 def slm_rows(cfg):
     """The SLMs as suite.execute takes them, the least compute first; their TextLMs must be there."""
     rows = [row | {'arm': arm} for arm in ARMS for row in suite.plan_of(plan_of(cfg, arm))]
-    most = BUDGETS[cfg.budgets - 1]
-    rows = [row for row in rows if row['flops'] <= most and row['steps'] >= STEPS]
-    return sorted(rows, key=lambda row: (row['flops'], row['seed']))
+    return sorted((row for row in rows if row['steps'] >= STEPS), key=lambda row: (row['flops'], row['seed']))
 
 class Result(NamedTuple):
     N: int          # parameters
@@ -257,12 +253,12 @@ FINDINGS = (
         ("loss, from the good TextLM over the weak one", "nats", better('interleaved', 'weak', LOSS)),
         ("loss, from one trained twice as long over the good one", "nats", better('long', 'interleaved', LOSS)),
         ("loss, from one of other text over the weak one, which models the stories better", "nats", against_its_loss))),
-    Finding("Preferences raise sSC", "Direct preference optimisation on synthetic pairs raises sSC (Slam, Table 1)", (
+    Finding("Preferences raise sSC", "Slam's sSC rises from 58.2 to 61.3 by preference optimisation (SIMS, Table 3)", (
         ("sSC, after DPO over before", "points", preferred),)))
 
 def judge(values):
     """(numbers for each seed) -> {'mean', 'low', 'high', 'verdict'}: Student's 95 % interval, and the rule of this file."""
-    mean, half = values.mean(), T95[len(values) - 1] * values.std(ddof=1) / math.sqrt(len(values))
+    mean, half = values.mean(), T95 * values.std(ddof=1) / math.sqrt(SEEDS)
     verdict = 'reproduced' if mean - half > 0 else 'contradicted' if mean + half < 0 else 'not decidable'
     return {'mean': mean, 'low': mean - half, 'high': mean + half, 'seeds': values.tolist(), 'verdict': verdict}
 

@@ -257,8 +257,8 @@ def test_crops_line_up(tmp_path):
     batch = crops(streams(docs), 7, 3, 4, np.random.default_rng(0))
     frames = np.repeat(*docs[0][:2])
     for frame, wave in zip(batch['frames'].numpy(), batch['wave'].numpy()):
-        at, = (a for a in range(len(frames) - 6) if (frames[a:a + 7] == frame).all()
-               and np.abs(docs[0][2][a * 640:(a + 7) * 640] - wave / 32767).max() < 1e-4)
+        there = [a for a in range(len(frames) - 6) if (frames[a:a + 7] == frame).all()]
+        assert any(np.abs(docs[0][2][a * 640:(a + 7) * 640] - wave / 32767).max() < 1e-4 for a in there)
 
 def test_the_critic_learns_to_tell_and_its_verdict_reaches_the_wave():
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-# textless SLMs of findings.sh, as interleaved.py
+# the SLMs of findings.sh: interleaved, and by flags textless; findings.py gives size, start, budget and seed
 data = 'out/tokens/stories,out/tokens/talk'
-sources = ('textless',)
-vocab = 'speech'
+sources = ('text', 'speech', 'interleaved') # rows in equal number
+tokenizer = 'tiny/tokenizer'
 init = 'out/findings/text-1M'
 new_rows = 'normal'
-out_dir = 'out/findings/speech'
+out_dir = 'out/findings/slm'
 
 block_size = 512
 batch_tokens = 4 * block_size
