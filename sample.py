@@ -30,12 +30,13 @@ import torch
 from asr import Whisper
 from audio import RATE, load_audio, resample
 from configurator import Refused, atomically, progress, record, run, write_json
+from hifigan import check
 from hub import vocabulary
 from model import GPT
 from tokenize_speech import deduplicate
 from unit_cache import load_encoder
 from vocab import OTHER, TEXT, UNIT
-from vocoder import check, load_vocoder
+from vocoder import load_vocoder
 
 
 @dataclass(frozen=True)

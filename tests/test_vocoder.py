@@ -18,14 +18,13 @@ from safetensors.torch import save_file
 
 from audio import RATE
 from configurator import Refused, write_json
+from hifigan import HiFiGAN, HiFiGANConfig
 from tokenize_speech import write_units_shard
 from vocoder import (
     BANDS,
     HOP,
     N_FFT,
     Critic,
-    HiFiGAN,
-    HiFiGANConfig,
     SourceFilter,
     SourceFilterConfig,
     bands,
