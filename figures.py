@@ -226,6 +226,8 @@ def steps_figures(cfg, runs, metrics):
     made = []
     for init in dict.fromkeys(run.init for run in runs):
         of = [run for run in runs if run.init == init and run.steps]
+        if init != 'scratch': # the same size from random weights, beside it
+            of += [run for run in runs if run.init == 'scratch' and run.steps and run.N in {its.N for its in of}]
         kinds = list(dict.fromkeys(run.group for run in of))
         if not any(len({run.steps for run in of if run.group == kind}) > 1 for kind in kinds) or len({run.N for run in of}) > 2:
             continue # at most the two vocabularies of one model

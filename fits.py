@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
+from results import in_percent
 
 DRAWS = 1000 # of the bootstrap
 EXPONENTS = (0.02, 2.0) # a and b are searched between these
@@ -140,6 +141,8 @@ def metrics_of(runs, asked):
     metrics = asked.split(',') if asked else [name for name in found if name.split('/')[-1] == 'S']
     if lacking := [name for name in metrics if name not in found]:
         raise Refused(f"metrics: no run has {', '.join(lacking)}; there are {', '.join(found) or 'none'}")
+    if other := [name for name in metrics if not in_percent(name)]:
+        raise Refused(f"metrics: {', '.join(other)}: expected shares, of which more is better")
     return metrics
 
 def values_of(runs, metric):

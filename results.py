@@ -69,13 +69,13 @@ def store(folder, weights, results, samples, tasks, made):
     rows = {name: row for name, row in old.get('results', {}).items() if same and name.split('/')[0] not in tasks} | results
     how = {name: said for name, said in old.get('tasks', {}).items() if same and name not in tasks}
     how |= {name: {**said, **made} for name, said in tasks.items()}
-    keep_old(path, lambda _: any(rows.get(name) != row for name, row in old['results'].items()))
-    write_json(path, {'results': rows, 'tasks': how, 'model': weights, **made})
     for task, lines in samples.items():
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         keep_old(folder / f'samples_{task}.jsonl', lambda was: was != text)
         with atomically(folder / f'samples_{task}.jsonl') as tmp:
             tmp.write_text(text, encoding='utf-8')
+    keep_old(path, lambda _: any(rows.get(name) != row for name, row in old['results'].items()))
+    write_json(path, {'results': rows, 'tasks': how, 'model': weights, **made}) # last: it says that all is there
 
 # ----------------------------------------------------------------------------------------------------------------
 # the terminal's table

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ import train
 from configurator import Refused, atomically, configure, record, write_json
 from cost import CHIPS, ROOM, memory, step_time
 from data import Shards
+from eval import Config as EvalConfig
 from families import GPTConfig
 from fits import read_json
 from hub import read_config
@@ -116,6 +118,8 @@ def models_of(family, sizes='', init=None, vocab='joint'):
     """
     ids = {key.removeprefix(FAMILIES[family]): key for key in SHAPES if key.startswith(FAMILIES[family])} \
         if family in FAMILIES else {Path(part).name: part for part in family.split(',')}
+    if family not in FAMILIES and len(ids) < len(family.split(',')):
+        raise Refused(f"family={family}: two of these have the same last name, which runs are told apart by; rename a folder")
     wanted = sizes.split(',') if sizes else list(ids)
     if lacking := [size for size in wanted if size not in ids]:
         raise Refused(f"sizes: {family} has no {', '.join(lacking)}; expected some of {', '.join(ids)}")
@@ -136,16 +140,16 @@ def n_params(shape):
     with torch.device('meta'):
         return GPT(shape).num_params()
 
-def settings_of(flags):
-    """The train.Config of config files and flags, without what the configurator says."""
+def settings_of(flags, kind=train.Config):
+    """The Config of config files and flags, without what the configurator says."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return configure(train.Config, flags)
+        return configure(kind, flags)
 
 def lr_of(cfg, N, C, base):
     """The peak: SIMS A.2."""
     if cfg.lr is not None or cfg.family == 'tiny':
         return cfg.lr or base.lr
-    return 3e-4 if C >= 2e20 or C >= 6e19 and N >= 7e9 else 5e-4
+    return 3e-4 if C >= 2e20 or C >= 6e19 and N >= 6e9 else 5e-4 # without its text rows the 7B has 6.5e9
 
 def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
     """The --key=value of train.py by which a run differs from the base config."""
@@ -272,19 +276,36 @@ def table(cfg, rows):
 # ----------------------------------------------------------------------------------------------------------------
 # doing it
 
+hash_of_init = cache(train.hash_of_init)
+
 def finished(row):
-    """Whether a run's folder holds its finished model; Refused where that was trained with other settings."""
+    """Whether a run's folder holds its finished model; Refused where that was trained with other settings, or from other
+    weights."""
     path = Path(row['out_dir']) / 'settings.json'
     if not path.is_file():
         return False
-    saved = read_json(path.parent, path.name, 'train.py')['settings']
-    now = json.loads(json.dumps(asdict(settings_of(row['train'])))) # as it was saved: tuples are lists there
+    made = read_json(path.parent, path.name, 'train.py')
+    saved, now = made['settings'], as_saved(settings_of(row['train']))
     other = [f"{key}={saved.get(key)!r}, not {now[key]!r}" for key in now
-             if key not in train.FREE and saved.get(key) != now[key]]
+             if (key not in train.FREE or key == 'eval_rows') and saved.get(key) != now[key]] # a loss is that of eval_rows
+    if made['inputs']['weights of init'] != hash_of_init(now['init']):
+        other.append(f"other weights than {now['init']} has now")
     if other:
         raise Refused(f"{row['out_dir']}: trained with {'; '.join(other)}: expected the plan's settings; remove the folder, "
                       "or give the plan another --out")
     return True
+
+def evaluated(row):
+    """Whether a run's scores are newer than its model, and made with the plan's settings."""
+    scores, made = (Path(row['out_dir']) / name for name in ('eval.json', 'settings.json'))
+    if not scores.is_file() or scores.stat().st_mtime < made.stat().st_mtime:
+        return False
+    saved, now = read_json(scores.parent, scores.name, 'eval.py')['settings'], as_saved(settings_of(row['eval'], EvalConfig))
+    return all(saved.get(key) == now[key] for key in {flag[2:].split('=')[0] for flag in row['eval']} - {'model'})
+
+def as_saved(settings):
+    """A Config as a file has it: tuples are lists there."""
+    return json.loads(json.dumps(asdict(settings)))
 
 def call(command, lock):
     """Runs a command to its end -> (exit status, whether a signal came meanwhile). SIGTERM is handed on to it; SIGINT a
@@ -303,7 +324,7 @@ def call(command, lock):
 
 def execute(cfg, rows):
     """Trains and evaluates the feasible runs in order. A finished one is skipped, a cut one goes on from its checkpoint, as
-    train.py does for the same command; an evaluation older than its model is made again. Processes given the same rows share
+    train.py does for the same command; an evaluation older than its model, or with other settings, is made again. Processes given the same rows share
     them: what another holds is left to it, and waited for at the end."""
     many = [] if cfg.gpu == 'cpu' or cfg.gpus == 1 else ['-m', 'torch.distributed.run', f'--nproc_per_node={cfg.gpus}']
     good = [row for row in rows if not row['why_not']]
@@ -325,11 +346,10 @@ def execute(cfg, rows):
 
 def make(cfg, row, name, many, lock):
     """One run of execute: what of it is not done."""
-    out, begin = Path(row['out_dir']), time.monotonic()
-    scores, made = out / 'eval.json', out / 'settings.json'
+    begin = time.monotonic()
     for script, arguments, launch, done in (
             (cfg.train, row['train'], many, lambda: finished(row)),
-            (cfg.eval, row['eval'], [], lambda: scores.is_file() and scores.stat().st_mtime >= made.stat().st_mtime)):
+            (cfg.eval, row['eval'], [], lambda: evaluated(row))):
         if done():
             continue
         print(f"{name}: {script}", flush=True)

@@ -194,6 +194,8 @@ def processes(cfg):
     if cfg.device == 'cuda' and not torch.cuda.is_available():
         raise Refused("device='cuda': torch sees no GPU here; expected 'cpu' or 'auto'")
     cuda = cfg.device != 'cpu' and torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise Refused(f"process {local} of this machine, which has {torch.cuda.device_count()} GPUs: start one process a GPU")
     device = torch.device('cuda', local) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
@@ -232,6 +234,10 @@ def make_optimizer(model, lr):
 # ----------------------------------------------------------------------------------------------------------------
 # data and model
 
+def hash_of_init(init):
+    """Of a local folder's weights; a hub id stands for itself."""
+    return checkpoint.digest(map(sha256, sorted(Path(init).glob('*.safetensors'))))
+
 def open_data(cfg):
     """Vocabulary, text tokenizer ('' for speech), Loader, {corpus/source: Loader} held out, {input: its hash}."""
     corpora = [Path(p) for p in cfg.data.split(',')]
@@ -252,8 +258,7 @@ def open_data(cfg):
     val = {name: Loader([Shards(folder, vocab)], None, cfg.block_size, 0) for name, folder in held_out.items()
            if (folder / 'index.json').is_file() # and at least a row
            and json.loads((folder / 'index.json').read_text())['tokens'] >= cfg.block_size}
-    weights = sorted(Path(cfg.init).glob('*.safetensors')) # none of a hub id, which stands for itself
-    inputs = {'weights of init': checkpoint.digest(map(sha256, weights)), 'vocabulary': vocab.hash(),
+    inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash(),
               **{f'{name} shards': source.hash[:16] for name, source in zip(folders, sources)}}
     return vocab, tokenizer, loader, val, inputs
 

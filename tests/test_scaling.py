@@ -18,7 +18,7 @@ import scaling
 import suite
 from configurator import Refused, configure, write_json
 from figures import Compare, scores
-from fits import Run, compute, isoflop, loss_curve, read_runs, surface
+from fits import Run, compute, isoflop, loss_curve, metrics_of, read_runs, surface
 
 ROOT = Path(__file__).parents[1]
 PAPERS = str(ROOT / 'bench' / 'published.json')
@@ -79,6 +79,7 @@ def test_the_rates_are_those_of_a2():
     for (size, C), row in rows.items():
         assert row['lr'] == (3e-4 if C == 2e20 or (size, C) == ('7B', 6e19) else 5e-4), row['name']
         assert row['tokens'] * 6 * row['N'] == pytest.approx(C, rel=0.004) # whole steps
+    assert rows_of(base='config/slam.py', sizes='3B,7B', budgets='6e19')['7B', 6e19]['lr'] == 3e-4 # N 6.5e9 without text
 
 def test_train_py_would_make_as_many_steps():
     for row in suite.plan_of(suite.Plan(family='tiny', budgets='1e12', gpu='cpu')):
@@ -131,7 +132,7 @@ def test_scratch_and_folders_and_seeds(tmp_path):
 @pytest.mark.parametrize('settings, message', [
     ({'budgets': '2e20,x'}, "budgets='2e20,x': expected numbers above 0"), ({'sizes': '9B'}, 'qwen2.5 has no 9B; expected some of 0.5B'),
     ({'gpu': 'P100'}, "gpu='P100': expected one of A100"), ({'mfu': 40.0}, 'expected a share of the peak'),
-    ({'family': 'gpt9'}, 'gpt9: no such model folder'), ({'base': 'config/none.py'}, 'no such config file'), ({'gpus': 12}, 'whole nodes of 8')])
+    ({'family': 'gpt9'}, 'gpt9: no such model folder'), ({'family': 'a/x,b/x'}, 'two of these have the same last name'), ({'base': 'config/none.py'}, 'no such config file'), ({'gpus': 12}, 'whole nodes of 8')])
 def test_a_bad_plan_is_refused_in_a_line(settings, message):
     with pytest.raises(Refused, match=message.replace('.', r'\.')):
         suite.plan_of(suite.Plan(**settings))
@@ -140,7 +141,7 @@ def test_a_bad_plan_is_refused_in_a_line(settings, message):
 # running a plan
 
 STUB = '''
-import shutil, sys, time
+import json, shutil, sys, time
 from pathlib import Path
 args = dict(a[2:].split('=', 1) for a in sys.argv[1:] if a.startswith('--'))
 out = Path(args.get('out_dir') or args['model'])
@@ -148,7 +149,7 @@ out.mkdir(parents=True, exist_ok=True)
 with open(out.parent / 'calls.txt', 'a') as f:
     f.write(f"{Path(sys.argv[0]).name} {out.name}\\n")
 if 'model' in args:
-    (out / 'eval.json').write_text('{"results": {}}')
+    (out / 'eval.json').write_text(json.dumps({'results': {}, 'settings': {k: int(v) if v.isdigit() else v for k, v in args.items()}}))
 else:
     if out.name == SLOW and not (out / 'half').is_file():
         (out / 'half').write_text('')
@@ -163,7 +164,8 @@ def stubs(folder, slow='', seconds=60):
     argv = ['plan', '--family=tiny', '--sizes=0.25M,1M', '--budgets=1e12', '--gpu=cpu', f'--out={folder}/suite',
             f'--train={folder}/train_stub.py', f'--eval={folder}/eval_stub.py', '--run=True']
     for row in suite.plan_of(configure(suite.Plan, argv[1:])):
-        write_json(folder / f"{row['name']}.json", {'settings': asdict(suite.settings_of(row['train']))})
+        write_json(folder / f"{row['name']}.json", {'settings': asdict(suite.settings_of(row['train'])),
+                                                    'inputs': {'weights of init': suite.hash_of_init('scratch')}})
     return argv
 
 def test_a_suite_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
@@ -185,6 +187,22 @@ def test_a_suite_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, caps
         f'train_stub.py {small}', f'eval_stub.py {small}', f'train_stub.py {large}', f'train_stub.py {large}', f'eval_stub.py {large}']
     with pytest.raises(Refused, match='trained with lr=0.002, not 0.001: expected the plan'):
         scaling.main([*argv, '--lr=1e-3'])
+    scaling.main([*argv, '--eval_flags=--max_items=7']) # other scores: evaluated again, not trained
+    assert (tmp_path / 'suite' / 'calls.txt').read_text().splitlines()[5:] == [f'eval_stub.py {small}', f'eval_stub.py {large}']
+
+def test_a_run_from_other_weights_is_not_a_plan_s(tmp_path):
+    start = tmp_path / 'start'
+    start.mkdir()
+    write_json(start / 'config.json', suite.GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
+    (start / 'model.safetensors').write_bytes(b'the first')
+    [row] = suite.plan_of(suite.Plan(family=str(start), budgets='1e13', base='config/tiny.py', gpu='cpu', out=str(tmp_path / 'suite')))
+    write_json(Path(row['out_dir']) / 'settings.json', {'settings': asdict(suite.settings_of(row['train'])),
+                                                        'inputs': {'weights of init': suite.hash_of_init(str(start))}})
+    assert suite.finished(row)
+    (start / 'model.safetensors').write_bytes(b'another')
+    suite.hash_of_init.cache_clear()
+    with pytest.raises(Refused, match='trained with other weights than .*start has now'):
+        suite.finished(row)
 
 def test_processes_share_the_runs_of_a_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -292,6 +310,8 @@ def test_a_metric_over_compute_is_that_of_the_best_model():
     (lambda runs: compute(runs, 'loss'), made_runs(budgets=BUDGETS[:2]), 'two budgets, and a line through two points fits anything'),
     (lambda runs: compute(runs, 'tsc'), [run._replace(scores={'tsc': (0.5 + 0.001 * i, 0.02)}) for i, run in enumerate(made_runs(sizes=1))],
      'no budget is 2 standard errors away from chance'),
+    (lambda runs: metrics_of(runs, 'genppl/whole'), [run._replace(scores={'genppl/whole': (88.3, 1.0)}) for run in made_runs()],
+     'metrics: genppl/whole: expected shares, of which more is better'),
     (lambda runs: compute(runs, 'ssc'), made_runs(), 'no run has ssc')])
 def test_what_the_data_cannot_support_is_refused(fit, runs, message):
     with pytest.raises(Refused, match=message):
