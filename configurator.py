@@ -98,7 +98,7 @@ def _checked(key, value, kinds, source):
     allowed = get_args(want) if isinstance(want, types.UnionType) else (want,)
     if float in allowed and type(value) is int:
         value = float(value) # --learning_rate=1 is fine
-    if int in allowed and float not in allowed and type(value) is float and value == int(value):
+    if int in allowed and float not in allowed and type(value) is float and value.is_integer():
         value = int(value) # and so is --max_tokens=15e9
     if type(value) not in allowed: # exact: a bool is no int
         names = ' or '.join('None' if kind is type(None) else kind.__name__ for kind in allowed)

@@ -45,7 +45,7 @@ from hub import local_folder, vocabulary
 from model import GPT
 from results import compare, comparison_table, folder_of, store, table
 from scores import accuracy, wins
-from tokenize_speech import Units
+from tokenize_speech import Units, pick_device
 from unit_cache import UnitCache, encoded, without_audio
 from vocab import OTHER, TEXT, UNIT
 
@@ -123,7 +123,7 @@ def beginnings(documents, row_tokens, least=8, most=64):
         saved.append(saved[i])
         group.append((i, i + 1, 1))
         n = size = len(document)
-        for j in range(i, max(i - most, 0), -1): # might j - 1 .. i be one?
+        for j in range(i, max(i - most + 1, 0), -1): # might j - 1 .. i be one?
             n, size = min(n, alike[j]), size + len(documents[j - 1])
             if n < least or size - (i - j + 1) * n > row_tokens:
                 break
@@ -418,7 +418,7 @@ def main(cfg):
         if cfg.out:
             write_json(cfg.out, {'comparison': rows, **record(cfg)})
         return print(comparison_table(rows))
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = pick_device(cfg.device)
     made, measured = record(cfg), {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
     for folder, (results, samples, said, weights) in measured.items():
         store(folder, weights, results, samples, said, {'score': SCORE, **made})

@@ -43,7 +43,7 @@ from results import store, table
 from sample import allowed_ids, prompt_ids
 from scores import edit_distance, mean_and_stderr
 from tasks.storycloze import numbered_pairs
-from tokenize_speech import deduplicate
+from tokenize_speech import deduplicate, pick_device
 from unit_cache import load_encoder
 from vocab import UNIT
 from vocoder import load_vocoder
@@ -79,6 +79,8 @@ class Config:
         for key in ('n', 'seconds', 'max_new_tokens', 'top_k', 'repetition_penalty', 'batch'):
             if not getattr(self, key) > 0:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
+        if self.temperature < 0:
+            raise Refused(f"temperature is {self.temperature}, must be 0 (greedy) or more")
 
 # ----------------------------------------------------------------------------------------------------------------
 # texts
@@ -326,13 +328,13 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
     return rows, lines
 
 def main(cfg):
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = pick_device(cfg.device)
     model, vocab, tokenizer, weights = load(cfg.model, device)
     if vocab.kind == 'text':
         raise Refused(f"{cfg.model}: a text-only model says nothing in units; eval.py measures it")
     encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
     vocab = replace(vocab, units=encoder.hash)
-    vocoder, asr = load_vocoder(cfg.vocoder), load_asr(cfg.asr, device)
+    vocoder, asr = load_vocoder(cfg.vocoder).to(device), load_asr(cfg.asr, device)
     rows, samples = {}, {}
     if cfg.prompts:
         rows, samples['generation'] = measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, device)

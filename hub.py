@@ -185,10 +185,8 @@ def _weight_files(folder):
     if (folder / 'model.safetensors').is_file():
         return [folder / 'model.safetensors']
     if not index.is_file():
-        if list(folder.glob('pytorch_model*.bin')):
-            raise Refused(f"{folder}: pytorch_model.bin is a pickle and is not read; convert it once by transformers'"
-                          f" AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained('{folder}')")
-        raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+        raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json; pytorch_model.bin is a pickle and is "
+                      "not read: convert it once by transformers' AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)")
     files = sorted(set(_read_json(index).get('weight_map', {}).values()))
     for file in files:
         if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file): # no path parts

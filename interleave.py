@@ -87,7 +87,7 @@ def mix(x):
 
 def hash_ids(ids):
     """64 stable bits of each document id."""
-    digests = b''.join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    digests = b''.join(hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype='<u8').astype(np.uint64)
 
 def draw_keys(id_hashes, seed, epoch):

@@ -33,7 +33,7 @@ from configurator import Refused, atomically, progress, record, run, write_json
 from hifigan import check
 from hub import vocabulary
 from model import GPT
-from tokenize_speech import deduplicate
+from tokenize_speech import deduplicate, pick_device
 from unit_cache import load_encoder
 from vocab import OTHER, TEXT, UNIT
 from vocoder import load_vocoder
@@ -247,14 +247,14 @@ def generate(cfg, model, vocab, tokenizer, prompts, device):
     return [spans_of([t for t in tokens if t not in stop], vocab, tokenizer) for tokens in new]
 
 def main(cfg):
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if cfg.device == 'auto' else cfg.device
+    device = pick_device(cfg.device)
     (vocab, tokenizer), model = vocabulary(cfg.model), GPT.from_pretrained(cfg.model, device=device).eval()
     encoder, vocoder, parts = None, None, all_prompts(cfg)
     if any(is_audio(part) for prompt in parts for part in prompt) or cfg.output != 'text' and '/' in vocab.units: # the vocoder asks
         encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
-        vocoder = load_vocoder(cfg.vocoder)
+        vocoder = load_vocoder(cfg.vocoder).to(device)
         check([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
     asr = Whisper(cfg.asr, device) if cfg.asr else None
     prompts = [[read_part(part, cfg, encoder) for part in prompt] for prompt in parts]

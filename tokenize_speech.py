@@ -271,7 +271,8 @@ def read_corpus(cfg):
     return docs
 
 def pick_device(device):
-    """'auto' -> cuda:LOCAL_RANK or cpu; refuses a GPU that is not there."""
+    """'auto' -> cuda:LOCAL_RANK or cpu, and makes it the current one, on which Triton starts its kernels; refuses a GPU that is
+    not there."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == 'auto':
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus else 'cpu'
@@ -280,6 +281,8 @@ def pick_device(device):
         raise Refused(f"device is {device}, expected auto, cpu, or cuda where there is one")
     if int(index or 0) >= max(gpus, 1):
         raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process a GPU")
+    if device != 'cpu':
+        torch.cuda.set_device(int(index or 0))
     return device
 
 def open_folder(out, wanted, rank, world):

@@ -236,6 +236,7 @@ class TextTokenizer:
     def encode_batch(self, texts):
         """Ids of each text, without .first and .eot."""
         if self._tiktoken is None:
+            texts = [t.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for t in texts] # as tiktoken does
             return [e.ids for e in self._plain.encode_batch(texts, add_special_tokens=False)]
         return [self._tiktoken.encode_ordinary(unicodedata.normalize('NFC', t) if self._nfc else t) for t in texts]
 

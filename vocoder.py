@@ -270,6 +270,8 @@ def load_vocoder(folder):
         model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / 'model.safetensors').items()})
     except (json.JSONDecodeError, SafetensorError, RuntimeError, TypeError, ValueError) as e:
         raise Refused(f"{folder}: not a vocoder: {str(e).splitlines()[0]}") from None
+    if bad := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise Refused(f"{folder}: {bad[0]} has values that are not finite: its training or copying failed; make the folder again")
     return model.eval()
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -20,4 +20,4 @@ clip = 0.5
 max_tokens = 15e9 # 101,725 steps
 
 eval_every = 1000
-save_every = 500
+save_every = 2000 # 91 GB, which take minutes: every hour

@@ -102,6 +102,7 @@ if triton is not None:
         zy, _ = _capped(tl.load(z_ptr + tl.maximum(y, 0)).to(tl.float32), softcap, CAP)
         tl.store(loss_ptr + row, tl.where(y == -100, 0.0, top - zy + rest))
         if SLOPES:
+            tl.debug_barrier() # all threads have read z[y] before one writes its slope there
             for start in range(0, Vp, BLOCK):
                 c = start + columns
                 z, tanh = _capped(tl.load(z_ptr + c, mask=c < used, other=0.0).to(tl.float32), softcap, CAP)

@@ -85,6 +85,7 @@ def test_config_file_refusals(config_file, text, message):
     ('--compile=false', "--compile=false: compile wants bool, got 'false'"),
     ('--compile=1', "--compile=1: compile wants bool, got 1"),
     ('--n_layer=', "--n_layer=: n_layer wants int, got ''"),
+    ('--n_layer=1e999', "--n_layer=1e999: n_layer wants int, got inf"),
     ('--n_layer=open("x")', "--n_layer=open(\"x\"): n_layer wants int, got 'open(\"x\")'"),
     ('--sources=text', "--sources=text: sources wants tuple, got 'text'"),
     ('config/none.py', "config/none.py: no such config file; settings are written --key=value"),

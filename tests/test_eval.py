@@ -82,6 +82,7 @@ def test_beginnings_that_are_shared_leave_the_fewest_tokens_of_all_ways_to_group
         assert sum(tokens(documents, *group) for group in groups) == fewest(documents)
         shared += sum(b > a + 1 for a, b, _ in groups)
     assert shared > 30
+    assert beginnings(documents, 30, least=1, most=1) == [(i, i + 1, 1) for i in range(len(documents))]
 
 def test_what_documents_begin_with_is_computed_once(house, monkeypatch):
     model, vocab = load(house[0], 'joint')

@@ -65,6 +65,7 @@ VARIANTS = {'softcap': {'softcap': 2.0}, 'scale': {'scale': 0.7}, 'window': {'wi
 @pytest.mark.parametrize('name', VARIANTS)
 def test_attention_variants_are_as_good_as_torch(name, dtype, monkeypatch):
     monkeypatch.setattr(att, 'QUERIES', 32)
+    monkeypatch.setattr(att, 'DENSE', 50)
     generator, doc_start, how = torch.Generator().manual_seed(0), rows_of([90, 7, 33], [130]), VARIANTS[name]
     q, k, v, dy = (torch.randn(2, 130, n, 8, generator=generator) for n in (6, 2, 2, 6))
     for docs, starts in ((documents(doc_start), doc_start), (None, None)):

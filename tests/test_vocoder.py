@@ -161,6 +161,11 @@ def test_no_units_are_an_empty_wave_and_one_unit_is_heard():
     assert empty.shape == (0,) and len(one) == 640
     assert [len(x) for x in small().speak([[]])] == [0]
 
+def test_ten_thousand_units_are_one_finite_wave():
+    units = np.arange(10_000) % 10
+    wave, = small().speak([units], [np.ones(10_000, int)])
+    assert wave.shape == (640 * 10_000,) and np.isfinite(wave).all() and 0 < np.abs(wave).max() <= 1
+
 def test_saving_keeps_the_network_up_to_float16(tmp_path):
     model = small('abc')
     model.save_pretrained(tmp_path, made_by='a test')
@@ -193,6 +198,11 @@ def test_broken_folders_are_refused_in_one_line(tmp_path):
         with pytest.raises(Refused, match=message) as e:
             load_vocoder(tmp_path)
         assert '\n' not in str(e.value)
+    broken = small()
+    broken.head.bias.data[7] = math.nan
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="head.bias has values that are not finite"):
+        load_vocoder(tmp_path)
     weights.unlink()
     with pytest.raises(Refused, match="model.safetensors is missing"):
         load_vocoder(tmp_path)
