@@ -1,4 +1,4 @@
-"""config/*.py: each parses, says its command and cost in the first line, and has the papers' numbers."""
+"""config/: each file parses, says its command and cost in the first line, and has the papers' numbers."""
 import re
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from families import GPTConfig
 from model import GPT
 from suite import SHAPES
 
-CONFIGS = sorted(Path(__file__).parents[1].glob('config/*.py'))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(ROOT.glob('config/*.py'))
 GPUS = {'H200': 989.4e12, 'A100': 312e12, 'an A5000': 111e12}
 FAMILIES_20K = ['qwen0.5b', 'qwen0.5b-real', 'qwen0.5b-synthetic', 'llama3.2-1b', 'smollm2', 'gemma2-2b', 'pythia-160m',
                 'opt-125m', 'bloom-1b7'] # SIMS Figure 2 and Table 1
@@ -37,10 +38,10 @@ def test_shapes_have_the_published_models_parameters(init):
 def flops_of(cfg, n):
     return 6 * n * cfg.batch_tokens * train.total_steps(cfg, 6 * n * cfg.batch_tokens)
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*CONFIGS, *ROOT.glob('config/findings/*.py')], ids=lambda p: p.stem)
 def test_config_parses_and_its_first_line_is_the_command_and_the_cost(path):
     first = path.read_text().splitlines()[0]
-    script = re.match(rf'# (?:python|torchrun \S+) (\w+).py config/{path.stem}.py  ', first)[1]
+    script = re.match(rf'# (?:python|torchrun \S+) (\w+).py {path.relative_to(ROOT)}  ', first)[1]
     configure({'train': train, 'dpo': dpo}[script].Config, [str(path)])
     assert re.search(r'\d (s|min|h) on ', first), first
 

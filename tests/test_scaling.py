@@ -153,14 +153,16 @@ if 'model' in args:
 else:
     if out.name == SLOW and not (out / 'half').is_file():
         (out / 'half').write_text('')
-        time.sleep(SECONDS) # to be killed here, and gone on from
+        until = time.monotonic() + 60 # to be killed here, and gone on from; or to wait for the other run
+        while time.monotonic() < until and not (out.parent / 'tiny-1M-1e12' / 'eval.json').is_file():
+            time.sleep(0.05)
     shutil.copy(Path(__file__).parent / (out.name + '.json'), out / 'settings.json')
 '''
 
-def stubs(folder, slow='', seconds=60):
+def stubs(folder, slow=''):
     """Arguments of a plan whose training leaves the settings it should have had."""
     for name in ('train', 'eval'):
-        (folder / f'{name}_stub.py').write_text(STUB.replace('SLOW', repr(slow)).replace('SECONDS', str(seconds)))
+        (folder / f'{name}_stub.py').write_text(STUB.replace('SLOW', repr(slow)))
     argv = ['plan', '--family=tiny', '--sizes=0.25M,1M', '--budgets=1e12', '--gpu=cpu', f'--out={folder}/suite',
             f'--train={folder}/train_stub.py', f'--eval={folder}/eval_stub.py', '--run=True']
     for row in suite.plan_of(configure(suite.Plan, argv[1:])):
@@ -206,7 +208,7 @@ def test_a_run_from_other_weights_is_not_a_plan_s(tmp_path):
 
 def test_processes_share_the_runs_of_a_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    argv = stubs(tmp_path, slow='tiny-0.25M-1e12', seconds=6)
+    argv = stubs(tmp_path, slow='tiny-0.25M-1e12')
     first = subprocess.Popen([sys.executable, 'scaling.py', *argv], stdout=subprocess.DEVNULL)
     while not (tmp_path / 'suite' / 'tiny-0.25M-1e12' / 'half').is_file() and first.poll() is None:
         time.sleep(0.05)

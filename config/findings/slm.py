@@ -1,4 +1,7 @@
-# the SLMs of findings.sh: interleaved, and by flags textless; findings.py gives size, start, budget and seed
+# python train.py config/findings/slm.py          2 min on 2 CPU cores
+#
+# The SLMs of findings.py, which gives size, start, budget, seed and, for textless ones, sources. As config/tiny.py but
+# with half its batch, so that small budgets have steps enough.
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved') # rows in equal number
 tokenizer = 'tiny/tokenizer'

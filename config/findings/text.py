@@ -1,4 +1,6 @@
-# the TextLMs of findings.sh: findings.py gives size and tokens; 1 to 6 min on 2 CPU cores
+# python train.py config/findings/text.py          1 min on 2 CPU cores
+#
+# The TextLMs of findings.py, which gives size and tokens; as config/tiny_text.py, with the batch of the SLMs.
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text',)
 vocab = 'text'
