@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by speedrun.sh and test.sh: a .venv beside this file with requirements.txt in it, made once.
+# ./setup.sh, and sourced by the other scripts: a .venv beside this file with requirements.txt in it, made once.
 # PYTHON=python3.12 ./test.sh picks the interpreter. Without an NVIDIA GPU torch is the CPU build, where there is one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -15,13 +15,14 @@ install() {
   "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
     { echo "setup: $("$python" --version 2>&1) found, Python 3.11 to 3.13 needed; name one with PYTHON=..."; return 1; }
   rm -rf .venv
-  "$python" -m venv .venv
+  "$python" -m venv .venv || # within stage nothing ends the script by itself
+    { echo "setup: $python -m venv failed; on Debian and Ubuntu it is a package, python3-venv"; return 1; }
   local torch; torch=$(grep '^torch==' requirements.txt)
   if ! nvidia-smi >/dev/null 2>&1; then # the CPU build saves several GB; the plain package below is the last resort
     $pip "$torch+cpu" 2>/dev/null || $pip --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
       echo "setup: no CPU build of $torch to be had, taking the CUDA build"
   fi
-  $pip -r requirements.txt
+  $pip -r requirements.txt || return 1
   cp requirements.txt .venv/installed # last, so that an interrupted set-up starts again
 }
 

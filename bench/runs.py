@@ -25,7 +25,7 @@ SECONDS = '500' # then it has failed, with status 124
 
 def copy_of(tree, folder):
     """The tree in folder, set up as setup.sh leaves it."""
-    skip = shutil.ignore_patterns('.git', '.venv', 'out', '__pycache__')
+    skip = shutil.ignore_patterns('.git', '.venv', 'venv', 'out', 'data', '__pycache__')
     shutil.copytree(tree, folder, ignore=skip, symlinks=True)
     (folder / '.venv' / 'bin').mkdir(parents=True)
     shutil.copy(tree / 'requirements.txt', folder / '.venv' / 'installed')

@@ -2,7 +2,7 @@
 #
 # SIMS 7B [SIMS 4.1, 5.1, A.2]: Qwen2.5-7B on 15B tokens of text, speech and both interleaved, a third of the rows each.
 # In shards a run holds 58 GB on each of 8 GPUs (--memory=8); as copies, parallel='ddp', 152.
-data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoplespeech,'
+data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama') # 84k h real, 30k h synthetic, text
 sources = ('text', 'speech', 'interleaved')
 init = 'Qwen/Qwen2.5-7B'

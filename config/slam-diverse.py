@@ -2,7 +2,7 @@
 #
 # Slam's ablation of diversity: config/slam.py with more kinds of speech, which did not help it.
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/stinystories,out/tokens/swc,out/tokens/tedlium,'
-        'out/tokens/peoplespeech,out/tokens/voxpopuli')
+        'out/tokens/peoples_speech,out/tokens/voxpopuli')
 sources = ('textless',)
 vocab = 'speech'
 init = 'Qwen/Qwen2.5-0.5B'

@@ -1,0 +1,69 @@
+"""README.md's commands have settings and files that there are; the shell scripts parse, and a set-up that fails is not kept."""
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import scaling
+import vocoder
+from configurator import configure
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+BLOCKS = [block for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', README, re.M | re.S) if not kind]
+LINES = [line.removeprefix('$ ') for block in BLOCKS for line in block.splitlines() if re.match(r'(\$ )?(python|torchrun)\b', line)]
+NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake, and what the reader adds to the code
+SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'findings.sh', 'jobs.sh', 'tiny/build.sh', 'bench/gpu.sh']
+
+def config_of(argv):
+    """(the Config of a command, its arguments); None where a script takes other arguments."""
+    if argv[0] == '-m':
+        module, arguments = importlib.import_module(argv[1]), argv[2:]
+    else:
+        module, arguments = importlib.import_module(argv[0].removesuffix('.py').replace('/', '.')), argv[1:]
+    if module is scaling:
+        return scaling.COMMANDS[arguments[0]][1], ['--run=True' if arg == '--run' else arg for arg in arguments[1:]]
+    if module is vocoder:
+        return vocoder.TrainConfig, arguments[1:]
+    return (module.Config, arguments) if hasattr(module, 'Config') else None
+
+@pytest.mark.parametrize('line', [line for line in LINES if not any(word in line for word in NEW)])
+def test_every_command_has_the_settings_it_names(line, monkeypatch):
+    monkeypatch.chdir(ROOT) # where config/ is
+    for command in line.partition(' # ')[0].split('&&'):
+        words = [word for word in shlex.split(command) if not word.endswith('...')]
+        script = next(i for i, word in enumerate(words) if word == '-m' or word.endswith('.py'))
+        if not words[script].startswith('bench') and (found := config_of(words[script:])):
+            Config, arguments = found
+            configure(Config, arguments)
+
+def test_there_are_commands_and_their_files():
+    assert len(LINES) > 40
+    named = set(re.findall(r'`((?:bench|config|findings|tests|tiny|tasks|corpora|kernels)/[\w./-]+)`', README))
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert len(named) > 10 and missing <= {'corpora/NAME.py', 'tasks/order.py', 'corpora/speakers.py'}, missing # the reader's own
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_scripts_parse(script):
+    subprocess.run(['bash', '-n', ROOT / script], check=True)
+
+@pytest.mark.parametrize('fails', ['venv', 'pip'])
+def test_a_failed_set_up_is_not_taken_for_done(tmp_path, fails):
+    for name in ('setup.sh', 'requirements.txt'):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / 'python' # a stand-in: venv copies it, and what is named fails
+    python.write_text(f"""#!/bin/sh
+case "$*" in
+  *'-m {fails}'*) exit 1 ;;
+  *'-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+esac
+""")
+    python.chmod(0o755)
+    for _ in range(2): # again: still not done
+        done = subprocess.run(['bash', 'setup.sh'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHON': str(python)})
+        assert done.returncode and 'FAILED  set-up' in done.stdout and not (tmp_path / '.venv' / 'installed').exists()
