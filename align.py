@@ -24,7 +24,6 @@ there (`spelled`); of other words at most max_word_error of the text may differ,
 """
 import hashlib
 import json
-import os
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -273,16 +272,10 @@ def heard_words(aligner, metas, workers):
 
 def make_aligner(cfg):
     """Whisper or CTC on this rank's device."""
-    import torch
-
     from aligners import CTC
     from asr import Whisper
-    gpu = torch.cuda.is_available()
-    device = cfg.device
-    if device == 'auto':
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if gpu else 'cpu'
-    if device != 'cpu' and not (device.startswith('cuda') and gpu):
-        raise Refused(f"device is {cfg.device}, expected auto, cpu, or cuda where there is one")
+    from tokenize_speech import pick_device
+    device = pick_device(cfg.device)
     return CTC(cfg.ctc, device, cfg.min_score) if cfg.ctc else Whisper(cfg.whisper, device, cfg.language)
 
 def open_source(cfg, shards):

@@ -96,7 +96,7 @@ class Whisper:
         heard, spoken = [[] for _ in waves], {}
         for at in progress(range(0, len(pieces), BATCH), desc='transcribe', leave=False):
             part = pieces[at:at + BATCH]
-            tokens, _ = self._decode(*self._encode(part, spoken), limit=200) # as the papers' pipeline
+            tokens, _ = self._decode(*self._encode(part, spoken), limit=200)
             for (i, _), row in zip(part, tokens):
                 heard[i].append(self.tokenizer.decode(row).strip()) # without the end token
         return [' '.join(filter(None, texts)) for texts in heard]

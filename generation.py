@@ -35,16 +35,17 @@ import requests
 import torch
 
 from asr import Whisper
-from audio import RATE, load_audio, resample
+from audio import RATE, load_audio
 from configurator import Refused, progress, record, run
 from corpora.folder import utterances
 from eval import load
-from results import store, table
+from hifigan import check
+from results import folder_of, store, table
 from sample import allowed_ids, prompt_ids
 from scores import edit_distance, mean_and_stderr
 from tasks.storycloze import numbered_pairs
 from tokenize_speech import deduplicate, pick_device
-from unit_cache import load_encoder
+from unit_cache import load_encoder, wave_for
 from vocab import UNIT
 from vocoder import load_vocoder
 
@@ -85,10 +86,11 @@ class Config:
 # ----------------------------------------------------------------------------------------------------------------
 # texts
 
-ALWAYS = re.compile(r'[;@#$%&?!\[\](){}<>«»“”‘’„]|``|--|—|\.{2,}|[:,](?!\d)') # apart wherever they stand
+ALWAYS = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)') # apart wherever they stand
 CLITIC = re.compile(r"(?<=[^'])('[smd]|'ll|'re|'ve|n't|')$", re.I) # what a word may end in
-JOINED = {word: at for word, at in (('cannot', 3), ("d'ye", 1), ('gimme', 3), ('gonna', 3), ('gotta', 3), ('lemme', 3),
-                                    ("more'n", 4), ('wanna', 3))} # two words written as one
+JOINED = [re.compile(rf'\b({a})({b})', re.I) for a, b in ( # two words written as one
+    ('can', r'not\b'), ('d', r"'ye\b"), ('gim', r'me\b'), ('gon', r'na\b'), ('got', r'ta\b'), ('lem', r'me\b'), ('more', r"'n\b"),
+    ('wan', r'na(?=\s)'))]
 
 def words(text):
     """Words of English text, cut as NLTK's NLTKWordTokenizer does (Penn Treebank): what auto-BLEU is defined on.
@@ -107,9 +109,11 @@ def words(text):
         while (cut := CLITIC.search(word)) and word != "''":
             ends.insert(0, cut[1])
             word = word[:cut.start()]
-        at = JOINED.get(word.lower())
-        out += [word[:at], word[at:], *ends] if at else [word, *ends]
-    return out
+        out += [word, *ends]
+    text = f" {' '.join(out)} "
+    for pair in JOINED:
+        text = pair.sub(r' \1 \2 ', text)
+    return text.split()
 
 def bigrams(text):
     tokens = words(text)
@@ -161,30 +165,31 @@ def word_errors(reference, heard):
 # ----------------------------------------------------------------------------------------------------------------
 # other people's models
 
-def _pretrained(what, Class, name, **how):
+def _pretrained(Class, name, **how):
     import transformers  # here and below, because it takes seconds
     transformers.utils.logging.set_verbosity_error() # defaults that give way to ours are no news
     transformers.utils.logging.disable_progress_bar()
     try:
         return Class.from_pretrained(name, **how)
     except (OSError, ValueError, KeyError) as e:
-        raise Refused(f"{what} {name}: not to be had: {str(e).splitlines()[0]}; give a local folder or a hub id") from None
+        raise Refused(f"llm {name}: not to be had: {str(e).splitlines()[0]}; give a local folder or a hub id") from None
 
 def load_asr(name, device):
     """A function from float32 waves at 16 kHz to their transcripts."""
     return Whisper(name, device).transcribe
 
 def load_llm(name, device):
-    """A function from texts to (mean -log p a predicted token or None, predicted tokens), by a causal LM."""
+    """A function from texts to (mean -log p a predicted token or None, predicted tokens), by a causal LM. It reads them with a
+    blank before, as Whisper writes them and slamkit hands them on."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    tokenizer = _pretrained('llm', AutoTokenizer, name)
+    tokenizer = _pretrained(AutoTokenizer, name)
     dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-    model = _pretrained('llm', AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
+    model = _pretrained(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
     @torch.inference_mode()
     def mean_loss(texts):
         out = []
         for text in progress(texts, desc='perplexity', leave=False):
-            ids = torch.tensor([tokenizer(text).input_ids], dtype=torch.long, device=device)
+            ids = torch.tensor([tokenizer(' ' + text).input_ids], dtype=torch.long, device=device)
             if not text.strip() or ids.shape[1] < 2:
                 out.append((None, 0))
                 continue
@@ -276,19 +281,12 @@ def measure_texts(lines, part, llm):
     row('self_bleu2', self_bleu2(texts))
     return rows
 
-def encoded_waves(encoder, waves):
-    """Units a frame of waves at 16 kHz, whatever rate the encoder hears."""
-    return encoder.encode([resample(wave, RATE, encoder.rate) for wave in waves])
-
 def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, device):
     """(rows, a dict a prompt) of --prompts."""
     files = prompt_files(cfg.prompts, cfg.n)
     llm = load_llm(cfg.llm, device) if cfg.llm else None
     waves = [load_audio(path)[:round(cfg.seconds * RATE)] for _, path in files]
-    for (_, path), wave in zip(files, waves):
-        if len(wave) < encoder.hop:
-            raise Refused(f"{path}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}; leave it out of the prompts")
-    prompts = [deduplicate(frames)[0] for frames in encoded_waves(encoder, waves)]
+    prompts = [deduplicate(frames)[0] for frames in encoder.encode([wave_for(encoder, path, seconds=cfg.seconds) for _, path in files])]
     new = continuations(cfg, model, vocab, tokenizer, prompts, device)
     speak = lambda units: vocoder.speak(units, units_hash=vocab.units)
     lines = [{'id': name, 'path': str(path), 'prompt_units': units.tolist(), 'units': more.tolist()}
@@ -316,7 +314,7 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
     if not spoken:
         raise Refused(f"{cfg.speech}: none of {len(found)} utterances has a text; expected NAME.txt beside NAME.wav, or a manifest")
     waves = [load_audio(u['path'], u['start'], u['end']) for u in spoken]
-    units, runs = zip(*(deduplicate(frames) for frames in encoded_waves(encoder, waves)))
+    units, runs = zip(*map(deduplicate, encoder.encode([wave_for(encoder, u['path'], u['start'], u['end']) for u in spoken])))
     heard = {'original': asr(waves), 'resynthesis': asr(vocoder.speak(units, runs, units_hash=vocab.units))}
     lines, rows = [{'id': u['id'], 'text': u['text'], **{k: v[i] for k, v in heard.items()}} for i, u in enumerate(spoken)], {}
     for part in heard:
@@ -334,7 +332,9 @@ def main(cfg):
         raise Refused(f"{cfg.model}: a text-only model says nothing in units; eval.py measures it")
     encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
     vocab = replace(vocab, units=encoder.hash)
-    vocoder, asr = load_vocoder(cfg.vocoder).to(device), load_asr(cfg.asr, device)
+    vocoder = load_vocoder(cfg.vocoder).to(device)
+    check([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
+    asr = load_asr(cfg.asr, device)
     rows, samples = {}, {}
     if cfg.prompts:
         rows, samples['generation'] = measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, device)
@@ -343,7 +343,7 @@ def main(cfg):
         rows |= more
     store(cfg.model, weights, rows, samples, {name.split('/')[0]: {} for name in rows}, record(cfg))
     print(table({cfg.model: rows}))
-    print(f"{cfg.model}/eval.json; {', '.join(f'{cfg.model}/samples_{name}.jsonl' for name in samples)}")
+    print('; '.join(f'{folder_of(cfg.model)}/{name}' for name in ('eval.json', *(f'samples_{name}.jsonl' for name in samples))))
 
 if __name__ == '__main__':
     run(main, Config)

@@ -23,6 +23,7 @@ from families import GPTConfig
 from vocab import TextTokenizer, Vocab
 
 PUBLISHED = 'slprl/mhubert-base-25hz' # whose units the published models have, by their cards; also slamkit.py's default
+PUBLISHED_LAYER = 11
 SHARD_BYTES = 5 * 10**9 # of a file that is written
 BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 

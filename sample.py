@@ -28,13 +28,13 @@ import soundfile
 import torch
 
 from asr import Whisper
-from audio import RATE, load_audio, resample
+from audio import RATE, load_audio
 from configurator import Refused, atomically, progress, record, run, write_json
 from hifigan import check
 from hub import vocabulary
 from model import GPT
 from tokenize_speech import deduplicate, pick_device
-from unit_cache import load_encoder
+from unit_cache import load_encoder, wave_for
 from vocab import OTHER, TEXT, UNIT
 from vocoder import load_vocoder
 
@@ -105,11 +105,8 @@ def read_part(part, cfg, encoder):
     if not is_audio(part):
         return {'kind': TEXT, 'text': part}
     path = part.strip()
-    wave = load_audio(path)[:round(cfg.seconds * RATE) or None]
-    if len(wave) < encoder.hop:
-        raise Refused(f"{path}: {len(wave)} samples at 16 kHz, one unit takes {encoder.hop}")
-    units, runs = deduplicate(encoder.encode([resample(wave, RATE, encoder.rate)])[0])
-    return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': wave}
+    units, runs = deduplicate(encoder.encode([wave_for(encoder, path, seconds=cfg.seconds)])[0])
+    return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': load_audio(path)[:round(cfg.seconds * RATE) or None]}
 
 def prompt_ids(parts, output, vocab, tokenizer):
     """The ids that the continuation follows."""
@@ -250,7 +247,7 @@ def main(cfg):
     device = pick_device(cfg.device)
     (vocab, tokenizer), model = vocabulary(cfg.model), GPT.from_pretrained(cfg.model, device=device).eval()
     encoder, vocoder, parts = None, None, all_prompts(cfg)
-    if any(is_audio(part) for prompt in parts for part in prompt) or cfg.output != 'text' and '/' in vocab.units: # the vocoder asks
+    if any(is_audio(part) for prompt in parts for part in prompt) or cfg.output != 'text' and '/' in (vocab.units or '/'): # unknown, or by a name: the vocoder asks
         encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':

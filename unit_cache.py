@@ -23,9 +23,10 @@ import soundfile
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from audio import RATE, load_audio, resample
+from audio import RATE, load_audio
 from configurator import Refused, atomically, progress
 from encoders import Encoder, centroids_path, load_centroids
+from hub import PUBLISHED, PUBLISHED_LAYER
 from tokenize_speech import deduplicate
 
 EMBEDDED = 'tiny/hubert'
@@ -39,6 +40,8 @@ def load_encoder(name, layer, kmeans, device, vocab=None):
     if unknown and name == EMBEDDED or vocab and '/' in vocab.units and not vocab.speaks('', name): # before it is downloaded
         raise Refused(f"{name}: the model's units are of {vocab.units or 'an encoder that its folder does not name'}: give its "
                       "--encoder, --layer and --kmeans (slprl/*: slprl/mhubert-base-25hz, 11, a file of convert.py)")
+    if vocab and vocab.units == PUBLISHED and layer != PUBLISHED_LAYER:
+        raise Refused(f"layer={layer}: the model's units are of layer {PUBLISHED_LAYER} of {PUBLISHED}: --layer={PUBLISHED_LAYER}")
     path = centroids_path(name, kmeans)
     encoder = Encoder(name, layer, path and load_centroids(path), device)
     if vocab and not unknown and not vocab.speaks(encoder.hash, name):
@@ -60,17 +63,25 @@ def key_of(audio):
     except OSError as e:
         raise Refused(f"{audio}: not readable ({e.strerror})") from None
 
-def load(audio):
-    """(wave at 16 kHz mono, the file's own rate) of a path, bytes or a tuple of these."""
+def wave_for(encoder, path, start=None, end=None, seconds=0):
+    """A file (from start to end) at the rate that the encoder hears, as tokenize_speech.py reads it, or its first so many
+    seconds; Refused where that is shorter than a unit."""
+    wave = load_audio(path, start, end, rate=encoder.rate)[:round(seconds * encoder.rate) or None]
+    if len(wave) < encoder.hop:
+        raise Refused(f"{path}: {len(wave)} samples at {encoder.rate} Hz, one unit takes {encoder.hop}; leave it out")
+    return wave
+
+def load(audio, rate=RATE):
+    """(mono wave at so many Hz, the file's own rate) of a path, bytes or a tuple of these."""
     if isinstance(audio, tuple):
-        waves, rates = zip(*map(load, audio))
+        waves, rates = zip(*(load(part, rate) for part in audio))
         return np.concatenate(waves), rates[0]
     if isinstance(audio, bytes):
         with tempfile.NamedTemporaryFile(suffix='.audio') as f: # load_audio looks at the file itself
             f.write(audio)
             f.flush()
-            return load(f.name)
-    return load_audio(audio), soundfile.info(str(audio)).samplerate
+            return load(f.name, rate)
+    return load_audio(audio, rate=rate), soundfile.info(str(audio)).samplerate
 
 class UnitCache:
     def __init__(self, folder, encoder, layer, kmeans, vocab, device='cpu'):
@@ -119,7 +130,7 @@ class UnitCache:
         first = {key: audio for audio, key in keys.items()}
         waiting, size = [], 0
         for key in progress([key for key in first if key not in self.found], desc='encode', leave=False):
-            waiting.append((key, *load(first[key])))
+            waiting.append((key, *load(first[key], self._encoder().rate)))
             size += len(waiting[-1][1])
             if size > POOL:
                 self._flush(waiting, first)
@@ -132,7 +143,7 @@ class UnitCache:
             return
         encoder, none = self._encoder(), np.zeros(0, np.int64)
         long = [item for item in waiting if len(item[1]) >= encoder.hop]
-        for (key, _, rate), frames in zip(long, encoder.encode([resample(wave, RATE, encoder.rate) for _, wave, _ in long])):
+        for (key, _, rate), frames in zip(long, encoder.encode([wave for _, wave, _ in long])):
             units, runs = deduplicate(frames)
             if runs.max() > 65535: # would wrap in uint16
                 raise Refused(f"{first[key]}: one unit for {runs.max()} frames; expected speech")

@@ -320,7 +320,7 @@ def documents(cfg, units):
     seconds, samples = 0.0, RATE / units.info['frame_hz']
     for i in progress(chosen, desc='pitch', unit='doc'):
         u = found[units.meta[i]['id']]
-        wave = load_audio(u['path'], u['start'], u['end'])
+        wave = load_audio(u['path'], u.get('start'), u.get('end'))
         n = round(units[i][1].sum(dtype=np.int64) * samples)
         if abs(len(wave) - n) >= 2 * samples:
             raise Refused(f"{u['path']}: {len(wave)} samples of '{u['id']}', its units are of {n}: other audio than {cfg.units} "
@@ -334,7 +334,7 @@ def streams(docs):
     columns = {name: [] for name in ('units', 'runs', 'frames', 'wave', 'log_hz', 'periodic')}
     for units, runs, wave in docs:
         hz, periodic = pitch(torch.from_numpy(wave))
-        frames, samples = np.repeat(units, runs).astype(np.int64), (wave * 32767).astype(np.int16)
+        frames, samples = np.repeat(units, runs).astype(np.int64), (wave.clip(-1, 1) * 32767).astype(np.int16)
         row = units.astype(np.int64), runs.astype(np.float32), frames, samples
         for column, value in zip(columns.values(), (*map(torch.from_numpy, row), hz.log(), periodic)):
             column.append(value)

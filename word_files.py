@@ -107,17 +107,17 @@ def _name(where, value):
         raise Refused(f'{where}: expected {{"id": ..., "words": [[word, start, end], ...]}}, or a "file_name" instead of the id')
     return name
 
-def _documents(path, name, rate):
+def _documents(path, name):
     """(where, name, (words, starts, ends)) of each document of a file; name: None, or that of the file's only document."""
     if path.name.endswith(('.jsonl', '.jsonl.gz')):
         for where, line in read_lines(path):
             own = _name(where, line)
-            yield where, own, words_of(where, own, line, rate)
+            yield where, own, words_of(where, own, line)
         return
     text = _text(path)
     if text.lstrip().startswith('File type'):
         words, *times = textgrid_words(path, text)
-        yield path, name, (words, *([t * rate for t in column] for column in times))
+        yield path, name, (words, *([t * RATE for t in column] for column in times))
         return
     try:
         value = strict_json(text)
@@ -125,7 +125,7 @@ def _documents(path, name, rate):
         raise Refused(f"{path}: neither JSON ({e}) nor a TextGrid") from None
     if not isinstance(value, dict):
         raise Refused(f"{path}: {EXPECTED}; got {text.strip()[:40]}")
-    yield path, name, words_of(path, name, value, rate)
+    yield path, name, words_of(path, name, value)
 
 def word_files(path):
     """[(file, name of its document)] of a file or folder, in order."""
@@ -138,14 +138,14 @@ def word_files(path):
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")
     return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in found]
 
-def read_words(path, ids, rate=RATE):
+def read_words(path, ids):
     """{document id: (words, starts, ends)} for those of ids that a file or folder has; see the file's head."""
     known, endings, found = set(ids), {}, {}
     for id in known:
         endings.setdefault(id.rpartition('/')[2], []).append(id)
     names = 0
     for file, own in word_files(path):
-        for where, name, words in _documents(file, own, rate):
+        for where, name, words in _documents(file, own):
             names += 1
             fits = [name] if name in known else endings.get(name, [])
             if len(fits) > 1:

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from audio import open_parquet
 from configurator import Refused, atomically, progress, record, run, write_json
 
 PARTS = ('prompt', 'chosen', 'rejected')
@@ -30,25 +31,18 @@ class Config:
 
 def rows(path):
     """(number, row as a dict) of a parquet file, a few at a time."""
+    file, number = open_parquet(path), 0
+    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        raise Refused(f"{path}: no column {', '.join(missing)}; expected SpokenSwag's {', '.join(COLUMNS)}")
     try:
-        import pyarrow.parquet  # lazily: only parquet needs it
-    except ImportError:
-        raise Refused(f"{path}: parquet is read by pyarrow, which is not here: pip install pyarrow") from None
-    number = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
-            raise Refused(f"{path}: no column {', '.join(missing)}; expected SpokenSwag's {', '.join(COLUMNS)}")
         for batch in file.iter_batches(batch_size=64, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
-    except Refused:
-        raise
     except (OSError, ValueError) as e: # ArrowInvalid is a ValueError
         raise Refused(f"{path}: row {number} and what follows cannot be read ({str(e).splitlines()[0]})") from None
 
-def utterances(path, folder):
+def written(path, folder):
     """Writes a file's audio into folder; yields (lines of manifest.jsonl of each row): {id, audio, text, speaker}."""
     for number, row in rows(path):
         lines = []
@@ -74,7 +68,7 @@ def main(cfg):
         for path in paths:
             (tmp / path.stem).mkdir(parents=True)
             with open(tmp / 'manifest.jsonl', 'a', encoding='utf-8') as manifest:
-                for lines in progress(utterances(path, tmp), desc=path.name, unit='pair'):
+                for lines in progress(written(path, tmp), desc=path.name, unit='pair'):
                     manifest.writelines(json.dumps(line) + '\n' for line in lines)
                     n += 1
         write_json(tmp / 'info.json', {'pairs': n, **record(cfg)})

@@ -138,6 +138,8 @@ def test_published_models_are_measured(house, heard):
     for kind, folder in folders.items():
         with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert-base-25hz: give its --encoder"):
             evaluation.main(evaluation.Config(model=str(folder), **settings))
+        with pytest.raises(Refused, match="layer=4: the model's units are of layer 11"):
+            evaluation.main(evaluation.Config(model=str(folder), encoder=f'{root}/mhubert-base-25hz', **settings))
         evaluation.main(evaluation.Config(model=str(folder), encoder=f'{root}/mhubert-base-25hz', layer=11, **settings))
         lines = [json.loads(line) for line in open(folder / 'samples_ssc.jsonl')]
         assert len(lines) == 2 and json.loads((folder / 'eval.json').read_text())['results']['ssc/S']['n'] == 2

@@ -314,7 +314,7 @@ def test_another_corpus_is_read_by_its_own_file(hubert, tmp_path, monkeypatch): 
     with pytest.raises(Refused, match=r"corpus is 'mine', expected one of corpora/\*.py: .*folder") as e:
         main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
     assert '\n' not in str(e.value)
-    for name in ('../folder', 'folder.py', '', '__init__'):
+    for name in ('../folder', 'folder.py', '', '__init__', 'tree', 'spokenswag'):
         with pytest.raises(Refused, match='expected one of corpora'):
             main(config(tmp_path, hubert, tmp_path / 'out', corpus=name))
     monkeypatch.setitem(sys.modules, 'corpora.mine', module)

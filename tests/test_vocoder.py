@@ -244,6 +244,11 @@ def speech(folder, n=4, frames=60, n_units=5, hop=640, **more):
     write_json(folder / 'units' / 'info.json', {'n_units': n_units, 'units_hash': 'abc', 'frame_hz': RATE / hop, 'documents': n} | more)
     return docs
 
+def test_what_is_louder_than_full_scale_is_clipped_and_not_turned_over():
+    loud = 1.02 * np.sin(np.arange(RATE) * 2 * np.pi * 100 / RATE).astype(np.float32)
+    kept = streams([(np.array([1]), np.array([25]), loud)])['wave'].numpy() / 32767
+    np.testing.assert_allclose(kept, loud.clip(-1, 1), atol=1e-4)
+
 def test_training_lowers_every_loss(tmp_path):
     docs = [(units, runs, soundfile.read(meta['path'], dtype='float32')[0]) for meta, units, runs in speech(tmp_path)]
     data, rng, generator, history = streams(docs), np.random.default_rng(0), torch.Generator().manual_seed(0), []
