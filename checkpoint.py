@@ -211,7 +211,8 @@ def signals():
             signal.signal(number, old[number])
             os.kill(os.getpid(), number)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        old[number] = signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN: # nohup's
+            old[number] = signal.signal(number, note)
     try:
         yield asked
     finally:

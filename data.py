@@ -316,6 +316,12 @@ class Shards:
             raise Refused(f"{path}: damaged plan, remove it to have it made again") from None
         return plan
 
+def check_names(data):
+    """Refuses corpora whose folders have the same last name, by which held-out losses are told apart."""
+    names = [Path(part).name for part in data.split(',')]
+    if len(set(names)) < len(names):
+        raise Refused(f"data={data}: two folders have the same last name, by which losses are told apart; rename one")
+
 # ----------------------------------------------------------------------------------------------------------------
 # packing
 

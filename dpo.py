@@ -38,14 +38,14 @@ from safetensors.torch import save_file
 
 import checkpoint
 import hub
-from configurator import Refused, atomically, run, sha256
+from configurator import Refused, atomically, run
 from data import IGNORE, permute
 from eval import DIRECTIONS, document
 from folders import read_lines, write_lines
 from generation import auto_bleu2
 from model import GPT
 from tokenize_speech import Units
-from train import FREE, check_attention, check_settings, learn, processes, set_up, to_device
+from train import FREE, check_attention, check_settings, hash_of_init, learn, processes, set_up, to_device
 
 PARTS = ('prompt', 'chosen', 'rejected')
 BUDGETS = ('max_steps', 'max_epochs', 'max_seconds')
@@ -134,7 +134,10 @@ def read_jsonl(path):
     """The same of slamkit's lines."""
     items = {}
     for where, line in read_lines(path):
-        parts = items[f"{path}:{line.get('id', len(items) + 1)}"] = {}
+        name = f"{path}:{line['id']}" if 'id' in line else where
+        if name in items:
+            raise Refused(f"{where}: the id {line['id']!r} comes twice; expected one a pair")
+        parts = items[name] = {}
         for part in PARTS:
             found = line.get(part)
             units = found.get('units') if isinstance(found, dict) else found # {"units", "duration"}, or the units
@@ -208,7 +211,7 @@ def open_pairs(cfg, paths, vocab, tokenizer):
         items |= read_jsonl(path) if path.endswith('.jsonl') else \
             {f'{path}:{name}': item for name, item in read_units(path, vocab).items()}
     documents, begins, dropped = [], [], []
-    end = [vocab.bos] if vocab.kind == 'speech' else [tokenizer.eot] if cfg.eot else []
+    end = [tokenizer.eot] if cfg.eot and vocab.kind != 'speech' else [] # a speech document has its end already
     crossing = cfg.directions != ('S',)
     textual = () if cfg.max_auto_bleu is None and not crossing else PARTS if crossing else PARTS[:2]
     for name, item in items.items():
@@ -381,7 +384,7 @@ def main(cfg):
         if cfg.val_data:
             sets['held out'] = open_pairs(cfg, cfg.val_data, vocab, tokenizer)[0]
         check_positions(cfg, hub.read_config(folder), sets.values())
-        inputs = {'weights of init': checkpoint.digest(map(sha256, sorted(folder.glob('*.safetensors')))),
+        inputs = {'weights of init': hash_of_init(folder),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds
         run = checkpoint.open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else tokenizer.name, inputs)

@@ -10,11 +10,11 @@ Measure models: likelihood tasks and held-out loss. The numbers go to MODEL/eval
 Tasks (tasks/*.py) give pairs of a right and a wrong candidate, of which each is measured in every direction that it has
 the parts for and that the model's vocabulary can read, as documents of ids:
     S      units of the whole wave                           (joint: no separator, as in the speech-only training source;
-    S->T   <speech> units of the context <text> ending        speech: bos units)
+    S->T   <speech> units of the context <text> ending        speech: bos units bos, whose end counts, as in slamkit)
     T->S   <text> context <speech> units of the ending
     T      text                                               (as in the text-only training source)
---lead=separator puts <speech> or <text> before S and T of a joint model (slamkit's cross-modal S->S and T->T);
---lead=bos puts the model's bos before documents whose tokenizer puts nothing.
+--lead=separator puts <speech> or <text> before S and T of a joint model, as slamkit's cross-modal S->S and T->T do (which
+also join texts without the blank that is between words here and in training); --lead=bos puts the model's bos before documents whose tokenizer puts nothing.
 
 An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when equal, else 0. `value` uses
 the mean over the document's predicted tokens (SIMS, Slam); `sum` and `ending` (mean over the ending's tokens, where the
@@ -40,7 +40,7 @@ import tasks.storycloze
 import tasks.tiny
 import tasks.zerospeech
 from configurator import Refused, atomically, progress, record, run, sha256, write_json
-from data import Shards
+from data import Shards, check_names
 from hub import local_folder, vocabulary
 from model import GPT
 from results import compare, comparison_table, folder_of, store, table
@@ -210,7 +210,8 @@ def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
         head.append(vocab.speech if direction == 'S' else vocab.text)
     if direction == 'S':
         units, begin = candidate['joined']
-        return np.array([*head, *vocab.unit_to_token(units)], dtype=np.int64), None if begin is None else len(head) + begin
+        end = [vocab.bos] if vocab.kind == 'speech' and len(units) else []
+        return np.array([*head, *vocab.unit_to_token(units), *end], dtype=np.int64), None if begin is None else len(head) + begin
     if direction == 'T':
         parts = (text(prompt), text(' ' + ending)) if prompt else ([], text(ending))
     elif direction == 'S->T':
@@ -365,6 +366,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
 def measure_losses(cfg, model, vocab):
     """Rows of held-out loss, for every corpus and source that the model reads."""
     results = {}
+    check_names(cfg.data)
     for corpus in filter(None, cfg.data.split(',')):
         for source in sorted(p.parent.name for p in Path(corpus).glob('val/*/index.json')):
             shards = Shards(Path(corpus) / 'val' / source)

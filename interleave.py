@@ -428,8 +428,9 @@ def write_shard(cfg, corpus, s, epoch, out, vocabs, tokenizer, splits, counts):
                 batch, keys, table, tokenizer, vocabs['interleaved'], corpus.units.info['hop'], eot, cfg.lam, cfg.eta)
             out.add('interleaved', tokens, lengths, val)
             unit_tokens = (tokens >= tokenizer.size) & (tokens < vocabs['interleaved'].speech)
-            counts.update(words=len(spoken), spoken_words=int(spoken.sum()), without_words=int((lengths == 0).sum()),
-                          exactly_tokenized=int(batch.exact.sum()), unit_tokens=int(unit_tokens.sum()))
+            counts.update(words=len(spoken), spoken_words=int(spoken.sum()), unit_tokens=int(unit_tokens.sum()))
+            if epoch == 0: # of documents
+                counts.update(without_words=int((lengths == 0).sum()), exactly_tokenized=int(batch.exact.sum()))
         if 'textless' in sources:
             units, bos = vocabs['textless'].unit_to_token(batch.units), vocabs['textless'].bos
             out.add('textless', *unit_documents(units, batch.unit_offsets, [bos], [bos]), val)
@@ -492,6 +493,18 @@ def is_finished(out_dir, made_of):
                       "take another --out or delete it")
     return True
 
+def text_files(cfg):
+    """The files of --text; Refused where it names none, or nothing is to be made of them."""
+    if cfg.text and 'text' not in cfg.sources:
+        raise Refused(f"text = {cfg.text}: sources = {cfg.sources} has no 'text'")
+    found = []
+    for path in filter(None, cfg.text.split(',')):
+        inside = sorted(p for p in Path(path).rglob('*') if p.suffix in ('.txt', '.jsonl')) if Path(path).is_dir() else [path]
+        if not inside:
+            raise Refused(f"text = {path}: no .txt or .jsonl file in this folder")
+        found += map(str, inside)
+    return found
+
 def main(cfg):
     sources = cfg.sources
     corpora = open_corpora(cfg)
@@ -501,8 +514,7 @@ def main(cfg):
     if cfg.show:
         return show(cfg, corpora, tokenizer)
     out_dir, vocabs = Path(cfg.out), make_vocabs(corpora, tokenizer)
-    texts = [str(file) for path in cfg.text.split(',') if path and 'text' in sources for file in (
-        sorted(p for p in Path(path).rglob('*') if p.suffix in ('.txt', '.jsonl')) if Path(path).is_dir() else [path])]
+    texts = text_files(cfg)
     made_of = describe_inputs(cfg, corpora, texts, tokenizer)
     if is_finished(out_dir, made_of):
         return print(f"{out_dir}: complete already, nothing to do")

@@ -297,11 +297,11 @@ class GPT(nn.Module):
     # ------------------------------------------------------------------------------------------------------------
     # counting
 
-    def num_params(self, embedding=True):
-        """Parameters, padding not counted; without the embedding and an untied head if embedding is False."""
+    def num_params(self):
+        """Parameters, the padding of the tables not counted."""
         tables = [self.embed] if self.head is None else [self.embed, self.head]
         body = sum(p.numel() for p in self.parameters()) - sum(t.numel() for t in tables)
-        return body + embedding * len(tables) * self.cfg.vocab_size * self.cfg.n_word
+        return body + len(tables) * self.cfg.vocab_size * self.cfg.n_word
 
     def flops_per_token(self, keys):
         """Forward and backward, per token: 6 a weight of a product, the head counted once, and attention to so many keys:

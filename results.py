@@ -66,9 +66,10 @@ def store(folder, weights, results, samples, tasks, made):
     if path.is_file():
         old = read_eval(folder)
     same = old.get('model') == weights
+    had = old.get('tasks', {}) if same else {}
+    tasks = {name: said for name, said in tasks.items() if 'not measured' not in said or name not in had}
     rows = {name: row for name, row in old.get('results', {}).items() if same and name.split('/')[0] not in tasks} | results
-    how = {name: said for name, said in old.get('tasks', {}).items() if same and name not in tasks}
-    how |= {name: {**said, **made} for name, said in tasks.items()}
+    how = {name: said for name, said in had.items() if name not in tasks} | {name: {**said, **made} for name, said in tasks.items()}
     for task, lines in samples.items():
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         keep_old(folder / f'samples_{task}.jsonl', lambda was: was != text)
@@ -160,7 +161,8 @@ NOTE = ("An empty cell was not reported. Rows marked (here) come from eval.json,
         "percent; sBLIMP is ZeroSpeech's official average on test, or dev where test was not measured (the papers average "
         "plainly over file pairs and do not name the split: eval.json has that mean as `plain`); Val. CE is nats a unit on the "
         "corpus given, not on the papers' data; Self-BLEU is what the papers call auto-BLEU-2 of prompt and continuation, "
-        "times 100; Orig. is the TextLM before training.")
+        "times 100; in SIMS 2 the papers put a separator before S and T too (here --lead=separator) and join texts without a blank; "
+        "Orig. is the TextLM before training.")
 TITLES = {'SIMS 1': 'training data, interleaved Qwen2.5-0.5B, 20k steps', 'SIMS 2': 'across modalities, multi-speaker StoryCloze',
           'SIMS 3': 'beside other speech language models'}
 ABOUT = {'SIMS 1': ('real', 'synthetic'), 'SIMS 2': ('params', 'flops'), 'SIMS 3': ('params', 'tokens')}

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 from configurator import Refused, run, sha256
 from cost import ROOM, memory
-from data import Loader, Shards
+from data import Loader, Shards, check_names
 from families import GPTConfig
 from hub import knows_units, read_config, vocabulary
 from kernels.attention import choose_backend
@@ -240,6 +240,7 @@ def hash_of_init(init):
 
 def open_data(cfg):
     """Vocabulary, text tokenizer ('' for speech), Loader, {corpus/source: Loader} held out, {input: its hash}."""
+    check_names(cfg.data)
     corpora = [Path(p) for p in cfg.data.split(',')]
     folders = {s: [c / 'train' / s for c in corpora if (c / 'train' / s).is_dir()] for s in cfg.sources}
     for source, found in folders.items():

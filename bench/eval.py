@@ -65,7 +65,7 @@ def write_items(folder, n):
 # the papers' scheme
 
 def as_string(direction, candidate):
-    """A candidate with units (unit_cache.encoded) in one direction, as slamkit writes it."""
+    """A candidate with units (unit_cache.encoded) in one direction, as slamkit writes it but with a blank between texts."""
     said = lambda units: ''.join(f'<Un{u}>' for u in units)
     (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
     return {'S': lambda: '<speech>' + said(candidate['joined'][0]), 'T': lambda: f'<text>{prompt} {ending}',

@@ -17,6 +17,7 @@ stand in it. The default is Kokoro's own command with the papers' four voices (S
 A piece that is there and can be read is not spoken again, so a run that was interrupted goes on where it stopped.
 """
 import csv
+import hashlib
 import json
 import re
 import shlex
@@ -126,11 +127,13 @@ def speak(cfg, voice, name, text):
     return {'file': f'{voice}/{name}.wav', 'voice': voice, 'text': text, 'sha256': sha256(path), 'seconds': round(seconds, 3)}
 
 def main(cfg):
-    pieces, voices, made = pieces_of(cfg), [v.strip() for v in cfg.voices.split(',') if v.strip()], record(cfg)
+    pieces, voices = pieces_of(cfg), [v.strip() for v in cfg.voices.split(',') if v.strip()]
+    made = {**record(cfg), 'texts': hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:16]}
     settings, decides = Path(cfg.out) / 'settings.json', ('set', 'tts', 'voices', 'max_items')
     if settings.is_file():
-        was = json.loads(settings.read_text(encoding='utf-8'))['settings']
-        if other := [key for key in decides if was.get(key) != getattr(cfg, key)]:
+        was = json.loads(settings.read_text(encoding='utf-8'))
+        other = [key for key in decides if was['settings'].get(key) != getattr(cfg, key)] + ['texts'] * (was['texts'] != made['texts'])
+        if other:
             raise Refused(f"{cfg.out}: begun with other {', '.join(other)}; take another --out, or delete it")
     else:
         write_json(settings, made)

@@ -37,10 +37,11 @@ def numbered_pairs(folder):
     if missing := [n for n in range(last + 1) if n not in files]:
         raise Refused(f"{folder}: {len(missing)} files of numbers 0..{last} are missing: "
                       + ', '.join(f'{n}_*.wav' for n in missing[:10]))
-    for right, wrong in ((files[n], files[n + 1]) for n in range(0, last, 2)):
+    for n in range(0, last, 2):
+        right, wrong = files[n], files[n + 1]
         if any(word in right.name.lower() for word in ('incorrect', 'negative', 'wrong')):
             raise Refused(f"{right}: an even number is a right story, its name says otherwise")
-        yield int(right.name.replace('+', '_').split('_')[0].split('.')[0]) // 2, right, wrong
+        yield n // 2, right, wrong
 
 def check_files(folder, wanted, by, pattern='*.wav'):
     """Refuses a folder whose files of the pattern are not just those wanted (names), and lists which."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from configurator import Refused
 from tasks.storycloze import check_files
 
-BANDS = ((1, 'oov'), (6, '1-5'), (21, '6-20'), (101, '21-100'), (math.inf, '>100')) # occurrences below the number
+# occurrences below the number; the official scorer's bounds and labels, which differ by one
+BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
 COLUMNS = {'syntactic': ('filename', 'id', 'voice', 'type', 'subtype', 'correct'),
            'lexical': ('filename', 'id', 'voice', 'frequency', 'correct')}
 

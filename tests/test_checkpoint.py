@@ -221,6 +221,10 @@ def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_proce
             monkeypatch.setattr(checkpoint, 'REPEATED', 0.0)
             os.kill(os.getpid(), signal.SIGTERM)
             assert ended == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN) # as nohup starts a command
+        with checkpoint.signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == [] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -422,6 +422,9 @@ def test_slamkit_s_lines_are_read(config, tmp_path):
         path.write_text(json.dumps(lines[0]) + '\n' + json.dumps({**lines[0], 'chosen': bad}))
         with pytest.raises(Refused, match=f"pairs.jsonl:2: {why}"):
             opened(config(data=str(path)))
+    path.write_text('\n'.join(json.dumps({**line, 'id': 7}) for line in lines))
+    with pytest.raises(Refused, match="pairs.jsonl:2: the id 7 comes twice; expected one a pair"):
+        opened(config(data=str(path)))
     path.write_text(json.dumps({**lines[0], 'rejected': part(K)}))
     with pytest.raises(Refused, match=rf"pairs.jsonl:1: units {K}..{K}, expected 0..{K - 1}|units .*{K}, expected 0..{K - 1}"):
         opened(config(data=str(path)))

@@ -146,7 +146,7 @@ def test_published_models_are_measured(house, heard):
         model, head = GPT.from_pretrained(folder).eval(), [1] if kind == 'speech' else []
         for i, wave in enumerate(waves):
             units = [u for u, before in zip(Ear().encode([wave])[0], [-1, *Ear().encode([wave])[0]]) if u != before]
-            losses = document_losses(model, [np.array(head + [u + (2 if kind == 'speech' else 257) for u in units])])[0]
+            losses = document_losses(model, [np.array(head + [u + (2 if kind == 'speech' else 257) for u in units] + head)])[0] # <S> ends them too
             assert lines[i // 2][f"{('right', 'wrong')[i % 2]}_mean"] == pytest.approx(-losses.mean(), abs=1e-5)
 
 def test_items_of_another_encoder_are_not_scored_by_a_published_model(house):

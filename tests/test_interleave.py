@@ -348,7 +348,7 @@ def test_the_same_bytes_however_the_documents_are_batched_or_sharded(tmp_path, t
     spoken = [d for d in docs if d[1]]
     written = lambda source: sum(info['written'][f'{s}/{source}']['documents'] for s in ('train', 'val'))
     assert (written('speech'), written('textless'), written('interleaved')) == (300, 300, 2 * len(spoken))
-    assert written('text') == len(spoken) + 2 and info['interleaved']['without_words'] == 2 * (300 - len(spoken))
+    assert written('text') == len(spoken) + 2 and info['interleaved']['without_words'] == 300 - len(spoken)
     assert info['refused'] == {'OVERLAP': 1} and info['written']['val/speech']['documents'] in range(15, 50)
 
 def test_every_source_holds_its_documents(tmp_path, tokenizer, mine):
@@ -423,6 +423,9 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     refused('no such folder; align.py makes it', units=str(silent))
     refused('nowhere: no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
     refused('a folder comes twice', units=f'{mine},{mine}')
+    (tmp_path / 'empty').mkdir()
+    refused('no .txt or .jsonl file in this folder', text=str(tmp_path / 'empty'))
+    refused("has no 'text'", text='more.txt', sources=('speech',))
     other = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
     refused('units_hash differs', units=f'{mine},{other}')
     refused('expected some of', sources=('speech', 'song'))

@@ -39,6 +39,11 @@ def test_contexts_and_endings_apart_as_cross_modal_reads_them_and_nothing_twice(
     (tmp_path / 'cm' / 'sSC' / 'bb' / 'id1_mutual.wav').unlink()
     main(cfg)
     assert calls(tmp_path) == 19 and (tmp_path / 'cm' / 'sSC' / 'manifest.jsonl').read_bytes() == manifest
+    other = make_storycloze(tmp_path / 'text') / 'val.csv'
+    other.write_text(other.read_text().replace('Two 1.', 'Three 1.'))
+    with pytest.raises(Refused, match='begun with other texts'):
+        main(cfg)
+    make_storycloze(tmp_path / 'text')
     with pytest.raises(Refused, match='begun with other voices'):
         main(Config(**{**cfg.__dict__, 'voices': 'a'}))
 

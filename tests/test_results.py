@@ -27,6 +27,12 @@ def test_compare_takes_differences_item_by_item(tmp_path, capsys):
     assert re.search(r'ssc/S +6 +33\.3 -> 100\.0 +\+66\.7 ', capsys.readouterr().out)
     assert json.loads((tmp_path / 'c.json').read_text())['comparison'][0]['n'] == 6
 
+def test_what_a_run_did_not_measure_stays(tmp_path):
+    folder = make_results(tmp_path / 'a', [1, 0])
+    store(folder, {'m': 'hash'}, {}, {}, {'ssc': {'not measured': 'no out/bench/ssc'}, 'tsc': {'not measured': 'no out/bench/tsc'}}, {})
+    found = json.loads((tmp_path / 'a' / 'eval.json').read_text())
+    assert found['results']['ssc/S']['value'] == 0.5 and found['tasks'] == {'ssc': {'settings': {}}, 'tsc': {'not measured': 'no out/bench/tsc'}}
+
 def test_voices_of_a_pair_are_one_unit(tmp_path):
     for name, won in (('a', [0, 0]), ('b', [1, 1])):
         (tmp_path / name).mkdir()

@@ -76,7 +76,7 @@ def make_sblimp(root, split='dev', voices=('v1', 'v2')):
 
 def make_swuggy(root, split='dev', voices=('v1', 'v2')):
     rows = []
-    for i, frequency in enumerate((0, 3, 50, 500)):
+    for i, frequency in enumerate((0, 3, 20, 100)): # the last two begin their bands
         for voice in voices:
             for correct in (0, 1):
                 rows.append((f'w{len(rows):03d}', i, voice, frequency, 'brick', 'B R IH K', 4, correct))
@@ -170,7 +170,7 @@ def ids_of(kind, tokenizer, direction, c, separator):
     speech, written = [T + K], [T + K + 1]
     head = [1] if kind == 'speech' else {'S': speech, 'T': written}.get(direction, []) if separator and kind == 'joint' else []
     if direction == 'S':
-        ids, begin = head + unit_ids(c['joined']), None
+        ids, begin = head + unit_ids(c['joined']) + ([1] if kind == 'speech' else []), None
         if isinstance(c['joined'], tuple): # the first unit whose run ends after the context's frames
             runs = deduplicate(frames(c['joined']))[1]
             begin = len(head) + next(i for i, end in enumerate(np.cumsum(runs)) if end > len(frames(prompt_audio)))

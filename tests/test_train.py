@@ -506,6 +506,8 @@ def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
               f"{tmp_path}/none/train/text: no such folder; expected token shards as interleave.py writes them"),
              (dict(vocab='speech'),
               f"vocab='speech': no shards of {corpus} (text, speech, interleaved) have such a vocabulary"),
+             (dict(data=f'{corpus},{tmp_path}/other/{corpus.name}'),
+              f"data={corpus},{tmp_path}/other/{corpus.name}: two folders have the same last name, by which losses are told apart; rename one"),
              (dict(weights=(1, 2)), "2 weights for 3 sources, expected one each")]
     for changes, message in cases:
         with pytest.raises(Refused) as refusal:
