@@ -20,10 +20,11 @@ trained on, in speech alone, unless a part says otherwise; a score at chance dec
 have no counterpart here. What an interval does not cover: there is one TextLM of a kind, which all seeds start from, and
 all models answer the same items.
 
-The claims and parts were written before the runs. Changed after a first look at the runs up to 4e12 FLOPs: what chance and an
-optimum are, and that loss chooses the best size; sizes, budgets and steps, to what two cores can pay; and, after a
-review, that each arm has its own sizes, that N_opt is counted without the table of ids, that `mixed` holds as much speech as
-either part, and that four times as many items are scored.
+The claims and parts were written before the runs. Changed after a first look at the runs up to 4e12 FLOPs: what chance is, and
+that loss chooses the best size; sizes, budgets and steps, to what two cores can pay; and, after a review, that each arm
+has its own sizes, that N_opt is counted without the table of ids, that `mixed` holds as much speech as either part, and that
+four times as many items are scored. Changed after all runs: N_opt counts where the best size is neither the smallest nor the
+largest; where it was the smallest in both arms, parabolas alone gave the papers' answer.
 """
 import csv
 import math
@@ -204,13 +205,14 @@ def steeper(metric):
     return values
 
 def larger(runs):
-    """ln of N_opt, interleaved over textless: vertices of parabolas in ln N that lie among the sizes, mean over the budgets
-    where all seeds have one. N is without the table, in which only the interleaved have text."""
+    """ln of N_opt, interleaved over textless: vertices of parabolas in ln N, mean over the budgets where for all seeds the best
+    size has a worse one on both sides. N is without the table, in which only the interleaved have text."""
     def vertex(arm, C, sizes, seed):
         shapes = [suite.SHAPES[f'tiny/{size}'] for size in sizes]
         x = np.log([N - rows * width for *_, width, _, rows, _, N, _ in shapes])
-        c2, c1, _ = np.polyfit(x, [runs.results[arm, size, C, seed].scores[LOSS] for size in sizes], 2)
-        return -c1 / 2 / c2 if c2 > 0 and x.min() < -c1 / 2 / c2 < x.max() else math.nan
+        y = [runs.results[arm, size, C, seed].scores[LOSS] for size in sizes]
+        c2, c1, _ = np.polyfit(x, y, 2)
+        return -c1 / 2 / c2 if c2 > 0 and 0 < np.argmin(y) < len(y) - 1 else math.nan
     grid = [(C, sizes) for C, sizes in runs.grid('interleaved', 'textless') if min(map(len, sizes.values())) >= 3]
     off = np.array([[vertex('interleaved', C, sizes['interleaved'], s) - vertex('textless', C, sizes['textless'], s)
                      for C, sizes in grid] for s in runs.seeds])

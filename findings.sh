@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The papers' findings, rerun on tiny/ (findings.py): a night on 2 CPU cores, which share the runs; ./findings.sh 8 for 8 processes.
+# The papers' findings, rerun on tiny/ (findings.py): about 4 hours on 2 CPU cores, which share the runs; ./findings.sh 8 for 8 processes.
 # With NVIDIA GPUs a process has one each. What is done is not done again: the same command goes on where it was cut.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/findings
