@@ -108,7 +108,7 @@ def test_documents_of_each_direction(house):
         got, at = document(vocab, tokenizer, direction, candidate)
         assert (got.tolist(), at) == (ids, begin), direction
     got, at = document(load(root, 'speech')[1], None, 'S', candidate)
-    assert (got.tolist(), at) == ([1, 5, 11, 7], 3)
+    assert (got.tolist(), at) == ([1, 5, 11, 7, 1], 3)
 
 def test_the_ending_begins_at_the_run_that_holds_the_first_frame_after_the_context(house):
     root, _ = house
