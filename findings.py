@@ -336,7 +336,7 @@ def picture(runs, path):
     axes = axes.ravel()
     for number, axis in enumerate(axes, 1):
         figures.tidy(axis)
-        axis.set_title(f"{number}. {FINDINGS[number - 1].title}", fontsize=10, loc='left')
+        axis.set_title(f"{number}. {FINDINGS[number - 1].title}?", fontsize=10, loc='left')
     draw(axes[0], runs, ('interleaved', 'textless'), LOSS)
     draw(axes[1], runs, ('interleaved', 'scratch'), LOSS)
     draw(axes[2], runs, ('speech', 'interleaved', 'weak-speech', 'weak'), TSC, 100)
