@@ -300,8 +300,10 @@ def evaluated(row):
     scores, made = (Path(row['out_dir']) / name for name in ('eval.json', 'settings.json'))
     if not scores.is_file() or scores.stat().st_mtime < made.stat().st_mtime:
         return False
-    saved, now = read_json(scores.parent, scores.name, 'eval.py')['settings'], as_saved(settings_of(row['eval'], EvalConfig))
-    return all(saved.get(key) == now[key] for key in {flag[2:].split('=')[0] for flag in row['eval']} - {'model'})
+    cfg, tasks = settings_of(row['eval'], EvalConfig), read_json(scores.parent, scores.name, 'eval.py')['tasks']
+    now, keys = as_saved(cfg), {flag[2:].split('=')[0] for flag in row['eval']} - {'model'}
+    return all(name in tasks and all(tasks[name]['settings'].get(key) == now[key] for key in keys)
+               for name in [*cfg.wanted, *(['loss'] if cfg.data else [])]) # what else was measured since is no matter
 
 def as_saved(settings):
     """A Config as a file has it: tuples are lists there."""

@@ -51,7 +51,7 @@ def write_runs(out, skip=lambda row: False):
             {'rows': [rows], 'direction': 'S', 'right_mean': mean}) for rows, mean in (('unseen/ssc', unseen), ('main/ssc', 0))))
         scores = {TSC: 0.5 + (3 - loss) / 4, TSC_UNSEEN: 0.5 + 0.01 * rng.standard_normal(), SSC: 0.5}
         write_json(folder / 'eval.json', {'results': {name: {'value': value, 'stderr': 0.02} for name, value in scores.items()},
-                                          'settings': suite.as_saved(suite.settings_of(row['eval'], EvalConfig))})
+                                          'tasks': {'tiny': {'settings': suite.as_saved(suite.settings_of(row['eval'], EvalConfig))}}})
 
 def examined(out, capsys):
     findings.report(Config(out=str(out), start=str(out / 'start')))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import corpora.download
 import scaling
 import vocoder
 from configurator import configure
@@ -21,16 +22,17 @@ NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake,
 SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'findings.sh', 'jobs.sh', 'tiny/build.sh', 'bench/gpu.sh']
 
 def config_of(argv):
-    """(the Config of a command, its arguments); None where a script takes other arguments."""
+    """(the Config of a command, its arguments)."""
     if argv[0] == '-m':
         module, arguments = importlib.import_module(argv[1]), argv[2:]
     else:
         module, arguments = importlib.import_module(argv[0].removesuffix('.py').replace('/', '.')), argv[1:]
+    arguments = [f'{arg}=True' if arg in ('--run', '--download') else arg for arg in arguments]
     if module is scaling:
-        return scaling.COMMANDS[arguments[0]][1], ['--run=True' if arg == '--run' else arg for arg in arguments[1:]]
+        return scaling.COMMANDS[arguments[0]][1], arguments[1:]
     if module is vocoder:
         return vocoder.TrainConfig, arguments[1:]
-    return (module.Config, arguments) if hasattr(module, 'Config') else None
+    return getattr(module, 'Config', corpora.download.Config), arguments # readers of corpora share that one
 
 @pytest.mark.parametrize('line', [line for line in LINES if not any(word in line for word in NEW)])
 def test_every_command_has_the_settings_it_names(line, monkeypatch):
@@ -38,9 +40,8 @@ def test_every_command_has_the_settings_it_names(line, monkeypatch):
     for command in line.partition(' # ')[0].split('&&'):
         words = [word for word in shlex.split(command) if not word.endswith('...')]
         script = next(i for i, word in enumerate(words) if word == '-m' or word.endswith('.py'))
-        if not words[script].startswith('bench') and (found := config_of(words[script:])):
-            Config, arguments = found
-            configure(Config, arguments)
+        Config, arguments = config_of(words[script:])
+        configure(Config, arguments)
 
 def test_there_are_commands_and_their_files():
     assert len(LINES) > 40

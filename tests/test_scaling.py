@@ -149,7 +149,7 @@ out.mkdir(parents=True, exist_ok=True)
 with open(out.parent / 'calls.txt', 'a') as f:
     f.write(f"{Path(sys.argv[0]).name} {out.name}\\n")
 if 'model' in args:
-    (out / 'eval.json').write_text(json.dumps({'results': {}, 'settings': {k: int(v) if v.isdigit() else v for k, v in args.items()}}))
+    (out / 'eval.json').write_text(json.dumps({'results': {}, 'tasks': dict.fromkeys(('tiny', 'loss'), {'settings': {k: int(v) if v.isdigit() else v for k, v in args.items()}})}))
 else:
     if out.name == SLOW and not (out / 'half').is_file():
         (out / 'half').write_text('')
