@@ -8,28 +8,17 @@ Config files and --key=value arguments apply from left to right. A config file i
 never executed: `name = expression` lines, where an expression is a number, string, True, False, None, a tuple or
 list, arithmetic, or an earlier name (of the file, or a setting so far). Names that start with _ are the file's own.
 An unknown key, a wrong type or any other statement is refused in one line.
-
-Also here, because every script that writes an artefact needs them: `record` (how it was made), `atomically`
-(write, fsync, rename: a reader never sees half a file or folder) and `progress`.
 """
 import ast
-import hashlib
 import inspect
-import json
 import operator
 import os
-import shutil
-import subprocess
 import sys
 import types
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args, get_type_hints
-
-from tqdm import tqdm
 
 
 class Refused(ValueError):
@@ -117,7 +106,9 @@ def configure(Config, argv):
     for arg in argv:
         if arg.startswith('-'):
             key, equals, text = arg.removeprefix('--').partition('=')
-            if not equals or not arg.startswith('--'):
+            if not equals and kinds.get(key) is bool:
+                text = 'True' # --verify is --verify=True
+            elif not equals or not arg.startswith('--'):
                 raise Refused(f"{arg}: expected --key=value")
             new = {key: _from_command_line(text, kinds.get(key, str))}
         else:
@@ -129,88 +120,35 @@ def configure(Config, argv):
             settings[key] = value
     return Config(**settings)
 
+def script_name():
+    """The running script as the repository names it: train.py, scaling/plan.py; its file name where it is from elsewhere."""
+    path = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parent
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
 def run(main, Config):
     """A script's last line: main(settings of the command line); bad input ends in one line and exit status 1."""
     try:
         main(configure(Config, sys.argv[1:]))
     except Refused as e:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {e}") from None
-
-# ----------------------------------------------------------------------------------------------------------------
-# artefacts
-
-def _commit():
-    """Short git commit of this folder, '+' behind it when tracked files differ from it; None outside a checkout."""
-    try:
-        here = Path(__file__).parent
-        git = lambda *args: subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, check=True).stdout
-        return git('rev-parse', '--short=12', 'HEAD').strip() + ('+' if git('status', '--porcelain', '-uno') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-def record(cfg):
-    """How an artefact was made, to be saved beside it: command, settings, commit, versions. No times: bytes repeat."""
-    versions = {'python': '.'.join(map(str, sys.version_info[:3]))}
-    for package in ('torch', 'numpy', 'transformers'):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            pass
-    return {'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), 'settings': asdict(cfg),
-            'commit': _commit(), 'versions': versions}
-
-def _fsync(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-@contextmanager
-def atomically(path, mark=''):
-    """Yields `path`.tmp to be made (a file, or a folder of files); then fsync and rename to `path`. Nothing is left on failure.
-    mark: `path`MARK.tmp instead, where several processes may write the same file at once.
-
-        with atomically('out/info.json') as tmp:
-            tmp.write_text(...)
-
-    A file replaces the old one; a folder's name must be free.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + mark + '.tmp')
-    _remove(tmp) # of a killed run
-    try:
-        yield tmp
-        for part in sorted(tmp.rglob('*')) if tmp.is_dir() else []:
-            _fsync(part)
-        _fsync(tmp)
-        os.replace(tmp, path)
-        _fsync(path.parent)
-    except BaseException:
-        _remove(tmp)
-        raise
-
-def write_json(path, value, mark=''):
-    """value as indented JSON, atomically."""
-    with atomically(path, mark) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        raise SystemExit(f"{script_name()}: {e}") from None
 
 def ranks():
     """This process's number and of how many, by torchrun's RANK and WORLD_SIZE; 0 and 1 without it."""
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
-def sha256(path):
-    """Hex digest of a file."""
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
-
-def progress(iterable=None, **kwargs):
-    """tqdm, silent where nobody watches (stderr is no terminal)."""
-    return tqdm(iterable, disable=not sys.stderr.isatty(), **kwargs)
+def pick_device(device):
+    """'auto' -> cuda:LOCAL_RANK or cpu, and makes it the current one, on which Triton starts its kernels; refuses a GPU that is
+    not there."""
+    import torch  # here, because scripts that only read files need not wait for it
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == 'auto':
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus else 'cpu'
+    kind, _, index = device.partition(':')
+    if device != 'cpu' and not (kind == 'cuda' and gpus and (not index or index.isdecimal())):
+        raise Refused(f"device is {device}, expected auto, cpu, or cuda where there is one")
+    if int(index or 0) >= max(gpus, 1):
+        raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process a GPU")
+    if device != 'cpu':
+        torch.cuda.set_device(int(index or 0))
+    return device

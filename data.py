@@ -1,8 +1,8 @@
 """
 Token shards, packing, and the mixture of sources that a run reads.
 
-    python data.py out                           # tables of all below: token folders, and hours and units a second of units
-    python data.py out/tokens/a --block_size=512 --verify=True
+    python -m corpora.table --data=out                           # tables of all below: token folders, and hours and units a second of units
+    python -m corpora.table --data=out/tokens/a --block_size=512 --verify=True
 
 A folder holds NAME_000000.bin ... and index.json. A shard, little-endian:
 
@@ -31,19 +31,18 @@ import json
 import os
 import shutil
 import struct
-import sys
 from bisect import bisect_left, insort
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from configurator import Refused, atomically, run, sha256, write_json
-from folders import read_info
+from configurator import Refused
+from files import atomically, sha256, write_json
 from vocab import Vocab
 
 MAGIC, VERSION = b'slmtoken', 1
@@ -532,58 +531,3 @@ class Loader:
             tokens[at:at + n] = shards.data[s][a:a + n]
             begins[at + 1:at + n] = False
             at += n
-
-# ----------------------------------------------------------------------------------------------------------------
-# the table
-
-@dataclass(frozen=True)
-class Config:
-    data_dir: str = ''      # a folder of token shards or of units, or one above several
-    block_size: int = 2048  # T of the fill column
-    verify: bool = False    # read every shard and compare its sha256, counts and ids with the index
-
-    def __post_init__(self):
-        if not self.data_dir:
-            raise Refused("which folder? python data.py DIR")
-
-def bars(lengths):
-    """How many documents have 1, 2-3, 4-7, ... tokens: a bar for each power of 2 that has some, and the first and last."""
-    counts = np.bincount(np.log2(lengths).astype(int))
-    first = int(np.flatnonzero(counts)[0])
-    heights = np.ceil(counts[first:] / counts.max() * 8).astype(int)
-    return f"{2 ** first:,} {''.join(' ▁▂▃▄▅▆▇█'[h] for h in heights)} {2 ** len(counts) - 1:,}"
-
-def token_rows(folders, cfg):
-    """The Markdown rows of token folders."""
-    yield f"| tokens | documents | tokens | mean | lengths | text | units | other | fill at {cfg.block_size} | cut |"
-    yield '|' + '---|' * 10
-    for folder in folders:
-        index = _read_index(folder)
-        row = [str(folder), f"{index['documents']:,}", f"{index['tokens']:,}"]
-        if index['tokens']:
-            shards = Shards(folder)
-            lengths = shards.verify() if cfg.verify else shards.lengths
-            plan = pack(lengths, cfg.block_size)
-            row += [f"{lengths.mean():.1f}", bars(lengths), *(f"{index[k] / index['tokens']:.1%}" for k in ('text', 'units', 'other')),
-                    f"{plan.fill(cfg.block_size):.2%}", f"{int(plan.cuts):,}"]
-        yield '| ' + ' | '.join(row + [''] * (10 - len(row))) + ' |'
-
-def unit_rows(infos):
-    """The Markdown rows of units folders, {folder: its info.json}: the papers' table of corpora (SIMS Table 4)."""
-    yield '| units | documents | hours | units | units a second |\n|---|---|---|---|---|'
-    for folder, info in infos.items():
-        rate = info['runs'] / max(info['hours'] * 3600, 1e-9)
-        yield f"| {folder} | {info['documents']:,} | {info['hours']:,.2f} | {info['runs']:,} | {rate:.1f} |"
-
-def main(cfg):
-    folders = sorted(path.parent for path in Path(cfg.data_dir).rglob('index.json'))
-    infos = {path.parent: read_info(path.parent, 'tokenize_speech.py') for path in sorted(Path(cfg.data_dir).rglob('info.json'))}
-    infos = {folder: info for folder, info in infos.items() if {'runs', 'hours', 'units_hash'} <= info.keys()}
-    if not folders and not infos:
-        _read_index(cfg.data_dir) # says what is wrong
-    for line in (*(token_rows(folders, cfg) if folders else ()), *(unit_rows(infos) if infos else ())):
-        print(line)
-
-if __name__ == '__main__':
-    sys.argv[1:] = [arg if arg.startswith('-') else f'--data_dir={arg}' for arg in sys.argv[1:]]
-    run(main, Config)

@@ -36,16 +36,17 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import checkpoint
-import hub
-from configurator import Refused, atomically, run
+from configurator import Refused, run
 from data import IGNORE, permute
-from eval import DIRECTIONS, document
-from folders import read_lines, write_lines
-from generation import auto_bleu2
+from evaluation.text_scores import auto_bleu2
+from files import atomically, read_lines, write_lines
+from hub import folders
 from model import GPT
-from tokenize_speech import Units
-from train import FREE, check_attention, check_settings, hash_of_init, learn, processes, set_up, to_device
+from speech.units import Units
+from train import FREE, check_attention, check_settings, hash_of_init, learn, set_up
+from training import checkpoint
+from training.processes import processes, signals, to_device
+from vocab import DIRECTIONS, document
 
 PARTS = ('prompt', 'chosen', 'rejected')
 BUDGETS = ('max_steps', 'max_epochs', 'max_seconds')
@@ -270,14 +271,15 @@ def fetch(pairs, cfg, step, rank, world, device):
 def log_probs(run, model, pairs, numbers):
     """float32 (targets,): the model's log p of these pairs' completions, as in .reference, NaN for others; each rank makes
     a share."""
-    out, n = torch.zeros(len(pairs.reference), device=run.device), run.cfg.micro_batch
+    rank, world, device, _ = run.place
+    out, n = torch.zeros(len(pairs.reference), device=device), run.cfg.micro_batch
     place = lambda some: np.concatenate([np.arange(pairs.first[2 * i], pairs.first[2 * i + 2]) for i in some])
-    for at in range(run.rank * n, len(numbers), run.world * n):
-        tokens, doc_start, targets = (to_device(x, run.device) for x in pairs.pack(numbers[at:at + n])[:3])
+    for at in range(rank * n, len(numbers), world * n):
+        tokens, doc_start, targets = (to_device(x, device) for x in pairs.pack(numbers[at:at + n])[:3])
         with run.autocast():
             losses = model.losses(tokens, doc_start, targets)
         out[torch.from_numpy(place(numbers[at:at + n]))] = -losses[targets.flatten() >= 0]
-    if run.world > 1:
+    if world > 1:
         dist.all_reduce(out)
     unseen = np.ones(len(out), dtype=bool)
     unseen[place(numbers)] = False
@@ -305,17 +307,18 @@ def set_reference(run, key, sets, wanted, start):
     start(), which is then stored. -> the model, if there was need of it."""
     key = checkpoint.digest([key, *(hashlib.sha256(numbers.tobytes()).hexdigest() for numbers in wanted.values())])
     path = Path(run.cfg.out_dir, 'reference.safetensors')
-    there = torch.tensor(float(run.rank == 0 and read_reference(path, key, sets)), device=run.device)
-    if run.world > 1:
+    rank, world, device, _ = run.place
+    there = torch.tensor(float(rank == 0 and read_reference(path, key, sets)), device=device)
+    if world > 1:
         dist.broadcast(there, 0)
     if there:
-        if run.rank and not read_reference(path, key, sets):
-            raise Refused(f"{path}: rank {run.rank} does not see what rank 0 does; expected out_dir on a shared disk")
+        if rank and not read_reference(path, key, sets):
+            raise Refused(f"{path}: rank {rank} does not see what rank 0 does; expected out_dir on a shared disk")
         return None
     model = start()
     for name, pairs in sets.items():
         pairs.reference = log_probs(run, model, pairs, wanted[name])
-    if run.rank == 0:
+    if rank == 0:
         arrays = {name: pairs.reference for name, pairs in sets.items()}
         with atomically(path) as tmp:
             said = {'key': key, 'sha256': _content(arrays)}
@@ -367,23 +370,23 @@ def check_positions(cfg, shape, sets):
                       f"{shape.n_positions}; expected at most {max(shape.n_positions // longest, 1)}")
 
 def main(cfg):
-    with processes(cfg) as place, checkpoint.signals() as asked:
-        rank, world, device = place
+    with processes(cfg) as place, signals() as asked:
+        rank, world, device, _ = place
         # ---- the model's vocabulary, the pairs, and what an earlier run of this command left
-        folder = Path(hub.local_folder(cfg.init))
-        vocab, tokenizer = hub.vocabulary(folder)
+        folder = Path(folders.local_folder(cfg.init))
+        vocab, tokenizer = folders.vocabulary(folder)
         if unknown := [d for d in cfg.directions if d not in DIRECTIONS[vocab.kind]]:
             raise Refused(f"directions={cfg.directions}: a {vocab.kind} model reads {', '.join(DIRECTIONS[vocab.kind])}, "
                           f"not {', '.join(map(str, unknown))}")
         if cfg.attention:
-            check_attention(cfg, hub.read_config(folder), device)
+            check_attention(cfg, folders.read_config(folder), device)
         if cfg.eot and tokenizer and tokenizer.eot is None:
             raise Refused(f"{cfg.init}: its text tokenizer has no end token; leave out --eot")
         pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
         sets = {'train': pairs}
         if cfg.val_data:
             sets['held out'] = open_pairs(cfg, cfg.val_data, vocab, tokenizer)[0]
-        check_positions(cfg, hub.read_config(folder), sets.values())
+        check_positions(cfg, folders.read_config(folder), sets.values())
         inputs = {'weights of init': hash_of_init(folder),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds

@@ -5,7 +5,6 @@ Measure models: likelihood tasks and held-out loss. The numbers go to MODEL/eval
     python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json      side by side, all of them in one file too
     python eval.py --model=out/x --tasks=all --root=bench --data=            each task whose data is at bench/TASK
     python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
-    python eval.py --compare=out/a,out/b                                     every row, with paired significance (scores.py)
 
 Tasks (tasks/*.py) give pairs of a right and a wrong candidate, of which each is measured in every direction that it has
 the parts for and that the model's vocabulary can read, as documents of ids:
@@ -18,7 +17,7 @@ also join texts without the blank that is between words here and in training); -
 
 An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when equal, else 0. `value` uses
 the mean over the document's predicted tokens (SIMS, Slam); `sum` and `ending` (mean over the ending's tokens, where the
-task says where it begins) stand beside it. How items are averaged, and stderr: scores.py. An item with an empty document
+task says where it begins) stand beside it. How items are averaged, and stderr: evaluation/scores.py. An item with an empty document
 (audio shorter than one unit) is `invalid`: counted and listed, never scored. Items longer than the model's positions
 are refused, not cut.
 
@@ -31,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import tasks.blimp
 import tasks.multispeaker
@@ -39,15 +37,16 @@ import tasks.salmon
 import tasks.storycloze
 import tasks.tiny
 import tasks.zerospeech
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from configurator import Refused, pick_device, run
 from data import Shards, check_names
-from hub import local_folder, vocabulary
-from model import GPT
-from results import compare, comparison_table, folder_of, store, table
-from scores import accuracy, wins
-from tokenize_speech import Units, pick_device
-from unit_cache import UnitCache, encoded, without_audio
-from vocab import OTHER, TEXT, UNIT
+from evaluation.likelihood import document_losses, load
+from evaluation.results import folder_of, store, table
+from evaluation.scores import accuracy, wins
+from files import atomically, record, write_json
+from speech.audio import RATE
+from speech.unit_cache import UnitCache
+from speech.units import Units
+from vocab import DIRECTIONS, OTHER, TEXT, UNIT, directions_of, document
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # corpora whose val/ shards the loss is taken on; '' for none
     items: str = 'out/data/items' # units folder of the task tiny; '' for none
     out: str | None = None # one more file with the results of all models; None: only MODEL/eval.json of each
-    compare: str = '' # models, separated by commas: compares what was measured, the first with each other one
     lead: str = 'none' # none, separator, bos: what stands before a document, see above
     directions: str = '' # of those above, separated by commas; '': all that the model reads and the items have parts for
     max_items: int | None = None # the first so many of each voice, part or type; None: all
@@ -72,7 +70,7 @@ class Config:
     device: str = 'auto' # cpu, cuda; auto: cuda where there is one
 
     def __post_init__(self):
-        if not (self.compare or self.data or self.wanted):
+        if not (self.data or self.wanted):
             raise Refused("data and items are both empty: nothing to measure")
         if self.lead not in LEADS:
             raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
@@ -104,122 +102,6 @@ LEADS = ('none', 'separator', 'bos')
 SIDES = ('right', 'wrong')
 KEPT = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item in samples_TASK.jsonl
 MODALITIES = {TEXT: 'text', UNIT: 'units', OTHER: 'separators'}
-DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)}
-
-# ----------------------------------------------------------------------------------------------------------------
-# likelihoods
-
-def beginnings(documents, row_tokens, least=8, most=64):
-    """Sorted documents (int arrays of 2 ids and more) -> [(first, last, n)]: documents first..last-1 share their first n ids,
-    and where those stand once for each group the fewest tokens are left of all. At most `most` share, at least `least` ids,
-    in at most a row."""
-    alike = [0] # of each document with the one before: ids, of which it keeps one for itself
-    for a, b in zip(documents, documents[1:]):
-        k = min(len(a), len(b)) - 1
-        differ = np.flatnonzero(a[:k] != b[:k])
-        alike.append(int(differ[0]) if len(differ) else k)
-    saved, group = [0], [] # of the first i documents: tokens; the last group of the first i + 1
-    for i, document in enumerate(documents):
-        saved.append(saved[i])
-        group.append((i, i + 1, 1))
-        n = size = len(document)
-        for j in range(i, max(i - most + 1, 0), -1): # might j - 1 .. i be one?
-            n, size = min(n, alike[j]), size + len(documents[j - 1])
-            if n < least or size - (i - j + 1) * n > row_tokens:
-                break
-            if saved[j - 1] + (i - j + 1) * n > saved[-1]:
-                saved[-1], group[-1] = saved[j - 1] + (i - j + 1) * n, (j - 1, i + 1, n)
-    found, i = [], len(documents)
-    while i:
-        found.append(group[i - 1])
-        i = found[-1][0]
-    return found[::-1]
-
-def as_row(groups, documents):
-    """Groups of `beginnings` in one row: tokens and doc_start (T,), gap (T, 2), the rows (n,) that losses follow and their
-    targets (n,), and [(document, where its shared losses are, where its own)]."""
-    tokens, starts, gaps, rows, targets, where, at, n = [], [], [], [], [], [], 0, 0
-    for first, last, p in groups:
-        start, shared = at, slice(n, n + p - 1)
-        at, n = at + p, n + p - 1
-        tokens.append(documents[first][:p])
-        targets.append(documents[first][1:p])
-        rows.append(np.arange(start, start + p - 1))
-        gaps.append(np.zeros((p, 2), np.int64))
-        for i in range(first, last):
-            branch = documents[i][p:] # its last id is a target alone
-            tokens.append(branch[:-1])
-            targets.append(branch)
-            rows += [[start + p - 1], np.arange(at, at + len(branch) - 1)]
-            gaps.append(np.tile((start + p, at) if i > first else (0, 0), (len(branch) - 1, 1)))
-            where.append((i, shared, slice(n, n + len(branch))))
-            at, n = at + len(branch) - 1, n + len(branch)
-        starts.append(np.full(at - start, start))
-    return *(np.concatenate(x).astype(np.int64) for x in (tokens, starts, gaps, rows, targets)), where
-
-@torch.inference_mode()
-def document_losses(model, documents, row_tokens=2048):
-    """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1.
-
-    Many documents share a forward pass. Equal ones (an item's right ending stands in two tasks) are scored once, and what
-    several begin with (an item's context) is there once, each one's rest a branch behind it.
-    """
-    device, cfg = model.embed.device, model.cfg
-    key = lambda document: np.asarray(document, '>i8').tobytes() # in the order of the ids
-    losses = {key(document): np.zeros(0, np.float32) for document in documents}
-    keys = sorted(k for k in losses if len(k) > 8) # of one id nothing is predicted
-    unique = [np.frombuffer(k, '>i8').astype(np.int64) for k in keys]
-    if cfg.position == 'learned':
-        row_tokens = min(row_tokens, cfg.n_positions) # a row is no longer than its positions
-    apart = device.type != 'cpu' and (cfg.window or cfg.position == 'alibi') # which a mask counts along the row
-    groups = beginnings(unique, row_tokens, most=1 if apart else 64)
-    size = lambda group: group[2] + sum(len(unique[i]) - group[2] - 1 for i in range(*group[:2]))
-    def flush(row):
-        *arrays, where = as_row(row, unique)
-        tokens, starts, gap, rows, targets = (torch.from_numpy(a).to(device) for a in arrays)
-        out = model.losses(tokens[None], starts[None], targets, gap[None] if gap.any() else None, rows).cpu().numpy()
-        for i, shared, own in where:
-            losses[keys[i]] = np.concatenate([out[shared], out[own]])
-    row, held = [], 0
-    for group in progress(groups, desc='score', leave=False):
-        if row and held + size(group) > row_tokens:
-            flush(row)
-            row, held = [], 0
-        row.append(group)
-        held += size(group)
-    if row:
-        flush(row)
-    return [losses[key(document)] for document in documents]
-
-def directions_of(vocab, candidate):
-    """The directions that the vocabulary reads and the candidate has the parts for."""
-    (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
-    there = {'S': candidate['joined'] is not None, 'T': prompt is not None and ending is not None,
-             'S->T': prompt_units is not None and ending is not None, 'T->S': bool(prompt) and ending_units is not None}
-    return [direction for direction in DIRECTIONS[vocab.kind] if there[direction]]
-
-def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
-    """A candidate's ids in one direction, and where its ending begins among them (None: the task does not say).
-
-    lead: ids put first where the tokenizer puts none; separate: <speech> or <text> first in S and T of a joint vocabulary.
-    """
-    (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
-    text = lambda s: tokenizer.encode(s)
-    head = [vocab.bos] if vocab.kind == 'speech' else list(tokenizer.first or lead)
-    if direction in ('S', 'T') and separate and vocab.kind == 'joint':
-        head.append(vocab.speech if direction == 'S' else vocab.text)
-    if direction == 'S':
-        units, begin = candidate['joined']
-        end = [vocab.bos] if vocab.kind == 'speech' and len(units) else []
-        return np.array([*head, *vocab.unit_to_token(units), *end], dtype=np.int64), None if begin is None else len(head) + begin
-    if direction == 'T':
-        parts = (text(prompt), text(' ' + ending)) if prompt else ([], text(ending))
-    elif direction == 'S->T':
-        parts = [vocab.speech, *vocab.unit_to_token(prompt_units)], [vocab.text, *text(' ' + ending)]
-    else:
-        parts = [vocab.text, *text(prompt)], [vocab.speech, *vocab.unit_to_token(ending_units)]
-    head = [*head, *parts[0]]
-    return np.array([*head, *parts[1]], dtype=np.int64), len(head) if prompt or direction == 'S->T' else None
 
 def is_empty(direction, candidate):
     """Does a part that the direction needs have not one unit or letter?"""
@@ -300,17 +182,6 @@ def units_per_second(corpus, source):
         return sum(units) / (3600 * hours) if hours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-# ----------------------------------------------------------------------------------------------------------------
-# one model
-
-def load(folder, device):
-    """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, of slprl/*, or of a TextLM."""
-    vocab, tokenizer = vocabulary(folder)
-    model = GPT.from_pretrained(folder, device=device).eval()
-    if model.cfg.vocab_size < vocab.size:
-        raise Refused(f"{folder}: {model.cfg.vocab_size} rows for a vocabulary of {vocab.size}")
-    return model, vocab, tokenizer, {p.name: sha256(p) for p in sorted(local_folder(folder).glob('*.safetensors'))}
 
 def read_items(cfg, name, vocab):
     """The items of a task, at most max_items of each row and type; None and why where its data is not there."""
@@ -415,11 +286,6 @@ def write_submission(folder, part, lines):
             tmp.write_text(''.join(f'{file} {score!r}\n' for file, score in sorted(scores.items())), encoding='ascii')
 
 def main(cfg):
-    if cfg.compare:
-        rows = compare([model.strip() for model in cfg.compare.split(',')])
-        if cfg.out:
-            write_json(cfg.out, {'comparison': rows, **record(cfg)})
-        return print(comparison_table(rows))
     device = pick_device(cfg.device)
     made, measured = record(cfg), {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
     for folder, (results, samples, said, weights) in measured.items():
@@ -429,6 +295,34 @@ def main(cfg):
         write_json(cfg.out, {'results': results, 'score': SCORE, **made})
     print(table(results))
     print('; '.join(f"{folder_of(folder)}/eval.json" for folder in results) + (f"; {cfg.out}" if cfg.out else ''))
+
+def encoded(items, cache):
+    """Items with the audio of their candidates as units, and what is to be said of that audio; cache() gives the UnitCache.
+
+    A task's candidate: 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; None or left out where
+    it has none. Here audio becomes units, and joined (units, where the ending begins or None).
+    """
+    sides = [item[side] for item in items for side in ('right', 'wrong')]
+    parts = lambda c: (c.get('prompt', (None, None))[1], c.get('ending', (None, None))[1], c.get('joined'))
+    audio = {part: None for c in sides for part in parts(c) if part is not None}
+    found = cache().encode(list(audio)) if audio else {}
+    def candidate(c):
+        prompt, ending, joined = (found.get(part) for part in parts(c))
+        begin = None
+        if joined is not None and prompt is not None: # the run that holds the first frame after the context
+            begin = int((joined[1].cumsum() <= prompt[1].sum()).sum())
+        with_text = lambda name, units: (c.get(name, (None, None))[0], units and units[0])
+        return {'prompt': with_text('prompt', prompt), 'ending': with_text('ending', ending),
+                'joined': joined and (joined[0], begin)}
+    rates = [found[part][2] for part in found if not isinstance(part, tuple)]
+    said = {'audio': len(rates), 'resampled': sum(rate != RATE for rate in rates)} if audio else {}
+    return [{**item, **{side: candidate(item[side]) for side in ('right', 'wrong')}} for item in items], said
+
+def without_audio(items):
+    """The same for a model that reads text alone: nothing is encoded."""
+    text = lambda c: {'prompt': (c.get('prompt', (None, None))[0], None), 'ending': (c.get('ending', (None, None))[0], None),
+                      'joined': None}
+    return [{**item, **{side: text(item[side]) for side in ('right', 'wrong')}} for item in items]
 
 if __name__ == '__main__':
     run(main, Config)

@@ -34,13 +34,14 @@ from pathlib import Path
 
 import numpy as np
 
-from align import Words
-from audio import RATE
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from configurator import Refused, run
 from data import ShardWriter
-from folders import read_lines
-from tokenize_speech import Units
-from vocab import TextTokenizer, Vocab
+from files import atomically, progress, read_lines, record, sha256, write_json
+from hub.tokenizer import TextTokenizer
+from speech.audio import RATE
+from speech.units import Units
+from speech.words import Words
+from vocab import Vocab
 
 SOURCES = ('text', 'speech', 'interleaved', 'textless')
 MAX_DRAWS = 10_000 # of a document, where no word is eligible; at lam 10, eta 0.3 the worst (4 words) needs about 300

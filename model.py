@@ -1,5 +1,5 @@
 """
-The decoder of the seven TextLM families of SIMS (families.py has their tables), each equal to transformers. As Llama
+The decoder of the seven TextLM families of SIMS (hub/families.py has their tables), each equal to transformers. As Llama
 and Qwen2.5 have it, for a row x of C channels, layer by layer:
 
     x += O attention(rope(q), rope(k), v)      q | k | v = QKV norm(x) + b        norm(x) = w x / sqrt(mean(x^2) + eps)
@@ -33,9 +33,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import hub
-from configurator import Refused, write_json
-from families import FAMILIES, GPTConfig
+from configurator import Refused
+from files import write_json
+from hub import folders
+from hub.families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 
@@ -424,7 +425,7 @@ class GPT(nn.Module):
 
     def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
         """Writes a Hugging Face folder: config, weights, and vocab.json and tokenizer files where these are given."""
-        hub.write_weights(folder, self._places(), dtype)
+        folders.write_weights(folder, self._places(), dtype)
         hf = self.cfg.to_hf(str(dtype).removeprefix('torch.'))
         write_json(Path(folder, 'config.json'), hf)
         write_json(Path(folder, 'generation_config.json'), {'_from_model_config': True, **{
@@ -432,21 +433,21 @@ class GPT(nn.Module):
         if vocab is not None:
             vocab.save(folder)
         if tokenizer is not None or vocab is not None and vocab.kind == 'speech': # which needs no files to start from
-            from vocab import export_tokenizer
+            from hub.tokenizer import export_tokenizer
             export_tokenizer(tokenizer, vocab, folder)
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
         """A model from a Hugging Face folder or hub id: every tensor accounted for, straight to dtype and device."""
-        folder = hub.local_folder(folder)
-        cfg = hub.read_config(folder)
+        folder = folders.local_folder(folder)
+        cfg = folders.read_config(folder)
         with torch.device('meta'):
             model = cls(cfg)
         model = model.to(dtype).to_empty(device=device)
         model._clear_padding()
         names = FAMILIES[cfg.family]['names']
         tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
-        hub.read_weights(folder, model._places(), tied, names['embed'].split('.')[0] + '.') # Bloom's files leave that out
+        folders.read_weights(folder, model._places(), tied, names['embed'].split('.')[0] + '.') # Bloom's files leave that out
         return model
 
 @contextmanager

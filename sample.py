@@ -20,23 +20,22 @@ import base64
 import html
 import io
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-from asr import Whisper
-from audio import RATE, load_audio
-from configurator import Refused, atomically, progress, record, run, write_json
-from hifigan import check
-from hub import vocabulary
+from configurator import Refused, pick_device, run
+from files import atomically, progress, record, write_json
+from hub.folders import vocabulary
 from model import GPT
-from tokenize_speech import deduplicate, pick_device
-from unit_cache import load_encoder, wave_for
-from vocab import OTHER, TEXT, UNIT
-from vocoder import load_vocoder
+from speech.audio import RATE, load_audio
+from speech.unit_cache import load_encoder, wave_for
+from speech.units import check, deduplicate
+from speech.vocoder import load_vocoder
+from speech.whisper import Whisper
+from vocab import TEXT, UNIT, allowed_ids, prompt_ids, spans_of
 
 
 @dataclass(frozen=True)
@@ -107,42 +106,6 @@ def read_part(part, cfg, encoder):
     path = part.strip()
     units, runs = deduplicate(encoder.encode([wave_for(encoder, path, seconds=cfg.seconds)])[0])
     return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': load_audio(path)[:round(cfg.seconds * RATE) or None]}
-
-def prompt_ids(parts, output, vocab, tokenizer):
-    """The ids that the continuation follows."""
-    kinds, wanted = {part['kind'] for part in parts}, {'speech': {UNIT}, 'text': {TEXT}, 'free': {UNIT, TEXT}}[output]
-    for kind, knows in (('speech', UNIT), ('text', TEXT)):
-        if vocab.kind == kind and kinds | wanted != {knows}:
-            raise Refused(f"a {kind}-only model reads and writes {kind} alone: give such prompts, and --output={kind}")
-    ids, last = [] if vocab.kind == 'speech' else [*tokenizer.first], None
-    ids += [vocab.bos] if vocab.kind == 'speech' else []
-    mixed = len(kinds | wanted) > 1
-    begin = lambda kind: [vocab.speech if kind == UNIT else vocab.text] if mixed and kind != last else []
-    for part in parts:
-        ids += begin(part['kind'])
-        if part['kind'] == UNIT:
-            ids += vocab.unit_to_token(part['units']).tolist()
-        else: # words inside a document have their space
-            ids += tokenizer.encode(part['text'].strip() if last is None else ' ' + part['text'].strip())
-        last = part['kind']
-    return ids + (begin(*wanted) if len(wanted) == 1 else [])
-
-def allowed_ids(vocab, tokenizer, output):
-    """(V,) bool: the ids of the wanted modality, of both with their separators, and what ends a document; the ids that end it."""
-    kind, stop = vocab.modality(np.arange(vocab.size)), {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
-    allowed = torch.from_numpy(np.ones_like(kind, bool) if output == 'free' else kind == (UNIT if output == 'speech' else TEXT))
-    allowed[list(stop)] = True
-    return allowed, stop
-
-def spans_of(tokens, vocab, tokenizer):
-    """Generated ids -> [{'kind', 'units' or 'text'}], one for each stretch of a modality; separators only part them."""
-    spans = []
-    for kind, part in groupby(tokens, key=lambda t: int(vocab.modality(np.array([t]))[0])):
-        if kind == UNIT:
-            spans.append({'kind': UNIT, 'units': vocab.token_to_unit(list(part)).tolist()})
-        elif kind != OTHER:
-            spans.append({'kind': TEXT, 'text': tokenizer.decode(list(part)).strip()})
-    return spans
 
 # ----------------------------------------------------------------------------------------------------------------
 # files

@@ -3,7 +3,7 @@
 # A GPU is used where there is one. What is done is not done again: remove out/ to start over.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/speedrun
-source jobs.sh
+source tiny/jobs.sh
 
 # bf16 on a GPU, and on a CPU whose bf16 product is the faster one (on most it is the slower); measured once, for all runs
 [ -s $out/dtype ] || python - >$out/dtype <<'PYTHON'
@@ -31,7 +31,7 @@ train tiny_scratch
 models=out/tiny,out/tiny-speech,out/tiny-scratch,out/tiny-text
 once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$out/eval.json
 once $out/figure.png step "figure" figure \
-  python scaling.py compare --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
+  python -m scaling.compare --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
 once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
   python sample.py --model=out/tiny --prompts=tiny/audio --seconds=0 --out=$out/speech
 once $out/text/samples.html step "sample: speech -> text" sample-text \

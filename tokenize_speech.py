@@ -3,13 +3,13 @@ Audio -> units: one id for every 40 ms of speech, repeats merged.
 
     python tokenize_speech.py --audio=FOLDER --out=out/units/mine            the embedded encoder
     python tokenize_speech.py --audio=list.jsonl --out=out/units/mine --encoder=slprl/mhubert-base-25hz --layer=11 \
-                              --kmeans=km500.safetensors                     (convert.py makes it of the published file)
+                              --kmeans=km500.safetensors                     (speech/convert.py makes it of the published file)
     python tokenize_speech.py --audio=FOLDER --encoder=openai/whisper-base --layer=4 --fit_kmeans=500 --kmeans=km.safetensors
     torchrun --nproc_per_node=8 tokenize_speech.py --audio=... --out=...     a GPU a process; several nodes likewise
 
 FOLDER or list: see corpora/folder.py; --corpus=NAME reads --audio by corpora/NAME.py instead. Audio becomes mono at the rate
-of the encoder (audio.py: 16 kHz; Mimi 24 kHz), a file of N samples N // step frames, each frame the number of its nearest
-centroid (encoders.py: HuBERT, Whisper, Mimi), and
+of the encoder (speech/audio.py: 16 kHz; Mimi 24 kHz), a file of N samples N // step frames, each frame the number of its nearest
+centroid (speech/encoders.py: HuBERT, Whisper, Mimi), and
 
     units, runs = the units without repeats, and for how many frames each lasted
 
@@ -37,7 +37,6 @@ cores 3,700 x real time against 3,500 for 16 kHz FLAC, 640 against 700 for 44.1 
 A file of any length takes the memory of its first 30 minutes: 5 hours peaked at 0.77 GB, half an hour at 0.76.
 """
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -52,13 +51,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from audio import RATE, BadAudio, stream_audio
-from configurator import Refused, atomically, progress, ranks, record, run, sha256, write_json
-from encoders import Encoder, centroids_path, fit_kmeans, kind_of, load_centroids
-from folders import read_array, read_info, read_lines, shard_folders, write_lines, write_shard
+from configurator import Refused, pick_device, ranks, run
+from corpora.read import read_corpus
+from files import atomically, progress, read_array, read_lines, record, sha256, shard_folders, write_json, write_lines
+from speech.audio import RATE, BadAudio, stream_audio
+from speech.encoders import Encoder, kind_of
+from speech.kmeans import centroids_path, fit_kmeans, load_centroids
+from speech.units import deduplicate, write_units_shard
 
 POOL = 1800 # seconds of audio that are decoded before their windows are sorted into batches
-NO_CORPUS = 'download', 'spokenswag', 'tree' # files of corpora/ that are none
 LONG = 1800 # a file of more seconds is encoded while it is read, a window at a time
 
 @dataclass(frozen=True)
@@ -93,71 +94,6 @@ class Config:
             raise Refused(f"max_fail_frac is {self.max_fail_frac}, must be between 0 and 1")
         if not 0 <= self.fit_kmeans <= 65535:
             raise Refused(f"fit_kmeans is {self.fit_kmeans}, must be 0 (no) or the number of centroids, up to 65535")
-
-# ----------------------------------------------------------------------------------------------------------------
-# the units folder
-
-def deduplicate(frames):
-    """(F,) units a frame -> units without repeats, runs (the frames each lasted). [5 5 5 2 5] -> [5 2 5], [3 1 1]"""
-    frames = np.asarray(frames)
-    starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 1)) # the first differs from what is before it
-    return frames[starts], np.diff(starts, append=len(frames))
-
-def write_units_shard(dir, index, docs, **lines):
-    """docs: list of (meta dict, units, runs); lines: further lists of dicts to lie in the shard (words=, failures=)."""
-    arrays = {'offsets': np.cumsum([0] + [len(units) for _, units, _ in docs], dtype=np.int64)}
-    for name, column, lowest in (('units', 1, 0), ('runs', 2, 1)):
-        for doc in docs:
-            a = np.asarray(doc[column])
-            if len(a) != len(doc[1]) or len(a) and not lowest <= a.min() <= a.max() <= 65535: # uint16 would wrap
-                raise Refused(f"{doc[0]['id']}: {name} must be {len(doc[1])} integers from {lowest} to 65535")
-        arrays[name] = np.concatenate([np.zeros(0, np.int64), *(doc[column] for doc in docs)]).astype(np.uint16)
-    write_shard(dir, index, arrays, {'meta': [meta for meta, _, _ in docs], **lines})
-
-class Units:
-    """A units folder, checked. len(u) documents; u[i] -> (units, runs); u.meta[i]; u.find(id) -> i; u.info.
-
-    u.units, u.runs, u.offsets are lists with one memory-mapped array a shard; shard s begins with document u.first[s].
-    """
-    def __init__(self, dir):
-        self.info, self.meta, self.first, self._index = read_info(dir, 'tokenize_speech.py'), [], [0], None
-        self.units, self.runs, self.offsets = [], [], []
-        K = self.info.get('n_units')
-        if type(K) is not int or K < 1:
-            raise Refused(f"{dir}/info.json: n_units is {K!r}, expected the number of centroids")
-        for folder in shard_folders(dir):
-            units, runs = (read_array(folder / f'{name}.npy', np.uint16) for name in ('units', 'runs'))
-            offsets = read_array(folder / 'offsets.npy', np.int64)
-            meta = [line for _, line in read_lines(folder / 'meta.jsonl')]
-            if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(units):
-                raise Refused(f"{folder}/offsets.npy: must rise from 0 to {len(units)}, the number of units")
-            if len(runs) != len(units) or (runs == 0).any():
-                raise Refused(f"{folder}/runs.npy: expected {len(units)} run lengths of 1 and more")
-            if len(units) and units.max() >= K:
-                raise Refused(f"{folder}/units.npy: holds unit {units.max()}, info.json says {K} units")
-            if len(meta) != len(offsets) - 1:
-                raise Refused(f"{folder}/meta.jsonl: {len(meta)} lines, offsets.npy has {len(offsets) - 1} documents")
-            self.meta += meta
-            self.units.append(units), self.runs.append(runs), self.offsets.append(offsets)
-            self.first.append(len(self.meta))
-        if len(self.meta) != self.info.get('documents'):
-            raise Refused(f"{dir}: {len(self.meta)} documents, info.json says {self.info.get('documents')}")
-
-    def __len__(self):
-        return len(self.meta)
-
-    def __getitem__(self, i):
-        if not 0 <= i < len(self.meta):
-            raise IndexError(f"document {i} of {len(self.meta)}")
-        s = int(np.searchsorted(self.first, i, side='right')) - 1
-        a, b = self.offsets[s][i - self.first[s]:][:2]
-        return self.units[s][a:b], self.runs[s][a:b]
-
-    def find(self, id):
-        """The document's number; KeyError where there is none."""
-        if self._index is None:
-            self._index = {meta['id']: i for i, meta in enumerate(self.meta)}
-        return self._index[id]
 
 # ----------------------------------------------------------------------------------------------------------------
 # audio -> shards
@@ -246,45 +182,6 @@ def encode_shard(cfg, encoder, batch, pool, bar):
     flush()
     failures = [{'id': u['id'], 'path': u['path'], 'class': e.kind, 'message': e.why} for u, e in failures]
     return docs, words, sorted(failures, key=lambda f: f['id'])
-
-# ----------------------------------------------------------------------------------------------------------------
-# the run
-
-def read_corpus(cfg):
-    """The utterances, sorted by id, each id once."""
-    names = sorted(path.stem for path in (Path(__file__).parent / 'corpora').glob('*.py') if path.stem not in NO_CORPUS)
-    if cfg.corpus not in names:
-        raise Refused(f"corpus is {cfg.corpus!r}, expected one of corpora/*.py: {', '.join(names)}")
-    docs = sorted(importlib.import_module('corpora.' + cfg.corpus).utterances(cfg.audio), key=lambda u: u['id'])
-    for one, two in zip(docs, docs[1:]):
-        if one['id'] == two['id']:
-            raise Refused(f"{cfg.audio}: two utterances with the id '{one['id']}': {one['path']} and {two['path']}")
-    for u in docs:
-        if not all(t is None or math.isfinite(t) and t >= 0 for t in (u['start'], u['end'])) or None not in (u['start'], u['end']) \
-                and u['end'] < u['start']: # as long as nothing: its reading fails, and is counted
-            raise Refused(f"{cfg.audio}: '{u['id']}' is from {u['start']} to {u['end']} s of {u['path']}, expected rising seconds")
-        try:
-            f"{u['id']}{u['path']}".encode()
-        except UnicodeEncodeError:
-            raise Refused(f"{cfg.audio}: {u['path']!r} has a name that is not UTF-8; rename the file") from None
-    if not docs:
-        raise Refused(f"{cfg.audio}: no utterance in it that corpora/{cfg.corpus}.py finds")
-    return docs
-
-def pick_device(device):
-    """'auto' -> cuda:LOCAL_RANK or cpu, and makes it the current one, on which Triton starts its kernels; refuses a GPU that is
-    not there."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == 'auto':
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus else 'cpu'
-    kind, _, index = device.partition(':')
-    if device != 'cpu' and not (kind == 'cuda' and gpus and (not index or index.isdecimal())):
-        raise Refused(f"device is {device}, expected auto, cpu, or cuda where there is one")
-    if int(index or 0) >= max(gpus, 1):
-        raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process a GPU")
-    if device != 'cpu':
-        torch.cuda.set_device(int(index or 0))
-    return device
 
 def open_folder(out, wanted, rank, world):
     """Makes `out`, or checks that it was begun with the same settings."""

@@ -13,35 +13,33 @@ size and any micro-batch sees the same samples. Over all ranks and micro-steps o
 The same command resumes a run that was cut (to the bit, at the same world size) and leaves a finished one alone.
 SIGTERM, SIGINT or SIGHUP saves and exits 0 (torchrun gives its workers 30 s for it, or --shutdown-timeout=SECONDS). A step whose loss or gradient is not finite on any rank is skipped on all; five in
 a row end the run with status 17. At the end out_dir is a Hugging Face folder, with log.jsonl (one line a step, and one
-an evaluation), settings.json and the last two step-N/ (checkpoint.py).
+an evaluation), settings.json and the last two step-N/ (training/checkpoint.py).
 """
 import json
 import math
 import os
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
-import checkpoint
-from configurator import Refused, run, sha256
-from cost import ROOM, memory
+from configurator import Refused, run
 from data import Loader, Shards, check_names
-from families import GPTConfig
-from hub import knows_units, read_config, vocabulary
+from files import sha256
+from hub.families import GPTConfig
+from hub.folders import knows_units, read_config, vocabulary
+from hub.tokenizer import TextTokenizer
 from kernels.attention import choose_backend
-from log import Log, means
 from model import GPT
-from vocab import TextTokenizer
+from training import checkpoint
+from training.cost import ROOM, memory
+from training.log import Log, means
+from training.processes import processes, signals, spread, to_device
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
@@ -184,47 +182,6 @@ def total_steps(cfg, flops):
         raise Refused(f"the budget buys no step: one is {cfg.batch_tokens} tokens and {flops:.2e} FLOPs")
     return steps
 
-@contextmanager
-def processes(cfg):
-    """rank, world size and device of this process; it joins the others where torchrun started several."""
-    env = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name in os.environ]
-    rank, world, local = (int(os.environ.get(*pair)) for pair in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    if (rank or world > 1) and len(env) < 5:
-        raise Refused(f"the environment has only {', '.join(env)}: expected torchrun to start several processes")
-    if cfg.device == 'cuda' and not torch.cuda.is_available():
-        raise Refused("device='cuda': torch sees no GPU here; expected 'cpu' or 'auto'")
-    cuda = cfg.device != 'cpu' and torch.cuda.is_available()
-    if cuda and local >= torch.cuda.device_count():
-        raise Refused(f"process {local} of this machine, which has {torch.cuda.device_count()} GPUs: start one process a GPU")
-    device = torch.device('cuda', local) if cuda else torch.device('cpu')
-    if cuda:
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=cfg.timeout))
-        checkpoint.patient = dist.new_group(backend='gloo', timeout=timedelta(seconds=max(cfg.timeout, 3600)))
-    try:
-        yield rank, world, device
-    finally:
-        checkpoint.patient = None
-        if world > 1:
-            dist.destroy_process_group()
-
-def spread(losses, cfg, world, device):
-    """losses over the processes: gradients are averages over them once a backward has come after net.sync(True)."""
-    if world == 1:
-        return losses
-    if cfg.parallel == 'ddp':
-        net = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
-        net.sync = lambda on: setattr(net, 'require_backward_grad_sync', on)
-        return net
-    # a layer's weights are gathered when it is used, in the dtype of the compute; gradients are summed in float32
-    policy = MixedPrecisionPolicy(torch.bfloat16 if cfg.dtype == 'bfloat16' else None, torch.float32, cast_forward_inputs=False)
-    mesh = init_device_mesh(device.type, (world,))
-    for module in (*losses.model.layers, losses): # the last has what no layer has: embedding, head, last norm
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-    losses.sync = lambda on: None # always: whole gradients, kept until the last micro-batch, would not fit
-    return losses
-
 def make_optimizer(model, lr):
     """AdamW, fused (on a CPU too: a third of the time of the unfused); its `found_inf` skips a step on the device."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
@@ -358,10 +315,6 @@ def fetch(loader, cfg, step, rank, world, device):
         micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, targets)))
     return micro, to_device(torch.tensor(float(n_targets), dtype=torch.float64), device), keys
 
-def to_device(x, device):
-    x = torch.as_tensor(x)
-    return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
-
 def held_out(loader):
     """(rows of a Loader, what evaluate reads of it: tokens, doc_start, targets of n rows, nothing to predict for n < 1)"""
     def read(first, n):
@@ -376,13 +329,14 @@ def held_out(loader):
 def evaluate(run, objective, sets):
     """{name: summary} over eval_rows rows of each of sets {name: (rows, read)}; every world-th micro-batch on a rank."""
     cfg, result = run.cfg, {}
+    rank, world, device, _ = run.place
     for name, (rows, read) in sets.items():
         rows, parts = min(cfg.eval_rows, rows), 0
-        for first in range(run.rank * cfg.micro_batch, rows + run.rank * cfg.micro_batch, run.world * cfg.micro_batch):
+        for first in range(rank * cfg.micro_batch, rows + rank * cfg.micro_batch, world * cfg.micro_batch):
             batch = read(first, min(cfg.micro_batch, rows - first)) # shards: all ranks call forward equally often
             with run.autocast():
-                parts = parts + objective(*(to_device(x, run.device) for x in batch))[1]
-        if run.world > 1:
+                parts = parts + objective(*(to_device(x, device) for x in batch))[1]
+        if world > 1:
             dist.all_reduce(parts)
         result[name] = objective.summary(parts.tolist())
     if isinstance(objective, FSDPModule):
@@ -397,7 +351,8 @@ def learn(run, objective, steps, fetch, sets):
     fetch(step) -> this rank's micro-batches, their weight, the keys that their tokens see
     sets        what is held out, for evaluate
     """
-    cfg, rank, world, device, state, model = run.cfg, run.rank, run.world, run.device, run.state, objective.model
+    cfg, state, model = run.cfg, run.state, objective.model
+    rank, world, device, checkpoint_group = run.place
     net = spread(objective, cfg, world, device)
     optimizer = make_optimizer(model, cfg.lr)
     if run.folder:
@@ -454,7 +409,7 @@ def learn(run, objective, steps, fetch, sets):
             log.sync()
             checkpoint.save(Path(cfg.out_dir), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
         if world > 1:
-            dist.barrier(group=checkpoint.patient) # rank 0 may be writing
+            dist.barrier(group=checkpoint_group) # rank 0 may be writing
         log.skip_time()
     return step, done, log.skipped
 
@@ -463,8 +418,8 @@ def learn(run, objective, steps, fetch, sets):
 def main(cfg):
     if cfg.memory:
         return print(table_of(memory_of(cfg, cfg.memory), cfg, cfg.memory))
-    with processes(cfg) as place, checkpoint.signals() as asked:
-        rank, world, device = place
+    with processes(cfg) as place, signals() as asked:
+        rank, world, device, _ = place
         if cfg.attention: # refused here where it cannot be had
             check_attention(cfg, shape_of(cfg), device)
 

@@ -19,10 +19,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, commit
-from configurator import progress, write_json
+from files import progress, write_json
 from kernels import attention, cross_entropy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 FILES = [attention, cross_entropy]
 SPILLS = 64 # bytes a thread

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import save
-from configurator import Refused, progress
-from eval import SIDES, load, score_pairs
+from configurator import Refused
+from eval import SIDES, score_pairs, without_audio
+from evaluation.likelihood import load
+from files import progress
 from tasks.blimp import items
-from unit_cache import without_audio
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def log_p(model, ids):

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from files import progress, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from configurator import progress, write_json
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 FLUSH = 2 ** 31 # bytes, written before a call on a GPU

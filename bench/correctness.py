@@ -20,11 +20,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, ROOT, asked_dry, save, table
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 from model import alibi_slopes
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)} # Qwen2.5-0.5B, 7B, Gemma2-2B

@@ -1,5 +1,5 @@
 """
-Speed of encoders.py beside plain transformers, on the same files: how many seconds of audio a second.
+Speed of speech/encoders.py beside plain transformers, on the same files: how many seconds of audio a second.
 
     python bench/encoders.py AUDIO ENCODER:LAYER     -> bench/results/encoder-NAME.json
     python bench/encoders.py AUDIO ENCODER:LAYER --dry      once, nothing is kept
@@ -25,9 +25,9 @@ import torch
 from common import DEVICE, save, table
 from transformers import HubertConfig, HubertModel, MimiConfig, MimiModel, WhisperFeatureExtractor, WhisperModel
 
-from audio import load_audio
 from corpora.folder import utterances
-from encoders import Encoder, kind_of
+from speech.audio import load_audio
+from speech.encoders import Encoder, kind_of
 
 
 def measure(ways, repeats):

@@ -6,7 +6,7 @@ StoryCloze across modalities on a CPU, sSC and tSC in all four directions (SIMS 
 The papers' scheme (slamkit's cross-modal metric) runs once for each set and direction: every wave is read and encoded
 anew, alone, a context once for the right ending and once for the wrong one; units become strings and, with the text,
 ids by the text tokenizer with the units added; 8 right sides are padded to the longest, then their wrong sides;
-transformers' model gives all logits. Ours is eval.py: each wave encoded once (unit_cache.py), each document scored once,
+transformers' model gives all logits. Ours is eval.py: each wave encoded once (speech/unit_cache.py), each document scored once,
 each beginning that documents share computed once, rows without padding. Rows, in items a second (an item is a pair of a
 set in one direction):
 
@@ -31,17 +31,20 @@ import numpy as np
 import soundfile
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, asked_dry, measure, save, table
-from eval import DIRECTIONS, SIDES, as_row, beginnings, document, score_pairs
-from families import GPTConfig
+from eval import SIDES, encoded, score_pairs
+from evaluation.likelihood import as_row, beginnings
+from hub.families import GPTConfig
+from hub.tokenizer import TextTokenizer
 from model import GPT
+from speech.unit_cache import UnitCache, load, load_encoder
+from speech.units import deduplicate
+from speech.vocoder import load_vocoder
 from tasks.multispeaker import PARTS, cross_modal
-from tiny.pack import read_packed
-from tokenize_speech import deduplicate
-from unit_cache import UnitCache, encoded, load, load_encoder
-from vocab import TextTokenizer, Vocab
-from vocoder import load_vocoder
+from tiny.unpack import read_packed
+from vocab import DIRECTIONS, Vocab, document
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SHAPE = dict(n_layer=6, n_head=6, n_kv_head=2, n_embd=192, head_dim=32, n_ffn=512) # config/tiny_text.py
 BATCH, ROW = 8, 2048 # pairs of the papers' scheme; tokens of a row of ours

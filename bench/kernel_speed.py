@@ -28,12 +28,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, asked_dry, ceilings, measure, save, table
-from families import GPTConfig
+from hub.families import GPTConfig
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 from model import Norm, _Rotary, _rotate
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 DTYPE = torch.bfloat16 if DEVICE == 'cuda' else torch.float32

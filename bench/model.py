@@ -25,12 +25,14 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, machine, measure
-from configurator import Refused, progress, write_json
-from families import GPTConfig
+from configurator import Refused
+from files import progress, write_json
+from hub.families import GPTConfig
 from model import GPT
 from tiny.stories import stories
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # ----------------------------------------------------------------------------------------------------------------
 # speed

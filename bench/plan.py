@@ -1,5 +1,5 @@
 """
-bench/PLAN.md: what SIMS 7B takes on 8, 64 and 512 GPUs, by the formulas of cost.py, which train.py --memory uses too; and
+bench/PLAN.md: what SIMS 7B takes on 8, 64 and 512 GPUs, by the formulas of training/cost.py, which train.py --memory uses too; and
 what the units of its corpora take.
 
     python bench/plan.py
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from configurator import atomically
-from cost import CHIPS, ROOM, memory, step_time
-from families import GPTConfig
+from files import atomically
+from hub.families import GPTConfig
 from model import GPT
+from training.cost import CHIPS, ROOM, memory, step_time
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 T = 2048 # tokens a row
 KEYS = 400 # a token sees on average: rows of documents of 290 units, stories and some of 2,048
@@ -36,7 +37,7 @@ def markdown():
     hours = lambda flops, tok_s: f'{flops / (6 * N) / tok_s / 3600:,.1f}'
     yield f"""# SIMS 7B on paper
 
-Made by `python bench/plan.py` from the formulas of `cost.py`, which `train.py --memory` uses too; nothing here was
+Made by `python bench/plan.py` from the formulas of `training/cost.py`, which `train.py --memory` uses too; nothing here was
 measured on a GPU. Qwen2.5-7B with 500 units and 2 separators, N = {N:,}, FSDP over all GPUs (float32 shards, bf16
 compute), rows of {T:,} tokens of which each sees {KEYS} on average, the largest micro-batch that leaves {1 - ROOM:.0%}
 of the memory, nothing recomputed. 6.86e20 FLOPs are {6.86e20 / 6 / N / 1e9:.1f}B tokens, 1e22 are {1e22 / 6 / N / 1e9:.0f}B (C = 6ND).

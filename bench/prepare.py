@@ -27,15 +27,17 @@ import numpy as np
 import soundfile
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import interleave as il
-from align import WordsShard, write_words_shard
-from audio import RATE, load_audio
 from bench.common import ROOT, save
-from configurator import progress
 from data import Loader, Shards, ShardWriter
+from files import progress
+from hub.tokenizer import TextTokenizer, export_tokenizer
+from speech.audio import RATE, load_audio
+from speech.words import WordsShard, write_words_shard
 from tiny.stories import stories
-from vocab import TextTokenizer, Vocab, export_tokenizer
+from vocab import Vocab
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 WORDS, K, HOP = 40, 500, 640
 

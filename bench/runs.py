@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, asked_dry, save
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECONDS = '500' # then it has failed, with status 124
 

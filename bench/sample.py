@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import measure, save, table
 from configurator import Refused
-from families import GPTConfig
+from hub.families import GPTConfig
 from model import GPT
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 V, UNITS = 2552, slice(2048, 2548)
 GREEDY = 'all, greedy'

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import measure, save, table
 from bench.model import NanoGPT
 from bench.prepare import reading
 from bench.training import batch_of, ours, ours_compiled, step_of, theirs
-from families import GPTConfig
+from hub.families import GPTConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SHAPE = dict(vocab_size=2552, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704)
 GPU = 140_000 # tokens/s

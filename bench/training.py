@@ -11,7 +11,7 @@ loss; it is given positions where documents are shorter than rows, and a vocabul
 is on the device at a time, so its ways are not interleaved; peak_mb is all it takes, and saved_mb what came on top of the
 weights, gradients and moments.
 
-mfu counts the pairs of tokens that see one another in a document, mfu_palm all T^2, both over the chip's peak (cost.py);
+mfu counts the pairs of tokens that see one another in a document, mfu_palm all T^2, both over the chip's peak (training/cost.py);
 of_product is mfu's rate over what a bf16 product of 8,192^3 reached just before.
 
 Writes bench/results/gpu-training-PART.json: rows, profile, and the goals that were met.
@@ -26,13 +26,14 @@ import torch
 import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, asked_dry, ceilings, measure, save, table
 from bench.kernel_speed import OURS, packed
-from cost import chip_of
-from families import GPTConfig
+from hub.families import GPTConfig
 from model import GPT
 from train import make_optimizer
+from training.cost import chip_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SHAPES = { # part: name: shape, rows a micro-batch, dtype of the weights
     'small': {'Qwen2.5-0.5B': (dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864), 8, torch.float32),

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import aot
 from bench.common import DEVICE, ROOT, asked_dry, measure, table
 from bench.kernel_speed import DTYPE, call_of, packed
-from configurator import atomically, progress
+from files import atomically, progress
 from kernels import attention as att
 from kernels import cross_entropy as ce
 from kernels.attention import INTERPRETED
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)} # Qwen2.5-0.5B, 7B, Gemma2-2B
 PASSES = 'forward', 'dq', 'dkv', 'one-pass'

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from align import Words, letters_of
-from audio import RATE
 from bench.common import ROOT, machine
-from configurator import Refused, run, write_json
+from configurator import Refused, run
 from corpora.folder import utterances
+from files import write_json
+from speech.audio import RATE
+from speech.words import Words, letters_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from configurator import Refused, progress, run, write_json
+from configurator import Refused, run
+from files import progress, write_json
 
 ATTEMPTS, WAIT = 5, 5.0 # how often in a row nothing may come, and the seconds between
 BLOCK = 1 << 16 # bytes; where a download is cut, the block that was not full is lost

@@ -11,7 +11,7 @@ Any folder of audio, or a list of it.
 import os
 
 from configurator import Refused
-from folders import read_lines, unlisted
+from files import read_lines, unlisted
 
 EXTENSIONS = ('.wav', '.flac', '.ogg', '.mp3')
 

@@ -17,7 +17,7 @@ import os
 from configurator import Refused
 from corpora.download import script
 from corpora.tree import files, parquet_files, refuse_orphans, rows, utterance
-from folders import read_lines
+from files import read_lines
 
 SUBSET = "a folder of the hub's parquet, or train/SUBSET.json"
 

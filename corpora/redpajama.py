@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from configurator import Refused, atomically, progress, record, run, write_json
+from configurator import Refused, run
 from corpora.tree import documents
-from folders import read_lines
+from files import atomically, progress, read_lines, record, write_json
 
 RULES = {'words': (50, 100_000), 'word_length': (3, 10), 'symbols': (0, 0.1), 'bullets': (0, 0.9),
          'top_2gram': (0, 0.2)}

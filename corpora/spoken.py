@@ -24,11 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio import BadAudio, load_audio
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
+from configurator import Refused, run
 from corpora import folder
 from corpora.tree import documents
-from folders import read_info, read_lines, shard_folders, write_lines
+from files import atomically, progress, read_info, read_lines, record, sha256, shard_folders, write_json, write_lines
+from speech.audio import BadAudio, load_audio
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio import open_parquet
-from configurator import Refused, atomically, progress, record, run, write_json
+from configurator import Refused, run
+from files import atomically, progress, record, write_json
+from speech.audio import open_parquet
 
 PARTS = ('prompt', 'chosen', 'rejected')
 COLUMNS = ('speaker', *(f'{part}_text' for part in PARTS), *PARTS)

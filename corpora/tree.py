@@ -10,9 +10,9 @@ import gzip
 import os
 import zlib
 
-from audio import open_parquet
 from configurator import Refused
-from folders import read_lines, unlisted
+from files import read_lines, unlisted
+from speech.audio import open_parquet
 
 SECONDS, PAUSE = 60.0, 2.0 # of a piece of a long recording: at most so long, without a longer silence
 

@@ -45,16 +45,14 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+from configurator import Refused
+
 try:
     import triton
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError: # e.g. macOS
     triton = None
-
-if __name__ == '__main__':
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from configurator import Refused
 
 QUERIES = 256 # a block of queries on the CPU: longer wastes work above the diagonal, shorter starves the GEMMs
 DENSE = 2048 # a block of queries with a dense mask: more than a row of the papers' training
@@ -562,6 +560,9 @@ def _main():
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - begin)
             print(f"| {name} | {str(dtype)[6:]} | {min(times) * 1e3:.1f} |")
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == '__main__':
     _main()

@@ -9,7 +9,7 @@ each set. The paper sums over the sentence: see `sum`.
 from pathlib import Path
 
 from configurator import Refused
-from folders import read_lines
+from files import read_lines
 
 KEYS = ('sentence_good', 'sentence_bad', 'UID', 'field', 'pairID')
 

@@ -26,11 +26,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import tasks.blimp
 import tasks.storycloze
-from audio import RATE, BadAudio, load_audio
-from configurator import Refused, atomically, progress, record, run, sha256, write_json
-from folders import read_lines, write_lines
+from configurator import Refused, run
+from files import atomically, progress, read_lines, record, sha256, write_json, write_lines
+from speech.audio import RATE, BadAudio, load_audio
 
 
 @dataclass(frozen=True)

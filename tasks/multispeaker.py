@@ -8,7 +8,7 @@ Multi-speaker StoryCloze (SIMS 3 and A.3: the texts of sSC and tSC in four Kokor
 
 A voice of the parquet files is the folder they lie in below ROOT (or the file's name up to '-'). Where such names hold
 'ssc' or 'tsc', only those of the task asked for are read. Every voice must have the same stories. Audio of any rate is
-resampled by audio.py. Row 'all' is the mean over the items of all voices.
+resampled by speech/audio.py. Row 'all' is the mean over the items of all voices.
 """
 from pathlib import Path
 

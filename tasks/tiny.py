@@ -1,5 +1,5 @@
 """
-The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder (tiny/pack.py unpacks it).
+The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder (tiny/build/pack.py unpacks it).
 
 A story's context is two sentences; a model should find its right ending more likely than a wrong one:
     ssc  the wrong ending contradicts the context, with the same names and words
@@ -21,7 +21,7 @@ def pairs(corpus):
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})
     if not items:
-        raise Refused("tasks/tiny: no items; `python -m tiny.pack` writes them to out/data/items")
+        raise Refused("tasks/tiny: no items; `python -m tiny.unpack` writes them to out/data/items")
     def get(name):
         if name not in documents:
             raise Refused(f"tasks/tiny: document '{name}' is missing; every item has context, right, wrong, topic and "

@@ -6,7 +6,7 @@ ZeroSpeech 2021's sBLIMP and sWUGGY (Nguyen et al. 2020, arXiv 2011.11588), from
 
 gold.csv says by name which files make a pair: equal (type, subtype, id) or id, in one voice, one of them correct. Files
 that it names and that are not there, and files that it does not name, are an error that lists them. The official score is
-that of scores.py, the mean over a pair's voices and then over pairs; sWUGGY's `inter` is what the ZeroSpeech leaderboard
+that of evaluation/scores.py, the mean over a pair's voices and then over pairs; sWUGGY's `inter` is what the ZeroSpeech leaderboard
 calls in-vocabulary: a word that LibriSpeech has at least once, `oov` the others.
 """
 import csv

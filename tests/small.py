@@ -8,12 +8,13 @@ from string import ascii_lowercase
 import numpy as np
 import torch
 
-from audio import RATE
-from configurator import write_json
-from families import GPTConfig
+from files import write_json
+from hub.families import GPTConfig
+from hub.tokenizer import TextTokenizer
 from model import GPT
-from tokenize_speech import write_units_shard
-from vocab import TextTokenizer, Vocab
+from speech.audio import RATE
+from speech.units import write_units_shard
+from vocab import Vocab
 
 K = 20 # units
 

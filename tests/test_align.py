@@ -11,9 +11,10 @@ import torch
 from small import killed, make_units, speech_like
 
 import align
-from align import LIMIT, REASONS, Config, Words, repair, spelled, with_spaces, word_error, write_words_shard
-from configurator import Refused, write_json
-from folders import read_lines, write_lines
+from align import Config
+from configurator import Refused
+from files import read_lines, write_json, write_lines
+from speech.words import LIMIT, REASONS, Words, repair, spelled, with_spaces, word_error, write_words_shard
 
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
 NAN = float('nan')
@@ -164,7 +165,7 @@ def test_a_killed_run_ends_with_the_bytes_of_a_whole_one(tmp_path, monkeypatch):
     whole = tree(units / 'words')
     for path in sorted((units / 'words').rglob('*'), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    real = align.write_words_shard
+    real = write_words_shard
     monkeypatch.setattr(align, 'write_words_shard', lambda out, i, *a: real(out, i, *a) if i == 0 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         align.main(cfg)

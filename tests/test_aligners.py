@@ -9,10 +9,10 @@ import pytest
 import torch
 from small import speech_like, waves
 
-import aligners
-from aligners import CTC, RATE, cuts, split_words, tighten, viterbi
-from audio import load_audio
 from configurator import Refused
+from speech import ctc as aligners
+from speech.audio import load_audio
+from speech.ctc import CTC, RATE, cuts, split_words, tighten, viterbi
 
 ROOT = Path(__file__).parent.parent
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
+from bench.aot import SHARED, SPILLS, cases, compiled
+
 pytest.importorskip('triton')
 if os.environ.get('TRITON_INTERPRET') == '1':
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
-
-from bench.aot import SHARED, SPILLS, cases, compiled
 
 CASES = [pytest.param(*case, id=f'sm_{case[0]} {case[1]}', marks=[] if re.search(' 64 plain|cross-entropy', case[1]) else pytest.mark.slow)
          for case in cases()]

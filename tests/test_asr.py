@@ -1,4 +1,4 @@
-"""asr.py on a small random Whisper: texts beside transformers', words and their times, what is refused; a real one if there."""
+"""speech/whisper.py on a small random Whisper: texts beside transformers', words and their times, what is refused; a real one if there."""
 import json
 import os
 import re
@@ -11,14 +11,14 @@ import torch
 from small import make_whisper, speech_like, waves
 from transformers import HubertConfig, HubertModel, WhisperForConditionalGeneration
 
-import asr
-from aligners import cuts
-from asr import Whisper, spell
-from audio import RATE, load_audio
 from configurator import Refused
+from speech import whisper as asr
+from speech.audio import RATE, load_audio
+from speech.ctc import cuts
+from speech.whisper import Whisper, spell
 
 LIBRISPEECH = Path(__file__).parent.parent.parent / 'shared/data/librispeech_mini'
-WHISPER = Path(os.environ.get('ASSETS', 'assets')) / 'whisper-base' # as tiny/build.sh has it
+WHISPER = Path(os.environ.get('ASSETS', 'assets')) / 'whisper-base' # as tiny/build/build.sh has it
 
 @pytest.fixture(scope='module')
 def whisper(tmp_path_factory):

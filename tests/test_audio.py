@@ -1,4 +1,4 @@
-"""audio.py against closed forms and scipy; every file is made here, the bad ones too."""
+"""speech/audio.py against closed forms and scipy; every file is made here, the bad ones too."""
 import math
 import os
 import struct
@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from small import speech_like
 
-from audio import RATE, BadAudio, load_audio, resample
+from speech.audio import RATE, BadAudio, load_audio, resample
 from tokenize_speech import decode
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip('triton')
-from align import write_words_shard
 from bench import common, correctness, kernel_speed, runs, training, tune, words
 from bench.common import ROOT
-from configurator import write_json
+from files import write_json
 from kernels import attention as att
+from speech.words import write_words_shard
+
+pytest.importorskip('triton')
 
 
 def test_ways_are_measured_and_one_that_raises_says_why():

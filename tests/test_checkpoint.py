@@ -1,4 +1,4 @@
-"""checkpoint.py: whatever happens to a run or to its files, the same command ends where an untouched run ends."""
+"""training/checkpoint.py: whatever happens to a run or to its files, the same command ends where an untouched run ends."""
 import json
 import multiprocessing
 import os
@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_train import losses_of, make_corpus, make_tokenizer, small, state_of, weights_of
 
-import checkpoint
 import train
 from configurator import Refused
+from training import checkpoint
+from training.processes import signals
 from vocab import Vocab
 
 torch.set_num_threads(1)
@@ -214,7 +215,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_proce
     ended = []
     old = {number: signal.signal(number, lambda number, _: ended.append(number)) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with checkpoint.signals() as asked:
+        with signals() as asked:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM) # torchrun's, beside the scheduler's
             assert asked == [signal.SIGHUP, signal.SIGTERM] and not ended
@@ -222,7 +223,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_proce
             os.kill(os.getpid(), signal.SIGTERM)
             assert ended == [signal.SIGTERM]
         signal.signal(signal.SIGHUP, signal.SIG_IGN) # as nohup starts a command
-        with checkpoint.signals() as asked:
+        with signals() as asked:
             os.kill(os.getpid(), signal.SIGHUP)
         assert asked == [] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

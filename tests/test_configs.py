@@ -8,10 +8,10 @@ import torch
 import dpo
 import train
 from configurator import configure
-from cost import memory
-from families import GPTConfig
+from hub.families import GPTConfig
 from model import GPT
-from suite import SHAPES
+from scaling.models import SHAPES
+from training.cost import memory
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob('config/*.py'))
@@ -38,7 +38,7 @@ def test_shapes_have_the_published_models_parameters(init):
 def flops_of(cfg, n):
     return 6 * n * cfg.batch_tokens * train.total_steps(cfg, 6 * n * cfg.batch_tokens)
 
-@pytest.mark.parametrize('path', [*CONFIGS, *ROOT.glob('config/findings/*.py')], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*CONFIGS, *ROOT.glob('config/papers/*.py')], ids=lambda p: p.stem)
 def test_config_parses_and_its_first_line_is_the_command_and_the_cost(path):
     first = path.read_text().splitlines()[0]
     script = re.match(rf'# (?:python|torchrun \S+) (\w+).py {path.relative_to(ROOT)}  ', first)[1]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configurator import Refused, atomically, configure, record, sha256, write_json
+from configurator import Refused, configure
+from files import atomically, record, sha256, write_json
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""convert.py: a file that joblib wrote comes back; whatever else a pickle says is refused in one line and never done."""
+"""speech/convert.py: a file that joblib wrote comes back; whatever else a pickle says is refused in one line and never done."""
 import base64
 import io
 import json
@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small import make_model, make_tokenizer
 
-import convert
 from configurator import Refused
-from convert import Config, main, read_kmeans
-from encoders import load_centroids
-from model import GPT
-from vocab import Vocab
-from vocoder import load_vocoder
+from speech import convert
+from speech.convert import Config, main, read_kmeans
+from speech.kmeans import load_centroids
+from speech.vocoder import load_vocoder
 
 # scikit-learn 1.9.1's MiniBatchKMeans(2, random_state=0, n_init=1, batch_size=4) of [0, 0], [0, 1], [10, 10], [10, 11],
 # dumped by joblib 1.6.0 with protocol 4; compressed here
@@ -320,19 +317,3 @@ def test_other_vocoder_files_are_refused_and_never_run(tmp_path, monkeypatch, ch
     with pytest.raises(Refused, match=message) as e:
         main(published(tmp_path, change))
     assert '\n' not in str(e.value) and not (tmp_path / 'vocoder').exists() and not (tmp_path / 'hostile').exists()
-
-def test_a_model_in_half_its_size(tmp_path):
-    make_tokenizer(tmp_path / 'text')
-    make_model(tmp_path / 'model', tmp_path / 'text')
-    (tmp_path / 'model' / 'log.jsonl').write_text('{"step": 1}\n')
-    (tmp_path / 'model' / 'eval.json').write_text('{}') # measured with the other weights: stays behind
-    main(Config(model=str(tmp_path / 'model'), out=str(tmp_path / 'half')))
-    whole, half = (GPT.from_pretrained(tmp_path / name) for name in ('model', 'half'))
-    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
-    sizes = [(tmp_path / name / 'model.safetensors').stat().st_size for name in ('half', 'model')]
-    assert sizes[0] < 0.6 * sizes[1]
-    assert sorted(p.name for p in (tmp_path / 'half').iterdir()) == [
-        'config.json', 'generation_config.json', 'log.jsonl', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'vocab.json']
-    assert Vocab.load(tmp_path / 'half') == Vocab.load(tmp_path / 'model')
-    with pytest.raises(Refused, match='is there already'):
-        main(Config(model=str(tmp_path / 'model'), out=str(tmp_path / 'half')))

@@ -20,7 +20,6 @@ import pytest
 import soundfile
 from small import speech_like
 
-from audio import RATE, BadAudio, load_audio
 from configurator import Refused
 from corpora import (
     download,
@@ -37,8 +36,10 @@ from corpora import (
     voxpopuli,
 )
 from corpora.folder import utterances
+from corpora.read import NO_CORPUS
 from corpora.tree import pieces
-from tokenize_speech import NO_CORPUS, decode
+from speech.audio import RATE, BadAudio, load_audio
+from tokenize_speech import decode
 
 LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
 
@@ -429,8 +430,8 @@ def test_the_embedded_corpus_is_read_as_it_was_spoken(tmp_path):
     assert [(u['id'], u['text'], u['speaker'], u['words']) for u in found] == [(i, 'one', 'joe', [['one', 0.1, 0.3]]) for i in 'abc']
     np.testing.assert_allclose(load_audio(found[0]['path'], found[0]['start'], found[0]['end']), wave[6000:], atol=1e-4)
     write(tmp_path, {'00003/docs.jsonl': [{'id': 'c'}]})
-    assert "docs.jsonl:1: not a line of tiny/speak.py (KeyError('words'))" in refusal(tiny, tmp_path)
-    assert 'expected a folder that tiny/speak.py wrote' in refusal(tiny, tmp_path / 'none')
+    assert "docs.jsonl:1: not a line of tiny/build/speak.py (KeyError('words'))" in refusal(tiny, tmp_path)
+    assert 'expected a folder that tiny/build/speak.py wrote' in refusal(tiny, tmp_path / 'none')
 
 def test_every_corpus_has_utterances_and_says_what_it_reads():
     for path in sorted((Path(__file__).parents[1] / 'corpora').glob('*.py')):

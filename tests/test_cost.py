@@ -1,13 +1,13 @@
-"""cost.py: the time of a step against sums by hand (its memory is in interpreted/test_memory.py), and bench/PLAN.md is its."""
+"""training/cost.py: the time of a step against sums by hand (its memory is in interpreted/test_memory.py), and bench/PLAN.md is its."""
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import plan
-from cost import Chip, chip_of, memory, step_time
-from families import GPTConfig
+from hub.families import GPTConfig
 from model import GPT
+from training.cost import Chip, chip_of, memory, step_time
 
 # easy numbers: 1e12 FLOP/s, 1e11 bytes/s of memory, 1e10 inside a node and 1e9 to others: 8e9 by all links of a node
 CHIP = Chip(1e12, 1e9, 1e11, 1e10, 1e9)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configurator import Refused, write_json
+from configurator import Refused
 from data import HEADER, Loader, Shards, ShardWriter, _schedule, pack, permute
+from files import write_json
 from vocab import Vocab
 
 JOINT = Vocab('joint', n_text=300, n_units=50, tokenizer='tok', units='km')
@@ -431,16 +432,16 @@ def test_the_table_shows_each_folder(tmp_path):
     write(tmp_path / 'val' / 'text', [np.arange(7)] * 3 + [np.arange(100)] * 4)
     ShardWriter(tmp_path / 'val' / 'speech', 'speech', JOINT).close() # no document went to this split
     def table(*args):
-        return subprocess.run([sys.executable, 'data.py', *args], capture_output=True, text=True, timeout=60)
-    lines = table(str(tmp_path), '--block_size=100', '--verify=True').stdout.splitlines()
+        return subprocess.run([sys.executable, '-m', 'corpora.table', *args], capture_output=True, text=True, timeout=60)
+    lines = table(f'--data={tmp_path}', '--block_size=100', '--verify').stdout.splitlines()
     assert f"| {tmp_path}/train/speech | 20 | 1,000 | 50.0 | 32 █ 63 | 0.0% | 100.0% | 0.0% | 100.00% | 0 |" in lines
     assert f"| {tmp_path}/val/text | 7 | 421 | 60.1 | 4 ▆   █ 127 | 100.0% | 0.0% | 0.0% | 84.20% | 0 |" in lines
     assert any(line.startswith(f"| {tmp_path}/val/speech | 0 | 0 |") for line in lines)
     write_json(tmp_path / 'units/info.json', {'units_hash': 'x', 'documents': 3, 'hours': 2.0, 'runs': 140_000})
     write_json(tmp_path / 'units/words/info.json', {'units_hash': 'x', 'documents': 3, 'words': 9})
-    both = table(str(tmp_path)).stdout.splitlines()
+    both = table(f'--data={tmp_path}').stdout.splitlines()
     assert both[-1] == f"| {tmp_path}/units | 3 | 2.00 | 140,000 | 19.4 |" and len(both) == 1 + 2 + 3 + 3 # the first names the override
-    assert table(str(tmp_path / 'units')).stdout.splitlines()[1:] == both[-3:]
-    assert table('nowhere').stderr == \
-        'data.py: nowhere: no such folder, expected one of token shards (interleave.py writes them)\n'
-    assert table().stderr == 'data.py: which folder? python data.py DIR\n'
+    assert table(f'--data={tmp_path}/units').stdout.splitlines()[1:] == both[-3:]
+    assert table('--data=nowhere').stderr == \
+        'corpora/table.py: nowhere: no such folder, expected one of token shards (interleave.py writes them)\n'
+    assert table().stderr == 'corpora/table.py: expected --data=DIR, a folder of token shards or of units, or one above several\n'

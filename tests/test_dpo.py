@@ -21,20 +21,22 @@ from safetensors.torch import load_file
 from small import K, make_model, make_tokenizer, make_units, speech_like
 from test_train import on_ranks, rows_of, state_of, weights_of
 
-import checkpoint
 import dpo
 import tokenize_speech
-from align import write_words_shard
-from audio import load_audio
-from configurator import Refused, write_json
+from configurator import Refused
 from corpora import folder, spokenswag
-from families import GPTConfig
-from generation import auto_bleu2
+from evaluation.text_scores import auto_bleu2
+from files import write_json
+from hub.families import GPTConfig
+from hub.tokenizer import TextTokenizer
 from model import GPT
+from speech.audio import load_audio
+from speech.units import deduplicate, write_units_shard
+from speech.words import write_words_shard
 from tiny import preferences
 from tiny.stories import items, stories
-from tokenize_speech import deduplicate, write_units_shard
-from vocab import TextTokenizer, Vocab
+from training import checkpoint
+from vocab import Vocab
 
 torch.set_num_threads(1)
 MEANS = ('loss', 'margin', 'accuracy', 'chosen', 'rejected', 'kl')
@@ -456,7 +458,7 @@ def test_spokenswag_becomes_pairs(config, tmp_path, capsys):
     assert not (tmp_path / 'other').exists()
 
 def spoken_stories(folder, n):
-    """The first n training stories as tiny/speak.py names them: each word two frames of a unit of its own, silences between."""
+    """The first n training stories as tiny/build/speak.py names them: each word two frames of a unit of its own, silences between."""
     lines, words = [], []
     for i, story in zip(range(n), stories('train', n)):
         said, units, starts = [], [], []

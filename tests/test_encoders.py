@@ -1,4 +1,4 @@
-"""encoders.py against plain transformers, slow versions, known clusters; every model is made here, small and random."""
+"""speech/encoders.py against plain transformers, slow versions, known clusters; every model is made here, small and random."""
 import itertools
 import json
 import math
@@ -19,9 +19,10 @@ from transformers import (
     WhisperModel,
 )
 
-from audio import RATE, load_audio
 from configurator import Refused
-from encoders import Encoder, centroids_path, fit_kmeans, load_centroids, windows
+from speech.audio import RATE, load_audio
+from speech.encoders import Encoder, windows
+from speech.kmeans import centroids_path, fit_kmeans, load_centroids
 
 GOLDEN = Path(__file__).parents[2] / 'shared/data/hubert_base_golden'
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2) # 25 Hz; without the last: 50 Hz

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 import eval as evaluation
 from configurator import Refused
 from data import Shards, ShardWriter
-from eval import Config, beginnings, document, document_losses, held_out_loss, main, score_pairs
-from scores import mean_and_stderr
+from eval import Config, held_out_loss, main, score_pairs
+from evaluation.likelihood import beginnings, document_losses
+from evaluation.scores import mean_and_stderr
+from speech.units import Units
 from tasks.tiny import pairs
-from tokenize_speech import Units
+from vocab import document
 
 
 @pytest.fixture(scope='module')

@@ -15,12 +15,13 @@ from small import K, make_model, make_tokenizer
 from test_tasks import Ear, make_numbered, write_wav
 from transformers import AutoModelForCausalLM
 
-import generation
-import unit_cache
 from configurator import Refused
-from generation import Config, ask_judge, auto_bleu2, load_llm, main, self_bleu2, word_errors, words
+from evaluation import generation
+from evaluation.generation import Config, ask_judge, load_llm, main
+from evaluation.text_scores import auto_bleu2, self_bleu2, word_errors, words
 from model import GPT
-from vocoder import SourceFilter, SourceFilterConfig
+from speech import unit_cache
+from speech.vocoder import SourceFilter, SourceFilterConfig
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -80,7 +81,7 @@ def test_perplexity_is_transformers_mean_loss_and_an_empty_text_has_none(tmp_pat
     assert loss == pytest.approx(expected, abs=1e-5) and n == 9 and empty == 2 * [(None, 0)]
 
 def generation_ids(root, text):
-    from vocab import TextTokenizer
+    from hub.tokenizer import TextTokenizer
     return TextTokenizer(root / 'llm').encode(text)
 
 # ----------------------------------------------------------------------------------------------------------------

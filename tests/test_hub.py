@@ -15,17 +15,18 @@ from small import make_tokenizer, make_units, speech_like
 
 import dpo
 import eval as evaluation
-import generation
 import sample
 import train
-import unit_cache
 from configurator import Refused
-from eval import document_losses
-from families import GPTConfig
-from hub import PUBLISHED, vocabulary
+from evaluation import generation
+from evaluation.likelihood import document_losses
+from hub.families import GPTConfig
+from hub.folders import vocabulary
+from hub.tokenizer import TextTokenizer
 from model import GPT
-from vocab import TextTokenizer, Vocab
-from vocoder import SourceFilter, SourceFilterConfig
+from speech import unit_cache
+from speech.vocoder import SourceFilter, SourceFilterConfig
+from vocab import PUBLISHED, Vocab
 
 K = 500 # units of the published models
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48, tied=True)
@@ -180,7 +181,7 @@ def test_training_goes_on_from_a_published_model_with_its_rows_as_they_are(house
     root, folders = house
     vocab, tokenizer = vocabulary(folders[kind])
     cfg = train.Config(init=str(folders[kind]), new_rows='normal', data='x', max_steps=1)
-    for of in (vocab, replace(vocab, units='hex')): # shards of slamkit.py, or encoded here
+    for of in (vocab, replace(vocab, units='hex')): # shards of papers/slamkit.py, or encoded here
         model = train.build_model(cfg, of, tokenizer and tokenizer.name, torch.device('cpu'))
         assert torch.equal(model.embed, GPT.from_pretrained(folders[kind]).embed)
     with pytest.raises(Refused, match='its vocabulary'):

@@ -11,12 +11,14 @@ from small import killed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import interleave
-from align import WordsShard, write_words_shard
-from configurator import Refused, configure, write_json
+from configurator import Refused, configure
 from data import Shards
+from files import write_json
+from hub.tokenizer import TextTokenizer
 from interleave import Batch, Config, draw_keys, hash_ids, interleaved_documents, spoken_words, text_documents
-from tokenize_speech import write_units_shard
-from vocab import TextTokenizer, Vocab
+from speech.units import write_units_shard
+from speech.words import WordsShard, write_words_shard
+from vocab import Vocab
 
 K, HOP = 500, 640
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -15,11 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-import hub
 import model as model_file
 from configurator import Refused
-from eval import document_losses
-from families import FAMILIES, GPTConfig
+from evaluation.likelihood import document_losses
+from hub import folders as hub
+from hub.families import FAMILIES, GPTConfig
 from kernels import attention as attention_kernel
 from model import GPT
 from vocab import Vocab

@@ -8,24 +8,14 @@ import numpy as np
 import pytest
 from small import K
 
-from align import Words
-from audio import load_audio
 from configurator import Refused
 from corpora.folder import utterances
+from speech.audio import load_audio
+from speech.units import Units
+from speech.words import Words
 from tasks.tiny import pairs
-from tiny.pack import (
-    Config,
-    encode_part,
-    export_audio,
-    joined,
-    kept,
-    main,
-    merged,
-    read_packed,
-    with_joined,
-    write_packed,
-)
-from tokenize_speech import Units
+from tiny.build.pack import Config, encode_part, export_audio, joined, kept, main, merged, with_joined, write_packed
+from tiny.unpack import read_packed
 
 INFO = {'units_hash': 'abc', 'n_units': K, 'hop': 640, 'frame_hz': 25.0}
 

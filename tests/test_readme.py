@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import corpora.download
-import scaling
-import vocoder
 from configurator import configure
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +17,7 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = [block for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', README, re.M | re.S) if not kind]
 LINES = [line.removeprefix('$ ') for block in BLOCKS for line in block.splitlines() if re.match(r'(\$ )?(python|torchrun)\b', line)]
 NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake, and what the reader adds to the code
-SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'findings.sh', 'jobs.sh', 'tiny/build.sh', 'bench/gpu.sh']
+SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh', 'bench/gpu.sh']
 
 def config_of(argv):
     """(the Config of a command, its arguments)."""
@@ -27,11 +25,6 @@ def config_of(argv):
         module, arguments = importlib.import_module(argv[1]), argv[2:]
     else:
         module, arguments = importlib.import_module(argv[0].removesuffix('.py').replace('/', '.')), argv[1:]
-    arguments = [f'{arg}=True' if arg in ('--run', '--download') else arg for arg in arguments]
-    if module is scaling:
-        return scaling.COMMANDS[arguments[0]][1], arguments[1:]
-    if module is vocoder:
-        return vocoder.TrainConfig, arguments[1:]
     return getattr(module, 'Config', corpora.download.Config), arguments # readers of corpora share that one
 
 @pytest.mark.parametrize('line', [line for line in LINES if not any(word in line for word in NEW)])

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from audio import load_audio
 from bench.blimp import beside
 from corpora.folder import utterances
-from generation import load_asr, load_llm, word_errors
+from evaluation.generation import load_asr, load_llm
+from evaluation.text_scores import word_errors
+from speech.audio import load_audio
 from tasks.blimp import items
 
 SMOLLM2, BLIMP, WHISPER, SPEECH = (Path(os.environ.get(name) or '/nonexistent')

@@ -5,9 +5,11 @@ import re
 import pytest
 
 from configurator import Refused
-from eval import Config as EvalConfig
-from eval import main as evaluate
-from results import PUBLISHED, Config, columns, compare, main, store
+from evaluation.compare import Config as CompareConfig
+from evaluation.compare import compare
+from evaluation.compare import main as run_compare
+from evaluation.results import store
+from papers.tables import PUBLISHED, Config, columns, main
 
 
 def make_results(folder, won, ids=None, **rows):
@@ -23,7 +25,7 @@ def test_compare_takes_differences_item_by_item(tmp_path, capsys):
     [row] = compare([a, b])
     assert row['row'] == 'ssc/S' and row['difference'] == pytest.approx(4 / 6) and row['values'] == [2 / 6, 1]
     assert row['p'] == pytest.approx(2 / 2 ** 4) and row['interval'][0] > 0
-    evaluate(EvalConfig(compare=f'{a},{b}', out=str(tmp_path / 'c.json')))
+    run_compare(CompareConfig(models=f'{a},{b}', out=str(tmp_path / 'c.json')))
     assert re.search(r'ssc/S +6 +33\.3 -> 100\.0 +\+66\.7 ', capsys.readouterr().out)
     assert json.loads((tmp_path / 'c.json').read_text())['comparison'][0]['n'] == 6
 
@@ -46,7 +48,7 @@ def test_models_measured_on_other_items_are_not_compared(tmp_path):
     a, b = make_results(tmp_path / 'a', [1, 0]), make_results(tmp_path / 'b', [1, 0], ids=[0, 7])
     with pytest.raises(Refused, match='measured on different items, 2 are in one alone, as 1, 7'):
         compare([a, b])
-    with pytest.raises(Refused, match='expected at least two models'):
+    with pytest.raises(Refused, match='expected at least two folders'):
         compare([a])
     with pytest.raises(Refused, match='nothing: no samples_TASK.jsonl'):
         compare([a, str(tmp_path / 'nothing')])

@@ -15,14 +15,15 @@ from safetensors.torch import save_file
 from small import K, make_model, make_tokenizer, make_whisper
 from transformers import HubertConfig, HubertModel
 
-from asr import Whisper
-from audio import RATE, load_audio
 from configurator import Refused
-from encoders import Encoder, load_centroids
 from model import GPT
-from sample import Config, allowed_ids, main, prompt_ids, read_part, spans_of
-from vocab import TEXT, UNIT, Vocab
-from vocoder import SourceFilter, SourceFilterConfig
+from sample import Config, main, read_part
+from speech.audio import RATE, load_audio
+from speech.encoders import Encoder
+from speech.kmeans import load_centroids
+from speech.vocoder import SourceFilter, SourceFilterConfig
+from speech.whisper import Whisper
+from vocab import TEXT, UNIT, Vocab, allowed_ids, prompt_ids, spans_of
 
 
 @pytest.fixture(scope='module')

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import figures
-import fits
-import scaling
-import suite
-from configurator import Refused, configure, write_json
-from figures import Compare, scores
-from fits import Run, compute, isoflop, loss_curve, metrics_of, read_runs, surface
+from configurator import Refused, configure
+from files import write_json
+from hub.families import GPTConfig
+from scaling import compare, curves, figures, fit, plan, predict
+from scaling.compare import scores
+from scaling.curves import compute, isoflop, surface
+from scaling.models import n_params
+from scaling.runs import Run, loss_curve, metrics_of, read_runs
 
 ROOT = Path(__file__).parents[1]
-PAPERS = str(ROOT / 'bench' / 'published.json')
+PAPERS = str(ROOT / 'papers' / 'published.json')
 TRUTH = {'E': 1.2, 'A': 120.0, 'B': 300.0, 'a': 0.32, 'b': 0.27} # of the made runs
 P = TRUTH['b'] / (TRUTH['a'] + TRUTH['b']) # N_opt ~ C^P
 BUDGETS = (1e18, 4e18, 1.6e19, 6.4e19, 2.56e20)
@@ -63,8 +64,11 @@ def write_suite(folder, runs, family='qwen2.5'):
 # ----------------------------------------------------------------------------------------------------------------
 # plan
 
+def run_plan(argv):
+    plan.main(configure(plan.Config, argv))
+
 def rows_of(**settings):
-    return {(row['size'], row['flops']): row for row in suite.plan_of(suite.Plan(**settings))}
+    return {(row['size'], row['flops']): row for row in plan.plan_of(plan.Config(**settings))}
 
 def test_a_plan_has_the_papers_tokens(): # SIMS 5, 5.1 and 4.3
     rows = rows_of(budgets='2e20,6.86e20', sizes='0.5B,7B')
@@ -82,10 +86,10 @@ def test_the_rates_are_those_of_a2():
     assert rows_of(base='config/slam.py', sizes='3B,7B', budgets='6e19')['7B', 6e19]['lr'] == 3e-4 # N 6.5e9 without text
 
 def test_train_py_would_make_as_many_steps():
-    for row in suite.plan_of(suite.Plan(family='tiny', budgets='1e12', gpu='cpu')):
-        cfg = suite.settings_of(row['train'])
-        assert suite.train.total_steps(cfg, 6 * row['N'] * cfg.batch_tokens) == row['steps']
-        assert suite.n_params(replace(suite.train.shape_of(cfg), vocab_size=2550)) == row['N'] # 2,048 of text, 500 units, 2 separators
+    for row in plan.plan_of(plan.Config(family='tiny', budgets='1e12', gpu='cpu')):
+        cfg = plan.settings_of(row['train'])
+        assert plan.train.total_steps(cfg, 6 * row['N'] * cfg.batch_tokens) == row['steps']
+        assert n_params(replace(plan.train.shape_of(cfg), vocab_size=2550)) == row['N'] # 2,048 of text, 500 units, 2 separators
 
 def test_hours_follow_the_mfu_and_memory_the_gpu():
     fast, slow = (rows_of(sizes='7B', budgets='2e20', mfu=mfu)['7B', 2e20] for mfu in (0.5, 0.25))
@@ -102,8 +106,8 @@ def test_what_is_not_feasible_is_said():
     assert rows_of(sizes='0.5B', gpus=7)['0.5B', 2e20]['why_not'] == '72 rows a step do not divide by 7 GPUs'
 
 def test_a_plan_is_a_table_a_file_and_commands(tmp_path, capsys):
-    scaling.main(['plan', '--sizes=0.5B,7B', '--budgets=1e15,2e20', '--price=2.5', '--gpus=16', '--gpu=A100', '--base=config/slam.py',
-                  '--lr=1e-3', f'--out={tmp_path}'])
+    run_plan(['--sizes=0.5B,7B', '--budgets=1e15,2e20', '--price=2.5', '--gpus=16', '--gpu=A100', '--base=config/slam.py',
+              '--lr=1e-3', f'--out={tmp_path}'])
     said = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()]
     assert [row['size'] for row in rows] == ['0.5B', '7B', '0.5B', '7B'] and rows[0]['N'] == 358_347_904 # Slam Table 7: units alone
@@ -117,17 +121,17 @@ def test_a_plan_is_a_table_a_file_and_commands(tmp_path, capsys):
 
 def test_scratch_and_folders_and_seeds(tmp_path):
     (tmp_path / 'a').mkdir()
-    write_json(tmp_path / 'a' / 'config.json', suite.GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
-    [row] = suite.plan_of(suite.Plan(family=str(tmp_path / 'a'), budgets='1e13', base='config/tiny.py', gpu='cpu'))
+    write_json(tmp_path / 'a' / 'config.json', GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
+    [row] = plan.plan_of(plan.Config(family=str(tmp_path / 'a'), budgets='1e13', base='config/tiny.py', gpu='cpu'))
     assert f'--init={tmp_path}/a' in row['train'] and row['family'] == 'models' and row['size'] == 'a'
-    [row] = suite.plan_of(suite.Plan(sizes='0.5B', init='scratch', budgets='2e18'))
+    [row] = plan.plan_of(plan.Config(sizes='0.5B', init='scratch', budgets='2e18'))
     assert {'--init=scratch', '--init_config=Qwen/Qwen2.5-0.5B'} < set(row['train'])
-    [row] = suite.plan_of(suite.Plan(family='tiny', sizes='1M', init=str(tmp_path / '{size}').replace('{size}', 'a'), budgets='1e13', gpu='cpu'))
+    [row] = plan.plan_of(plan.Config(family='tiny', sizes='1M', init=str(tmp_path / '{size}').replace('{size}', 'a'), budgets='1e13', gpu='cpu'))
     assert f'--init={tmp_path}/a' in row['train']
-    rows = suite.plan_of(suite.Plan(family='facebook/opt-125m,bigscience/bloom-1b7', budgets='1e18')) # known: no download
+    rows = plan.plan_of(plan.Config(family='facebook/opt-125m,bigscience/bloom-1b7', budgets='1e18')) # known: no download
     assert [row['size'] for row in rows] == ['opt-125m', 'bloom-1b7'] and rows[1]['N'] > 1.7e9
-    pair = suite.plan_of(suite.Plan(family='tiny', sizes='1M', seeds=2, budgets='1e13', gpu='cpu'))
-    assert [suite.settings_of(row['train']).seed for row in pair] == [0, 1] and len({row['out_dir'] for row in pair}) == 2
+    pair = plan.plan_of(plan.Config(family='tiny', sizes='1M', seeds=2, budgets='1e13', gpu='cpu'))
+    assert [plan.settings_of(row['train']).seed for row in pair] == [0, 1] and len({row['out_dir'] for row in pair}) == 2
 
 @pytest.mark.parametrize('settings, message', [
     ({'budgets': '2e20,x'}, "budgets='2e20,x': expected numbers above 0"), ({'sizes': '9B'}, 'qwen2.5 has no 9B; expected some of 0.5B'),
@@ -135,7 +139,7 @@ def test_scratch_and_folders_and_seeds(tmp_path):
     ({'family': 'gpt9'}, 'gpt9: no such model folder'), ({'family': 'a/x,b/x'}, 'two of these have the same last name'), ({'base': 'config/none.py'}, 'no such config file'), ({'gpus': 12}, 'whole nodes of 8')])
 def test_a_bad_plan_is_refused_in_a_line(settings, message):
     with pytest.raises(Refused, match=message.replace('.', r'\.')):
-        suite.plan_of(suite.Plan(**settings))
+        plan.plan_of(plan.Config(**settings))
 
 # ----------------------------------------------------------------------------------------------------------------
 # running a plan
@@ -163,56 +167,56 @@ def stubs(folder, slow=''):
     """Arguments of a plan whose training leaves the settings it should have had."""
     for name in ('train', 'eval'):
         (folder / f'{name}_stub.py').write_text(STUB.replace('SLOW', repr(slow)))
-    argv = ['plan', '--family=tiny', '--sizes=0.25M,1M', '--budgets=1e12', '--gpu=cpu', f'--out={folder}/suite',
-            f'--train={folder}/train_stub.py', f'--eval={folder}/eval_stub.py', '--run=True']
-    for row in suite.plan_of(configure(suite.Plan, argv[1:])):
-        write_json(folder / f"{row['name']}.json", {'settings': asdict(suite.settings_of(row['train'])),
-                                                    'inputs': {'weights of init': suite.hash_of_init('scratch')}})
+    argv = ['--family=tiny', '--sizes=0.25M,1M', '--budgets=1e12', '--gpu=cpu', f'--out={folder}/suite',
+            f'--train={folder}/train_stub.py', f'--eval={folder}/eval_stub.py', '--run']
+    for row in plan.plan_of(configure(plan.Config, argv)):
+        write_json(folder / f"{row['name']}.json", {'settings': asdict(plan.settings_of(row['train'])),
+                                                    'inputs': {'weights of init': plan.hash_of_init('scratch')}})
     return argv
 
 def test_a_suite_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     argv = stubs(tmp_path, slow='tiny-1M-1e12')
-    child = subprocess.Popen([sys.executable, 'scaling.py', *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen([sys.executable, '-m', 'scaling.plan', *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     half = tmp_path / 'suite' / 'tiny-1M-1e12' / 'half'
     while not half.is_file() and child.poll() is None:
         time.sleep(0.1)
     os.kill(child.pid, signal.SIGTERM) # it hands the signal on to the training
     said = child.communicate(timeout=30)[0]
     assert child.returncode == 1 and 'tiny-1M-1e12: a signal came; the same command goes on from there' in said
-    plan = (tmp_path / 'suite' / 'runs.jsonl').read_bytes()
-    scaling.main([*argv[:-1], '--run'])
-    scaling.main(argv) # nothing to do
-    assert (tmp_path / 'suite' / 'runs.jsonl').read_bytes() == plan
+    planned = (tmp_path / 'suite' / 'runs.jsonl').read_bytes()
+    run_plan([*argv[:-1], '--run=True'])
+    run_plan(argv) # nothing to do
+    assert (tmp_path / 'suite' / 'runs.jsonl').read_bytes() == planned
     small, large = 'tiny-0.25M-1e12', 'tiny-1M-1e12'
     assert (tmp_path / 'suite' / 'calls.txt').read_text().splitlines() == [
         f'train_stub.py {small}', f'eval_stub.py {small}', f'train_stub.py {large}', f'train_stub.py {large}', f'eval_stub.py {large}']
     with pytest.raises(Refused, match='trained with lr=0.002, not 0.001: expected the plan'):
-        scaling.main([*argv, '--lr=1e-3'])
-    scaling.main([*argv, '--eval_flags=--max_items=7']) # other scores: evaluated again, not trained
+        run_plan([*argv, '--lr=1e-3'])
+    run_plan([*argv, '--eval_flags=--max_items=7']) # other scores: evaluated again, not trained
     assert (tmp_path / 'suite' / 'calls.txt').read_text().splitlines()[5:] == [f'eval_stub.py {small}', f'eval_stub.py {large}']
 
 def test_a_run_from_other_weights_is_not_a_plan_s(tmp_path):
     start = tmp_path / 'start'
     start.mkdir()
-    write_json(start / 'config.json', suite.GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
+    write_json(start / 'config.json', GPTConfig(vocab_size=2000, n_layer=2, n_embd=64, n_head=2).to_hf())
     (start / 'model.safetensors').write_bytes(b'the first')
-    [row] = suite.plan_of(suite.Plan(family=str(start), budgets='1e13', base='config/tiny.py', gpu='cpu', out=str(tmp_path / 'suite')))
-    write_json(Path(row['out_dir']) / 'settings.json', {'settings': asdict(suite.settings_of(row['train'])),
-                                                        'inputs': {'weights of init': suite.hash_of_init(str(start))}})
-    assert suite.finished(row)
+    [row] = plan.plan_of(plan.Config(family=str(start), budgets='1e13', base='config/tiny.py', gpu='cpu', out=str(tmp_path / 'suite')))
+    write_json(Path(row['out_dir']) / 'settings.json', {'settings': asdict(plan.settings_of(row['train'])),
+                                                        'inputs': {'weights of init': plan.hash_of_init(str(start))}})
+    assert plan.finished(row)
     (start / 'model.safetensors').write_bytes(b'another')
-    suite.hash_of_init.cache_clear()
+    plan.hash_of_init.cache_clear()
     with pytest.raises(Refused, match='trained with other weights than .*start has now'):
-        suite.finished(row)
+        plan.finished(row)
 
 def test_processes_share_the_runs_of_a_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     argv = stubs(tmp_path, slow='tiny-0.25M-1e12')
-    first = subprocess.Popen([sys.executable, 'scaling.py', *argv], stdout=subprocess.DEVNULL)
+    first = subprocess.Popen([sys.executable, '-m', 'scaling.plan', *argv], stdout=subprocess.DEVNULL)
     while not (tmp_path / 'suite' / 'tiny-0.25M-1e12' / 'half').is_file() and first.poll() is None:
         time.sleep(0.05)
-    scaling.main(argv) # takes the other run meanwhile, then waits for the first one's
+    run_plan(argv) # takes the other run meanwhile, then waits for the first one's
     calls = (tmp_path / 'suite' / 'calls.txt').read_text().splitlines()
     assert first.wait(timeout=30) == 0
     small, large = 'tiny-0.25M-1e12', 'tiny-1M-1e12'
@@ -223,10 +227,10 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     argv = stubs(tmp_path)
     (tmp_path / 'train_stub.py').write_text('raise SystemExit(17)')
     with pytest.raises(Refused, match='tiny-0.25M-1e12: .*train_stub.py ended with status 17; the same command goes on'):
-        scaling.main(argv)
+        run_plan(argv)
     (tmp_path / 'train_stub.py').write_text('')
     with pytest.raises(Refused, match='ended with status 0, unfinished'):
-        scaling.main(argv)
+        run_plan(argv)
 
 # ----------------------------------------------------------------------------------------------------------------
 # fits
@@ -242,7 +246,7 @@ def coverage(seeds, noise):
     return hits
 
 def test_intervals_hold_the_truth_most_of_the_time(monkeypatch):
-    monkeypatch.setattr(fits, 'DRAWS', 300)
+    monkeypatch.setattr(curves, 'DRAWS', 300)
     assert (coverage(range(8), 0.005) >= 6).all() # 8 draws at 95 %: below 6 once in 170
 
 @pytest.mark.slow
@@ -253,7 +257,7 @@ def test_without_noise_the_surface_is_found():
     found = surface(made_runs(noise=1e-7))
     for name, truth in TRUTH.items():
         assert found[name] == pytest.approx(truth, rel=2e-3 if name in 'AB' else 5e-4), name
-    lnN, lnD, loss = fits.best_of(found['draws'], 1e21)
+    lnN, lnD, loss = curves.best_of(found['draws'], 1e21)
     assert np.exp(lnN[0]) == pytest.approx(best_n(1e21), rel=0.01) and np.exp(lnN + lnD)[0] == pytest.approx(1e21 / 6)
 
 def test_projection_solves_the_linear_part_as_numpy_does():
@@ -262,9 +266,9 @@ def test_projection_solves_the_linear_part_as_numpy_does():
     lnN, lnD, w = np.log(N) - np.log(N).mean(), np.log(D) - np.log(D).mean(), 1 / L
     X = np.stack((np.ones_like(L), np.exp(-0.3 * lnN), np.exp(-0.25 * lnD)), 1) * w[:, None]
     want, [sse], *_ = np.linalg.lstsq(X, L * w, rcond=None)
-    *got, got_sse = fits.linear(np.array(0.3), np.array(0.25), lnN, lnD, L, w)
+    *got, got_sse = curves.linear(np.array(0.3), np.array(0.25), lnN, lnD, L, w)
     assert np.allclose(got, want) and got_sse == pytest.approx(sse)
-    assert fits.linear(np.array(0.3), np.array(0.25), lnN, lnD, 5 - L, w)[3] == np.inf # would need A, B below 0
+    assert curves.linear(np.array(0.3), np.array(0.25), lnN, lnD, 5 - L, w)[3] == np.inf # would need A, B below 0
 
 def test_parabolas_find_the_vertex_and_say_where_it_lies():
     lnN = np.log(np.array([1e8, 3e8, 1e9, 3e9]))
@@ -321,19 +325,19 @@ def test_what_the_data_cannot_support_is_refused(fit, runs, message):
 
 def test_the_papers_tables_alone_are_refused_with_reasons(tmp_path, capsys):
     with pytest.raises(Refused, match='no scaling can be fitted to these 6 runs'):
-        scaling.fit(scaling.Fit(runs=PAPERS, out=str(tmp_path)))
+        fit.main(fit.Config(runs=PAPERS, out=str(tmp_path)))
     said = capsys.readouterr().out
     assert 'two budgets, and a line through two points fits anything' in said and 'no run has a loss' in said
     assert 'iso-FLOP 6.86e+20 FLOPs: 1 size, left out' in said and 'rows left out' in said
 
 def test_fit_and_predict_from_the_files_of_runs(tmp_path, capsys):
     folder = write_suite(tmp_path / 'suite', made_runs())
-    scaling.fit(scaling.Fit(runs=str(folder)))
+    fit.main(fit.Config(runs=str(folder)))
     found = json.loads((folder / 'fit.json').read_text())['groups']['qwen2.5, interleaved']
     assert found['surface']['a'] == pytest.approx(TRUTH['a'], abs=0.06) and len(found['surface']['residuals']) == 25
     assert found['isoflop'][0]['exponent_N'] == pytest.approx(P, abs=0.05) and 'draws' not in found['surface']
     capsys.readouterr()
-    scaling.predict(scaling.Predict(flops=1e21, runs=str(folder)))
+    predict.main(predict.Config(flops=1e21, runs=str(folder)))
     said = capsys.readouterr().out
     assert 'surface: N ' in said and 'iso-FLOP: N ' in said and 'tiny/main/tsc/S of the best model: 0.70' in said and 'a guess' not in said
     (next(folder.glob('1e+18*')) / 'eval.json').unlink()
@@ -347,11 +351,11 @@ def test_a_corpus_without_evaluation_is_said(tmp_path):
         surface(runs)
 
 def test_the_rule_of_thumb_is_that_of_sims(capsys):
-    scaling.predict(scaling.Predict(flops=6.86e20))
+    predict.main(predict.Config(flops=6.86e20))
     assert 'qwen2.5 7B (N 7,616,354,816), 15.01B tokens' in capsys.readouterr().out
-    scaling.predict(scaling.Predict(flops=6e19)) # 7B would see 1.3B tokens, 1.5B sees 6.5B
+    predict.main(predict.Config(flops=6e19)) # 7B would see 1.3B tokens, 1.5B sees 6.5B
     assert 'qwen2.5 1.5B' in capsys.readouterr().out
-    scaling.predict(scaling.Predict(hours=1.0, gpus=1, mfu=0.5))
+    predict.main(predict.Config(hours=1.0, gpus=1, mfu=0.5))
     said = capsys.readouterr().out
     assert '1.781e+18 FLOPs: 1 h on 1 x H200' in said and 'no size of qwen2.5 would see' in said
 
@@ -359,11 +363,7 @@ def test_the_rule_of_thumb_is_that_of_sims(capsys):
                                                ({'flops': -1.0}, 'flops=-1.0: expected more than 0')])
 def test_a_bad_prediction_is_refused(settings, message):
     with pytest.raises(Refused, match=message):
-        scaling.Predict(**settings)
-
-def test_commands_are_named_when_one_is_not():
-    with pytest.raises(Refused, match='fitt: expected one of plan, fit, predict, figures, compare'):
-        scaling.main(['fitt'])
+        predict.Config(**settings)
 
 # ----------------------------------------------------------------------------------------------------------------
 # figures
@@ -436,7 +436,7 @@ def test_scores_are_those_of_the_voice(tmp_path):
 
 def test_the_figure_is_a_picture_with_its_numbers_beside_it(tmp_path):
     runs = [make_run(tmp_path / 'a'), make_run(tmp_path / 'b', 'textless', (4.0,))]
-    figures.compare(Compare(runs=','.join(map(str, runs)), out=str(tmp_path / 'figure.png')))
+    compare.main(compare.Config(runs=','.join(map(str, runs)), out=str(tmp_path / 'figure.png')))
     assert is_png(tmp_path / 'figure.png')
     rows = table_of(tmp_path / 'figure.csv')
     assert [(r['run'], r['x'], r['value']) for r in rows if r['panel'] == 'loss'] == [
@@ -449,8 +449,8 @@ def test_a_run_that_lacks_a_file_is_named(tmp_path, file, script):
     run = make_run(tmp_path / 'a')
     (run / file).write_text('{"cut')
     with pytest.raises(Refused, match=f'a/{file}: not JSON'):
-        figures.compare(Compare(runs=str(run), out=str(tmp_path / 'figure.png')))
+        compare.main(compare.Config(runs=str(run), out=str(tmp_path / 'figure.png')))
     (run / file).unlink()
     with pytest.raises(Refused, match=f'a/{file}: no such file; {script} writes it'):
-        figures.compare(Compare(runs=str(run), out=str(tmp_path / 'figure.png')))
+        compare.main(compare.Config(runs=str(run), out=str(tmp_path / 'figure.png')))
     assert not (tmp_path / 'figure.png').exists()

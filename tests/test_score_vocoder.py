@@ -1,4 +1,4 @@
-"""tiny/score_vocoder.py: Griffin-Lim brings a spectrum back, a share and its error are the definition's; what cannot be measured is refused."""
+"""tiny/build/score_vocoder.py: Griffin-Lim brings a spectrum back, a share and its error are the definition's; what cannot be measured is refused."""
 import builtins
 import math
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from audio import RATE
 from configurator import Refused
-from tiny.score_vocoder import griffin_lim, load_mos, log_mel, ratio
-from vocoder import BANDS, HOP, bands
+from speech.audio import RATE
+from speech.vocoder import BANDS, HOP, bands
+from tiny.build.score_vocoder import griffin_lim, load_mos, log_mel, ratio
 
 
 def test_a_tone_is_loudest_in_the_band_whose_center_is_nearest():
@@ -42,5 +42,5 @@ def test_without_the_predictor_of_opinions_one_line_says_what_to_install(monkeyp
             raise ImportError("No module named 'distillmos'")
         return found(name, *args)
     monkeypatch.setattr(builtins, '__import__', missing)
-    with pytest.raises(Refused, match=r"No module named 'distillmos'; pip install -r tiny/requirements.txt"):
+    with pytest.raises(Refused, match=r"No module named 'distillmos'; pip install -r tiny/build/requirements.txt"):
         load_mos()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configurator import Refused
-from scores import accuracy, bootstrap, by_pair, edit_distance, mean_and_stderr, sign_test, wins
+from evaluation.scores import accuracy, bootstrap, by_pair, mean_and_stderr, sign_test, wins
+from speech.words import edit_distance
 
 
 def test_ties_count_half():

@@ -7,11 +7,12 @@ from transformers import PreTrainedTokenizerFast
 
 import align
 import interleave
-import slamkit
 from configurator import Refused
 from data import Shards
-from slamkit import Config, string_ids
-from tokenize_speech import Units
+from papers import slamkit
+from papers.slamkit import Config, string_ids
+from speech.units import Units
+from speech.words import Words
 from vocab import Vocab
 
 FEATURES = [
@@ -32,7 +33,7 @@ def test_features_become_a_units_folder_with_words(tmp_path, capsys):
                                                               [[5, 9, 5, 7, 3, 8], [2, 1, 3, 1, 2, 1]]]
     assert (u.info['n_units'], u.info['frame_hz'], u.info['hop'], u.info['runs']) == (500, 25.0, 640, 10)
     align.main(align.Config(units=str(out)))
-    words, starts, ends = align.Words(out / 'words')[1]
+    words, starts, ends = Words(out / 'words')[1]
     assert (words, starts.tolist(), ends.tolist()) == ([' once', ' upon'], [1280, 4496], [4480, 6400])
     interleave.main(interleave.Config(units=str(out), sources=('textless',), out=str(tmp_path / 'tokens'), val_frac=0.0))
     with pytest.raises(Refused, match='is there already'):

@@ -1,5 +1,5 @@
 """
-tiny/speak.py: word times from phone durations, rooms and noise, shards. What espeak said was recorded here, and a
+tiny/build/speak.py: word times from phone durations, rooms and noise, shards. What espeak said was recorded here, and a
 made-up engine speaks; the last tests run the real ones where they are installed:
 
     PIPER=VOICE.onnx KOKORO=FOLDER pytest tests/test_speak.py
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from configurator import Refused
-from tiny import speak
-from tiny.speak import RATE, Config, Unspeakable
+from tiny.build import speak
+from tiny.build.speak import RATE, Config, Unspeakable
 
 # how espeak says words and phrases, alone
 ALONE = {'Tom': 'tˈɑːm', 'the': 'ðə', 'fox': 'fˈɑːks', 'was': 'wʌz', 'a': 'ˈeɪ', 'friend': 'fɹˈɛnd', 'of': 'ʌv',
@@ -302,7 +302,7 @@ def test_items_are_four_segments_and_both_voices_say_the_same():
 # the real ones
 
 def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
-    pytest.importorskip('piper', reason='tiny/requirements.txt is not installed')
+    pytest.importorskip('piper', reason='tiny/build/requirements.txt is not installed')
     phonemize, refused, n = speak.Phonemizer(), [], 0
     for part in ('stories', 'talk'):
         for (doc,) in islice(speak.groups(Config(part=part)), 150):
@@ -320,7 +320,7 @@ def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
                                                      (speak.Kokoro, 'KOKORO', 'am_puck')], ids=['Piper', 'Kokoro'])
 def test_durations_sum_to_the_samples_and_speech_repeats(engine, variable, voice):
     for package in ('piper', 'onnxruntime', 'onnx'):
-        pytest.importorskip(package, reason='tiny/requirements.txt is not installed')
+        pytest.importorskip(package, reason='tiny/build/requirements.txt is not installed')
     if variable not in os.environ:
         pytest.skip(f'{variable} does not name a voice')
     engine, phonemize = engine(os.environ[variable]), speak.Phonemizer()

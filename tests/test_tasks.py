@@ -18,11 +18,11 @@ import tasks.multispeaker
 import tasks.salmon
 import tasks.storycloze
 import tasks.zerospeech
-import unit_cache
-from audio import load_audio
 from configurator import Refused
 from eval import Config, main
-from tokenize_speech import deduplicate
+from speech import unit_cache
+from speech.audio import load_audio
+from speech.units import deduplicate
 
 HOP = 640
 

@@ -14,13 +14,19 @@ import soundfile
 import torch
 from small import speech_like
 from test_audio import BAD, half
-from test_encoders import hubert, load, mimi, one_thread, whisper  # noqa: F401 (fixtures)
+from test_encoders import (
+    load,
+    one_thread,  # noqa: F401 (fixtures)
+    )
 
 import tokenize_speech
-from audio import RATE, load_audio
 from configurator import Refused
-from encoders import Encoder, load_centroids
-from tokenize_speech import Config, Units, deduplicate, main, write_units_shard
+from corpora.read import read_corpus
+from speech.audio import RATE, load_audio
+from speech.encoders import Encoder
+from speech.kmeans import load_centroids
+from speech.units import Units, deduplicate, write_units_shard
+from tokenize_speech import Config, main
 
 LIBRISPEECH = Path(__file__).parents[2] / 'shared/data/librispeech_mini'
 
@@ -434,7 +440,7 @@ def test_utterances_that_cannot_be_are_refused_before_anything_is_made(tmp_path,
     u = {'id': 'a', 'path': '/x/a.wav', 'start': None, 'end': None, 'text': None, 'speaker': None, 'words': None} | change
     monkeypatch.setattr('corpora.folder.utterances', lambda root: [u])
     with pytest.raises(Refused, match=message):
-        tokenize_speech.read_corpus(Config(audio=str(tmp_path), out=str(tmp_path / 'out')))
+        read_corpus(Config(audio=str(tmp_path), out=str(tmp_path / 'out')))
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     (tmp_path / 'in' / 'shut').mkdir(parents=True)
@@ -445,4 +451,4 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
         return scandir(path)
     monkeypatch.setattr(os, 'scandir', shut)
     with pytest.raises(Refused, match='shut: cannot be listed .Permission denied'):
-        tokenize_speech.read_corpus(Config(audio=str(tmp_path / 'in'), out=str(tmp_path / 'out')))
+        read_corpus(Config(audio=str(tmp_path / 'in'), out=str(tmp_path / 'out')))

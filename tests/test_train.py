@@ -24,14 +24,16 @@ from small import make_tokenizer
 from torch._inductor import config as inductor
 from torch.distributed.tensor import DTensor
 
-import checkpoint
 import model as model_file
 import train
-from configurator import Refused, sha256
+from configurator import Refused
 from data import ShardWriter
-from families import GPTConfig
+from files import sha256
+from hub.families import GPTConfig
+from hub.tokenizer import TextTokenizer
 from model import GPT
-from vocab import TextTokenizer, Vocab
+from training import checkpoint
+from vocab import Vocab
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]

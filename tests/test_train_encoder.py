@@ -1,5 +1,5 @@
 """
-tiny/train_encoder.py on data made here: k-means against planted clusters, the head against distances, PNMI against a
+tiny/build/train_encoder.py on data made here: k-means against planted clusters, the head against distances, PNMI against a
 table done by hand, the exported folder against the trained student, and a few steps of training on tones.
 
 Not tested: the teacher and pocketsphinx, which are not installed where the tests run.
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip('transformers')
 from configurator import Refused
-from encoders import Encoder, load_centroids
-from tiny import train_encoder as te
+from speech.encoders import Encoder
+from speech.kmeans import load_centroids
+from tiny.build import train_encoder as te
+
+pytest.importorskip('transformers')
 
 SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 

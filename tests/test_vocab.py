@@ -7,7 +7,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from configurator import Refused
-from vocab import TextTokenizer, Vocab, export_tokenizer
+from hub.tokenizer import TextTokenizer, export_tokenizer
+from vocab import Vocab
 
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -266,8 +267,8 @@ def test_the_embedded_tokenizer_knows_the_stories_words_and_takes_the_papers_pat
     assert n_tokens / n_words < 1.4, "words should mostly be one token"
 
 def test_training_the_tokenizer_again_gives_the_same_file():
+    from tiny.build.train_tokenizer import train
     from tiny.stories import stories
-    from tiny.train_tokenizer import train
     texts = [story.text for story in stories('train', 300)]
     assert train(texts, 600).to_str() == train(texts, 600).to_str()
     assert train(texts, 600).get_vocab_size() == 600

@@ -16,31 +16,27 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from audio import RATE
-from configurator import Refused, write_json
-from hifigan import HiFiGAN, HiFiGANConfig
-from tokenize_speech import write_units_shard
-from vocoder import (
+from configurator import Refused, configure
+from files import write_json
+from speech.audio import RATE
+from speech.hifigan import HiFiGAN, HiFiGANConfig
+from speech.units import write_units_shard
+from speech.vocoder import (
     BANDS,
     HOP,
     N_FFT,
-    Critic,
     SourceFilter,
     SourceFilterConfig,
     bands,
-    crops,
     filtered,
     harmonics,
-    judged,
     least_phase,
     load_vocoder,
-    losses,
-    main,
     periods,
     pitch,
     raised,
-    streams,
 )
+from training.vocoder import Config, Critic, crops, judged, losses, main, streams
 
 
 def small(units_hash=''):
@@ -288,17 +284,20 @@ def test_the_critic_learns_to_tell_and_its_verdict_reaches_the_wave():
 
 TRAIN = ['--minutes=0.01', '--batch=2', '--crop=0.4', '--n_embd=16', '--n_slow=1', '--n_fast=1', '--device=cpu']
 
+def train(argv):
+    main(configure(Config, argv))
+
 def test_the_command_makes_a_vocoder_that_can_be_gone_on_from(tmp_path, capsys):
     speech(tmp_path)
     where = [f'--units={tmp_path}/units', f'--out={tmp_path}/new']
-    main(['train', *where, *TRAIN])
+    train([*where, *TRAIN])
     said = capsys.readouterr().out
     assert '2 speakers: the vocoder will have a voice between theirs' in said and '| critic' in said
     wave, = load_vocoder(tmp_path / 'new').speak([[1, 2]], [[2, 2]], 'abc')
     assert len(wave) == 4 * 640 and json.loads((tmp_path / 'new/config.json').read_text())['settings']['crop'] == 0.4
     with pytest.raises(Refused, match="new: a vocoder is there"):
-        main(['train', *where, *TRAIN])
-    main(['train', where[0], f'--audio={tmp_path}/audio', f'--out={tmp_path}/newer', f'--init={tmp_path}/new', '--speaker=a', *TRAIN])
+        train([*where, *TRAIN])
+    train([where[0], f'--audio={tmp_path}/audio', f'--out={tmp_path}/newer', f'--init={tmp_path}/new', '--speaker=a', *TRAIN])
     assert 'speakers' not in capsys.readouterr().out and load_vocoder(tmp_path / 'newer').cfg.n_embd == 16
 
 @pytest.mark.parametrize('change, message', [
@@ -306,7 +305,7 @@ def test_the_command_makes_a_vocoder_that_can_be_gone_on_from(tmp_path, capsys):
     ({'audio': '{0}/none'}, "none: no such file or folder"),
     ({'corpus': 'mine', 'audio': '{0}/audio'}, "corpus is 'mine', expected one of"),
     ({'speaker': 'c'}, "none of 4 documents has audio in the files it names and is of speaker 'c'"),
-    ({'init': '{0}/other'}, "other: not a vocoder of python vocoder.py train for units abc"),
+    ({'init': '{0}/other'}, "other: not a vocoder of python -m training.vocoder for units abc"),
     ({'crop': 60.0}, "units with audio, a crop has up to 1500: more speech, or a smaller --crop"),
     ({'minutes': 0.0}, "minutes is 0.0, must be above 0"), ({'out': ''}, "expected --units=DIR"), ({'device': 'tpu'}, "device is tpu")])
 def test_what_cannot_be_trained_on_is_refused(tmp_path, change, message):
@@ -314,20 +313,14 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, change, message):
     small('abc').save_pretrained(tmp_path / 'other') # of 10 units
     settings = {'units': '{0}/units', 'out': '{0}/new'} | change
     with pytest.raises(Refused, match=message) as e:
-        main(['train', *TRAIN, *(f'--{key}={value}'.format(tmp_path) for key, value in settings.items())])
+        train([*TRAIN, *(f'--{key}={value}'.format(tmp_path) for key, value in settings.items())])
     assert '\n' not in str(e.value) and not (tmp_path / 'new').exists()
 
 def test_other_audio_than_the_units_were_made_of_is_refused(tmp_path):
     speech(tmp_path)
     soundfile.write(tmp_path / 'audio' / '2.wav', np.zeros(RATE, np.float32), RATE)
     with pytest.raises(Refused, match="2.wav: 16000 samples of '2', its units are of .*: other audio than"):
-        main(['train', f'--units={tmp_path}/units', f'--out={tmp_path}/new', *TRAIN])
-
-def test_commands_that_there_are_not(capsys):
-    with pytest.raises(Refused, match="no command: expected train"):
-        main([])
-    main(['--help'])
-    assert 'python vocoder.py train' in capsys.readouterr().out
+        train([f'--units={tmp_path}/units', f'--out={tmp_path}/new', *TRAIN])
 
 # ----------------------------------------------------------------------------------------------------------------
 # HiFi-GAN, with the fields that the published config.json has

@@ -18,17 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from align import Words
-from configurator import Refused, atomically, record, run, write_json
+from configurator import Refused, run
+from files import atomically, record, write_json
+from speech.units import Units, deduplicate, write_units_shard
+from speech.words import Words
 from tiny.stories import stories
-from tokenize_speech import Units, deduplicate, write_units_shard
 
 SHARD_DOCS = 30_000
 VAL_ONE_IN = 20
 
 @dataclass(frozen=True)
 class Config:
-    units: str = 'out/data/stories' # with words/ in it; stories of tiny/stories.py, as tiny/speak.py names them
+    units: str = 'out/data/stories' # with words/ in it; stories of tiny/stories.py, as tiny/build/speak.py names them
     out: str = 'out/data/pairs' # train/ and val/ come into it
     kinds: tuple = ('topic', 'mirror')
     seed: int = 1 # of the stories

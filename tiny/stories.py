@@ -21,7 +21,8 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from configurator import Refused, atomically, run
+from configurator import Refused, run
+from files import atomically
 
 EVAL_ONE_IN = 20 # tuples
 

@@ -14,7 +14,8 @@ import random
 import re
 from dataclasses import dataclass
 
-from configurator import Refused, atomically, run
+from configurator import Refused, run
+from files import atomically
 from tiny.stories import pick, sentence, word_list
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cost import memory
-from families import GPTConfig
+from hub.families import GPTConfig
 from model import GPT
+from training.cost import memory
 
 SHAPES = {
     'qwen2': dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864),

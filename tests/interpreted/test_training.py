@@ -11,11 +11,12 @@ from test_train import make_corpus, on_ranks
 from test_train import rows_of as log_of
 
 import train
-from configurator import configure, write_json
-from families import GPTConfig
+from configurator import configure
+from files import write_json
+from hub.families import GPTConfig
+from hub.tokenizer import TextTokenizer
 from kernels import cross_entropy as ce
 from model import GPT
-from vocab import TextTokenizer
 
 ROOT = Path(__file__).parents[2]
 T = 32 # tokens a row

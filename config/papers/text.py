@@ -1,0 +1,26 @@
+# python train.py config/papers/text.py          1 min on 2 CPU cores
+#
+# The TextLMs of papers/claims.py, which gives size and tokens; as config/tiny_text.py, with the batch of the SLMs.
+data = 'out/tokens/stories,out/tokens/talk'
+sources = ('text',)
+vocab = 'text'
+tokenizer = 'tiny/tokenizer'
+init = 'scratch'
+n_layer = 4
+n_head = 4
+n_kv_head = 2
+n_embd = 128
+head_dim = 32
+n_ffn = 336
+out_dir = 'out/papers/text-1M'
+
+block_size = 512
+batch_tokens = 4 * block_size
+micro_batch = 4
+lr = 2e-3
+warmup = 0.03
+max_tokens = 900_000
+
+eval_every = 100_000 # at the end alone
+eval_rows = 64
+save_every = 1000

@@ -1,0 +1,5 @@
+"""
+Model folders in Hugging Face's layout: families of models, safetensors, text tokenizers.
+
+May import: configurator, files and vocab. Nothing here knows sound.
+"""

@@ -1,0 +1,5 @@
+"""
+Benchmarks, one a file: functions that yield items, each a right and a wrong candidate.
+
+May import: speech, files and configurator.
+"""

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sourced by speedrun.sh and papers/claims.sh, after setup.sh and with $out set: how they run their steps, and the embedded corpus.
+mkdir -p "$out/logs"
+
+step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last line is shown
+  local name=$1 log=$out/logs/$2.log start=$SECONDS; shift 2
+  "$@" >"$log" 2>&1 || { echo "FAILED  $name; $log ends with:"; tail -n 5 "$log"; exit 1; }
+  printf '%5d s  %-46s %s\n' $((SECONDS - start)) "$name" "$(tail -n 1 "$log" | cut -c 1-110)"
+}
+once() { # once FILE step ...: only while FILE is not there
+  if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
+}
+corpus() { # tiny/ -> out/data, out/tokens/stories and out/tokens/talk
+  step "corpus: units and words of tiny/" corpus python -m tiny.unpack
+  once out/data/stories.txt step "corpus: more stories, as text" stories \
+    python -m tiny.stories --n=60000 --out=out/data/stories.txt
+  once out/tokens/stories/info.json step "units + words -> token shards: stories" tokens-stories \
+    python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot=True --val_frac=0.03 --out=out/tokens/stories
+  once out/tokens/talk/info.json step "units + words -> token shards: talk" tokens-talk \
+    python interleave.py --units=out/data/talk --eot=True --val_frac=0.1 --out=out/tokens/talk
+}

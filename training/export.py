@@ -1,0 +1,41 @@
+"""
+A trained model in bfloat16, half the size, in a new folder to hand on: settings, log and tokenizer as they are.
+
+    python -m training.export --model=out/tiny-long --out=tiny/slm
+"""
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configurator import Refused, run
+from files import atomically
+from model import GPT
+
+COPIED = ('vocab.json', 'tokenizer.json', 'tokenizer_config.json', 'settings.json', 'log.jsonl') # of a model's folder
+
+@dataclass(frozen=True)
+class Config:
+    model: str = '' # a folder that train.py or dpo.py wrote
+    out: str = '' # the new folder
+
+    def __post_init__(self):
+        if not self.model or not self.out:
+            raise Refused("expected --model=FOLDER and --out=NEW_FOLDER")
+
+def main(cfg):
+    if os.path.exists(cfg.out):
+        raise Refused(f"{cfg.out}: is there already; take another --out, or delete it")
+    model = GPT.from_pretrained(cfg.model)
+    with atomically(cfg.out) as tmp:
+        tmp.mkdir()
+        for name in COPIED:
+            if (Path(cfg.model) / name).is_file():
+                shutil.copy(Path(cfg.model) / name, tmp)
+        model.save_pretrained(tmp, dtype=torch.bfloat16)
+    print(f"{cfg.out}: {model.num_params():,} parameters in bfloat16; measure it by eval.py --model={cfg.out}")
+
+if __name__ == '__main__':
+    run(main, Config)
