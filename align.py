@@ -68,7 +68,7 @@ class Config:
 
 # sources of words: what each gives is [(words, starts, ends, reason)] of a shard's documents
 
-NONE = ((), (), (), '')
+NO_WORDS = ((), (), (), '')
 
 def corpus_words(shard, metas):
     """Of the shard's own words.jsonl, whose times are samples."""
@@ -77,7 +77,7 @@ def corpus_words(shard, metas):
         if line.get('id') in found:
             raise Refused(f"{where}: document '{line['id']}' comes twice")
         found[line.get('id')] = (*words_of(where, line.get('id'), line, 1), '')
-    return [found.get(meta['id'], NONE) for meta in metas]
+    return [found.get(meta['id'], NO_WORDS) for meta in metas]
 
 def load(meta):
     """The wave that the document's units were made from, or why it cannot be had."""
@@ -91,7 +91,7 @@ def load(meta):
 
 def heard_words(aligner, metas, workers):
     """Of an aligner. What is heard together depends on the shard alone, never on ranks or threads."""
-    out = {meta['id']: NONE for meta in metas}
+    out = {meta['id']: NO_WORDS for meta in metas}
     todo = [meta for meta in metas if not aligner.needs_text or (meta.get('text') or '').strip()]
     group = np.floor(np.cumsum([meta['seconds'] for meta in todo]) / HEARD) # bounds the memory
     with ThreadPoolExecutor(workers) as pool:
@@ -133,7 +133,7 @@ def open_source(cfg, shards):
         given = read_words(cfg.words, [meta['id'] for meta in metas()])
         made_by = json.dumps([[name, sha256(file)] for file, name in word_files(cfg.words)] if Path(cfg.words).is_dir()
                              else sha256(cfg.words))
-        return (lambda shard, metas: [(*given[meta['id']], '') if meta['id'] in given else NONE for meta in metas],
+        return (lambda shard, metas: [(*given[meta['id']], '') if meta['id'] in given else NO_WORDS for meta in metas],
                 lambda shard: made_by)
     for shard in shards:
         if not (shard / 'words.jsonl').is_file():

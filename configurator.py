@@ -71,13 +71,16 @@ def _read_config(path, settings):
     return {name: value for name, value in new.items() if not name.startswith('_')}
 
 def _from_command_line(text, want):
-    """'1e-3' -> 0.001 where a number is wanted; plain text where a string is."""
+    """'1e-3' -> 0.001 where a number is wanted, plain text where a string is, 'S,T' -> ('S', 'T') where a tuple is."""
     if str in (want, *get_args(want)):
         return None if text == 'None' and want is not str else text
     try:
-        return _value(ast.parse(text, mode='eval').body, {})
+        value = _value(ast.parse(text, mode='eval').body, {})
     except (SyntaxError, ValueError, TypeError, ArithmeticError):
-        return text # let the type check name it
+        value = text # a word, or words; else let the type check name it
+    if tuple not in (want, *get_args(want)) or value is None or type(value) is tuple:
+        return value
+    return tuple(word.strip() for word in text.split(',') if word.strip()) if type(value) is str else (value,)
 
 def _checked(key, value, kinds, source):
     if key not in kinds:

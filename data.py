@@ -43,9 +43,10 @@ import numpy as np
 
 from configurator import Refused
 from files import atomically, sha256, write_json
-from vocab import Vocab
+from vocab import MODALITIES, Vocab
 
-MAGIC, VERSION = b'slmtoken', 1
+MAGIC, VERSION = b'slmtoken', 1 # of a shard
+INDEX_VERSION = 2 # of index.json; version 1 called the separators 'other'
 HEADER = struct.Struct('<8sIIQQ8s24x') # magic, version, bytes per token, tokens, documents, vocabulary hash
 FILL = 0.995     # least share of a row's places that hold tokens
 MAX_T = 65535    # the longest row: lengths are sorted as uint16
@@ -83,7 +84,7 @@ class ShardWriter:
         self.folder, self.name, self.vocab = Path(folder), name, vocab
         self.record, self.shard_tokens = record, shard_tokens
         self.dtype = np.dtype('<u2' if vocab.size <= 65536 else '<u4')
-        self.shards, self.counts, self.file = [], np.zeros(3, dtype=np.int64), None # counts: text, unit, other
+        self.shards, self.counts, self.file = [], np.zeros(3, dtype=np.int64), None # counts: a number for each of MODALITIES
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -159,9 +160,9 @@ class ShardWriter:
         if self.file is not None:
             self._finish()
         write_json(self.folder / 'index.json', {
-            'version': VERSION, 'vocab': asdict(self.vocab), 'documents': sum(s['documents'] for s in self.shards),
-            'tokens': int(self.counts.sum()), 'text': int(self.counts[0]), 'units': int(self.counts[1]),
-            'other': int(self.counts[2]), 'shards': self.shards, 'record': self.record})
+            'version': INDEX_VERSION, 'vocab': asdict(self.vocab), 'documents': sum(s['documents'] for s in self.shards),
+            'tokens': int(self.counts.sum()), **dict(zip(MODALITIES, self.counts.tolist())), 'shards': self.shards,
+            'record': self.record})
         self._unlock()
 
     def _unlock(self):
@@ -192,9 +193,11 @@ def _read_index(folder):
             found = sum(shard[key] for shard in index['shards'])
             if index[key] != found:
                 raise Refused(f"{path}: says {index[key]} {key}, its shards sum to {found}")
-        if index['tokens'] != index['text'] + index['units'] + index['other']:
-            raise Refused(f"{path}: says {index['tokens']} tokens, by modality "
-                          f"{index['text']} + {index['units']} + {index['other']}")
+        if index.get('version') == 1:
+            index['separators'] = index.pop('other')
+        parts = [index[name] for name in MODALITIES]
+        if index['tokens'] != sum(parts):
+            raise Refused(f"{path}: says {index['tokens']} tokens, by modality {' + '.join(map(str, parts))}")
         for shard in index['shards']:
             if Path(shard['file']).name != shard['file'] or not {'max_id', 'sha256'} <= shard.keys():
                 raise Refused(f"{path}: shard {shard['file']!r}, expected a plain file name with max_id and sha256")

@@ -10,13 +10,13 @@ For a prompt x, its chosen and rejected completions c and r, the model pi, and r
     reward(y)   = beta (log pi(y|x) - log ref(y|x))        loss = -log sigmoid(reward(c) - reward(r)), a mean over pairs
 
 x c and x r are documents of one row, without padding; one forward has them both. log ref of each token is computed once,
-by the model at the start, for the pairs that the budget reaches, and lies in out_dir/reference.safetensors: one model is
+by the model at the start, for the pairs that the budget reaches, and lies in the folder of the run/reference.safetensors: one model is
 in memory, and a resumed run has the same. Pair g of a run is a pure function of (seed, g), a step is `batch` pairs at any
 world size and micro_batch.
 
 Pairs are units folders (tokenize_speech.py) with documents ITEM/prompt, ITEM/chosen, ITEM/rejected; or slamkit's .jsonl,
 lines {"prompt": {"units": [..]}, "chosen": .., "rejected": .., "prompt_text": "..", "chosen_text": .., "rejected_text": ..}
-whose encoder nobody can check. Left out, counted and listed in out_dir/dropped.jsonl: pairs that lack a part, whose
+whose encoder nobody can check. Left out, counted and listed in OUT/dropped.jsonl: pairs that lack a part, whose
 completions are equal, or whose prompt with the chosen completion repeats itself: auto-BLEU-2 of max_auto_bleu or more.
 
 log.jsonl, a line a step: "loss", "margin" (reward of chosen - of rejected), "accuracy" (share of pairs with a margin
@@ -43,7 +43,7 @@ from files import atomically, read_lines, write_lines
 from hub import folders
 from model import GPT
 from speech.units import Units
-from train import FREE, check_attention, check_settings, hash_of_init, learn, set_up
+from train import MAY_CHANGE_ON_RESUME, check_attention, check_settings, hash_of_init, set_up, training_loop
 from training import checkpoint
 from training.processes import processes, signals, to_device
 from vocab import DIRECTIONS, document
@@ -80,7 +80,7 @@ class Config:
     max_epochs: float | None = None # passes over the pairs
     max_seconds: float | None = None # of training, by rank 0's clock (not bit-equal on resume)
     # run, as train.py
-    out_dir: str = 'out/model-dpo'
+    out: str = 'out/model-dpo'
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
     attention: str | None = None
@@ -248,7 +248,7 @@ def _documents(cfg, name, item, vocab, tokenizer, end):
     except Refused as e: # a unit that the vocabulary has not
         raise Refused(f"{name}: {e}") from None
 
-def drawn(cfg, n, first, count):
+def pairs_of_steps(cfg, n, first, count):
     """Which of n pairs are numbers first..first + count - 1 of a run: anew permuted in each pass over them."""
     epoch, i = np.divmod(np.arange(first, first + count), n)
     for e in np.unique(epoch).tolist():
@@ -259,7 +259,7 @@ def fetch(pairs, cfg, step, rank, world, device):
     """This rank's micro-batches of a step, on the device, the number of their pairs there, and the keys they see."""
     micro, keys = [], 0
     for first in range(step * cfg.batch, (step + 1) * cfg.batch, world * cfg.micro_batch):
-        tokens, doc_start, *rest = pairs.pack(drawn(cfg, len(pairs), first + rank * cfg.micro_batch, cfg.micro_batch))
+        tokens, doc_start, *rest = pairs.pack(pairs_of_steps(cfg, len(pairs), first + rank * cfg.micro_batch, cfg.micro_batch))
         keys += int((np.arange(1, tokens.size + 1) - doc_start).sum())
         micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, *rest)))
     return micro, to_device(torch.tensor(float(cfg.batch // world), dtype=torch.float64), device), keys
@@ -303,17 +303,17 @@ def _content(arrays):
     return checkpoint.digest(hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in sorted(arrays))
 
 def set_reference(run, key, sets, wanted, start):
-    """Gives the wanted pairs {name: numbers} of the sets {name: Pairs} their reference: out_dir's, or that of the model
+    """Gives the wanted pairs {name: numbers} of the sets {name: Pairs} their reference: that of the folder OUT, or that of the model
     start(), which is then stored. -> the model, if there was need of it."""
     key = checkpoint.digest([key, *(hashlib.sha256(numbers.tobytes()).hexdigest() for numbers in wanted.values())])
-    path = Path(run.cfg.out_dir, 'reference.safetensors')
+    path = Path(run.cfg.out, 'reference.safetensors')
     rank, world, device, _ = run.place
     there = torch.tensor(float(rank == 0 and read_reference(path, key, sets)), device=device)
     if world > 1:
         dist.broadcast(there, 0)
     if there:
         if rank and not read_reference(path, key, sets):
-            raise Refused(f"{path}: rank {rank} does not see what rank 0 does; expected out_dir on a shared disk")
+            raise Refused(f"{path}: rank {rank} does not see what rank 0 does; expected --out on a shared disk")
         return None
     model = start()
     for name, pairs in sets.items():
@@ -325,7 +325,7 @@ def set_reference(run, key, sets, wanted, start):
             save_file({name: torch.from_numpy(a) for name, a in arrays.items()}, tmp, said)
     return model
 
-class Preferences(torch.nn.Module):
+class DPOObjective(torch.nn.Module):
     """The sum of a micro-batch's losses, and sums over it of what is logged."""
 
     def __init__(self, model, beta):
@@ -390,17 +390,17 @@ def main(cfg):
         inputs = {'weights of init': hash_of_init(folder),
                   'vocabulary': vocab.hash(), **{f'{name} pairs': of.hash for name, of in sets.items()}}
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds
-        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, '' if tokenizer is None else tokenizer.name, inputs)
+        run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, asked, vocab, '' if tokenizer is None else tokenizer.name, inputs)
         if run.finished:
             return run.state['val']
         if rank == 0:
-            with atomically(Path(cfg.out_dir, 'dropped.jsonl')) as tmp:
+            with atomically(Path(cfg.out, 'dropped.jsonl')) as tmp:
                 write_lines(tmp, dropped)
 
         # ---- the reference, and the model
         load = lambda where: set_up(GPT.from_pretrained(where, device=device), cfg)
         all_of = len(pairs) if steps is None else min(steps * cfg.batch, len(pairs))
-        wanted = {'train': np.sort(drawn(cfg, len(pairs), 0, all_of))} | \
+        wanted = {'train': np.sort(pairs_of_steps(cfg, len(pairs), 0, all_of))} | \
             {name: np.arange(min(cfg.eval_rows, len(of))) for name, of in sets.items() if name != 'train'}
         start = set_reference(run, checkpoint.digest([*inputs.values(), cfg.dtype]), sets, wanted, lambda: load(folder))
         start = None if run.folder else start # one model is in memory
@@ -413,11 +413,11 @@ def main(cfg):
         # ---- train.py's loop, and the end
         batches = lambda step: fetch(pairs, cfg, step, rank, world, device)
         held_out = {name: (len(of), of.held_out) for name, of in sets.items() if name != 'train'}
-        step, done, skipped = learn(run, Preferences(model, cfg.beta), steps, batches, held_out)
+        step, done, skipped = training_loop(run, DPOObjective(model, cfg.beta), steps, batches, held_out)
         made = {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)}
         checkpoint.export(run, model, done, step, made)
         if done:
-            run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch:,} pairs")
+            run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch:,} pairs")
         return run.state['val'] if done else None
 
 if __name__ == '__main__':

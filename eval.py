@@ -46,7 +46,7 @@ from files import atomically, record, write_json
 from speech.audio import RATE
 from speech.unit_cache import UnitCache
 from speech.units import Units
-from vocab import DIRECTIONS, OTHER, TEXT, UNIT, directions_of, document
+from vocab import DIRECTIONS, MODALITIES, directions_of, document
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Config:
     items: str = 'out/data/items' # units folder of the task tiny; '' for none
     out: str | None = None # one more file with the results of all models; None: only MODEL/eval.json of each
     lead: str = 'none' # none, separator, bos: what stands before a document, see above
-    directions: str = '' # of those above, separated by commas; '': all that the model reads and the items have parts for
+    directions: tuple = () # of those above; (): all that the model reads and the items have parts for
     max_items: int | None = None # the first so many of each voice, part or type; None: all
     max_documents: int = 2000 # of each val source
     row_tokens: int = 2048 # ids in a forward pass; on a CPU more is slower
@@ -74,8 +74,8 @@ class Config:
             raise Refused("data and items are both empty: nothing to measure")
         if self.lead not in LEADS:
             raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
-        if not set(self.wanted_directions) <= set(DIRECTIONS['joint']):
-            raise Refused(f"directions={self.directions!r}: expected some of {','.join(DIRECTIONS['joint'])}")
+        if not set(self.directions) <= set(DIRECTIONS['joint']):
+            raise Refused(f"directions={self.directions}: expected some of {','.join(DIRECTIONS['joint'])}")
         if name := next((name for name in [*self.wanted, *self.places] if name not in TASKS), None):
             raise Refused(f"no task '{name}'; there are {', '.join(TASKS)}, all")
 
@@ -83,10 +83,6 @@ class Config:
     def wanted(self):
         names = list(TASKS) if self.tasks == 'all' else [name.strip() for name in self.tasks.split(',') if name.strip()]
         return [name for name in names if name != 'tiny' or self.items]
-
-    @property
-    def wanted_directions(self):
-        return [name.strip() for name in self.directions.split(',') if name.strip()]
 
     @property
     def places(self):
@@ -101,7 +97,6 @@ SCORE = 'mean log-likelihood a token; ties count half' # of the value column
 LEADS = ('none', 'separator', 'bos')
 SIDES = ('right', 'wrong')
 KEPT = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item in samples_TASK.jsonl
-MODALITIES = {TEXT: 'text', UNIT: 'units', OTHER: 'separators'}
 
 def is_empty(direction, candidate):
     """Does a part that the direction needs have not one unit or letter?"""
@@ -132,10 +127,10 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
         ending = x[:0] if begin is None else x[max(begin - 1, 0):]
         line |= {f'{side}_mean': float(-x.mean()), f'{side}_sum': float(-x.sum(dtype=np.float64)),
                  f'{side}_ending': float(-ending.mean()) if len(ending) else None}
-    return {name: row_of([x for x in samples if name in x['rows']], f"{name or 'all items'}, {direction}")
+    return {name: summarize([x for x in samples if name in x['rows']], f"{name or 'all items'}, {direction}")
             for name in sorted({name for item in items for name in item['rows']})}, samples
 
-def row_of(samples, name):
+def summarize(samples, name):
     """A row of eval.json over items that score_pairs scored."""
     valid, row = [x for x in samples if 'invalid' not in x], {}
     if not valid:
@@ -161,7 +156,7 @@ def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
     losses = document_losses(model, documents, row_tokens)
     kinds = [vocab.modality(d[1:]) for d in documents]
     rows = {}
-    for kind, name in {None: 'all', **MODALITIES}.items():
+    for kind, name in ((None, 'all'), *enumerate(MODALITIES)):
         of = [x[k == kind] if kind is not None else x for x, k in zip(losses, kinds)]
         counts, sums = np.array([len(x) for x in of]), np.array([x.sum() for x in of], dtype=np.float64)
         if not counts.sum():
@@ -218,7 +213,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
     if name != 'tiny':
         items, said = (without_audio(items), {}) if vocab.kind == 'text' else encoded(items, cache)
     there = directions_of(vocab, items[0]['right'])
-    directions = [direction for direction in there if direction in (cfg.wanted_directions or there)]
+    directions = [direction for direction in there if direction in (cfg.directions or there)]
     if not directions:
         return {}, [], {'not measured': f"nothing that a {vocab.kind} model reads"}
     for item in items:

@@ -32,10 +32,10 @@ from hub.folders import vocabulary
 from model import GPT
 from speech.audio import RATE, load_audio
 from speech.unit_cache import load_encoder, wave_for
-from speech.units import check, deduplicate
+from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
 from speech.whisper import Whisper
-from vocab import TEXT, UNIT, allowed_ids, prompt_ids, spans_of
+from vocab import TEXT, UNITS, allowed_ids, prompt_ids, spans_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Config:
             raise Refused("temperature and seconds must not be negative")
 
 AUDIO = {'.wav', '.flac', '.ogg', '.mp3'}
-NAMES = {UNIT: 'speech', TEXT: 'text'}
+NAMES = {UNITS: 'speech', TEXT: 'text'}
 
 # ----------------------------------------------------------------------------------------------------------------
 # prompts
@@ -100,12 +100,12 @@ def is_audio(part):
     return Path(part.strip()).suffix.lower() in AUDIO
 
 def read_part(part, cfg, encoder):
-    """{'kind': TEXT, 'text'} or {'kind': UNIT, 'path', 'units', 'runs', 'wave'} of a part of a prompt."""
+    """{'kind': TEXT, 'text'} or {'kind': UNITS, 'path', 'units', 'runs', 'wave'} of a part of a prompt."""
     if not is_audio(part):
         return {'kind': TEXT, 'text': part}
     path = part.strip()
     units, runs = deduplicate(encoder.encode([wave_for(encoder, path, seconds=cfg.seconds)])[0])
-    return {'kind': UNIT, 'path': path, 'units': units, 'runs': runs, 'wave': load_audio(path)[:round(cfg.seconds * RATE) or None]}
+    return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': load_audio(path)[:round(cfg.seconds * RATE) or None]}
 
 # ----------------------------------------------------------------------------------------------------------------
 # files
@@ -141,8 +141,8 @@ def strip(spans):
     """Spans as bars over time: as wide as they last, or as reading them out would."""
     bars = []
     for span in spans:
-        wide = span['seconds'] if span['kind'] == UNIT else WORD * len(span['text'].split())
-        label = f"{span['seconds']:.1f} s" if span['kind'] == UNIT else html.escape(span['text'])
+        wide = span['seconds'] if span['kind'] == UNITS else WORD * len(span['text'].split())
+        label = f"{span['seconds']:.1f} s" if span['kind'] == UNITS else html.escape(span['text'])
         bars.append(f'<span class="{NAMES[span["kind"]]}" style="flex:{100 * max(wide, 0.05):.0f} 1 0" '
                     f'title="{html.escape(said(span) or label)}">{label}</span>')
     return f'<div class="strip">{"".join(bars)}</div>'
@@ -215,23 +215,23 @@ def main(cfg):
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder).to(device)
-        check([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
+        refuse_foreign_units([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
     asr = Whisper(cfg.asr, device) if cfg.asr else None
     prompts = [[read_part(part, cfg, encoder) for part in prompt] for prompt in parts]
     made = generate(cfg, model, vocab, tokenizer, prompts, device)
-    spoken = [span for spans in made for span in spans if span['kind'] == UNIT]
+    spoken = [span for spans in made for span in spans if span['kind'] == UNITS]
     waves = vocoder.speak([span['units'] for span in spoken], units_hash=vocab.units) if spoken else []
     for span, wave in zip(spoken, waves):
         span |= {'seconds': len(wave) / RATE, 'wave': wave}
     if asr:
-        audible = [part for prompt in prompts for part in prompt if part['kind'] == UNIT] + spoken
+        audible = [part for prompt in prompts for part in prompt if part['kind'] == UNITS] + spoken
         for span, text in zip(audible, asr.transcribe([span['wave'] for span in audible])):
             span['heard'] = text
     samples, out = [], Path(cfg.out)
     for i, spans in enumerate(made):
-        prompt = [{**part, 'seconds': len(part['wave']) / RATE} if part['kind'] == UNIT else part for part in prompts[i // cfg.n]]
-        sample = {'name': f'{i:03d}', 'prompt': prompt, 'prompt_wave': joined([p['wave'] for p in prompt if p['kind'] == UNIT]),
-                  'spans': spans, 'wave': joined([span['wave'] for span in spans if span['kind'] == UNIT])}
+        prompt = [{**part, 'seconds': len(part['wave']) / RATE} if part['kind'] == UNITS else part for part in prompts[i // cfg.n]]
+        sample = {'name': f'{i:03d}', 'prompt': prompt, 'prompt_wave': joined([p['wave'] for p in prompt if p['kind'] == UNITS]),
+                  'spans': spans, 'wave': joined([span['wave'] for span in spans if span['kind'] == UNITS])}
         keep(sample, out)
         samples.append(sample)
         print(f"{sample['name']} | {' | '.join(p.get('path') or p['text'] for p in prompt)} -> {' | '.join(map(told, spans)) or 'nothing'}")

@@ -12,7 +12,7 @@ size and any micro-batch sees the same samples. Over all ranks and micro-steps o
 
 The same command resumes a run that was cut (to the bit, at the same world size) and leaves a finished one alone.
 SIGTERM, SIGINT or SIGHUP saves and exits 0 (torchrun gives its workers 30 s for it, or --shutdown-timeout=SECONDS). A step whose loss or gradient is not finite on any rank is skipped on all; five in
-a row end the run with status 17. At the end out_dir is a Hugging Face folder, with log.jsonl (one line a step, and one
+a row end the run with status 17. At the end the folder --out is a Hugging Face folder, with log.jsonl (one line a step, and one
 an evaluation), settings.json and the last two step-N/ (training/checkpoint.py).
 """
 import json
@@ -38,13 +38,14 @@ from kernels.attention import choose_backend
 from model import GPT
 from training import checkpoint
 from training.cost import ROOM, memory
-from training.log import Log, means
-from training.processes import processes, signals, spread, to_device
+from training.log import Log, modality_means
+from training.processes import processes, signals, to_device, wrap_distributed
+from vocab import papers_vocab
 
 SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # to change on resume: at most the rounding differs
-FREE = ('out_dir', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile', 'memory', 'timeout',
+MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile', 'memory', 'timeout',
         'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
@@ -89,7 +90,7 @@ class Config:
     max_flops: float | None = None # C = 6ND
     max_seconds: float | None = None # of training, by rank 0's clock (not bit-equal on resume)
     # run
-    out_dir: str = 'out/model'
+    out: str = 'out/model'
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
     attention: str | None = None # 'triton', 'one-pass' (its faster backward, not the same to the bit every time), 'sdpa'
@@ -232,9 +233,9 @@ def shape_of(cfg):
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
-    """Bytes on each of `world` GPUs, as cost.memory; without a vocab_size it is the text's and 502 ids, or those alone."""
+    """Bytes on each of `world` GPUs, as cost.memory; without a vocab_size it is that of the papers' 500 units."""
     shape = shape_of(cfg)
-    vocab_size = vocab_size or {'joint': shape.vocab_size + 502, 'speech': 502, 'text': shape.vocab_size}[cfg.vocab]
+    vocab_size = vocab_size or papers_vocab(cfg.vocab, shape.vocab_size).size
     return memory(replace(shape, vocab_size=vocab_size), cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype,
                   cfg.recompute)
 
@@ -283,7 +284,7 @@ def build_model(cfg, vocab, tokenizer, device):
         model.extend_vocabulary(vocab, cfg.new_rows, torch.Generator().manual_seed(cfg.seed))
     return model
 
-class Losses(torch.nn.Module):
+class LMObjective(torch.nn.Module):
     """The sum of a micro-batch's losses, and that sum and the number of targets of each modality: text, unit, other."""
 
     def __init__(self, model, vocab):
@@ -303,7 +304,7 @@ class Losses(torch.nn.Module):
     @staticmethod
     def summary(parts):
         """What is logged of the parts of a step or an evaluation."""
-        return means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
+        return modality_means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
 
 def fetch(loader, cfg, step, rank, world, device):
     """This rank's micro-batches of a step, on the device, the number of their targets there, and the keys they see."""
@@ -343,7 +344,7 @@ def evaluate(run, objective, sets):
         objective.reshard() # without a backward its own weights stay gathered, and a checkpoint would save those, in bf16
     return result
 
-def learn(run, objective, steps, fetch, sets):
+def training_loop(run, objective, steps, fetch, sets):
     """Steps to the end of the budget, or to a signal -> (the last step, is it the end, how many were skipped).
 
     objective   a module around .model: a micro-batch -> (the sum of its losses, parts: sums over it to be logged),
@@ -353,7 +354,7 @@ def learn(run, objective, steps, fetch, sets):
     """
     cfg, state, model = run.cfg, run.state, objective.model
     rank, world, device, checkpoint_group = run.place
-    net = spread(objective, cfg, world, device)
+    net = wrap_distributed(objective, cfg, world, device)
     optimizer = make_optimizer(model, cfg.lr)
     if run.folder:
         checkpoint.load_optimizer(run.folder, model, optimizer)
@@ -383,7 +384,7 @@ def learn(run, objective, steps, fetch, sets):
         shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
         if world > 1:
             dist.all_reduce(shared)
-        norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
+        norm = checkpoint.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
         bad = ~(norm.isfinite() & shared.isfinite().all()) # the same on every rank: both are sums over all
         optimizer.found_inf = (bad | (weight == 0)).float() # 1: this step changes neither weights nor moments
         optimizer.step()
@@ -407,7 +408,7 @@ def learn(run, objective, steps, fetch, sets):
             state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
                       'streak': log.streak, 'finished': done, 'run': run.identity}
             log.sync()
-            checkpoint.save(Path(cfg.out_dir), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
+            checkpoint.save(Path(cfg.out), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
         if world > 1:
             dist.barrier(group=checkpoint_group) # rank 0 may be writing
         log.skip_time()
@@ -427,7 +428,7 @@ def main(cfg):
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
             check_memory(cfg, world, vocab.size, ROOM * torch.cuda.get_device_properties(device).total_memory)
-        run = checkpoint.open_run(cfg, FREE, place, asked, vocab, tokenizer, inputs)
+        run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, asked, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']
 
@@ -445,11 +446,11 @@ def main(cfg):
         # ---- the loop, and the end
         batches = lambda step: fetch(loader, cfg, step, rank, world, device)
         sets = {name: held_out(of) for name, of in val.items()}
-        step, done, skipped = learn(run, Losses(model, vocab), steps, batches, sets)
+        step, done, skipped = training_loop(run, LMObjective(model, vocab), steps, batches, sets)
         made = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
         checkpoint.export(run, model, done, step, made)
         if done:
-            run.say(f"done: {cfg.out_dir}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
+            run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
         return run.state['val'] if done else None
 
 if __name__ == '__main__':

@@ -24,7 +24,8 @@ from configurator import Refused
 from files import write_json
 
 KINDS = ('text', 'joint', 'speech')
-TEXT, UNIT, OTHER = 0, 1, 2 # what `modality` answers; OTHER: a separator, bos or pad
+MODALITIES = ('text', 'units', 'separators') # what Vocab.modality numbers; the last also has bos and pad
+TEXT, UNITS, SEPARATORS = range(3)
 
 def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -84,7 +85,7 @@ class Vocab:
         unit = (tokens >= first) & (tokens < last)
         other = tokens < first if self.kind == 'speech' else tokens >= last
         as_uint8 = (lambda x: x.astype(np.uint8)) if isinstance(tokens, np.ndarray) else (lambda x: x.byte())
-        return as_uint8(unit) * UNIT + as_uint8(other) * OTHER
+        return as_uint8(unit) * UNITS + as_uint8(other) * SEPARATORS
 
     def hash(self):
         return _digest(asdict(self))
@@ -112,6 +113,12 @@ class Vocab:
             raise Refused(f"{path}: no such file; a model or token folder of this project has one") from None
         except (ValueError, TypeError) as e: # not JSON, other fields, or values that Vocab refuses
             raise Refused(f"{path}: not a vocabulary of this project: {e}") from None
+
+PAPERS_UNITS = 500 # K of both papers; a corpus says its own in the info.json of its units
+
+def papers_vocab(kind, n_text):
+    """The Vocab of a kind with n_text text ids and the papers' number of units: a size to plan with, before there is data."""
+    return Vocab(kind, 0 if kind == 'speech' else n_text, 0 if kind == 'text' else PAPERS_UNITS)
 
 def _int64(x):
     return x.long() if hasattr(x, 'long') else np.array(x, dtype=np.int64) # a copy: token_to_unit writes into it
@@ -154,17 +161,17 @@ PUBLISHED_LAYER = 11
 
 def prompt_ids(parts, output, vocab, tokenizer):
     """The ids that the continuation follows."""
-    kinds, wanted = {part['kind'] for part in parts}, {'speech': {UNIT}, 'text': {TEXT}, 'free': {UNIT, TEXT}}[output]
-    for kind, knows in (('speech', UNIT), ('text', TEXT)):
+    kinds, wanted = {part['kind'] for part in parts}, {'speech': {UNITS}, 'text': {TEXT}, 'free': {UNITS, TEXT}}[output]
+    for kind, knows in (('speech', UNITS), ('text', TEXT)):
         if vocab.kind == kind and kinds | wanted != {knows}:
             raise Refused(f"a {kind}-only model reads and writes {kind} alone: give such prompts, and --output={kind}")
     ids, last = [] if vocab.kind == 'speech' else [*tokenizer.first], None
     ids += [vocab.bos] if vocab.kind == 'speech' else []
     mixed = len(kinds | wanted) > 1
-    begin = lambda kind: [vocab.speech if kind == UNIT else vocab.text] if mixed and kind != last else []
+    begin = lambda kind: [vocab.speech if kind == UNITS else vocab.text] if mixed and kind != last else []
     for part in parts:
         ids += begin(part['kind'])
-        if part['kind'] == UNIT:
+        if part['kind'] == UNITS:
             ids += vocab.unit_to_token(part['units']).tolist()
         else: # words inside a document have their space
             ids += tokenizer.encode(part['text'].strip() if last is None else ' ' + part['text'].strip())
@@ -174,7 +181,7 @@ def prompt_ids(parts, output, vocab, tokenizer):
 def allowed_ids(vocab, tokenizer, output):
     """(V,) bool: the ids of the wanted modality, of both with their separators, and what ends a document; the ids that end it."""
     kind, stop = vocab.modality(np.arange(vocab.size)), {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
-    allowed = torch.from_numpy(np.ones_like(kind, bool) if output == 'free' else kind == (UNIT if output == 'speech' else TEXT))
+    allowed = torch.from_numpy(np.ones_like(kind, bool) if output == 'free' else kind == (UNITS if output == 'speech' else TEXT))
     allowed[list(stop)] = True
     return allowed, stop
 
@@ -182,8 +189,8 @@ def spans_of(tokens, vocab, tokenizer):
     """Generated ids -> [{'kind', 'units' or 'text'}], one for each stretch of a modality; separators only part them."""
     spans = []
     for kind, part in groupby(tokens, key=lambda t: int(vocab.modality(np.array([t]))[0])):
-        if kind == UNIT:
-            spans.append({'kind': UNIT, 'units': vocab.token_to_unit(list(part)).tolist()})
-        elif kind != OTHER:
+        if kind == UNITS:
+            spans.append({'kind': UNITS, 'units': vocab.token_to_unit(list(part)).tolist()})
+        elif kind != SEPARATORS:
             spans.append({'kind': TEXT, 'text': tokenizer.decode(list(part)).strip()})
     return spans

@@ -33,7 +33,7 @@ import torch
 
 from bench.common import ROOT, asked_dry, measure, save, table
 from eval import SIDES, encoded, score_pairs
-from evaluation.likelihood import as_row, beginnings
+from evaluation.likelihood import pack_groups, shared_prefixes
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer
 from model import GPT
@@ -105,7 +105,7 @@ def counts(pairs_of, items):
             for side in pairs_of(direction, [item for item in items if task in item['rows']]):
                 padded += sum(len(side[at:at + BATCH]) * max(map(len, side[at:at + BATCH])) for at in range(0, len(side), BATCH))
         unique = [np.array(ids) for ids in sorted({tuple(ids) for side in pairs_of(direction, items) for ids in side})]
-        ours += len(as_row(beginnings(unique, ROW), unique)[0])
+        ours += len(pack_groups(shared_prefixes(unique, ROW), unique)[0])
     return padded, ours
 
 def main(dry):

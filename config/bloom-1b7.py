@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'bigscience/bloom-1b7'
-out_dir = 'out/bloom-1b7'
+out = 'out/bloom-1b7'
 
 micro_batch = 3
 max_steps = 20000 # 2.95B tokens

@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'google/gemma-2-2b'
-out_dir = 'out/gemma2-2b'
+out = 'out/gemma2-2b'
 
 micro_batch = 3
 max_steps = 20000 # 2.95B tokens

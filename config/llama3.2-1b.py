@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'meta-llama/Llama-3.2-1B'
-out_dir = 'out/llama3.2-1b'
+out = 'out/llama3.2-1b'
 
 micro_batch = 3
 max_steps = 20000 # 2.95B tokens

@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'meta-llama/Llama-3.2-3B'
-out_dir = 'out/llama3.2-3b'
+out = 'out/llama3.2-3b'
 
 micro_batch = 3
 max_flops = 5.9e19 # 20,746 steps, 3.1B tokens

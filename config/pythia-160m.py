@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'EleutherAI/pythia-160m'
-out_dir = 'out/pythia-160m'
+out = 'out/pythia-160m'
 
 micro_batch = 9
 max_steps = 20000 # 2.95B tokens

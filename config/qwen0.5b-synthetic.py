@@ -3,7 +3,7 @@
 # SIMS Table 1, second row [4.1]: config/qwen0.5b.py with synthetic speech alone.
 data = 'out/tokens/stinystories,out/tokens/redpajama'
 init = 'Qwen/Qwen2.5-0.5B'
-out_dir = 'out/qwen0.5b-synthetic'
+out = 'out/qwen0.5b-synthetic'
 
 micro_batch = 9
 max_steps = 20000 # 2.95B tokens

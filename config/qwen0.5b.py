@@ -6,7 +6,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'Qwen/Qwen2.5-0.5B'
-out_dir = 'out/qwen0.5b'
+out = 'out/qwen0.5b'
 
 micro_batch = 9
 max_steps = 20000 # 2.95B tokens

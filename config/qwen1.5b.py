@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'Qwen/Qwen2.5-1.5B'
-out_dir = 'out/qwen1.5b'
+out = 'out/qwen1.5b'
 
 micro_batch = 3
 lr = 3e-4 # 5e-4 below 2e20 FLOPs

@@ -6,7 +6,7 @@ data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama') # 84k h real, 30k h synthetic, text
 sources = ('text', 'speech', 'interleaved')
 init = 'Qwen/Qwen2.5-7B'
-out_dir = 'out/qwen7b'
+out = 'out/qwen7b'
 
 block_size = 2048
 batch_tokens = 72 * block_size # 147,456: 5k steps are the papers' 720M tokens to 2.4 %

@@ -7,7 +7,7 @@ sources = ('textless',)
 vocab = 'speech'
 init = 'Qwen/Qwen2.5-0.5B'
 rope_theta = 10000
-out_dir = 'out/slam-diverse'
+out = 'out/slam-diverse'
 
 block_size = 1024
 batch_tokens = 128 * block_size

@@ -6,7 +6,7 @@ sources = ('textless',)
 vocab = 'speech'
 init = 'Qwen/Qwen2.5-1.5B'
 rope_theta = 10000
-out_dir = 'out/slam-large'
+out = 'out/slam-large'
 
 block_size = 1024
 batch_tokens = 256 * block_size

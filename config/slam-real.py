@@ -6,7 +6,7 @@ sources = ('textless',)
 vocab = 'speech'
 init = 'Qwen/Qwen2.5-0.5B'
 rope_theta = 10000
-out_dir = 'out/slam-real'
+out = 'out/slam-real'
 
 block_size = 1024
 batch_tokens = 128 * block_size

@@ -7,7 +7,7 @@ sources = ('textless',)
 vocab = 'speech'
 init = 'Qwen/Qwen2.5-0.5B'
 rope_theta = 10000
-out_dir = 'out/slam-scaled'
+out = 'out/slam-scaled'
 
 block_size = 1024
 batch_tokens = 256 * block_size

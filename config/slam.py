@@ -7,7 +7,7 @@ sources = ('textless',)
 vocab = 'speech' # 502 ids, which leave 358M parameters
 init = 'Qwen/Qwen2.5-0.5B'
 rope_theta = 10000
-out_dir = 'out/slam'
+out = 'out/slam'
 
 block_size = 1024
 batch_tokens = 128 * block_size

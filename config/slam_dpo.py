@@ -6,7 +6,7 @@
 # --audio=data/spokenswag --out=out/units/spokenswag.
 data = 'out/units/spokenswag'
 init = 'out/slam'
-out_dir = 'out/slam-dpo'
+out = 'out/slam-dpo'
 
 beta = 0.1
 max_auto_bleu = 0.3

@@ -5,7 +5,7 @@
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'HuggingFaceTB/SmolLM2-1.7B'
-out_dir = 'out/smollm2'
+out = 'out/smollm2'
 
 micro_batch = 3
 max_steps = 20000 # 2.95B tokens

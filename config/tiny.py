@@ -3,7 +3,7 @@ data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved') # rows in equal number, as SIMS
 init = 'out/tiny-text' # TWIST: its text rows are kept, 502 rows for units and separators are added
 new_rows = 'normal' # the papers' 'hf' starts all units at one point, which a run this short does not leave
-out_dir = 'out/tiny'
+out = 'out/tiny'
 
 block_size = 512
 batch_tokens = 8 * block_size

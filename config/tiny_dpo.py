@@ -4,7 +4,7 @@ val_data = 'out/data/pairs/val'
 directions = ('S',)
 eot = True # as its speech documents end
 init = 'tiny/slm'
-out_dir = 'out/tiny-dpo'
+out = 'out/tiny-dpo'
 
 block_size = 512
 batch = 32 # pairs

@@ -3,7 +3,7 @@ data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved')
 init = 'out/tiny-text'
 new_rows = 'normal'
-out_dir = 'out/tiny-long'
+out = 'out/tiny-long'
 
 block_size = 512
 batch_tokens = 16 * block_size

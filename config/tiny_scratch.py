@@ -4,7 +4,7 @@ sources = ('text', 'speech', 'interleaved')
 tokenizer = 'tiny/tokenizer'
 init = 'scratch'
 init_config = 'out/tiny-text' # its shape alone
-out_dir = 'out/tiny-scratch'
+out = 'out/tiny-scratch'
 
 # all as in tiny.py
 block_size = 512

@@ -3,7 +3,7 @@ data = 'out/tokens/stories,out/tokens/talk'
 sources = ('textless',)
 vocab = 'speech' # Slam's: pad, bos = eos, units
 init = 'out/tiny-text'
-out_dir = 'out/tiny-speech'
+out = 'out/tiny-speech'
 
 # all as in tiny.py
 block_size = 512

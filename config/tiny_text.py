@@ -3,7 +3,7 @@ data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text',)
 vocab = 'text'
 tokenizer = 'tiny/tokenizer'
-out_dir = 'out/tiny-text'
+out = 'out/tiny-text'
 
 # shape: Qwen2.5 in small, 2.7M parameters of which 0.4M are the table of 2,000 ids
 init = 'scratch'

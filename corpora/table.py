@@ -11,6 +11,7 @@ import numpy as np
 from configurator import Refused, run
 from data import Shards, _read_index, pack
 from files import read_info
+from vocab import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def bars(lengths):
 
 def token_rows(folders, cfg):
     """The Markdown rows of token folders."""
-    yield f"| tokens | documents | tokens | mean | lengths | text | units | other | fill at {cfg.block_size} | cut |"
+    yield f"| tokens | documents | tokens | mean | lengths | text | units | separators | fill at {cfg.block_size} | cut |"
     yield '|' + '---|' * 10
     for folder in folders:
         index = _read_index(folder)
@@ -41,7 +42,7 @@ def token_rows(folders, cfg):
             shards = Shards(folder)
             lengths = shards.verify() if cfg.verify else shards.lengths
             plan = pack(lengths, cfg.block_size)
-            row += [f"{lengths.mean():.1f}", bars(lengths), *(f"{index[k] / index['tokens']:.1%}" for k in ('text', 'units', 'other')),
+            row += [f"{lengths.mean():.1f}", bars(lengths), *(f"{index[k] / index['tokens']:.1%}" for k in MODALITIES),
                     f"{plan.fill(cfg.block_size):.2%}", f"{int(plan.cuts):,}"]
         yield '| ' + ' | '.join(row + [''] * (10 - len(row))) + ' |'
 

@@ -42,11 +42,11 @@ from evaluation.text_scores import auto_bleu2, bigrams, plain_words, self_bleu2,
 from files import progress, record
 from speech.audio import RATE, load_audio
 from speech.unit_cache import load_encoder, wave_for
-from speech.units import check, deduplicate
+from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
 from speech.whisper import Whisper
 from tasks.storycloze import numbered_pairs
-from vocab import UNIT, allowed_ids, prompt_ids
+from vocab import UNITS, allowed_ids, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def prompt_files(folder, n):
 def continuations(cfg, model, vocab, tokenizer, prompts, device):
     """New units of each prompt (arrays of units), batches of like length together, by one seeded generator."""
     allowed, stop = allowed_ids(vocab, tokenizer, 'speech')
-    ids = [prompt_ids([{'kind': UNIT, 'units': units}], 'speech', vocab, tokenizer) for units in prompts]
+    ids = [prompt_ids([{'kind': UNITS, 'units': units}], 'speech', vocab, tokenizer) for units in prompts]
     generator, out = torch.Generator(device).manual_seed(cfg.seed), [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in progress(range(0, len(order), cfg.batch), desc='continue', leave=False):
@@ -253,7 +253,7 @@ def main(cfg):
     encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
     vocab = replace(vocab, units=encoder.hash)
     vocoder = load_vocoder(cfg.vocoder).to(device)
-    check([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
+    refuse_foreign_units([], vocab.n_units, vocab.units, vocoder.cfg.units_hash) # now, not when all has been generated
     asr = load_asr(cfg.asr, device)
     rows, samples = {}, {}
     if cfg.prompts:

@@ -10,7 +10,7 @@ from hub.folders import local_folder, vocabulary
 from model import GPT
 
 
-def beginnings(documents, row_tokens, least=8, most=64):
+def shared_prefixes(documents, row_tokens, least=8, most=64):
     """Sorted documents (int arrays of 2 ids and more) -> [(first, last, n)]: documents first..last-1 share their first n ids,
     and where those stand once for each group the fewest tokens are left of all. At most `most` share, at least `least` ids,
     in at most a row."""
@@ -36,7 +36,7 @@ def beginnings(documents, row_tokens, least=8, most=64):
         i = found[-1][0]
     return found[::-1]
 
-def as_row(groups, documents):
+def pack_groups(groups, documents):
     """Groups of `beginnings` in one row: tokens and doc_start (T,), gap (T, 2), the rows (n,) that losses follow and their
     targets (n,), and [(document, where its shared losses are, where its own)]."""
     tokens, starts, gaps, rows, targets, where, at, n = [], [], [], [], [], [], 0, 0
@@ -73,10 +73,10 @@ def document_losses(model, documents, row_tokens=2048):
     if cfg.position == 'learned':
         row_tokens = min(row_tokens, cfg.n_positions) # a row is no longer than its positions
     apart = device.type != 'cpu' and (cfg.window or cfg.position == 'alibi') # which a mask counts along the row
-    groups = beginnings(unique, row_tokens, most=1 if apart else 64)
+    groups = shared_prefixes(unique, row_tokens, most=1 if apart else 64)
     size = lambda group: group[2] + sum(len(unique[i]) - group[2] - 1 for i in range(*group[:2]))
     def flush(row):
-        *arrays, where = as_row(row, unique)
+        *arrays, where = pack_groups(row, unique)
         tokens, starts, gap, rows, targets = (torch.from_numpy(a).to(device) for a in arrays)
         out = model.losses(tokens[None], starts[None], targets, gap[None] if gap.any() else None, rows).cpu().numpy()
         for i, shared, own in where:

@@ -86,7 +86,7 @@ def text_rows(cfg):
         own = [f'--{key}={getattr(shape, key)}' for key in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn')]
         out_dir = f'{cfg.out}/text-{name}'
         rows.append({'name': f'text-{name}', 'out_dir': out_dir, 'why_not': None,
-                     'train': ['config/papers/text.py', *own, f'--out_dir={out_dir}', *more],
+                     'train': ['config/papers/text.py', *own, f'--out={out_dir}', *more],
                      'eval': [f'--model={out_dir}', '--data=out/tokens/stories', '--items=', '--max_documents=500']})
     return rows
 

@@ -32,7 +32,7 @@ done
 trap - INT TERM HUP
 once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
 for seed in 0 1 2; do
-  step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out_dir=$out/dpo-$seed
+  step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out=$out/dpo-$seed
   once $out/dpo-$seed/eval.json step "evaluate: seed $seed" eval-dpo-$seed python eval.py --model=$out/dpo-$seed --data= --directions=S
 done
 python -m papers.report | tee $out/logs/claims.log

@@ -28,7 +28,7 @@ from papers.claims import (
     examine,
     slm_rows,
 )
-from scaling.figures import look, plt, tidy
+from scaling.figures import clean_axes, plt, style_of
 from scaling.plan import write_rows
 
 NAMES = {'interleaved': 'interleaved', 'textless': 'textless', 'speech': 'speech only', 'scratch': 'from random weights',
@@ -42,7 +42,7 @@ def draw(axis, runs, arms, metric, scale=1):
         return
     for i, arm in enumerate(arms):
         C, Y = [C for C, _ in grid], scale * np.array([runs.curve(arm, grid, s, metric) for s in runs.seeds])
-        style = look(i)
+        style = style_of(i)
         axis.plot(C, Y.mean(0), label=NAMES[arm], **style)
         axis.plot(np.tile(C, len(Y)), Y.ravel(), linestyle='none', marker=style['marker'], markersize=3, alpha=0.5,
                   color=style['color'])
@@ -53,7 +53,7 @@ def draw(axis, runs, arms, metric, scale=1):
 def bars(axis, names, values):
     """Mean of each row of values as a bar, its seeds as dots."""
     for i, row in enumerate(values):
-        axis.bar(i, np.mean(row), color=look(i)['color'], alpha=0.5, width=0.6)
+        axis.bar(i, np.mean(row), color=style_of(i)['color'], alpha=0.5, width=0.6)
         axis.plot([i] * len(row), row, 'k.', markersize=5)
     axis.set_xticks(range(len(names)), names)
     low, high = min(map(min, values)), max(map(max, values))
@@ -63,7 +63,7 @@ def picture(runs, path):
     figure, axes = plt.subplots(3, 2, figsize=(9.5, 9.5), layout='constrained')
     axes = axes.ravel()
     for number, axis in enumerate(axes, 1):
-        tidy(axis)
+        clean_axes(axis)
         axis.set_title(f"{number}. {FINDINGS[number - 1].title}?", fontsize=10, loc='left')
     draw(axes[0], runs, ('interleaved', 'textless'), LOSS)
     draw(axes[1], runs, ('interleaved', 'scratch'), LOSS)
@@ -79,7 +79,7 @@ def picture(runs, path):
         found = [r.scores[LOSS] for s in runs.seeds if (r := runs.results.get((arm, ONE, MIDDLE, s)))]
         if found and text in runs.texts:
             name = {'interleaved': 'good', 'talk': 'other text'}.get(arm, arm)
-            axes[4].plot([runs.texts[text]] * len(found), found, linestyle='none', label=name, **look(i))
+            axes[4].plot([runs.texts[text]] * len(found), found, linestyle='none', label=name, **style_of(i))
     axes[4].set(xlabel="the TextLM's own loss on stories, nats a token", ylabel=f'loss, nats a unit; {ONE}, {MIDDLE:g} FLOPs')
     if axes[4].lines:
         axes[4].legend(frameon=False, fontsize=8)

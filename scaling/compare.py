@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from configurator import run
 from files import read_json
-from scaling.figures import COLORS, MARKS, save, tidy
+from scaling.figures import COLORS, MARKS, clean_axes, save
 from scaling.runs import loss_curve
 
 
@@ -48,7 +48,7 @@ def main(cfg):
     right.set_xticks(range(8), [f"{'tSC' if task == 'tsc' else 'sSC'}\n{way.replace('->', '→')}" for task, way in ticks])
     right.set(ylabel='accuracy, %', title=f'spoken StoryCloze ({cfg.voice} voice)')
     for axis in (left, right):
-        tidy(axis)
+        clean_axes(axis)
     right.legend(frameon=False)
     save(figure, cfg.out, ('panel', 'run', 'x', 'value', 'stderr', 'n'), table)
     print(f"{cfg.out}: {len(folders)} runs")

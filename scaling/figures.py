@@ -45,11 +45,11 @@ class Config:
 # ----------------------------------------------------------------------------------------------------------------
 # shared by the figures
 
-def look(i):
+def style_of(i):
     """Color and mark of the i-th of a figure's groups."""
     return {'color': COLORS[i % 6], 'marker': MARKS[i % 6]}
 
-def tidy(axis):
+def clean_axes(axis):
     axis.spines[['top', 'right']].set_visible(False)
     axis.grid(axis='y', color='#eee')
     axis.set_axisbelow(True)
@@ -58,7 +58,7 @@ def panels(n):
     """A figure of n panels above each other, with one axis of x."""
     figure, axes = plt.subplots(n, 1, figsize=(WIDTH, HEIGHT * n + 0.3), layout='constrained', squeeze=False, sharex=True)
     for axis in axes[:, 0]:
-        tidy(axis)
+        clean_axes(axis)
     return figure, list(axes[:, 0])
 
 def save(figure, path, header, table):
@@ -163,7 +163,7 @@ def metric_figure(cfg, runs, metrics):
             C, y = np.array([run.budget for run in of]), np.array([value(run, metric) for run in of])
             pick = np.argmin if metric == 'loss' else np.argmax
             best = [run for k in budgets_of(C) for run in [of[k[pick(y[k])]]]]
-            dots(axis, [r.budget for r in best], best, metric, label=group, **look(i))
+            dots(axis, [r.budget for r in best], best, metric, label=group, **style_of(i))
             table += [(metric, group, r.name, 'best of its budget', r.budget, r.N, r.D, value(r, metric), error(r, metric))
                       for r in best]
             try:
@@ -204,7 +204,7 @@ def family_figure(cfg, runs, metrics):
     for axis, metric in zip(axes, names):
         for i, init in enumerate(inits):
             its = [run for run in of if run.init == init and has(run, metric)]
-            dots(axis, [i] * len(its), its, metric, **look(0))
+            dots(axis, [i] * len(its), its, metric, **style_of(0))
             table += [(metric, init, r.name, r.N, r.steps, value(r, metric), error(r, metric)) for r in its]
         axis.set_ylabel(title_of(metric))
     size = {run.init: run.N for run in of}
@@ -234,7 +234,7 @@ def steps_figures(cfg, runs, metrics):
                 mean = [np.mean([value(r, metric) for r in its]) for its in at.values()]
                 bars = [np.std([value(r, metric) for r in its], ddof=1) / len(its) ** 0.5 if len(its) > 1
                         else error(its[0], metric) for its in at.values()] # over seeds, or of the evaluation
-                axis.errorbar(list(at), scaled(metric, mean), scaled(metric, bars), capsize=2, label=kind, **look(i))
+                axis.errorbar(list(at), scaled(metric, mean), scaled(metric, bars), capsize=2, label=kind, **style_of(i))
                 table += [(metric, kind, s, m, bar, len(its)) for (s, its), m, bar in zip(at.items(), mean, bars)]
             axis.set(xscale='log', ylabel=title_of(metric))
             ticks(axis, [run.steps for run in of], '{:g}'.format)
@@ -264,7 +264,7 @@ def isoflop_figures(cfg, runs, metrics):
             for i, row in enumerate(f['budgets']):
                 x = np.geomspace(min(row['N']), max(row['N']), 60)
                 axis.errorbar(row['N'], scaled(metric, row['y']), scaled(metric, row['stderr']), linestyle='none', capsize=2,
-                              linewidth=0.8, label=flops_name(row['C']), **look(i))
+                              linewidth=0.8, label=flops_name(row['C']), **style_of(i))
                 axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2,
                           linestyle='-' if row['where'] == 'inside' else ':')
                 if row['where'] == 'inside':

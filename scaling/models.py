@@ -10,6 +10,7 @@ from configurator import Refused
 from hub.families import GPTConfig
 from hub.folders import read_config
 from model import GPT
+from vocab import papers_vocab
 
 SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;
     # parameters of the published model; ids of its text tokenizer
@@ -37,7 +38,7 @@ FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'ti
 def models_of(family, sizes='', init=None, vocab='joint'):
     """{size: (what a run starts from, GPTConfig with the vocabulary it trains with, N)} by rising N.
 
-    joint: T text ids, 500 units and 2 separators; speech: 502 ids. T is the tokenizer's in SHAPES; of a folder or hub id,
+    The vocabulary has the papers' 500 units; its text ids are the tokenizer's in SHAPES; of a folder or hub id,
     its config.json's vocab_size.
     """
     ids = {key.removeprefix(FAMILIES[family]): key for key in SHAPES if key.startswith(FAMILIES[family])} \
@@ -55,7 +56,7 @@ def models_of(family, sizes='', init=None, vocab='joint'):
             shape = GPTConfig(family=kind, vocab_size=T, n_layer=L, n_head=H, n_kv_head=HK, n_embd=C, n_ffn=ffn, **other)
         else:
             shape = read_config(name)
-        shape = replace(shape, vocab_size={'joint': shape.vocab_size + 502, 'speech': 502, 'text': shape.vocab_size}[vocab])
+        shape = replace(shape, vocab_size=papers_vocab(vocab, shape.vocab_size).size)
         found[size] = name, shape, n_params(shape)
     return dict(sorted(found.items(), key=lambda item: item[1][2]))
 

@@ -101,7 +101,7 @@ def lr_of(cfg, N, C, base):
 
 def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
     """The --key=value of train.py by which a run differs from the base config."""
-    flags = {'max_flops': f'{C:.10g}'.replace('+', ''), 'lr': lr, 'out_dir': out_dir, **how}
+    flags = {'max_flops': f'{C:.10g}'.replace('+', ''), 'lr': lr, 'out': out_dir, **how}
     if base.min_lr > lr:
         flags['min_lr'] = lr
     flags |= {key: None for key in train.BUDGETS if key != 'max_flops' and getattr(base, key) is not None}
@@ -118,7 +118,7 @@ def flags_of(cfg, base, name, shape, C, lr, seed, how, out_dir):
         flags['seed'] = seed
     return [f'--{key}={value}' for key, value in flags.items()]
 
-def fitting(cfg, base, shape):
+def fastest_fit(cfg, base, shape):
     """How train.py would fit a model on the GPUs, the quickest way: ({micro_batch, parallel, recompute}, GB a GPU, seconds
     a step); Refused where no way fits. On a CPU as the base config has it, and no memory is counted."""
     if cfg.gpu == 'cpu':
@@ -155,7 +155,7 @@ def tokens_there(cfg, base):
         least = min(least, sum(Shards(p).tokens for p in folders) * sum(weights) / weight)
     return least
 
-def row_of(cfg, base_path, base, model, way, there, C, seed):
+def run_of(cfg, base_path, base, model, way, there, C, seed):
     """A line of runs.jsonl; 'why_not' says what stands against the run."""
     (size, name, shape, N), (how, held, seconds, why_not) = model, way
     family, step = cfg.family if cfg.family in FAMILIES else 'models', 6 * N * base.batch_tokens # FLOPs
@@ -183,13 +183,13 @@ def plan_of(cfg):
     ways = {}
     for size, (_, _, shape, _) in models.items():
         try:
-            ways[size] = *fitting(cfg, base, shape), None
+            ways[size] = *fastest_fit(cfg, base, shape), None
         except Refused as e:
             ways[size] = {}, None, None, str(e)
     for C in sorted(numbers(cfg.budgets, 'budgets')):
         for size, model in models.items():
             for seed in range(base.seed, base.seed + cfg.seeds):
-                rows.append(row := row_of(cfg, base_path, base, model, ways[size], there, C, seed))
+                rows.append(row := run_of(cfg, base_path, base, model, ways[size], there, C, seed))
                 if not row['why_not']:
                     settings_of(row['train'])
     return rows
@@ -235,7 +235,7 @@ def finished(row):
     made = read_json(path.parent, path.name, 'train.py')
     saved, now = made['settings'], as_saved(settings_of(row['train']))
     other = [f"{key}={saved.get(key)!r}, not {now[key]!r}" for key in now
-             if (key not in train.FREE or key == 'eval_rows') and saved.get(key) != now[key]] # a loss is that of eval_rows
+             if (key not in train.MAY_CHANGE_ON_RESUME or key == 'eval_rows') and saved.get(key) != now[key]] # a loss is that of eval_rows
     if made['inputs']['weights of init'] != hash_of_init(now['init']):
         other.append(f"other weights than {now['init']} has now")
     if other:

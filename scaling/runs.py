@@ -36,7 +36,7 @@ def loss_curve(folder, corpus):
     for row in read_json(folder, 'log.jsonl', 'train.py'):
         for source in ('speech', 'textless'):
             if mean := row.get('val', {}).get(f'{corpus}/{source}'):
-                points.append((row['step'] * settings['batch_tokens'], mean['speech']))
+                points.append((row['step'] * settings['batch_tokens'], mean.get('units', mean.get('speech')))) # 'speech' before the modalities had one name
     return points
 
 def kind_of(settings):

@@ -18,7 +18,7 @@ from torch import nn
 
 from configurator import Refused
 from speech.audio import RATE
-from speech.units import check
+from speech.units import refuse_foreign_units
 
 PIECES = 8 # of waves that are made at once
 
@@ -118,7 +118,7 @@ class HiFiGAN(nn.Module):
     def speak(self, units, runs=None, units_hash=None, speaker=0, style=0, seconds=20.0):
         """As SourceFilter.speak. speaker and style are numbers of the vocoder's lists, where it has some."""
         cfg, device = self.cfg, self.conv_post.weight.device
-        check(units, cfg.num_embeddings, units_hash, cfg.units_hash)
+        refuse_foreign_units(units, cfg.num_embeddings, units_hash, cfg.units_hash)
         for name, number, table in (('speaker', speaker, self.spkr), ('style', style, self.style)):
             if not 0 <= number < (1 if table is None else table.num_embeddings):
                 raise Refused(f"vocoder: {name} {number}, expected 0..{0 if table is None else table.num_embeddings - 1}")

@@ -41,7 +41,7 @@ from configurator import Refused
 from files import atomically, write_json
 from speech.audio import RATE
 from speech.hifigan import HiFiGAN, HiFiGANConfig
-from speech.units import check
+from speech.units import refuse_foreign_units
 
 HOP, N_FFT, BANDS = 160, 1024, 80 # 10 ms; 64 ms, the longest that a filter rings; where its gains are given
 LOWEST, HIGHEST = 60, 400 # Hz, of a pitch
@@ -66,7 +66,7 @@ def bands():
 
 @cache
 @torch.inference_mode(False)
-def least_phase():
+def minimum_phase():
     """(BANDS, N_FFT / 2 + 1) complex: log gains -> log of the filter's response. Of all filters with these gains it is
     the one that answers soonest; a log response is that when its cepstrum has no negative times."""
     fold = torch.ones(N_FFT)
@@ -127,7 +127,7 @@ def filtered(*parts):
     """
     spectrum = 0
     for source, gain in parts:
-        gain, log_response = F.pad(gain, (0, 0, 0, 1), mode='replicate'), least_phase().to(source.device)
+        gain, log_response = F.pad(gain, (0, 0, 0, 1), mode='replicate'), minimum_phase().to(source.device)
         response = torch.polar((gain @ log_response.real).exp(), gain @ log_response.imag)
         window = torch.hann_window(2 * HOP, device=source.device)
         spectrum = spectrum + torch.fft.rfft(F.pad(source, (HOP, HOP)).unfold(-1, 2 * HOP, HOP) * window, N_FFT) * response
@@ -135,7 +135,7 @@ def filtered(*parts):
     wave = F.fold(rings, (1, source.shape[1] + N_FFT), (1, N_FFT), stride=(1, HOP))[:, 0, 0]
     return wave[:, HOP:HOP + source.shape[1]]
 
-def raised(gain, contrast):
+def sharpen_formants(gain, contrast):
     """Log gains (..., BANDS) with what differs from a straight line over the bands made so many times as large, the power
     of white noise behind them as it was.
 
@@ -228,7 +228,7 @@ class SourceFilter(nn.Module):
         """A list of de-duplicated units (R,), with their run lengths in frames or None (then predicted) -> a list of
         float32 waves in [-1, 1]; a long wave is made in pieces of at most so many seconds, the same to rounding.
         Refused as check() says."""
-        check(units, self.cfg.n_units, units_hash, self.cfg.units_hash)
+        refuse_foreign_units(units, self.cfg.n_units, units_hash, self.cfg.units_hash)
         step = max(1, round(seconds * self.cfg.frame_hz))
         pairs = zip(units, runs or [None] * len(units))
         return [self._speak(u, r, step) if len(u) else np.zeros(0, np.float32) for u, r in pairs]
@@ -246,7 +246,7 @@ class SourceFilter(nn.Module):
         said = [[y[:, own.start * up:own.stop * up] for y in self(frames[:, wide])]
                 for wide, own in pieces(frames.shape[1], step, self.context)]
         log_hz, *gains = (torch.cat(parts, 1) for parts in zip(*said))
-        hz, (voice, breath), wave = log_hz.exp(), (raised(gain, self.cfg.contrast) for gain in gains), []
+        hz, (voice, breath), wave = log_hz.exp(), (sharpen_formants(gain, self.cfg.contrast) for gain in gains), []
         passed, noise = periods(hz), torch.randn(hz.shape[1] * HOP, generator=torch.Generator().manual_seed(0))
         for wide, own in pieces(hz.shape[1], step * up, N_FFT // HOP + 2):
             source = noise[None, wide.start * HOP:wide.stop * HOP].to(hz.device)

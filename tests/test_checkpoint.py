@@ -33,7 +33,7 @@ def settings(corpus, out_dir, **changes):
 def untouched(corpus):
     cfg = settings(corpus, corpus.parent / 'untouched')
     train.main(cfg)
-    return cfg.out_dir
+    return cfg.out
 
 @pytest.fixture
 def cut(corpus, untouched, tmp_path):
@@ -49,13 +49,13 @@ def cut(corpus, untouched, tmp_path):
         pass
     finally:
         train.fetch = fetch
-    assert [f.name for f in checkpoint.folders(cfg.out_dir)] == ['step-8', 'step-6']
+    assert [f.name for f in checkpoint.folders(cfg.out)] == ['step-8', 'step-6']
     return cfg
 
 def goes_on_to_the_same_end(cfg, untouched):
     train.main(cfg)
-    assert weights_of(cfg.out_dir) == weights_of(untouched) and state_of(cfg.out_dir) == state_of(untouched)
-    assert losses_of(cfg.out_dir) == losses_of(untouched)
+    assert weights_of(cfg.out) == weights_of(untouched) and state_of(cfg.out) == state_of(untouched)
+    assert losses_of(cfg.out) == losses_of(untouched)
 
 # ---- kills
 
@@ -76,7 +76,7 @@ def killed(cfg, after):
     process.join(after)
     process.kill() # SIGKILL
     process.join()
-    return any(Path(cfg.out_dir).glob('step-*.tmp'))
+    return any(Path(cfg.out).glob('step-*.tmp'))
 
 def kill_at(corpus, untouched, tmp_path, moments):
     start = time.monotonic()
@@ -123,51 +123,51 @@ DAMAGE = {
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(cut, untouched, capsys, damage):
     harm, why = DAMAGE[damage]
-    harm(Path(cut.out_dir, 'step-8'))
+    harm(Path(cut.out, 'step-8'))
     goes_on_to_the_same_end(cut, untouched)
     said = capsys.readouterr().out
-    assert f"{cut.out_dir}/step-8: {why}" in said and f": going back to {cut.out_dir}/step-6" in said
+    assert f"{cut.out}/step-8: {why}" in said and f": going back to {cut.out}/step-6" in said
 
 def test_every_file_of_a_checkpoint_is_in_its_manifest(cut):
-    folder = Path(cut.out_dir, 'step-8')
+    folder = Path(cut.out, 'step-8')
     files = json.loads((folder / 'MANIFEST.json').read_text())['files']
     assert {*files, 'MANIFEST.json'} == {p.name for p in folder.iterdir()}
     assert {p.suffix for p in folder.iterdir()} == {'.json', '.safetensors'} # no pickle
 
 def test_all_bad_is_refused_and_never_from_scratch(cut):
     for name in ('step-8', 'step-6'):
-        flip(Path(cut.out_dir, name, 'model.safetensors'))
-    before = {p: p.stat().st_mtime_ns for p in Path(cut.out_dir).rglob('*')}
+        flip(Path(cut.out, name, 'model.safetensors'))
+    before = {p: p.stat().st_mtime_ns for p in Path(cut.out).rglob('*')}
     why = "model.safetensors has changed since it was written (sha256)"
-    out = cut.out_dir
+    out = cut.out
     with pytest.raises(Refused) as refusal:
         train.main(cut)
     assert str(refusal.value) == (f"no checkpoint of {out} verifies: {out}/step-8: {why}; {out}/step-6: {why}; "
                                   "to start anew, move the folder away")
-    assert {p: p.stat().st_mtime_ns for p in Path(cut.out_dir).rglob('*')} == before
+    assert {p: p.stat().st_mtime_ns for p in Path(cut.out).rglob('*')} == before
 
 def test_a_finished_folder_without_its_state_is_not_trained_over(cut, untouched):
     train.main(cut)
-    for folder in checkpoint.folders(cut.out_dir):
+    for folder in checkpoint.folders(cut.out):
         shutil.rmtree(folder)
-    with pytest.raises(Refused, match="holds a finished model without its step-N; choose another out_dir"):
+    with pytest.raises(Refused, match="holds a finished model without its step-N; choose another --out"):
         train.main(cut)
-    assert weights_of(cut.out_dir) == weights_of(untouched)
+    assert weights_of(cut.out) == weights_of(untouched)
 
 def test_leftovers_are_ignored_and_swept_away(cut, untouched):
-    left = Path(cut.out_dir, 'step-10.tmp')
-    shutil.copytree(Path(cut.out_dir, 'step-8'), left)
-    assert checkpoint.newest(cut.out_dir).name == 'step-8'
+    left = Path(cut.out, 'step-10.tmp')
+    shutil.copytree(Path(cut.out, 'step-8'), left)
+    assert checkpoint.newest(cut.out).name == 'step-8'
     goes_on_to_the_same_end(cut, untouched)
-    assert not left.exists() and [f.name for f in checkpoint.folders(cut.out_dir)] == ['step-10', 'step-8']
+    assert not left.exists() and [f.name for f in checkpoint.folders(cut.out)] == ['step-10', 'step-8']
 
 def test_a_newer_folder_that_is_bad_does_not_push_good_ones_out(cut):
     """step-100 is of nobody; what is kept are the two newest of this run."""
-    shutil.copytree(Path(cut.out_dir, 'step-8'), Path(cut.out_dir, 'step-100'))
-    flip(Path(cut.out_dir, 'step-100', 'state.json'))
+    shutil.copytree(Path(cut.out, 'step-8'), Path(cut.out, 'step-100'))
+    flip(Path(cut.out, 'step-100', 'state.json'))
     train.main(cut)
-    assert [f.name for f in checkpoint.folders(cut.out_dir)] == ['step-10', 'step-8']
-    assert all(checkpoint.fault(f) is None for f in checkpoint.folders(cut.out_dir))
+    assert [f.name for f in checkpoint.folders(cut.out)] == ['step-10', 'step-8']
+    assert all(checkpoint.why_unusable(f) is None for f in checkpoint.folders(cut.out))
 
 # ---- what is not saved, and what is not loaded
 
@@ -177,7 +177,7 @@ def parts(folder):
     return model, optimizer
 
 def test_weights_or_moments_that_are_not_finite_are_not_saved(cut):
-    folder = Path(cut.out_dir, 'step-8')
+    folder = Path(cut.out, 'step-8')
     vocab = Vocab.load(folder)
     for where in ('norm.weight', 'norm.weight.exp_avg'):
         model, optimizer = parts(folder)
@@ -185,20 +185,20 @@ def test_weights_or_moments_that_are_not_finite_are_not_saved(cut):
         with torch.no_grad():
             (optimizer.state[model.norm.weight]['exp_avg'] if 'exp' in where else model.norm.weight)[0] = float('nan')
         with pytest.raises(Refused) as refusal:
-            checkpoint.save(cut.out_dir, 9, model, optimizer, {}, vocab, cut.tokenizer)
+            checkpoint.save(cut.out, 9, model, optimizer, {}, vocab, cut.tokenizer)
         assert str(refusal.value) == f"step 9: {where} is not finite, not saved; the last good one is {folder}"
-        assert [f.name for f in checkpoint.folders(cut.out_dir)] == ['step-8', 'step-6']
+        assert [f.name for f in checkpoint.folders(cut.out)] == ['step-8', 'step-6']
 
 def test_a_full_disk_is_named_with_the_bytes_and_older_ones_stay(cut, monkeypatch):
-    full = shutil.disk_usage(cut.out_dir)._replace(free=1234)
+    full = shutil.disk_usage(cut.out)._replace(free=1234)
     monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: full)
     with pytest.raises(Refused, match=r": a checkpoint needs [\d,]+ bytes, 1,234 are free; the older ones are intact"):
         train.main(cut)
-    assert [f.name for f in checkpoint.folders(cut.out_dir)] == ['step-8', 'step-6']
-    assert checkpoint.fault(Path(cut.out_dir, 'step-8')) is None
+    assert [f.name for f in checkpoint.folders(cut.out)] == ['step-8', 'step-6']
+    assert checkpoint.why_unusable(Path(cut.out, 'step-8')) is None
 
 def test_moments_of_another_model_are_refused(cut):
-    folder = Path(cut.out_dir, 'step-8')
+    folder = Path(cut.out, 'step-8')
     model, optimizer = parts(folder)
     whole = load_file(folder / 'state.safetensors')
     for change, message in (

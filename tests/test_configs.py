@@ -106,15 +106,15 @@ def test_the_tiny_models_that_are_compared_have_one_budget_and_one_data():
                   'dtype', 'seed'):
         assert getattr(a, field) == getattr(b, field) == getattr(c, field), field
     text = config('tiny_text')[0]
-    assert a.init == b.init == c.init_config == text.out_dir and c.tokenizer == text.tokenizer
-    assert len({cfg.out_dir for cfg in (a, b, c, text)}) == 4
+    assert a.init == b.init == c.init_config == text.out and c.tokenizer == text.tokenizer
+    assert len({cfg.out for cfg in (a, b, c, text)}) == 4
 
 def test_slam_dpo_is_slam_s(): # its tables 4-6
     [path] = [p for p in CONFIGS if p.stem == 'slam_dpo']
     cfg = configure(dpo.Config, [str(path)])
     assert (cfg.max_steps, cfg.batch, cfg.lr, cfg.beta, cfg.schedule, cfg.clip, cfg.block_size, cfg.max_auto_bleu, cfg.dtype) == \
         (813, 64, 5e-5, 0.1, 'inverse_sqrt', 0.5, 1024, 0.3, 'bfloat16')
-    assert cfg.warmup * cfg.max_steps == pytest.approx(100) and cfg.init == config('slam')[0].out_dir
+    assert cfg.warmup * cfg.max_steps == pytest.approx(100) and cfg.init == config('slam')[0].out
     tokens = 813 * 64 * 2 * 4.5e6 / 47e3 # both completions; the paper's 47k pairs are 4.5M tokens of prompts and chosen
     said = float(re.search(r'([\d.e]+) FLOPs', path.read_text())[1])
     assert said == pytest.approx(6 * 358_347_904 * tokens, rel=0.05)

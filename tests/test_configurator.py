@@ -47,7 +47,7 @@ def test_config_file_computes_with_earlier_names(config_file):
     assert cfg == Config(n_layer=5, learning_rate=-5 / 1024, sources=('text',), out_dir='out/x', compile=True)
 
 def test_command_line_values_take_the_wanted_type():
-    cfg = configure(Config, ['--learning_rate=1', '--max_tokens=15e9', '--out_dir=123', '--init=a=b', '--compile=True',
+    cfg = configure(Config, ['--learning_rate=1', '--max_tokens=15e9', '--out=123', '--init=a=b', '--compile=True',
                              "--sources=('text',)"])
     assert cfg == Config(learning_rate=1.0, max_tokens=15_000_000_000, out_dir='123', init='a=b', compile=True, sources=('text',))
     assert type(cfg.learning_rate) is float and type(cfg.max_tokens) is int

@@ -65,7 +65,7 @@ def test_the_index_counts_each_modality(tmp_path):
     documents = make_documents(30)
     write(tmp_path, documents, record={'seed': 3})
     index, flat = json.loads((tmp_path / 'index.json').read_text()), np.concatenate(documents)
-    assert index['text'] == (flat < 300).sum() and index['other'] == (flat >= 350).sum()
+    assert index['text'] == (flat < 300).sum() and index['separators'] == (flat >= 350).sum()
     assert index['record'] == {'seed': 3}
     assert index['units'] == ((flat >= 300) & (flat < 350)).sum() and index['shards'][0]['max_id'] == flat.max()
 

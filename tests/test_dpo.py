@@ -66,13 +66,13 @@ def made(tmp_path_factory):
 def small(made, out_dir, kind='speech', **changes):
     """Settings of a run of 12 steps of 8 of 20 pairs."""
     return dpo.Config(**{**dict(
-        data=str(made / 'pairs'), val_data=str(made / 'val'), init=str(made / kind), out_dir=str(out_dir), block_size=64,
+        data=str(made / 'pairs'), val_data=str(made / 'val'), init=str(made / kind), out=str(out_dir), block_size=64,
         batch=8, micro_batch=4, lr=3e-3, max_steps=12, device='cpu', dtype='float32', save_every=1000, eval_every=1000,
         log_every=1000), **changes})
 
 @pytest.fixture
 def config(made, tmp_path):
-    return lambda **changes: small(made, changes.pop('out_dir', tmp_path / 'run'), **changes)
+    return lambda **changes: small(made, changes.pop('out', tmp_path / 'run'), **changes)
 
 def opened(cfg):
     """vocab, tokenizer, Pairs of a Config."""
@@ -133,7 +133,7 @@ def test_loss_and_gradients_are_the_closed_formula_s_in_float64(config, made, tm
             p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * (p != 0)
     numbers = [3, 0, 11, 7]
     pairs.reference = np.concatenate([token_log_p(ref, d, b) for d, b in zip(pairs.documents, pairs.begins)])
-    loss, parts = dpo.Preferences(model, 0.7)(*(torch.as_tensor(x) for x in pairs.pack(numbers)))
+    loss, parts = dpo.DPOObjective(model, 0.7)(*(torch.as_tensor(x) for x in pairs.pack(numbers)))
     (loss / len(numbers)).backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -142,7 +142,7 @@ def test_loss_and_gradients_are_the_closed_formula_s_in_float64(config, made, tm
     assert abs(loss.item() / 4 - want.item()) < 1e-10 and want.item() != pytest.approx(math.log(2), abs=1e-3)
     for name, p in model.named_parameters():
         assert (got[name] - p.grad).abs().max() < 1e-9, name
-    mean = dpo.Preferences.summary(parts.tolist())
+    mean = dpo.DPOObjective.summary(parts.tolist())
     assert mean['margin'] == pytest.approx((chosen - rejected).mean().item(), abs=1e-9)
     assert mean['chosen'] == pytest.approx(chosen.mean().item(), abs=1e-9)
     assert mean['accuracy'] == (chosen > rejected).double().mean().item()
@@ -167,8 +167,8 @@ def test_a_run_s_first_steps_are_those_of_a_plain_loop(config):
     _, _, pairs = opened(cfg)
     model, ref = GPT.from_pretrained(cfg.init), GPT.from_pretrained(cfg.init)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, foreach=False, fused=False)
-    for step, row in enumerate(rows_of(cfg.out_dir)[:4]):
-        numbers = dpo.drawn(cfg, len(pairs), 8 * step, 8).tolist()
+    for step, row in enumerate(rows_of(cfg.out)[:4]):
+        numbers = dpo.pairs_of_steps(cfg, len(pairs), 8 * step, 8).tolist()
         loss, chosen, rejected = slow_dpo(model, ref, pairs, numbers, cfg.beta)
         optimizer.zero_grad()
         loss.backward()
@@ -180,25 +180,25 @@ def test_a_run_s_first_steps_are_those_of_a_plain_loop(config):
         assert row['loss'] == pytest.approx(loss.item(), abs=1e-4)
         assert row['margin'] == pytest.approx((chosen - rejected).mean().item(), abs=1e-4)
         assert row['grad_norm'] == pytest.approx(norm.item(), rel=2e-3)
-    assert rows_of(cfg.out_dir)[0]['loss'] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows_of(cfg.out)[0]['loss'] == pytest.approx(math.log(2), abs=1e-5)
 
 def test_each_pass_has_every_pair_once_in_another_order(config):
-    passes = [dpo.drawn(config(), 20, 20 * e, 20) for e in range(3)]
+    passes = [dpo.pairs_of_steps(config(), 20, 20 * e, 20) for e in range(3)]
     assert all(sorted(p) == list(range(20)) for p in passes) and len({tuple(p) for p in passes}) == 3
-    assert np.array_equal(np.concatenate(passes)[13:29], dpo.drawn(config(), 20, 13, 16))
+    assert np.array_equal(np.concatenate(passes)[13:29], dpo.pairs_of_steps(config(), 20, 13, 16))
 
 def test_the_reference_is_made_for_the_pairs_that_the_budget_reaches(config, tmp_path):
     """A run of 1 step is the first step of a longer one; its reference knows 8 pairs and the 5 that are evaluated."""
-    short, long = (config(max_steps=n, eval_rows=5, schedule='constant', warmup=0.0, out_dir=str(tmp_path / str(n))) for n in (1, 12))
+    short, long = (config(max_steps=n, eval_rows=5, schedule='constant', warmup=0.0, out=str(tmp_path / str(n))) for n in (1, 12))
     dpo.main(short)
     dpo.main(long)
-    a, b = (load_file(Path(cfg.out_dir, 'reference.safetensors')) for cfg in (short, long))
+    a, b = (load_file(Path(cfg.out, 'reference.safetensors')) for cfg in (short, long))
     _, _, pairs = opened(short)
-    seen = dpo.drawn(short, 20, 0, 8)
+    seen = dpo.pairs_of_steps(short, 20, 0, 8)
     known = np.isin(np.repeat(np.arange(40) // 2, pairs.count), seen)
     assert np.array_equal(~a['train'].isnan().numpy(), known) and not b['train'].isnan().any() and a['held out'].isnan().any()
     assert torch.allclose(a['train'][known], b['train'][known], atol=1e-5)
-    assert rows_of(short.out_dir)[0]['loss'] == pytest.approx(rows_of(long.out_dir)[0]['loss'], abs=1e-6)
+    assert rows_of(short.out)[0]['loss'] == pytest.approx(rows_of(long.out)[0]['loss'], abs=1e-6)
 
 def test_a_row_has_no_padding_and_no_document_sees_another(config):
     cfg = config()
@@ -224,7 +224,7 @@ def test_loss_and_gradients_are_trl_s(config, made, tmp_path, monkeypatch):
             p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * (p != 0)
     model.save_pretrained(tmp_path / 'moved', vocab=Vocab.load(cfg.init))
     pairs.reference = np.concatenate([token_log_p(ref, d, b) for d, b in zip(pairs.documents, pairs.begins)]).astype(np.float32)
-    loss, parts = dpo.Preferences(model, 0.3)(*(torch.as_tensor(x) for x in pairs.pack(numbers)))
+    loss, parts = dpo.DPOObjective(model, 0.3)(*(torch.as_tensor(x) for x in pairs.pack(numbers)))
     (loss / 4).backward()
 
     theirs, their_ref = (transformers.AutoModelForCausalLM.from_pretrained(f, attn_implementation='eager') for f in (tmp_path / 'moved', cfg.init))
@@ -252,51 +252,51 @@ def test_loss_and_gradients_are_trl_s(config, made, tmp_path, monkeypatch):
 def test_it_learns_to_prefer_also_what_was_held_out(config, kind, directions):
     cfg = config(kind=kind, directions=directions, max_steps=25, block_size=100)
     val = dpo.main(cfg)['held out']
-    rows = rows_of(cfg.out_dir)
+    rows = rows_of(cfg.out)
     assert rows[0]['loss'] == pytest.approx(math.log(2), abs=1e-4) and rows[24]['loss'] < 0.45 and rows[24]['margin'] > 0.5
     assert val['accuracy'] > 0.9 and val['margin'] > 0.2 and val['kl'] > 0
     assert abs(rows[0]['kl']) < 1e-6 < rows[24]['kl'] and rows[24]['margin'] == pytest.approx(rows[24]['chosen'] - rows[24]['rejected'])
     from transformers import AutoModelForCausalLM
-    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out_dir), GPT.from_pretrained(cfg.out_dir)
+    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out), GPT.from_pretrained(cfg.out)
     ids = torch.arange(2, 9)[None]
     assert torch.allclose(theirs(ids).logits, ours.logits(ours(ids)), atol=1e-4)
-    settings = json.loads(Path(cfg.out_dir, 'settings.json').read_text())
+    settings = json.loads(Path(cfg.out, 'settings.json').read_text())
     assert settings['pairs'] == 25 * 8 and settings['inputs']['train pairs'] == opened(cfg)[2].hash
 
 def test_evaluation_is_the_mean_over_the_held_out_pairs(config):
     for rows, micro_batch in ((512, 4), (5, 2)): # 7 pairs: the last micro-batch is not full
-        cfg = config(max_steps=3, eval_rows=rows, micro_batch=micro_batch, out_dir=config().out_dir + str(rows))
+        cfg = config(max_steps=3, eval_rows=rows, micro_batch=micro_batch, out=config().out + str(rows))
         val = dpo.main(cfg)['held out']
         _, _, pairs = opened(replace(cfg, data=cfg.val_data))
-        loss, chosen, rejected = slow_dpo(GPT.from_pretrained(cfg.out_dir), GPT.from_pretrained(cfg.init), pairs, range(min(rows, 7)), cfg.beta)
+        loss, chosen, rejected = slow_dpo(GPT.from_pretrained(cfg.out), GPT.from_pretrained(cfg.init), pairs, range(min(rows, 7)), cfg.beta)
         assert val['loss'] == pytest.approx(loss.item(), abs=1e-5)
         assert val['margin'] == pytest.approx((chosen - rejected).mean().item(), abs=1e-5)
 
 def test_accumulation_changes_nothing_but_rounding(config, tmp_path):
-    runs = [config(micro_batch=m, out_dir=str(tmp_path / str(m))) for m in (8, 2, 1)]
+    runs = [config(micro_batch=m, out=str(tmp_path / str(m))) for m in (8, 2, 1)]
     for cfg in runs:
         dpo.main(cfg)
-    a, *others = (rows_of(cfg.out_dir) for cfg in runs)
+    a, *others = (rows_of(cfg.out) for cfg in runs)
     for b in others:
         for x, y in zip(a, b, strict=True):
             assert x.get('targets') == y.get('targets') and all(x.get(k) == pytest.approx(y.get(k), abs=2e-4) for k in ('loss', 'margin', 'kl'))
 
 def test_bf16_stays_near_float32(config, tmp_path):
-    runs = [config(out_dir=str(tmp_path / dtype), dtype=dtype) for dtype in ('float32', 'bfloat16', 'pure_bfloat16')]
+    runs = [config(out=str(tmp_path / dtype), dtype=dtype) for dtype in ('float32', 'bfloat16', 'pure_bfloat16')]
     for cfg in runs:
         dpo.main(cfg)
-    a, *others = ([r['loss'] for r in rows_of(cfg.out_dir)[:12]] for cfg in runs)
+    a, *others = ([r['loss'] for r in rows_of(cfg.out)[:12]] for cfg in runs)
     for b in others:
         assert a != b and max(abs(x - y) for x, y in zip(a, b)) < 0.1
 
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 def test_two_ranks_are_one(config, tmp_path, parallel):
-    one, two = (config(micro_batch=2, out_dir=str(tmp_path / name), parallel=parallel) for name in ('one', 'two'))
+    one, two = (config(micro_batch=2, out=str(tmp_path / name), parallel=parallel) for name in ('one', 'two'))
     dpo.main(one)
     assert on_ranks(2, lambda rank: dpo.main(two)) == [0, 0]
-    references = [load_file(Path(cfg.out_dir, 'reference.safetensors')) for cfg in (one, two)]
+    references = [load_file(Path(cfg.out, 'reference.safetensors')) for cfg in (one, two)]
     assert all(torch.allclose(references[0][name], references[1][name], atol=1e-5) for name in ('train', 'held out'))
-    a, b = rows_of(one.out_dir), rows_of(two.out_dir)
+    a, b = rows_of(one.out), rows_of(two.out)
     assert len(a) == len(b) == 13
     for x, y in zip(a, b):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=2e-4), x['step']
@@ -305,27 +305,27 @@ def test_two_ranks_are_one(config, tmp_path, parallel):
 
 @pytest.mark.parametrize('cut', [1, 5])
 def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut, capsys):
-    whole, parts = (config(out_dir=str(tmp_path / name)) for name in ('whole', 'parts'))
+    whole, parts = (config(out=str(tmp_path / name)) for name in ('whole', 'parts'))
     dpo.main(whole)
     with while_fetching(cut, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert dpo.main(parts) is None
-    assert not Path(parts.out_dir, 'settings.json').exists()
+    assert not Path(parts.out, 'settings.json').exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dpo, 'log_probs', lambda *_: 1 / 0) # the reference of the first start is used
         dpo.main(parts)
-    assert_same_end(parts.out_dir, whole.out_dir)
-    before = {p: p.stat().st_mtime_ns for p in Path(parts.out_dir).rglob('*')}
-    assert dpo.main(parts)['held out'] == rows_of(parts.out_dir)[-1]['val']['held out']
+    assert_same_end(parts.out, whole.out)
+    before = {p: p.stat().st_mtime_ns for p in Path(parts.out).rglob('*')}
+    assert dpo.main(parts)['held out'] == rows_of(parts.out)[-1]['val']['held out']
     assert "finished before, at step 12" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in Path(parts.out_dir).rglob('*')} == before
+    assert {p: p.stat().st_mtime_ns for p in Path(parts.out).rglob('*')} == before
 
 @pytest.mark.parametrize('damage', ['gone', 'cut', 'changed'])
 def test_a_reference_that_is_not_what_was_stored_is_computed_again_by_the_start(config, tmp_path, damage):
-    whole, parts = (config(out_dir=str(tmp_path / name)) for name in ('whole', 'parts'))
+    whole, parts = (config(out=str(tmp_path / name)) for name in ('whole', 'parts'))
     dpo.main(whole)
     with while_fetching(4, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         dpo.main(parts)
-    path = Path(parts.out_dir, 'reference.safetensors')
+    path = Path(parts.out, 'reference.safetensors')
     if damage == 'gone':
         path.unlink()
     elif damage == 'cut':
@@ -335,7 +335,7 @@ def test_a_reference_that_is_not_what_was_stored_is_computed_again_by_the_start(
         data[-2] ^= 1
         path.write_bytes(data)
     dpo.main(parts)
-    assert_same_end(parts.out_dir, whole.out_dir)
+    assert_same_end(parts.out, whole.out)
 
 # ---- kills
 
@@ -357,7 +357,7 @@ def killed(cfg, after):
     process.join(after)
     process.kill()
     process.join()
-    return any(Path(cfg.out_dir).glob('*.tmp'))
+    return any(Path(cfg.out).glob('*.tmp'))
 
 def kill_at(made, tmp_path, moments):
     settings = lambda name: small(made, tmp_path / name, max_steps=8, save_every=2)
@@ -369,7 +369,7 @@ def kill_at(made, tmp_path, moments):
         cfg = settings(str(i))
         in_save += killed(cfg, random.Random(i).uniform(0.05, 1) * duration)
         dpo.main(cfg)
-        assert_same_end(cfg.out_dir, untouched.out_dir)
+        assert_same_end(cfg.out, untouched.out)
     return in_save
 
 def test_a_killed_run_ends_as_an_untouched_one(made, tmp_path):
@@ -395,7 +395,7 @@ def test_what_is_left_out_is_counted_and_listed(config, tmp_path, capsys):
     make_units(folder, documents)
     cfg = config(data=str(folder), max_steps=1)
     dpo.main(cfg)
-    left_out = [json.loads(line) for line in Path(cfg.out_dir, 'dropped.jsonl').read_text().splitlines()]
+    left_out = [json.loads(line) for line in Path(cfg.out, 'dropped.jsonl').read_text().splitlines()]
     assert [(line['id'].split(':')[-1], line['why']) for line in left_out] == [('b', 'auto-BLEU: 0.857'), ('c', 'equal completions'), ('d', 'no chosen')]
     assert "1 pairs, 7 targets; left out: 1 auto-BLEU, 1 equal completions, 1 no chosen" in capsys.readouterr().out
     kept = dpo.open_pairs(config(data=str(folder), max_auto_bleu=None), str(folder), Vocab.load(cfg.init), None)[0]
@@ -538,7 +538,7 @@ def test_refused_pairs_leave_no_run_behind(config, made, tmp_path):
             (dict(init=str(tmp_path / 'no-model')), f"{tmp_path}/no-model: no such model folder; expected a folder, or a hub id like Qwen/Qwen2.5-0.5B")]:
         with pytest.raises(Refused) as refusal:
             dpo.main(config(**changes))
-        assert str(refusal.value) == message and not Path(config().out_dir).exists()
+        assert str(refusal.value) == message and not Path(config().out).exists()
 
 def test_a_run_of_other_settings_or_pairs_in_the_same_folder_is_refused(config, made, tmp_path):
     cfg = config(max_steps=2)
@@ -546,7 +546,7 @@ def test_a_run_of_other_settings_or_pairs_in_the_same_folder_is_refused(config, 
     with pytest.raises(Refused, match="holds another run: beta was 0.1 and is 0.2; take"):
         dpo.main(replace(cfg, beta=0.2))
     shutil.copytree(made / 'pairs', tmp_path / 'pairs')
-    mine = config(max_steps=6, data=str(tmp_path / 'pairs'), out_dir=str(tmp_path / 'mine'))
+    mine = config(max_steps=6, data=str(tmp_path / 'pairs'), out=str(tmp_path / 'mine'))
     with while_fetching(2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         dpo.main(mine)
     shutil.rmtree(tmp_path / 'pairs')
@@ -555,18 +555,18 @@ def test_a_run_of_other_settings_or_pairs_in_the_same_folder_is_refused(config, 
         dpo.main(mine)
 
 def test_a_step_that_is_not_finite_is_skipped(config, monkeypatch):
-    forward, calls = dpo.Preferences.forward, [0]
+    forward, calls = dpo.DPOObjective.forward, [0]
     def poisoned(self, *batch):
         loss, parts = forward(self, *batch)
         calls[0] += torch.is_grad_enabled()
         nan = math.nan if torch.is_grad_enabled() and calls[0] == 3 else 1
         return loss * nan, torch.cat((parts[:5] * nan, parts[5:]))
-    monkeypatch.setattr(dpo.Preferences, 'forward', poisoned)
+    monkeypatch.setattr(dpo.DPOObjective, 'forward', poisoned)
     cfg = config(micro_batch=8, max_steps=5)
     dpo.main(cfg)
-    assert [(r['step'], r['rows'], r['loss']) for r in rows_of(cfg.out_dir) if r.get('skipped')] == [(3, [16, 24], None)]
-    assert json.loads(Path(cfg.out_dir, 'settings.json').read_text())['skipped'] == 1
+    assert [(r['step'], r['rows'], r['loss']) for r in rows_of(cfg.out) if r.get('skipped')] == [(3, [16, 24], None)]
+    assert json.loads(Path(cfg.out, 'settings.json').read_text())['skipped'] == 1
 
 def test_seconds_end_a_run(config):
     dpo.main(config(max_steps=None, max_seconds=0.5, warmup=0.3))
-    assert len(rows_of(config().out_dir)) > 2
+    assert len(rows_of(config().out)) > 2

@@ -14,7 +14,7 @@ import eval as evaluation
 from configurator import Refused
 from data import Shards, ShardWriter
 from eval import Config, held_out_loss, main, score_pairs
-from evaluation.likelihood import beginnings, document_losses
+from evaluation.likelihood import document_losses, shared_prefixes
 from evaluation.scores import mean_and_stderr
 from speech.units import Units
 from tasks.tiny import pairs
@@ -78,13 +78,13 @@ def test_beginnings_that_are_shared_leave_the_fewest_tokens_of_all_ways_to_group
     for _ in range(30):
         documents = sorted({tuple(rng.integers(0, 2, rng.integers(2, 12))) for _ in range(8)})
         documents = [np.array(ids) for ids in documents]
-        groups = beginnings(documents, 30, least=1)
+        groups = shared_prefixes(documents, 30, least=1)
         assert [a for a, _, _ in groups] == [0, *(b for _, b, _ in groups)][:-1] and groups[-1][1] == len(documents)
         assert all(b == a + 1 or tokens(documents, a, b, n) <= 30 for a, b, n in groups)
         assert sum(tokens(documents, *group) for group in groups) == fewest(documents)
         shared += sum(b > a + 1 for a, b, _ in groups)
     assert shared > 30
-    assert beginnings(documents, 30, least=1, most=1) == [(i, i + 1, 1) for i in range(len(documents))]
+    assert shared_prefixes(documents, 30, least=1, most=1) == [(i, i + 1, 1) for i in range(len(documents))]
 
 def test_what_documents_begin_with_is_computed_once(house, monkeypatch):
     model, vocab = load(house[0], 'joint')
@@ -208,7 +208,7 @@ def test_items_of_another_encoder_are_refused(house, tmp_path):
 
 def test_the_directions_that_are_asked_for(house):
     root, _ = house
-    main(Config(model=str(root / 'joint'), data='', items=str(root / 'items'), device='cpu', directions='S,S->T'))
+    main(Config(model=str(root / 'joint'), data='', items=str(root / 'items'), device='cpu', directions=('S', 'S->T')))
     samples = (root / 'joint' / 'samples_tiny.jsonl').read_text().splitlines()
     assert {json.loads(line)['direction'] for line in samples} == {'S', 'S->T'}
 
@@ -217,7 +217,7 @@ def test_the_directions_that_are_asked_for(house):
     ({'items': 'none', 'data': ''}, "none: no such folder; tokenize_speech.py makes it"),
     ({'data': 'none'}, "none: no val/SOURCE shards that a joint model reads"),
     ({'data': '', 'items': ''}, "nothing to measure"),
-    ({'directions': 'S,X'}, "directions='S,X': expected some of S,S->T,T->S,T"),
+    ({'directions': ('S', 'X')}, r"directions=\('S', 'X'\): expected some of S,S->T,T->S,T"),
 ])
 def test_bad_input_is_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):

@@ -60,7 +60,7 @@ def test_such_a_thing_would_be_found(source):
 
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, parallel): # noqa: F811
-    cut, whole = (config(out_dir=str(tmp_path / name), micro_batch=3, parallel=parallel) for name in ('cut', 'whole'))
+    cut, whole = (config(out=str(tmp_path / name), micro_batch=3, parallel=parallel) for name in ('cut', 'whole'))
     def work(rank):
         if rank == 1:
             with interrupted_after(9):
@@ -68,11 +68,11 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, pa
         else:
             train.main(cut)
     assert on_ranks(2, work) == [0, 0]
-    [folder] = checkpoint.folders(cut.out_dir)
-    assert checkpoint.fault(folder) is None and not Path(cut.out_dir, 'settings.json').exists()
+    [folder] = checkpoint.folders(cut.out)
+    assert checkpoint.why_unusable(folder) is None and not Path(cut.out, 'settings.json').exists()
     assert on_ranks(2, lambda rank: train.main(cut)) == on_ranks(2, lambda rank: train.main(whole)) == [0, 0]
     drop = lambda rows: [{k: v for k, v in row.items() if k not in ('ms', 'tok_s', 'data')} for row in rows]
-    assert drop(rows_of(cut.out_dir)) == drop(rows_of(whole.out_dir))
+    assert drop(rows_of(cut.out)) == drop(rows_of(whole.out))
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(config, how): # noqa: F811
@@ -88,4 +88,4 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(config, ho
     first, second = on_ranks(2, work, limit=25)
     assert first not in (0, None, -signal.SIGKILL) # rank 0 ended by itself
     assert second == -signal.SIGKILL
-    assert all(json.loads(line) for line in Path(cfg.out_dir, 'log.jsonl').read_text().splitlines())
+    assert all(json.loads(line) for line in Path(cfg.out, 'log.jsonl').read_text().splitlines())

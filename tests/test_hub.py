@@ -202,7 +202,7 @@ def test_preferences_of_a_published_model(house, kind):
     line = lambda i: {**{part: {'units': (np.cumsum(rng.integers(1, 9, 6)) % K).tolist()} for part in dpo.PARTS},
                       'prompt_text': f'one {i}', 'chosen_text': 'two', 'rejected_text': 'three'}
     (root / 'pairs.jsonl').write_text(''.join(json.dumps(line(i)) + '\n' for i in range(8)))
-    dpo.main(dpo.Config(data=str(root / 'pairs.jsonl'), init=str(folders[kind]), out_dir=str(root / 'out'), block_size=64, batch=4,
+    dpo.main(dpo.Config(data=str(root / 'pairs.jsonl'), init=str(folders[kind]), out=str(root / 'out'), block_size=64, batch=4,
                         micro_batch=4, max_steps=2, device='cpu', dtype='float32', save_every=1000, eval_every=1000))
     assert Vocab.load(root / 'out') == vocabulary(folders[kind])[0] == vocabulary(root / 'out')[0]
     assert GPT.from_pretrained(root / 'out').cfg.vocab_size == K + 2 + (257 if kind == 'joint' else 0)

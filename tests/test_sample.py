@@ -23,7 +23,7 @@ from speech.encoders import Encoder
 from speech.kmeans import load_centroids
 from speech.vocoder import SourceFilter, SourceFilterConfig
 from speech.whisper import Whisper
-from vocab import TEXT, UNIT, Vocab, allowed_ids, prompt_ids, spans_of
+from vocab import TEXT, UNITS, Vocab, allowed_ids, prompt_ids, spans_of
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +57,7 @@ def settings(root, **more):
 def test_prompt_ids_of_every_direction(house):
     root, tokenizer = house
     vocab, T = Vocab.load(root / 'joint'), tokenizer.size
-    spoken, written = {'kind': UNIT, 'units': np.array([3, 1])}, {'kind': TEXT, 'text': ' ab '}
+    spoken, written = {'kind': UNITS, 'units': np.array([3, 1])}, {'kind': TEXT, 'text': ' ab '}
     ab, _ab, speech, text = tokenizer.encode('ab'), tokenizer.encode(' ab'), T + K, T + K + 1
     ids = lambda parts, output: prompt_ids(parts, output, vocab, tokenizer)
     assert ids([spoken], 'speech') == [T + 3, T + 1]
@@ -76,7 +76,7 @@ def test_what_was_generated_is_parted_into_spans(house):
     speech, text = T + K, T + K + 1
     tokens = [T + 2, T + 4, text, *tokenizer.encode(' ab'), speech, text, speech, T, *tokenizer.encode('c')]
     assert spans_of(tokens, vocab, tokenizer) == [
-        {'kind': UNIT, 'units': [2, 4]}, {'kind': TEXT, 'text': 'ab'}, {'kind': UNIT, 'units': [0]}, {'kind': TEXT, 'text': 'c'}]
+        {'kind': UNITS, 'units': [2, 4]}, {'kind': TEXT, 'text': 'ab'}, {'kind': UNITS, 'units': [0]}, {'kind': TEXT, 'text': 'c'}]
     assert spans_of([], vocab, tokenizer) == []
 
 def test_only_the_wanted_modality_and_the_end_may_be_chosen(house):
@@ -230,7 +230,7 @@ def test_a_unit_that_the_model_does_not_know_is_refused(house):
     root, tokenizer = house
     for kind in ('joint', 'speech'):
         with pytest.raises(Refused, match=f"units 0..{K}, expected 0..{K - 1}"):
-            prompt_ids([{'kind': UNIT, 'units': np.array([0, K])}], 'speech', Vocab.load(root / kind), tokenizer)
+            prompt_ids([{'kind': UNITS, 'units': np.array([0, K])}], 'speech', Vocab.load(root / kind), tokenizer)
 
 @pytest.mark.parametrize('rate, channels', [(8000, 1), (16000, 1), (44100, 2), (48000, 1)])
 def test_a_prompt_of_any_rate_is_the_same_second(house, rate, channels, tmp_path):

@@ -148,7 +148,7 @@ STUB = '''
 import json, shutil, sys, time
 from pathlib import Path
 args = dict(a[2:].split('=', 1) for a in sys.argv[1:] if a.startswith('--'))
-out = Path(args.get('out_dir') or args['model'])
+out = Path(args.get('out') or args['model'])
 out.mkdir(parents=True, exist_ok=True)
 with open(out.parent / 'calls.txt', 'a') as f:
     f.write(f"{Path(sys.argv[0]).name} {out.name}\\n")

@@ -73,19 +73,19 @@ def small(corpus, out_dir, **changes):
     """Settings of a run of 20 steps."""
     return train.Config(**{**dict(
         data=str(corpus), tokenizer=str(corpus.parent / 'tokenizer'), n_layer=1, n_head=2, n_embd=16, n_ffn=32,
-        block_size=T, batch_tokens=12 * T, micro_batch=6, lr=1e-2, max_steps=20, out_dir=str(out_dir), device='cpu',
+        block_size=T, batch_tokens=12 * T, micro_batch=6, lr=1e-2, max_steps=20, out=str(out_dir), device='cpu',
         dtype='float32', save_every=1000, eval_every=1000, eval_rows=8, log_every=1000), **changes})
 
 @pytest.fixture
 def config(corpus, tmp_path):
-    return lambda **changes: small(corpus, changes.pop('out_dir', tmp_path / 'run'), **changes)
+    return lambda **changes: small(corpus, changes.pop('out', tmp_path / 'run'), **changes)
 
 def rows_of(out_dir):
     return [json.loads(line) for line in Path(out_dir, 'log.jsonl').read_text().splitlines()]
 
 def losses_of(out_dir):
     """repr of every logged loss and gradient norm, by step."""
-    keys = ('loss', 'text', 'speech', 'sep', 'grad_norm', 'lr')
+    keys = ('loss', 'text', 'units', 'separators', 'grad_norm', 'lr')
     return [(r['step'], *(repr(r.get(k)) for k in keys)) for r in rows_of(out_dir) if 'val' not in r]
 
 def weights_of(out_dir):
@@ -118,7 +118,7 @@ def interrupted_after(step):
 @contextlib.contextmanager
 def not_finite(steps, on_rank=0, what='loss'):
     """NaN in a loss, or in a gradient alone, of the given forwards on one rank."""
-    forward, calls = train.Losses.forward, [0]
+    forward, calls = train.LMObjective.forward, [0]
     def poisoned(self, tokens, doc_start, targets):
         total, parts = forward(self, tokens, doc_start, targets)
         calls[0] += torch.is_grad_enabled()
@@ -128,11 +128,11 @@ def not_finite(steps, on_rank=0, what='loss'):
             total = total + nan
             parts[:3] += nan.detach() if what == 'loss' else 0
         return total, parts
-    train.Losses.forward = poisoned
+    train.LMObjective.forward = poisoned
     try:
         yield
     finally:
-        train.Losses.forward = forward
+        train.LMObjective.forward = forward
 
 def on_ranks(world, work, limit=60):
     """Exit codes of work(rank) in `world` forked processes that gloo joins, under a time limit."""
@@ -158,25 +158,25 @@ def on_ranks(world, work, limit=60):
 
 def test_twenty_steps_lower_the_loss_of_every_modality(config):
     val = train.main(config())
-    first, last = rows_of(config().out_dir)[0], rows_of(config().out_dir)[19]
-    for name in ('loss', 'text', 'speech', 'sep'):
+    first, last = rows_of(config().out)[0], rows_of(config().out)[19]
+    for name in ('loss', 'text', 'units', 'separators'):
         assert last[name] < first[name] - 0.5, (name, first[name], last[name])
     assert first['loss'] == pytest.approx(math.log(271), abs=0.1) # T + K + 2 = 271 ids, nearly even at random weights
     assert set(val) == {'made/text', 'made/speech', 'made/interleaved'}
-    assert set(val['made/text']) == {'loss', 'text', 'targets'} and 'sep' in val['made/interleaved']
+    assert set(val['made/text']) == {'loss', 'text', 'targets'} and 'separators' in val['made/interleaved']
 
 def test_the_end_is_a_hugging_face_folder_with_its_record(config):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     cfg = config(max_steps=2)
     train.main(cfg)
-    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out_dir), GPT.from_pretrained(cfg.out_dir)
+    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out), GPT.from_pretrained(cfg.out)
     ids = torch.tensor([[65, 66, 257, 258]])
     assert torch.allclose(theirs(ids).logits, ours.logits(ours(ids)), atol=1e-4)
-    assert AutoTokenizer.from_pretrained(cfg.out_dir).convert_tokens_to_ids(['<Un0>', '<text>']) == [257, 270]
-    settings = json.loads(Path(cfg.out_dir, 'settings.json').read_text())
+    assert AutoTokenizer.from_pretrained(cfg.out).convert_tokens_to_ids(['<Un0>', '<text>']) == [257, 270]
+    settings = json.loads(Path(cfg.out, 'settings.json').read_text())
     assert (settings['steps'], settings['tokens']) == (2, 2 * 12 * T) and settings['settings']['lr'] == cfg.lr
     assert settings['flops'] == 6 * settings['parameters'] * settings['tokens']
-    assert Vocab.load(cfg.out_dir).size == 271
+    assert Vocab.load(cfg.out).size == 271
 
 def test_losses_are_those_of_a_plain_loop(config, corpus):
     """Five steps against the definition: whole batch at once, torch's own cross entropy, clip and AdamW, unfused."""
@@ -185,7 +185,7 @@ def test_losses_are_those_of_a_plain_loop(config, corpus):
     vocab, _, loader, *_ = train.open_data(cfg)
     model = train.build_model(cfg, vocab, cfg.tokenizer, torch.device('cpu'))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, foreach=False, fused=False)
-    for step, row in enumerate(rows_of(cfg.out_dir)[:5]):
+    for step, row in enumerate(rows_of(cfg.out)[:5]):
         tokens, doc_start, targets = (torch.as_tensor(x) for x in loader.rows(12 * step, 12)[:3])
         logits = model.logits(model(tokens, doc_start)).flatten(0, 1)
         each = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction='none')
@@ -206,7 +206,7 @@ def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
     cfg = config(max_steps=2, micro_batch=2)
     val = train.main(cfg)
     _, _, _, held_out, _ = train.open_data(cfg)
-    model = GPT.from_pretrained(cfg.out_dir)
+    model = GPT.from_pretrained(cfg.out)
     for name, loader in held_out.items():
         rows = min(8, int(loader.n_rows[0]))
         tokens, doc_start, targets = (torch.as_tensor(x) for x in loader.rows(0, rows)[:3])
@@ -217,15 +217,15 @@ def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
 
 @pytest.mark.parametrize('cut, dtype', [(7, 'float32'), (15, 'float32'), (15, 'pure_bfloat16')]) # 16 rows a source: step 7 is mid-epoch, 15 in epoch 2 and later
 def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut, dtype):
-    whole, parts = (config(out_dir=str(tmp_path / name), dtype=dtype) for name in ('whole', 'parts'))
+    whole, parts = (config(out=str(tmp_path / name), dtype=dtype) for name in ('whole', 'parts'))
     train.main(whole)
     with interrupted_after(cut):
         assert train.main(parts) is None
-    assert checkpoint.folders(parts.out_dir)[0].name != 'step-20' and not Path(parts.out_dir, 'settings.json').exists()
+    assert checkpoint.folders(parts.out)[0].name != 'step-20' and not Path(parts.out, 'settings.json').exists()
     train.main(parts)
-    assert losses_of(parts.out_dir) == losses_of(whole.out_dir) and len(losses_of(whole.out_dir)) == 20
-    assert state_of(parts.out_dir) == state_of(whole.out_dir)
-    assert weights_of(parts.out_dir) == weights_of(whole.out_dir)
+    assert losses_of(parts.out) == losses_of(whole.out) and len(losses_of(whole.out)) == 20
+    assert state_of(parts.out) == state_of(whole.out)
+    assert weights_of(parts.out) == weights_of(whole.out)
 
 def test_the_run_used_by_the_resume_test_is_past_its_first_epoch_when_cut(config):
     _, _, loader, *_ = train.open_data(config())
@@ -233,30 +233,30 @@ def test_the_run_used_by_the_resume_test_is_past_its_first_epoch_when_cut(config
 
 @pytest.mark.parametrize('micro_batch', [1, 3])
 def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch):
-    a, b = (config(micro_batch=m, out_dir=str(tmp_path / str(m))) for m in (12, micro_batch))
+    a, b = (config(micro_batch=m, out=str(tmp_path / str(m))) for m in (12, micro_batch))
     train.main(a)
     train.main(b)
-    for x, y in zip(rows_of(a.out_dir), rows_of(b.out_dir)):
+    for x, y in zip(rows_of(a.out), rows_of(b.out)):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
 
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
 @pytest.mark.parametrize('world, micro_batch', [(2, 3), (4, 1)])
 def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path, world, micro_batch, parallel):
     """Same losses within 1e-5, in 2 or 3 micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on all."""
-    one = config(micro_batch=12, out_dir=str(tmp_path / 'one'))
-    two = config(micro_batch=1, out_dir=str(tmp_path / 'two'), parallel=parallel)
+    one = config(micro_batch=12, out=str(tmp_path / 'one'))
+    two = config(micro_batch=1, out=str(tmp_path / 'two'), parallel=parallel)
     with not_finite({4}):
         train.main(one)
     def work(rank):
         with not_finite({4 * 12 // world // micro_batch}, on_rank=1):
             train.main(replace(two, micro_batch=micro_batch))
     assert on_ranks(world, work) == [0] * world
-    a, b = rows_of(one.out_dir), rows_of(two.out_dir)
+    a, b = rows_of(one.out), rows_of(two.out)
     assert [r['step'] for r in b] == [*range(1, 21), 20]
     assert [r.get('targets') for r in a] == [r.get('targets') for r in b]
     for x, y in zip(a, b):
         assert x.get('skipped') == y.get('skipped') == (True if x['step'] == 4 else None)
-        for name in ('loss', 'text', 'speech', 'sep'):
+        for name in ('loss', 'text', 'units', 'separators'):
             if x.get(name) is not None and x['step'] != 4:
                 assert x[name] == pytest.approx(y[name], abs=1e-5), (x['step'], name)
     for name, mean in a[-1]['val'].items():
@@ -269,7 +269,7 @@ def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path
 def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype, within):
     """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding. Each
     checkpoint comes right after an evaluation, and has the float32 weights and moments all the same."""
-    runs = {name: config(out_dir=str(tmp_path / name), micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
+    runs = {name: config(out=str(tmp_path / name), micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
             for name in ('uncut', 'cut', '1', '2', '4')}
     cut = runs['cut']
     def stopped(rank):
@@ -282,7 +282,7 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
         assert seen and all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in seen)
     assert on_ranks(2, uncut) == on_ranks(2, stopped) == [0, 0]
     for world in (1, 2, 4):
-        shutil.copytree(cut.out_dir, tmp_path / str(world))
+        shutil.copytree(cut.out, tmp_path / str(world))
         assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
     whole = load_file(tmp_path / 'uncut/model.safetensors')
     for world in '124':
@@ -311,7 +311,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monk
     with not_finite({3}, what=what):
         train.main(cfg)
     assert seen[3] == seen[2] and len({seen[1], seen[2], seen[4], seen[5]}) == 4
-    bad = [r for r in rows_of(cfg.out_dir) if r.get('skipped')]
+    bad = [r for r in rows_of(cfg.out) if r.get('skipped')]
     assert [(r['step'], r['rows']) for r in bad] == [(3, [24, 36])]
     assert bad[0]['loss' if what == 'loss' else 'grad_norm'] is None
 
@@ -320,14 +320,14 @@ def test_five_bad_steps_in_a_row_end_the_run_with_17_and_name_the_last_good(conf
     with not_finite({5, 6, 7, 8, 9}), pytest.raises(SystemExit) as end:
         train.main(cfg)
     assert end.value.code == 17
-    assert f"the last good checkpoint is {cfg.out_dir}/step-8" in capsys.readouterr().out
-    weights = [GPT.from_pretrained(folder).embed for folder in checkpoint.folders(cfg.out_dir)] # step-8 and step-6
+    assert f"the last good checkpoint is {cfg.out}/step-8" in capsys.readouterr().out
+    weights = [GPT.from_pretrained(folder).embed for folder in checkpoint.folders(cfg.out)] # step-8 and step-6
     assert torch.equal(*weights) and weights[0].isfinite().all() # all skipped between them
 
 def test_six_bad_steps_of_which_four_in_a_row_do_not_end_it(config):
     with not_finite({2, 3, 5, 6, 7, 8}):
         train.main(config(micro_batch=12))
-    assert json.loads(Path(config().out_dir, 'settings.json').read_text())['skipped'] == 6
+    assert json.loads(Path(config().out, 'settings.json').read_text())['skipped'] == 6
 
 def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypatch):
     cfg, fetch = config(max_steps=4, save_every=2), train.fetch
@@ -337,25 +337,25 @@ def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypat
         return (micro, count, keys) if step < 2 else (none, count * 0, keys)
     monkeypatch.setattr(train, 'fetch', blank)
     train.main(cfg)
-    assert [r['loss'] for r in rows_of(cfg.out_dir)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out_dir)[3]
-    assert weights_of(Path(cfg.out_dir, 'step-4')) == weights_of(Path(cfg.out_dir, 'step-2')) # moments are not zero
+    assert [r['loss'] for r in rows_of(cfg.out)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out)[3]
+    assert weights_of(Path(cfg.out, 'step-4')) == weights_of(Path(cfg.out, 'step-2')) # moments are not zero
 
 def test_a_finished_run_says_so_and_touches_nothing(config, capsys):
     cfg = config(max_steps=3)
     val = train.main(cfg)
-    before = {p: p.stat().st_mtime_ns for p in Path(cfg.out_dir).rglob('*')}
+    before = {p: p.stat().st_mtime_ns for p in Path(cfg.out).rglob('*')}
     assert train.main(cfg) == val
     assert "finished before, at step 3" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in Path(cfg.out_dir).rglob('*')} == before
+    assert {p: p.stat().st_mtime_ns for p in Path(cfg.out).rglob('*')} == before
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_export_is_exported(config):
     cfg = config(max_steps=3)
     val = train.main(cfg)
-    weights = weights_of(cfg.out_dir)
+    weights = weights_of(cfg.out)
     for name in ('settings.json', 'model.safetensors', 'config.json'):
-        Path(cfg.out_dir, name).unlink()
-    assert train.main(cfg) == val and weights_of(cfg.out_dir) == weights
-    assert len(rows_of(cfg.out_dir)) == 4 # three steps and one evaluation, none twice
+        Path(cfg.out, name).unlink()
+    assert train.main(cfg) == val and weights_of(cfg.out) == weights
+    assert len(rows_of(cfg.out)) == 4 # three steps and one evaluation, none twice
 
 def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
     cfg = config(max_steps=10, save_every=4)
@@ -368,35 +368,35 @@ def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
             train.main(cfg)
         finally:
             train.fetch = fetch
-    with open(Path(cfg.out_dir, 'log.jsonl'), 'a') as log:
+    with open(Path(cfg.out, 'log.jsonl'), 'a') as log:
         log.write('{"step": 9, "lo') # a line cut short
     train.main(cfg)
-    assert [r['step'] for r in rows_of(cfg.out_dir)] == [*range(1, 11), 10]
+    assert [r['step'] for r in rows_of(cfg.out)] == [*range(1, 11), 10]
 
 # ---- starting points
 
 def test_textlm_then_twist_keeps_text_rows_and_a_slm_starts_as_it_is(config, tmp_path):
-    text = config(vocab='text', sources=('text',), max_steps=3, out_dir=str(tmp_path / 'text'))
+    text = config(vocab='text', sources=('text',), max_steps=3, out=str(tmp_path / 'text'))
     train.main(text)
     none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
-    joint = config(init=text.out_dir, max_steps=3, out_dir=str(tmp_path / 'joint'), **none)
+    joint = config(init=text.out, max_steps=3, out=str(tmp_path / 'joint'), **none)
     vocab, *_ = train.open_data(joint)
-    start, old = train.build_model(joint, vocab, joint.init, 'cpu'), GPT.from_pretrained(text.out_dir)
+    start, old = train.build_model(joint, vocab, joint.init, 'cpu'), GPT.from_pretrained(text.out)
     assert torch.equal(start.embed[:257], old.embed[:257]) and start.cfg.vocab_size == 271
     train.main(joint)
-    further = config(init=joint.out_dir, max_steps=3, out_dir=str(tmp_path / 'further'), **none)
-    start_again = train.build_model(further, vocab, joint.out_dir, 'cpu')
-    assert torch.equal(start_again.embed, GPT.from_pretrained(joint.out_dir).embed)
+    further = config(init=joint.out, max_steps=3, out=str(tmp_path / 'further'), **none)
+    start_again = train.build_model(further, vocab, joint.out, 'cpu')
+    assert torch.equal(start_again.embed, GPT.from_pretrained(joint.out).embed)
     train.main(further)
-    speech = config(init=text.out_dir, vocab='speech', sources=('textless',), rope_theta=1e4, max_steps=3,
-                    out_dir=str(tmp_path / 'speech'), **none)
+    speech = config(init=text.out, vocab='speech', sources=('textless',), rope_theta=1e4, max_steps=3,
+                    out=str(tmp_path / 'speech'), **none)
     train.main(speech)
-    assert GPT.from_pretrained(speech.out_dir).cfg.vocab_size == 14
-    assert GPT.from_pretrained(speech.out_dir).cfg.rope_theta == 1e4
-    gslm = config(init_config=text.out_dir, max_steps=3, out_dir=str(tmp_path / 'gslm'), **none)
-    assert train.build_model(gslm, vocab, text.out_dir, 'cpu').num_params() == start.num_params()
+    assert GPT.from_pretrained(speech.out).cfg.vocab_size == 14
+    assert GPT.from_pretrained(speech.out).cfg.rope_theta == 1e4
+    gslm = config(init_config=text.out, max_steps=3, out=str(tmp_path / 'gslm'), **none)
+    assert train.build_model(gslm, vocab, text.out, 'cpu').num_params() == start.num_params()
     with pytest.raises(Refused, match="its vocabulary .speech, 14 ids, .* expected that, or a TextLM"):
-        train.main(config(init=speech.out_dir, out_dir=str(tmp_path / 'no'), **none | {'tokenizer': text.tokenizer}))
+        train.main(config(init=speech.out, out=str(tmp_path / 'no'), **none | {'tokenizer': text.tokenizer}))
 
 @pytest.mark.parametrize('family', ['gemma2', 'gpt_neox', 'opt', 'bloom'])
 def test_every_family_becomes_an_slm_that_transformers_loads(family, config, tmp_path):
@@ -408,33 +408,33 @@ def test_every_family_becomes_an_slm_that_transformers_loads(family, config, tmp
     textlm = GPT(GPTConfig(family=family, vocab_size=tokenizer.size, n_layer=2, n_embd=32, tied=family != 'gpt_neox', **shape))
     textlm.save_pretrained(tmp_path / 'text', vocab=tokenizer.vocab, tokenizer=probe.tokenizer)
     none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
-    cfg = config(init=str(tmp_path / 'text'), max_steps=3, out_dir=str(tmp_path / 'slm'), **none)
+    cfg = config(init=str(tmp_path / 'text'), max_steps=3, out=str(tmp_path / 'slm'), **none)
     train.main(cfg)
-    ours = GPT.from_pretrained(cfg.out_dir)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(cfg.out_dir, attn_implementation='eager').eval()
+    ours = GPT.from_pretrained(cfg.out)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(cfg.out, attn_implementation='eager').eval()
     tokens = torch.randint(vocab.size, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (ours.logits(ours(tokens)) - theirs(input_ids=tokens).logits).abs().max() < 1e-5
     assert not torch.equal(ours.embed[:tokenizer.size], textlm.embed[:tokenizer.size]) # it learned
     if family in ('opt', 'bloom'):
         with pytest.raises(Refused, match=f'rope_theta=10000.0: {family} has no rotary positions'):
-            train.main(config(init=str(tmp_path / 'text'), rope_theta=1e4, out_dir=str(tmp_path / 'no'), **none))
+            train.main(config(init=str(tmp_path / 'text'), rope_theta=1e4, out=str(tmp_path / 'no'), **none))
 
 @pytest.mark.parametrize('dtype, within', [('bfloat16', 0.05), ('pure_bfloat16', 0.1)])
 def test_bf16_stays_near_float32(config, tmp_path, dtype, within):
-    a, b = config(out_dir=str(tmp_path / 'a')), config(dtype=dtype, out_dir=str(tmp_path / 'b'))
+    a, b = config(out=str(tmp_path / 'a')), config(dtype=dtype, out=str(tmp_path / 'b'))
     train.main(a)
     train.main(b)
-    x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
+    x, y = ([r['loss'] for r in rows_of(c.out)[:20]] for c in (a, b))
     assert x != y and max(abs(p - q) for p, q in zip(x, y)) < within
-    moments = load_file(Path(b.out_dir, 'step-20/state.safetensors'))['layers.0.qkv.weight.exp_avg']
+    moments = load_file(Path(b.out, 'step-20/state.safetensors'))['layers.0.qkv.weight.exp_avg']
     assert moments.dtype == (torch.bfloat16 if dtype == 'pure_bfloat16' else torch.float32)
 
 def test_attention_by_sdpa_differs_by_rounding_alone(config, tmp_path):
-    a, b = config(out_dir=str(tmp_path / 'a')), config(attention='sdpa', out_dir=str(tmp_path / 'b'))
+    a, b = config(out=str(tmp_path / 'a')), config(attention='sdpa', out=str(tmp_path / 'b'))
     train.main(a)
     train.main(b)
-    x, y = ([r['loss'] for r in rows_of(c.out_dir)[:20]] for c in (a, b))
+    x, y = ([r['loss'] for r in rows_of(c.out)[:20]] for c in (a, b))
     assert x != y and x == pytest.approx(y, abs=1e-5)
 
 # ---- schedule and budget
@@ -470,7 +470,7 @@ def test_seconds_end_a_run_and_its_schedule(config, monkeypatch):
     monkeypatch.setattr(train.time, 'monotonic', lambda: clock[0])
     monkeypatch.setattr(train, 'fetch', after(0.05, clock, train.fetch))
     train.main(config(max_steps=None, max_seconds=1.0, eval_rows=1))
-    rows = [r for r in rows_of(config().out_dir) if 'val' not in r]
+    rows = [r for r in rows_of(config().out) if 'val' not in r]
     assert len(rows) == 20
     assert max(r['lr'] for r in rows) > 9e-3 and rows[-1]['lr'] < 2e-3 # down by the clock
 
@@ -514,7 +514,7 @@ def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
     for changes, message in cases:
         with pytest.raises(Refused) as refusal:
             train.main(config(**changes))
-        assert str(refusal.value) == message and not Path(config().out_dir).exists()
+        assert str(refusal.value) == message and not Path(config().out).exists()
 
 def test_an_attention_that_cannot_be_had_is_refused_before_any_weights_are_read(config, tmp_path):
     hf = GPTConfig(family='gemma2', vocab_size=257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8).to_hf()
@@ -529,7 +529,7 @@ def test_an_attention_that_cannot_be_had_is_refused_before_any_weights_are_read(
              "attention backend 'sdpa': it has no softcap, which this model needs; expected None")]:
         with pytest.raises(Refused) as refusal:
             train.main(config(**changes))
-        assert str(refusal.value) == message and not Path(config().out_dir).exists()
+        assert str(refusal.value) == message and not Path(config().out).exists()
 
 def test_another_tokenizer_is_refused(config, tmp_path):
     other = tmp_path / 'other'
@@ -542,12 +542,12 @@ def test_another_tokenizer_is_refused(config, tmp_path):
 
 def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp_path):
     train.main(config(max_steps=2))
-    before = weights_of(config().out_dir)
+    before = weights_of(config().out)
     with pytest.raises(Refused) as refusal:
         train.main(config(max_steps=2, lr=2e-2, seed=5))
-    out = config().out_dir
+    out = config().out
     assert str(refusal.value) == (f"{out} holds another run: lr was 0.01 and is 0.02, seed was 0 and is 5; "
-                                  "take the old settings back or choose another out_dir")
+                                  "take the old settings back or choose another --out")
     assert weights_of(out) == before
     train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa')) # these may change: finished all the same
 
@@ -571,7 +571,7 @@ def command(cfg, **changes):
     return [sys.executable, 'train.py', *(f'--{k}={v}' for k, v in {**settings, **changes}.items() if v != default[k])]
 
 def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_path):
-    cfg = config(max_steps=400, log_every=1, out_dir=str(tmp_path / 'cli'))
+    cfg = config(max_steps=400, log_every=1, out=str(tmp_path / 'cli'))
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(command(cfg), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     try:
@@ -583,11 +583,11 @@ def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_pat
     finally:
         process.kill()
     assert process.returncode == 0 and 'stopped by a signal, saved as' in rest
-    assert len(checkpoint.folders(cfg.out_dir)) == 1 and checkpoint.fault(checkpoint.folders(cfg.out_dir)[0]) is None
+    assert len(checkpoint.folders(cfg.out)) == 1 and checkpoint.why_unusable(checkpoint.folders(cfg.out)[0]) is None
 
 def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
     cfg = config(memory=2, data=str(tmp_path / 'none'), vocab='speech', parallel='fsdp')
-    assert train.main(cfg) is None and not Path(cfg.out_dir).exists()
+    assert train.main(cfg) is None and not Path(cfg.out).exists()
     assert capsys.readouterr().out == (
         "0.0 GB on each of 2 GPUs at most (weights 0.0, gradients 0.0, moments 0.0, copies 0.0, saved 0.0, head 0.0): "
         "fsdp, float32, recompute=none, 6 x 32 tokens\n")
@@ -608,7 +608,7 @@ def test_a_run_that_cannot_fit_is_refused(config):
 @pytest.mark.parametrize('world', [1, 2])
 @pytest.mark.parametrize('recompute', ['selective', 'full'])
 def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute, world):
-    a, b = (config(out_dir=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
+    a, b = (config(out=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
             for way in ('none', recompute))
     def work(cfg):
         again, calls = model_file._again, []
@@ -617,7 +617,7 @@ def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute,
         assert bool(calls) == (cfg.recompute != 'none')
     for cfg in (a, b):
         assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
-    assert losses_of(a.out_dir) == losses_of(b.out_dir)
+    assert losses_of(a.out) == losses_of(b.out)
 
 def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
     cfg = config(parallel='fsdp', micro_batch=2, max_steps=2) # 3 micro-batches a rank
@@ -626,7 +626,7 @@ def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
         def count(losses, *batch): # outside of FSDP's hooks, where the parameters are shards
             kept.append({p.grad is not None and p.grad.to_local().shape == p.to_local().shape for p in losses.model.parameters()})
             return call(losses, *batch)
-        train.Losses.__call__ = count
+        train.LMObjective.__call__ = count
         train.main(cfg)
         assert kept[:6] == [{False}, {True}, {True}] * 2, kept
     assert on_ranks(2, work) == [0, 0]
@@ -634,7 +634,7 @@ def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
 @pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize('parallel, recompute, world', [('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
 def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
-    runs = [config(out_dir=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
+    runs = [config(out=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
                    compile=on) for on in (False, True)]
     def work(cfg):
         inductor.compile_threads = 1 # in this process: a pool does not outlive a fork
@@ -644,9 +644,9 @@ def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, w
         assert len(made) == cfg.compile # for the one layer
     for cfg in runs:
         assert on_ranks(world, lambda rank, cfg=cfg: work(cfg), limit=120) == [0] * world
-    for a, b in zip(*(rows_of(run.out_dir)[:4] for run in runs)):
+    for a, b in zip(*(rows_of(run.out)[:4] for run in runs)):
         assert a['loss'] == pytest.approx(b['loss'], abs=1e-5) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
-    plain, compiled = (load_file(Path(run.out_dir, 'model.safetensors')) for run in runs)
+    plain, compiled = (load_file(Path(run.out, 'model.safetensors')) for run in runs)
     assert plain.keys() == compiled.keys()
 
 class FakeWandb:
@@ -666,7 +666,7 @@ def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
     train.main(cfg)
     assert [(run['project'], run['id'], run['config']['max_steps']) for run in fake.runs] == [
         ('speech', None, 4), ('speech', 'made', 4)]
-    assert [row for _, row in fake.rows] == rows_of(cfg.out_dir) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
+    assert [row for _, row in fake.rows] == rows_of(cfg.out) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
 
 def test_wandb_without_its_package_is_refused(config, monkeypatch):
     monkeypatch.setattr(train, 'find_spec', lambda name: None)

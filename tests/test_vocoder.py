@@ -30,13 +30,13 @@ from speech.vocoder import (
     bands,
     filtered,
     harmonics,
-    least_phase,
     load_vocoder,
+    minimum_phase,
     periods,
     pitch,
-    raised,
+    sharpen_formants,
 )
-from training.vocoder import Config, Critic, crops, judged, losses, main, streams
+from training.vocoder import Config, Discriminator, adversarial_loss, crops, losses, main, streams
 
 
 def small(units_hash=''):
@@ -86,15 +86,15 @@ def test_a_filter_has_the_gains_it_was_given_and_rings_after_the_pulse():
     assert wave[:4 * HOP].abs().max() < 0.05 * wave.abs().max() # what the finite cepstrum lets through
     got = torch.fft.rfft(wave[4 * HOP:4 * HOP + N_FFT]).abs().log()
     expected = gains @ bands()
-    torch.testing.assert_close((least_phase().T @ gains.cfloat()).real, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((minimum_phase().T @ gains.cfloat()).real, expected, atol=1e-4, rtol=1e-4)
     assert (got - expected).abs().mean() < 0.05
     torch.testing.assert_close(bands().sum(0), torch.ones(N_FFT // 2 + 1))
 
 def test_contrast_leaves_loudness_and_tilt_alone():
     line, peaks = torch.linspace(-3, 1, BANDS), torch.cos(torch.linspace(0, 12, BANDS))
-    torch.testing.assert_close(raised(line, 2.0), line, atol=1e-5, rtol=0)
-    torch.testing.assert_close(raised(peaks, 1.0), peaks, atol=1e-5, rtol=0)
-    more, bare = raised(line + peaks, 2.0), peaks.numpy()
+    torch.testing.assert_close(sharpen_formants(line, 2.0), line, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sharpen_formants(peaks, 1.0), peaks, atol=1e-5, rtol=0)
+    more, bare = sharpen_formants(line + peaks, 2.0), peaks.numpy()
     bare = bare - np.polyval(np.polyfit(np.arange(BANDS), bare, 1), np.arange(BANDS))
     difference = (more - line - peaks).numpy() - bare # the same for all bands
     assert difference.std() < 1e-4 and difference.mean() < -0.1
@@ -272,11 +272,11 @@ def test_crops_line_up(tmp_path):
 
 def test_the_critic_learns_to_tell_and_its_verdict_reaches_the_wave():
     torch.manual_seed(0)
-    critic, wave = Critic(), 0.1 * torch.randn(2, 8000)
+    critic, wave = Discriminator(), 0.1 * torch.randn(2, 8000)
     optimizer, made = torch.optim.Adam(critic.parameters(), lr=1e-3), (0.01 * torch.randn(2, 8000)).requires_grad_()
     for _ in range(30):
         optimizer.zero_grad()
-        verdict = judged(critic, optimizer, made, wave)
+        verdict = adversarial_loss(critic, optimizer, made, wave)
     optimizer.zero_grad()
     assert critic(wave)[0].mean() > critic(made)[0].mean() + 0.5
     sum(verdict.values()).backward()

@@ -38,7 +38,7 @@ def folders(out_dir):
     found = [(int(m[1]), p) for p in Path(out_dir).glob('step-*') if (m := re.fullmatch(r'step-(\d+)', p.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
-def fault(folder):
+def why_unusable(folder):
     """Why a folder is not to be trusted; None if it is what was written."""
     try:
         manifest = json.loads((folder / 'MANIFEST.json').read_text())
@@ -60,7 +60,7 @@ def newest(out_dir):
     """The newest folder that verifies, None where there is none at all; Refused when all of them are bad."""
     bad = []
     for folder in folders(out_dir):
-        why = fault(folder)
+        why = why_unusable(folder)
         if why is None:
             if bad:
                 print(f"{'; '.join(bad)}: going back to {folder}")
@@ -70,7 +70,7 @@ def newest(out_dir):
         raise Refused(f"no checkpoint of {out_dir} verifies: {'; '.join(bad)}; to start anew, move the folder away")
     return None
 
-def whole(tensor):
+def full_tensor(tensor):
     """A tensor that is in shards over the ranks, put together on each; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -81,7 +81,7 @@ def whole_model(model, rank):
     with torch.device('meta'):
         copy = type(model)(model.cfg)
     for name, p in model.named_parameters(): # one at a time on the device
-        full, (parent, _, leaf) = whole(p.detach()), name.rpartition('.')
+        full, (parent, _, leaf) = full_tensor(p.detach()), name.rpartition('.')
         if rank == 0:
             setattr(copy.get_submodule(parent), leaf, torch.nn.Parameter(full.cpu()))
     return copy if rank == 0 else None
@@ -91,7 +91,7 @@ def _state_tensors(model, optimizer, rank):
     tensors = {}
     for name, p in model.named_parameters():
         for key, value in optimizer.state[p].items():
-            value = whole(value)
+            value = full_tensor(value)
             tensors |= {f'{name}.{key}': value.cpu()} if rank == 0 else {}
     tensors['rng'] = torch.get_rng_state()
     if next(model.parameters()).is_cuda:
@@ -175,7 +175,7 @@ def find(out_dir, identity, place):
                 at = int(folder.name.removeprefix('step-'))
                 _same(read_state(folder)['run'], identity, out_dir)
             elif Path(out_dir, 'settings.json').is_file():
-                raise Refused(f"{out_dir} holds a finished model without its step-N; choose another out_dir")
+                raise Refused(f"{out_dir} holds a finished model without its step-N; choose another --out")
         except (Refused, OSError) as e:
             at, error = -2, Refused(str(e))
     if place.world > 1: # rank 0 hashes every byte of a checkpoint meanwhile
@@ -192,7 +192,7 @@ def _same(saved, now, where):
     fields = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
     if fields:
         diff = ', '.join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r}" for key in fields)
-        raise Refused(f"{where} holds another run: {diff}; take the old settings back or choose another out_dir")
+        raise Refused(f"{where} holds another run: {diff}; take the old settings back or choose another --out")
 
 # ----------------------------------------------------------------------------------------------------------------
 # a run: what its loop and its end need
@@ -211,7 +211,7 @@ class Run(NamedTuple):
 
     @property
     def finished(self):
-        return self.state['finished'] and Path(self.cfg.out_dir, 'settings.json').is_file()
+        return self.state['finished'] and Path(self.cfg.out, 'settings.json').is_file()
 
     def say(self, *what, **how):
         if self.place.rank == 0:
@@ -223,20 +223,20 @@ class Run(NamedTuple):
 def open_run(cfg, free, place, asked, vocab, tokenizer, inputs):
     """The Run of these settings, of which those named in free may differ from an earlier start's; says where it stands."""
     identity = {k: v for k, v in asdict(cfg).items() if k not in free} | inputs
-    folder = find(Path(cfg.out_dir), identity, place)
+    folder = find(Path(cfg.out), identity, place)
     fresh = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
     state = read_state(folder) if folder else fresh
     run = Run(cfg, place, asked, vocab, tokenizer, inputs, identity, folder, state)
     if run.finished:
-        run.say(f"{cfg.out_dir}: finished before, at step {state['step']}; nothing to do (remove the folder to train "
+        run.say(f"{cfg.out}: finished before, at step {state['step']}; nothing to do (remove the folder to train "
                 "again)")
     elif folder:
-        run.say(f"{cfg.out_dir}: going on from {folder}")
+        run.say(f"{cfg.out}: going on from {folder}")
     return run
 
 def export(run, model, done, step, more):
     """The end of a run: out_dir becomes a Hugging Face folder with its settings.json, if all is done."""
-    out = run.cfg.out_dir
+    out = run.cfg.out
     if not done:
         run.say(f"stopped by a signal, saved as {out}/step-{step}; the same command goes on from there")
     elif whole := whole_model(model, run.place.rank):

@@ -2,7 +2,7 @@
 A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when
 to give up.
 
-    {"step", "loss", "text", "speech", "sep" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
+    {"step", "loss", "text", "units", "separators" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
      "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
 
 mfu: the FLOPs of GPT.flops_per_token over the peak of the chip (training/cost.py), with T keys a token (PaLM), or those that a token sees in its document.
@@ -21,13 +21,14 @@ import torch
 from files import atomically
 from training import checkpoint
 from training.cost import chip_of
+from vocab import MODALITIES
 
 PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
-TERMINAL = ('text', 'speech', 'sep', 'margin', 'accuracy', 'kl') # what stands behind the loss there: train.py's, dpo.py's
+TERMINAL = (*MODALITIES, 'margin', 'accuracy', 'kl') # what stands behind the loss there: train.py's, dpo.py's
 
-def means(sums, counts):
-    """{'loss', 'text', 'speech', 'sep'} from sums and numbers of targets; a modality without targets is left out."""
-    each = {name: s / n for name, s, n in zip(('text', 'speech', 'sep'), sums, counts) if n}
+def modality_means(sums, counts):
+    """{'loss', 'text', 'units', 'separators'} from sums and numbers of targets; a modality without targets is left out."""
+    each = {name: s / n for name, s, n in zip(MODALITIES, sums, counts) if n}
     return {'loss': sum(sums) / max(sum(counts), 1)} | each
 
 class Log:
@@ -43,7 +44,7 @@ class Log:
         self.peak = world * chip.flops if chip else math.nan
         self.wandb = _wandb(cfg, state['step']) if rank == 0 and cfg.wandb else None
         if rank == 0: # what a cut run did after its checkpoint will be done again
-            path = Path(cfg.out_dir, 'log.jsonl')
+            path = Path(cfg.out, 'log.jsonl')
             lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
             kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= state['step']]
             with atomically(path) as tmp:
@@ -103,24 +104,24 @@ class Log:
             row |= {'skipped': True, 'rows': [(step - 1) * self.cfg.rows, step * self.cfg.rows]} # the samples' numbers
         self.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
         if self.file and (bad or step == 1 or step % self.cfg.log_every == 0):
-            print(line(row, of), flush=True)
+            print(terminal_line(row, of), flush=True)
         if self.streak >= PATIENCE:
-            good = next(iter(checkpoint.folders(self.cfg.out_dir)), 'none: it never saved')
+            good = next(iter(checkpoint.folders(self.cfg.out)), 'none: it never saved')
             print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {good}")
             raise SystemExit(17)
         return stop > 0, seconds
 
 def _wandb(cfg, step):
-    """The run at Weights & Biases; one that was cut goes on under its id, which lies in out_dir."""
+    """The run at Weights & Biases; one that was cut goes on under its id, which lies in the folder of the run."""
     import wandb
-    path, known = Path(cfg.out_dir, 'wandb.txt'), None
+    path, known = Path(cfg.out, 'wandb.txt'), None
     if step and path.is_file():
         known = path.read_text()
-    its = wandb.init(project=cfg.wandb, name=Path(cfg.out_dir).name, id=known, resume='allow', config=asdict(cfg), dir=cfg.out_dir)
+    its = wandb.init(project=cfg.wandb, name=Path(cfg.out).name, id=known, resume='allow', config=asdict(cfg), dir=cfg.out)
     path.write_text(its.id)
     return its
 
-def line(row, of):
+def terminal_line(row, of):
     """The terminal's line of a step."""
     each = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
     text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "

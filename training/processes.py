@@ -70,7 +70,7 @@ def processes(cfg):
         if world > 1:
             dist.destroy_process_group()
 
-def spread(losses, cfg, world, device):
+def wrap_distributed(losses, cfg, world, device):
     """losses over the processes: gradients are averages over them once a backward has come after net.sync(True)."""
     if world == 1:
         return losses

@@ -128,7 +128,7 @@ def losses(model, batch, generator):
     runs_off = (log_runs.exp() - batch['runs'] * log_runs).mean()
     return {'spectrum': sum(off) / len(off), 'pitch': 2 * pitch_off, 'runs': 0.1 * runs_off}, made, wave
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """Waves (B, S) -> how much each patch of their band spectra looks recorded (1) or made (0), and what every layer saw.
 
     A network that learns from differences alone says the mean of what might have been, which is blurred; blur is what a
@@ -150,7 +150,7 @@ class Critic(nn.Module):
                 seen.append(x.float())
             return self.out(x).float(), seen
 
-def judged(critic, optimizer, made, wave):
+def adversarial_loss(critic, optimizer, made, wave):
     """A step of the critic's own; then what its verdict adds to the losses."""
     (real, wanted), (fake, _) = critic(wave), critic(made.detach())
     ((real - 1).square().mean() + fake.square().mean()).backward()
@@ -177,7 +177,7 @@ def main(cfg):
     print(f"{len(data['frames']) / units.info['frame_hz'] / 3600:.2f} h of speech, "
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    critic = Critic().to(device)
+    critic = Discriminator().to(device)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-4, betas=(0.8, 0.99))
     rng, generator, smooth, step = np.random.default_rng(cfg.seed), torch.Generator().manual_seed(cfg.seed), {}, 0
     start, done = time.monotonic(), 0.0
@@ -187,7 +187,7 @@ def main(cfg):
         batch = crops(data, size, cfg.batch, model.up, rng)
         loss, made, wave = losses(model, {name: x.to(device) for name, x in batch.items()}, generator)
         if done > cfg.critic_from:
-            loss |= judged(critic, critic_optimizer, made, wave)
+            loss |= adversarial_loss(critic, critic_optimizer, made, wave)
         sum(loss.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

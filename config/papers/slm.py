@@ -7,7 +7,7 @@ sources = ('text', 'speech', 'interleaved') # rows in equal number
 tokenizer = 'tiny/tokenizer'
 init = 'out/papers/text-1M'
 new_rows = 'normal'
-out_dir = 'out/papers/slm'
+out = 'out/papers/slm'
 
 block_size = 512
 batch_tokens = 4 * block_size

@@ -12,7 +12,7 @@ n_kv_head = 2
 n_embd = 128
 head_dim = 32
 n_ffn = 336
-out_dir = 'out/papers/text-1M'
+out = 'out/papers/text-1M'
 
 block_size = 512
 batch_tokens = 4 * block_size

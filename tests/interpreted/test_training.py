@@ -34,7 +34,7 @@ def log_of_a_run(corpus, out_dir, **changes):
     """config/tiny_text.py on a joint vocabulary, with 2 rows of T tokens a step instead of 8 of 512."""
     changes = dict(data=corpus, sources=('text', 'speech', 'interleaved'), vocab='joint', tokenizer=ROOT / 'tiny/tokenizer',
                    block_size=T, batch_tokens=2 * T, micro_batch=2, device='cpu', dtype='float32', eval_rows=1,
-                   out_dir=out_dir) | changes
+                   out=out_dir) | changes
     train.main(configure(train.Config, [str(ROOT / 'config/tiny_text.py'), *(f'--{k}={v}' for k, v in changes.items())]))
     return log_of(out_dir)
 
