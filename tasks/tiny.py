@@ -1,5 +1,5 @@
 """
-The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder (tiny/build/pack.py unpacks it).
+The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder (tiny/unpack.py makes it).
 
 A story's context is two sentences; a model should find its right ending more likely than a wrong one:
     ssc  the wrong ending contradicts the context, with the same names and words

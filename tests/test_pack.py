@@ -14,8 +14,9 @@ from speech.audio import load_audio
 from speech.units import Units
 from speech.words import Words
 from tasks.tiny import pairs
-from tiny.build.pack import Config, encode_part, export_audio, joined, kept, main, merged, with_joined, write_packed
-from tiny.unpack import read_packed
+from tiny.build.pack import Config as PackConfig
+from tiny.build.pack import encode_part, export_audio, joined, kept, merged, with_joined, write_packed
+from tiny.unpack import Config, main, read_packed
 
 INFO = {'units_hash': 'abc', 'n_units': K, 'hop': 640, 'frame_hz': 25.0}
 
@@ -86,7 +87,7 @@ def test_every_item_gets_its_seven_documents(tmp_path):
     spoken = [({'id': f'm0000{i}/{name}', 'speaker': 'joe', 'words': [['x', 2000, 3000]]}, np.ones(6400, np.int16))
               for i in range(2) for name in ('context', 'right', 'wrong', 'topic')]
     encoder = SimpleNamespace(encode=lambda waves: [np.arange(len(w) // 640) % K for w in waves])
-    docs = encode_part(with_joined(spoken, Config()), encoder)
+    docs = encode_part(with_joined(spoken, PackConfig(speech='spoken')), encoder)
     assert len(docs) == 14
     for name in ('stories', 'talk', 'items'):
         write_packed(tmp_path / f'{name}.npz.xz', docs, INFO)

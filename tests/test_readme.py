@@ -1,4 +1,5 @@
-"""README.md's commands have settings and files that there are; the shell scripts parse, and a set-up that fails is not kept."""
+"""Every command of README.md and docs/ has settings that its script knows, and the files they name are there; the shell
+scripts parse; a set-up that failed is not taken for a finished one."""
 import importlib
 import os
 import re
@@ -13,9 +14,19 @@ import corpora.download
 from configurator import configure
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-BLOCKS = [block for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', README, re.M | re.S) if not kind]
-LINES = [line.removeprefix('$ ') for block in BLOCKS for line in block.splitlines() if re.match(r'(\$ )?(python|torchrun)\b', line)]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+TEXT = {page.name: page.read_text(encoding='utf-8') for page in PAGES}
+COMMAND = re.compile(r'(\$ )?(python|torchrun)\b')
+
+def commands(text):
+    """The lines of fenced blocks that start a Python script, with continued lines joined."""
+    for kind, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S):
+        if not kind:
+            for line in block.replace('\\\n', ' ').splitlines():
+                if COMMAND.match(line):
+                    yield line.removeprefix('$ ')
+
+LINES = [line for text in TEXT.values() for line in commands(text)]
 NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake, and what the reader adds to the code
 SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh', 'bench/gpu.sh']
 
@@ -38,9 +49,10 @@ def test_every_command_has_the_settings_it_names(line, monkeypatch):
 
 def test_there_are_commands_and_their_files():
     assert len(LINES) > 40
-    named = set(re.findall(r'`((?:bench|config|findings|tests|tiny|tasks|corpora|kernels)/[\w./-]+)`', README))
+    named = set(re.findall(r'`((?:bench|config|findings|tests|tiny|tasks|corpora|kernels|speech|hub|training|evaluation|scaling|papers|docs)/[\w./-]+)`', ' '.join(TEXT.values())))
     missing = {name for name in named if not (ROOT / name).exists()}
-    assert len(named) > 10 and missing <= {'corpora/NAME.py', 'tasks/order.py', 'corpora/speakers.py'}, missing # the reader's own
+    yours = {f'{room}/NAME.py' for room in ('corpora', 'tasks', 'config', 'kernels')} | {'tasks/order.py', 'corpora/speakers.py'}
+    assert len(named) > 10 and missing <= yours, missing
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_parse(script):

@@ -19,19 +19,26 @@ tiny/build/pack.py writes these files.
 import io
 import json
 import lzma
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from configurator import Refused
+from configurator import Refused, run
 from files import atomically, sha256, write_json
 from speech.audio import RATE
 from speech.units import write_units_shard
 from speech.words import write_words_shard
 
-PARTS = {'stories': ('stories',), 'talk': ('talk',), 'items': ('items-main', 'items-unseen')} # and what tiny/build/speak.py calls them
+# Each packed file, and the parts of tiny/build/speak.py that are in it.
+PARTS = {'stories': ('stories',), 'talk': ('talk',), 'items': ('items-main', 'items-unseen')}
 
 SHARD_DOCS = 10_000
+
+@dataclass(frozen=True)
+class Config:
+    packed: str = 'tiny' # where the .npz.xz files are
+    out: str = 'out/data' # where units folders go
 
 def read_packed(path):
     """docs, info as write_packed took them. Raises Refused for a file that is none."""
@@ -52,7 +59,7 @@ def read_packed(path):
                      'words': [table[w] for w in a['word'][of_words]], 'starts': ends - a['duration'][of_words], 'ends': ends})
     return docs, info
 
-def unpack(cfg):
+def main(cfg):
     for name in PARTS:
         source, folder = Path(cfg.packed) / f'{name}.npz.xz', Path(cfg.out) / name
         digest = sha256(source) if source.is_file() else None
@@ -74,3 +81,6 @@ def unpack(cfg):
                                                      'words': sum(len(d['words']) for d in docs), 'refused': {}})
             write_json(tmp / 'info.json', {**info, **counts, 'packed': digest})
         print(f"{folder}: {counts['documents']} documents, {counts['hours']:.2f} h, {counts['runs']:,} units")
+
+if __name__ == '__main__':
+    run(main, Config)

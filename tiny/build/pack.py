@@ -1,23 +1,11 @@
 """
-The embedded corpus as three small files, and back.
+The spoken parts of the embedded corpus as three small files; tiny/unpack.py has their format and the way back.
 
-    python -m tiny.unpack                                              tiny/{stories,talk,items}.npz.xz -> out/data/NAME/
-    python -m tiny.build.pack --speech=out/build/speech --encoder=out/build/encoder/hubert   what tiny/build/build.sh calls: the other way
+    python -m tiny.build.pack --speech=out/build/speech --encoder=out/build/encoder/hubert
 
-`--keep=True` adds to what is packed already: a corpus of 50 hours can be spoken on several machines or days.
-Packing also writes tiny/audio/: under two minutes of the speech itself as FLAC with a manifest.jsonl (corpora/folder.py
-reads it), so that every stage can start from sound.
-
-out/data/NAME/ is a units folder with its words/ inside, as tokenize_speech.py and align.py write them: stories (synthetic:
-one voice), talk (diverse: other voices, rooms, noise), items (evaluation; documents as in tasks/tiny.py).
-
-NAME.npz.xz is an .npz file of integer arrays, xz around it (times are kept as gaps and durations, which repeat):
-
-    units, runs     (R,) uint16        of all documents, one after another     n_units (n,) how many belong to each
-    word            (W,) uint16        index into `table`                      n_words (n,)
-    gap, duration   (W,) int32         samples from the word before (or from 0) to its start, and from its start to its end
-    samples         (n,) int32         at 16 kHz     speaker (n,) uint8 index
-    table, ids, speakers, info         JSON as bytes: distinct words, document ids, names, info.json of the encoder
+--keep adds to what is packed already: a corpus of 50 hours can be spoken on several machines or days. Packing also writes
+tiny/audio/: under two minutes of the speech itself as FLAC with a manifest.jsonl (corpora/folder.py reads it), so that
+every stage can start from sound.
 """
 import io
 import json
@@ -35,20 +23,23 @@ from speech.audio import RATE
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
 from speech.units import deduplicate
-from tiny.unpack import PARTS, read_packed, unpack
+from tiny.unpack import PARTS, read_packed
 
 JOINED = ('right', 'wrong', 'topic') # endings of an item, spoken after its context
 
 @dataclass(frozen=True)
 class Config:
-    speech: str = '' # folder of tiny/build/speak.py's parts: pack; '': unpack
+    speech: str = '' # folder of the parts that tiny/build/speak.py wrote
     encoder: str = 'tiny/hubert' # with kmeans.safetensors in it
     layer: int = 4
-    keep: bool = False # when packing: documents packed before, by the same encoder, and not in speech now, stay
+    keep: bool = False # documents packed before, by the same encoder, and not in speech now, stay
     pause: float = 0.25 # seconds between an item's context and its ending, as between sentences (tiny/build/speak.py)
     edge: float = 0.1 # seconds of silence at a document's beginning and end
-    packed: str = 'tiny' # where the .npz.xz files are
-    out: str = 'out/data' # where units folders go
+    packed: str = 'tiny' # where the .npz.xz files go
+
+    def __post_init__(self):
+        if not self.speech:
+            raise Refused("expected --speech=FOLDER, with the parts that tiny/build/speak.py wrote")
 
 # ----------------------------------------------------------------------------------------------------------------
 # the file
@@ -142,7 +133,7 @@ def merged(before, docs):
     both = [d for d in before if d['id'] not in new] + docs
     return sorted(both, key=lambda d: d['id'].split('/')[0]) # stable: the segments of an item stay in their order
 
-def pack(cfg):
+def main(cfg):
     from tiny.build.speak import documents
     speech = Path(cfg.speech)
     if not (Path(cfg.packed) / 'audio').exists():
@@ -162,9 +153,6 @@ def pack(cfg):
         write_packed(path, docs, {**info, **record(cfg)})
         print(f"{path}: {len(docs)} documents, {sum(d['samples'] for d in docs) / RATE / 3600:.2f} h, "
               f"{path.stat().st_size / 1e6:.2f} MB")
-
-def main(cfg):
-    pack(cfg) if cfg.speech else unpack(cfg)
 
 if __name__ == '__main__':
     run(main, Config)
