@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/speedrun
 source tiny/jobs.sh
 
-# bf16 on a GPU, and on a CPU whose bf16 product is the faster one (on most it is the slower); measured once, for all runs
+# bf16 on a GPU, and on a CPU where it multiplies faster than float32 (on most it is slower); measured once, for all runs
 [ -s $out/dtype ] || python - >$out/dtype <<'PYTHON'
 import time, torch
 def seconds(dtype):

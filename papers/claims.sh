@@ -12,27 +12,36 @@ processes=${1:-$((gpus ? gpus : $(nproc)))}
 corpus
 once out/data/talk.txt step "corpus: more talk, as text" talk python -m tiny.talk --out=out/data/talk.txt
 once out/tokens/talk-text/info.json step "text -> token shards: talk" tokens-talk-text \
-  python interleave.py --units=out/data/talk --text=out/data/talk.txt --eot=True --sources="('text',)" --val_frac=0.1 --out=out/tokens/talk-text
+  python interleave.py --units=out/data/talk --text=out/data/talk.txt --eot --sources=text --val_frac=0.1 \
+  --out=out/tokens/talk-text
 once out/tokens/stories-few/info.json step "units + words -> token shards: 0.6 h of stories" tokens-stories-few \
-  python interleave.py --units=out/data/stories --eot=True --val_frac=0.972 --out=out/tokens/stories-few
+  python interleave.py --units=out/data/stories --eot --val_frac=0.972 --out=out/tokens/stories-few
 once out/tokens/stories-half/info.json step "units + words -> token shards: half of these" tokens-stories-half \
-  python interleave.py --units=out/data/stories --eot=True --val_frac=0.986 --out=out/tokens/stories-half
+  python interleave.py --units=out/data/stories --eot --val_frac=0.986 --out=out/tokens/stories-half
 once out/tokens/talk-half/info.json step "units + words -> token shards: half of the talk" tokens-talk-half \
-  python interleave.py --units=out/data/talk --eot=True --val_frac=0.55 --out=out/tokens/talk-half
+  python interleave.py --units=out/data/talk --eot --val_frac=0.55 --out=out/tokens/talk-half
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; wait; exit 130' INT TERM HUP
 for i in $(seq "$processes"); do
-  OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=$((gpus ? (i - 1) % gpus : 0)) python -m papers.claims --gpu=$gpu >"$out/logs/runs-$i.log" 2>&1 &
+  OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=$((gpus ? (i - 1) % gpus : 0)) \
+    python -m papers.claims --gpu=$gpu >"$out/logs/runs-$i.log" 2>&1 &
   pids+=($!)
 done
 echo "the runs: $processes processes, $out/logs/runs-*.log"
 for pid in "${pids[@]}"; do
-  wait "$pid" || { echo "FAILED  the runs; $out/logs/runs-*.log end with:"; tail -qn 1 "$out"/logs/runs-*.log; kill "${pids[@]}" 2>/dev/null; wait; exit 1; }
+  wait "$pid" || {
+    echo "FAILED  the runs; $out/logs/runs-*.log end with:"
+    tail -qn 1 "$out"/logs/runs-*.log
+    kill "${pids[@]}" 2>/dev/null
+    wait
+    exit 1
+  }
 done
 trap - INT TERM HUP
 once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
 for seed in 0 1 2; do
   step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out=$out/dpo-$seed
-  once $out/dpo-$seed/eval.json step "evaluate: seed $seed" eval-dpo-$seed python eval.py --model=$out/dpo-$seed --data= --directions=S
+  once $out/dpo-$seed/eval.json step "evaluate: seed $seed" eval-dpo-$seed \
+    python eval.py --model=$out/dpo-$seed --data= --directions=S
 done
 python -m papers.report | tee $out/logs/claims.log

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by speedrun.sh and papers/claims.sh, after setup.sh and with $out set: how they run their steps, and the embedded corpus.
+# Sourced by speedrun.sh and papers/claims.sh, after setup.sh and with $out set: how they run their steps, and the steps
+# that make token shards of the embedded corpus.
 mkdir -p "$out/logs"
 
 step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last line is shown
@@ -15,7 +16,7 @@ corpus() { # tiny/ -> out/data, out/tokens/stories and out/tokens/talk
   once out/data/stories.txt step "corpus: more stories, as text" stories \
     python -m tiny.stories --n=60000 --out=out/data/stories.txt
   once out/tokens/stories/info.json step "units + words -> token shards: stories" tokens-stories \
-    python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot=True --val_frac=0.03 --out=out/tokens/stories
+    python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot --val_frac=0.03 --out=out/tokens/stories
   once out/tokens/talk/info.json step "units + words -> token shards: talk" tokens-talk \
-    python interleave.py --units=out/data/talk --eot=True --val_frac=0.1 --out=out/tokens/talk
+    python interleave.py --units=out/data/talk --eot --val_frac=0.1 --out=out/tokens/talk
 }

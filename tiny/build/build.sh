@@ -27,7 +27,9 @@ train_encoder() {
 for part in features classes train export score; do stage "encoder: $part" train_encoder $part; done
 stage "corpus: units and words" python -m tiny.build.pack --speech=$speech
 stage "corpus: units folders" python -m tiny.unpack
-[ -e $build/vocoder ] || stage "vocoder" python -m training.vocoder --corpus=tiny --audio=$speech/stories --units=out/data/stories --out=$build/vocoder
-stage "vocoder: words, naturalness" python -m tiny.build.score_vocoder --vocoder=$build/vocoder --items=$speech/items-main --asr="$ASSETS/whisper-base"
+[ -e $build/vocoder ] || stage "vocoder" python -m training.vocoder --corpus=tiny --audio=$speech/stories \
+  --units=out/data/stories --out=$build/vocoder
+stage "vocoder: words, naturalness" python -m tiny.build.score_vocoder --vocoder=$build/vocoder \
+  --items=$speech/items-main --asr="$ASSETS/whisper-base"
 mkdir -p tiny/vocoder && cp $build/vocoder/* tiny/vocoder/
 ls -l tiny/*.npz.xz tiny/hubert tiny/vocoder
