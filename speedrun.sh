@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The main job on the embedded corpus, from audio to a talking model: at most 15 minutes on 2 CPU cores, set-up included.
+# The main job on the embedded corpus, from audio to a talking model: at most 15 minutes on 2 CPU cores with set-up.
 # A GPU is used where there is one. What is done is not done again: remove out/ to start over.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/speedrun
 source tiny/jobs.sh
 
-# bf16 on a GPU, and on a CPU where it multiplies faster than float32 (on most it is slower); measured once, for all runs
+# bf16 on a GPU, and on a CPU where it multiplies faster than float32 (on most it is slower). Measured once for all.
 [ -s $out/dtype ] || python - >$out/dtype <<'PYTHON'
 import time, torch
 def seconds(dtype):
@@ -18,7 +18,9 @@ def seconds(dtype):
     return min(times)
 print('bfloat16' if torch.cuda.is_available() or seconds(torch.bfloat16) < seconds(torch.float32) else 'float32')
 PYTHON
-train() { step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $out/dtype)"; } # a finished run says so and ends
+train() { # a finished run says so and ends
+  step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $out/dtype)"
+}
 
 once $out/units/info.json step "audio -> units" units \
   python tokenize_speech.py --audio=tiny/audio --out=$out/units
@@ -39,4 +41,5 @@ once $out/text/samples.html step "sample: speech -> text" sample-text \
 once $out/spoken/samples.html step "sample: text -> speech" sample-spoken \
   python sample.py --model=out/tiny --prompt="Tom had a kite, and Anna had a drum." --out=$out/spoken
 grep -E "^ +n |tiny/" $out/logs/eval.log
-echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json, $out/figure.png, listen with $out/speech/samples.html"
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json, $out/figure.png;" \
+  "listen with $out/speech/samples.html"

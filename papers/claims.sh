@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The papers' claims, rerun on the embedded corpus (papers/claims.py): about 4 hours on 2 CPU cores, which share the runs.
+# The papers' claims (papers/claims.py), rerun on the embedded corpus: about 4 hours on 2 CPU cores.
 #   papers/claims.sh [PROCESSES]
 # With NVIDIA GPUs each process has one. Finished work is not repeated: the same command goes on where it was cut.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

@@ -16,7 +16,8 @@ corpus() { # tiny/ -> out/data, out/tokens/stories and out/tokens/talk
   once out/data/stories.txt step "corpus: more stories, as text" stories \
     python -m tiny.stories --n=60000 --out=out/data/stories.txt
   once out/tokens/stories/info.json step "units + words -> token shards: stories" tokens-stories \
-    python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot --val_frac=0.03 --out=out/tokens/stories
+    python interleave.py --units=out/data/stories --text=out/data/stories.txt --eot --val_frac=0.03 \
+    --out=out/tokens/stories
   once out/tokens/talk/info.json step "units + words -> token shards: talk" tokens-talk \
     python interleave.py --units=out/data/talk --eot --val_frac=0.1 --out=out/tokens/talk
 }

@@ -20,7 +20,8 @@ stage "speak the items, main voice" speak items-main --items=1000 --piper="$ASSE
 stage "speak the items, unseen voice" speak items-unseen --items=500 --kokoro="$ASSETS/kokoro"
 
 train_encoder() {
-  python -m tiny.build.train_encoder --stage="$1" --build=$encoder --teacher="$ASSETS/whisper-tiny.en" --out=tiny/hubert \
+  python -m tiny.build.train_encoder --stage="$1" --build=$encoder --out=tiny/hubert \
+    --teacher="$ASSETS/whisper-tiny.en" \
     --human="('$ASSETS/human/train-clean-5',)" \
     --speech="('$speech/stories', '$speech/talk', '$speech/items-main', '$speech/items-unseen')"
 }
