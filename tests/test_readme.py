@@ -28,7 +28,8 @@ def commands(text):
 
 LINES = [line for text in TEXT.values() for line in commands(text)]
 NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake, and what the reader adds to the code
-SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh', 'bench/gpu.sh']
+SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh',
+           'bench/gpu.sh']
 
 def config_of(argv):
     """(the Config of a command, its arguments)."""
