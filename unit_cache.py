@@ -44,8 +44,8 @@ POOL = 600 * RATE # samples of audio between two writes
 def load_encoder(name, layer, kmeans, device, vocab=None):
     """The encoder of these settings; given a model's vocab, only if it makes that model's units.
 
-    Raises Refused. Encoders are made nowhere else in the scripts that call this; they use .hash,
-    .hop (samples a unit), .rate and .encode.
+    Raises Refused. Every script that measures or samples a model loads its encoder here, and uses its
+    .hash, .hop (samples a unit), .rate and .encode.
     """
     if vocab and vocab.kind == 'text': # without units
         vocab = None
@@ -112,6 +112,7 @@ def load(audio, rate=RATE):
 # the cache
 
 class UnitCache:
+    """A folder of encoded audio, in the format that the head of this file describes."""
     def __init__(self, folder, encoder, layer, kmeans, vocab, device='cpu'):
         """vocab: the model's. If it names no hash of units, the encoder is loaded at once."""
         self.settings = encoder, layer, kmeans, device, vocab
