@@ -291,33 +291,51 @@ def main(cfg):
     print(table(results))
     print('; '.join(f"{folder_of(folder)}/eval.json" for folder in results) + (f"; {cfg.out}" if cfg.out else ''))
 
-def encoded(items, cache):
-    """Items with the audio of their candidates as units, and what is to be said of that audio; cache() gives the UnitCache.
+NOTHING = None, None # the text and the audio of a part that a candidate does not have
 
-    A task's candidate: 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; None or left out where
-    it has none. Here audio becomes units, and joined (units, where the ending begins or None).
+def _audio_parts(candidate):
+    """The audio of a candidate's prompt, of its ending, and of both joined; None if it has none."""
+    prompt = candidate.get('prompt', NOTHING)
+    ending = candidate.get('ending', NOTHING)
+    return prompt[1], ending[1], candidate.get('joined')
+
+def _with_units(candidate, entries):
+    """A candidate with units for audio. entries: {audio: (units, runs, rate)}."""
+    prompt, ending, joined = (entries.get(part) for part in _audio_parts(candidate))
+    begin = None
+    if joined and prompt: # the run that holds the first frame after the context
+        _, prompt_runs, _ = prompt
+        begin = int((joined[1].cumsum() <= prompt_runs.sum()).sum())
+    return {'prompt': (candidate.get('prompt', NOTHING)[0], prompt and prompt[0]),
+            'ending': (candidate.get('ending', NOTHING)[0], ending and ending[0]),
+            'joined': joined and (joined[0], begin)}
+
+def _all_with_units(items, entries):
+    return [{**item, 'right': _with_units(item['right'], entries),
+             'wrong': _with_units(item['wrong'], entries)} for item in items]
+
+def encoded(items, cache):
+    """Items with units in place of audio, and {'audio': n files, 'resampled': n not at 16 kHz}.
+
+    cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate has
+    'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; what it does not have
+    is None or absent. Audio becomes units, joined becomes (units, index of the ending's first unit or
+    None).
     """
-    sides = [item[side] for item in items for side in ('right', 'wrong')]
-    parts = lambda c: (c.get('prompt', (None, None))[1], c.get('ending', (None, None))[1], c.get('joined'))
-    audio = {part: None for c in sides for part in parts(c) if part is not None}
-    found = cache().encode(list(audio)) if audio else {}
-    def candidate(c):
-        prompt, ending, joined = (found.get(part) for part in parts(c))
-        begin = None
-        if joined is not None and prompt is not None: # the run that holds the first frame after the context
-            begin = int((joined[1].cumsum() <= prompt[1].sum()).sum())
-        with_text = lambda name, units: (c.get(name, (None, None))[0], units and units[0])
-        return {'prompt': with_text('prompt', prompt), 'ending': with_text('ending', ending),
-                'joined': joined and (joined[0], begin)}
-    rates = [found[part][2] for part in found if not isinstance(part, tuple)]
-    said = {'audio': len(rates), 'resampled': sum(rate != RATE for rate in rates)} if audio else {}
-    return [{**item, **{side: candidate(item[side]) for side in ('right', 'wrong')}} for item in items], said
+    audio = {} # its keys, in order
+    for item in items:
+        for side in ('right', 'wrong'):
+            audio.update((part, None) for part in _audio_parts(item[side]) if part is not None)
+    if not audio:
+        return without_audio(items), {}
+    entries = cache().encode(list(audio))
+    rates = [rate for part, (_, _, rate) in entries.items() if not isinstance(part, tuple)]
+    counts = {'audio': len(rates), 'resampled': sum(rate != RATE for rate in rates)}
+    return _all_with_units(items, entries), counts
 
 def without_audio(items):
-    """The same for a model that reads text alone: nothing is encoded."""
-    text = lambda c: {'prompt': (c.get('prompt', (None, None))[0], None), 'ending': (c.get('ending', (None, None))[0], None),
-                      'joined': None}
-    return [{**item, **{side: text(item[side]) for side in ('right', 'wrong')}} for item in items]
+    """The same items for a model that reads text alone: nothing is encoded."""
+    return _all_with_units(items, {})
 
 if __name__ == '__main__':
     run(main, Config)

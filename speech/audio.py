@@ -1,13 +1,15 @@
 """
-Any audio file -> float32 mono at 16 kHz, or the reason why not.
+Any audio file -> float32 mono at 16 kHz, or the reason why it cannot be used.
 
-    wave = load_audio('a.mp3')                        start=, end= in seconds cut a segment out
-    wave = load_audio('b.parquet#7')                  the 'audio' of row 7 (bytes, or a path beside the file); pyarrow
-    for block in stream_audio('a.mp3'): ...           the same samples, of which a minute is held at a time
-    y = resample(x, 44100)                            (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),) at 16 kHz
+    wave = load_audio('a.mp3')                   start=, end= (seconds) select a segment
+    wave = load_audio('b.parquet#7')             the column 'audio' of row 7: a file's bytes, or the
+                                                 path of a file beside the parquet; needs pyarrow
+    for block in stream_audio('a.mp3'): ...      the same samples, about a minute of them at a time
+    y = resample(x, 44100)                       (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),)
 
-A file that cannot be used raises BadAudio, whose `kind` is one of a few words that can be counted. Files shorter than
-their own header says are found out even where libsndfile keeps quiet (WAV, Ogg, MP3).
+A file that cannot be used raises BadAudio, whose `kind` is one of a few words that can be counted.
+A file that is shorter than its own header declares is TRUNCATED, also in the formats where
+libsndfile reports no error (WAV, Ogg, MP3).
 """
 import io
 import itertools
@@ -27,177 +29,233 @@ from configurator import Refused
 RATE = 16000 # Hz, of every wave and word time in this project
 
 class BadAudio(Refused):
-    """A file that cannot be used. kind: MISSING (no readable regular file), NOT_AUDIO, EMPTY (no sample), TRUNCATED (or
-    damaged), NONFINITE, TOO_LONG, TOO_SHORT (not one frame), SILENT (every sample equal)."""
+    """A file that cannot be used. `why` says it in words, `kind` is one of
+
+    MISSING     no regular file that can be read      NONFINITE   a sample is NaN or infinite
+    NOT_AUDIO   not a format that libsndfile knows    TOO_LONG    longer than max_seconds
+    EMPTY       no samples                            TOO_SHORT   less than one frame
+    TRUNCATED   incomplete or damaged                 SILENT      all samples are equal
+    """
     def __init__(self, kind, path, why):
         super().__init__(f"{path}: {kind}: {why}")
-        self.kind, self.why = kind, why
+        self.kind = kind
+        self.why = why
+
+# ----------------------------------------------------------------------------------------------------------------
+# resampling
 
 @lru_cache(maxsize=16)
 def _filters(orig, new, zeros=64, rolloff=0.945, beta=9.0):
-    """Per output phase: its first input sample, its 2w taps of a sinc in a Kaiser window (-90 dB), 1 at DC; and w.
+    """Polyphase filters that turn `orig` input samples into `new` output samples.
 
-    Flat up to 0.9 of the lower of the two Nyquist frequencies, stopped from there on.
+    -> first (new,): the input sample at which the filter of each output sample begins;
+       filters (new, 2w): its taps, a sinc in a Kaiser window (-90 dB), normalized to 1 at 0 Hz; w.
+    Flat up to 0.9 of the lower of the two Nyquist frequencies, stopped from that frequency on.
     """
-    low = min(1, new / orig) * rolloff # cut-off / input Nyquist
-    w = math.ceil(zeros / low)
+    cutoff = min(1, new / orig) * rolloff # as a fraction of the input's Nyquist frequency
+    w = math.ceil(zeros / cutoff)
     first, phase = np.divmod(np.arange(new) * orig, new)
-    h = np.empty((new, 2 * w), np.float32)
+    filters = np.empty((new, 2 * w), np.float32)
     for j in range(new):
-        t = np.arange(1 - w, w + 1) - phase[j] / new # input samples from the output's place
-        taps = np.sinc(t * low) * np.i0(beta * np.sqrt(1 - np.minimum(1, (t / w) ** 2)))
-        h[j] = taps / taps.sum()
-    return first, h, w
+        t = np.arange(1 - w, w + 1) - phase[j] / new # input samples from the output sample
+        taps = np.sinc(t * cutoff) * np.i0(beta * np.sqrt(1 - np.minimum(1, (t / w) ** 2)))
+        filters[j] = taps / taps.sum()
+    return first, filters, w
 
 def _resampled(blocks, rate, to):
-    """Blocks of a wave at `rate` -> its blocks at `to`: each sample is 2w input samples times its taps."""
-    orig, new = rate // math.gcd(rate, to), to // math.gcd(rate, to)
+    """Blocks of a wave at `rate` -> blocks of the same wave at `to`.
+
+    Every `orig` input samples give a group of `new` output samples. Each output sample is the dot
+    product of 2w input samples with the filter of its phase.
+    """
+    divisor = math.gcd(rate, to)
+    orig = rate // divisor
+    new = to // divisor
     if orig == new:
         yield from blocks
         return
-    first, h, w = _filters(orig, new)
-    held, n, done = np.zeros(w - 1, np.float32), 0, 0
+    first, filters, w = _filters(orig, new)
+    pending = np.zeros(w - 1, np.float32) # input that later outputs need; silence before the wave
+    n_input = 0
+    n_groups = 0 # finished ones
     for x in itertools.chain(blocks, [None]):
-        if x is None: # the end: zeros behind it, for the samples that are still to come
-            x = np.zeros(max(0, (-(-n * new // orig) // new + 1 - done) * orig + 2 * w + orig - len(held)), np.float32)
+        if x is None: # the end of the wave: append the silence that the last outputs reach into
+            remaining = -(-n_input * new // orig) // new + 1 - n_groups
+            x = np.zeros(max(0, remaining * orig + 2 * w + orig - len(pending)), np.float32)
         else:
-            n += len(x)
-        held = np.concatenate([held, x])
-        groups = max(0, (len(held) - first[-1] - 2 * w) // orig + 1) # of `new` samples, for which all input is there
-        y = np.empty((groups, new), np.float32)
-        for j in range(new if groups else 0): # einsum: no copy of overlapping rows, and the same sum on any number of cores
-            rows = np.lib.stride_tricks.as_strided(held[first[j]:], (groups, 2 * w), (orig * x.itemsize, x.itemsize))
-            y[:, j] = np.einsum('bk,k->b', rows, h[j])
-        yield y.reshape(-1)[:-(-n * new // orig) - done * new]
-        held, done = held[groups * orig:], done + groups
+            n_input += len(x)
+        pending = np.concatenate([pending, x])
+        ready = max(0, (len(pending) - first[-1] - 2 * w) // orig + 1) # groups with all their input
+        y = np.empty((ready, new), np.float32)
+        for j in range(new if ready else 0):
+            strides = (orig * x.itemsize, x.itemsize)
+            rows = np.lib.stride_tricks.as_strided(pending[first[j]:], (ready, 2 * w), strides)
+            # einsum does not copy overlapping rows; its sums are equal on any number of cores.
+            y[:, j] = np.einsum('bk,k->b', rows, filters[j])
+        yield y.reshape(-1)[:-(-n_input * new // orig) - n_groups * new]
+        pending = pending[ready * orig:]
+        n_groups += ready
 
 def resample(x, rate, to=RATE):
     """float32 (n,) at `rate` -> (ceil(n * to / rate),) at `to`."""
     return x if rate == to else np.concatenate(list(_resampled([x], rate, to)))
 
-def _declared_more(f):
-    """Why the file is shorter than its own header says, or None; for the two formats where libsndfile keeps quiet."""
+# ----------------------------------------------------------------------------------------------------------------
+# files shorter than their headers declare
+
+def _missing_data(f):
+    """Why an open WAV or Ogg file is incomplete, or None; libsndfile raises no error for these."""
     size = f.seek(0, os.SEEK_END)
     f.seek(0)
     head = f.read(12)
     if head[:4] == b'RIFF' and head[8:] == b'WAVE':
         while len(chunk := f.read(8)) == 8:
             name, length = struct.unpack('<4sI', chunk)
-            if name == b'data': # 2 GiB and more is what writers to a pipe put, who cannot know
-                lacks = f.tell() + length - size
-                return f"data chunk of {length} bytes lacks {lacks}" if lacks > 0 and length < 0x7fff0000 else None
+            if name == b'data':
+                n_missing = f.tell() + length - size
+                # Programs that write to a pipe cannot know the length: they declare 2 GiB or more.
+                if n_missing > 0 and length < 0x7fff0000:
+                    return f"{n_missing} of the {length} bytes of its data chunk are missing"
+                return None
             f.seek(length + length % 2, os.SEEK_CUR)
     if head[:4] == b'OggS':
-        f.seek(max(0, size - 65307)) # the largest page
-        last = (tail := f.read()).rfind(b'OggS')
-        page = tail[last:]
-        whole = last >= 0 and len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
-        return None if whole and page[5] & 4 else "the last page of the stream is not there"
+        f.seek(max(0, size - 65307)) # the size of the largest page
+        tail = f.read()
+        page = tail[tail.rfind(b'OggS'):] # one byte where there is no page
+        complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
+        if not complete or not page[5] & 4: # the flag of the last page
+            return "the last page of the stream is missing"
     return None
 
+# ----------------------------------------------------------------------------------------------------------------
+# parquet
+
 def open_parquet(path):
-    """pyarrow's ParquetFile. Only who has parquet needs pyarrow."""
+    """path -> pyarrow's ParquetFile. Raises Refused. Only users of parquet files need pyarrow."""
     try:
         import pyarrow.parquet
     except ImportError:
-        raise Refused(f"{path}: parquet is read by pyarrow, which is not here: pip install pyarrow") from None
+        raise Refused(f"{path}: parquet is read by pyarrow, which is not installed: pip install pyarrow") from None
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, ValueError) as e: # ArrowInvalid is a ValueError
+    except (OSError, ValueError) as e: # pyarrow's ArrowInvalid is a ValueError
         raise Refused(f"{path}: not a whole parquet file ({str(e).splitlines()[0]})") from None
 
 @lru_cache(maxsize=8)
-def _first_rows(file):
-    """(groups + 1,) the first row of each row group, and how many rows there are."""
+def _group_starts(file):
+    """(groups + 1,) the first row of each row group, then the number of rows."""
     metadata = open_parquet(file).metadata
-    return np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
+    sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    return np.cumsum([0, *sizes])
 
-@lru_cache(maxsize=2) # whole row groups, as large as their writer made them; rows are asked for in order
+# Row groups are as large as their writer made them. Rows are read in order, so two groups suffice.
+@lru_cache(maxsize=2)
 def _audio_column(file, group):
     return open_parquet(file).read_row_group(group, columns=['audio']).column('audio')
 
-_one_reads = Lock() # threads want the same row group at the same time
+_parquet_lock = Lock() # of threads that ask for the same row group at once, only one reads it
 
 def _in_parquet(path, file, row):
-    """The encoded audio of a row as bytes, or the path of the file that it names."""
-    with _one_reads:
-        first = _first_rows(file)
-        if row >= first[-1]:
-            raise BadAudio('MISSING', path, f"the file has {first[-1]} rows")
-        group = int(np.searchsorted(first, row, side='right')) - 1
+    """The encoded audio of a row as bytes, or the path of a file that the row names."""
+    with _parquet_lock:
+        starts = _group_starts(file)
+        if row >= starts[-1]:
+            raise BadAudio('MISSING', path, f"the file has {starts[-1]} rows")
+        group = int(np.searchsorted(starts, row, side='right')) - 1
         try:
-            audio = _audio_column(file, group)[int(row - first[group])].as_py()
+            audio = _audio_column(file, group)[int(row - starts[group])].as_py()
         except (OSError, ValueError, KeyError) as e:
-            raise BadAudio('TRUNCATED', path, f"no column 'audio' to be read ({e})") from None
-    if isinstance(audio, dict): # as the hub stores it
+            raise BadAudio('TRUNCATED', path, f"its column 'audio' cannot be read ({e})") from None
+    if isinstance(audio, dict): # as the Hugging Face hub stores audio
         audio = audio.get('bytes') or audio.get('path')
     if not isinstance(audio, (bytes, str)) or not audio:
-        raise BadAudio('EMPTY', path, "neither bytes nor a path in the row")
+        raise BadAudio('EMPTY', path, "the row holds neither the bytes nor the path of a file")
     return audio
 
+# ----------------------------------------------------------------------------------------------------------------
+# reading
+
 def _read_mono(f, raw, path, start, end, max_seconds):
-    """Blocks of float32 mono at the file's own rate; all checks of what came are made behind the last. raw(): its bytes."""
+    """Blocks of float32 mono at the rate of the open file f; raw() opens the encoded bytes.
+
+    Raises BadAudio. What only the samples can show is checked after the last block.
+    """
     first = round((start or 0) * f.samplerate)
     last = f.frames if end is None else round(end * f.samplerate)
-    if last - first > max_seconds * f.samplerate:
-        raise BadAudio('TOO_LONG', path, f"{(last - first) / f.samplerate:.0f} s, max_seconds is {max_seconds:g}")
-    with raw() as bytes_:
-        if why := _declared_more(bytes_):
+    n_samples = last - first
+    if n_samples > max_seconds * f.samplerate:
+        raise BadAudio('TOO_LONG', path, f"{n_samples / f.samplerate:.0f} s, max_seconds is {max_seconds:g}")
+    with raw() as encoded:
+        if why := _missing_data(encoded):
             raise BadAudio('TRUNCATED', path, why)
     if first:
         f.seek(min(first, f.frames))
-    wanted, got, bad = last - first, 0, 0
-    while got < wanted and len(block := f.read(min(1 << 20, wanted - got), 'float32', always_2d=True)):
+    n_read = 0
+    n_nonfinite = 0
+    while n_read < n_samples:
+        block = f.read(min(1 << 20, n_samples - n_read), 'float32', always_2d=True)
+        if not len(block):
+            break
         x = block.mean(1) if block.shape[1] > 1 else block[:, 0]
-        got, bad = got + len(x), bad + np.count_nonzero(~np.isfinite(x))
+        n_read += len(x)
+        n_nonfinite += np.count_nonzero(~np.isfinite(x))
         yield x
-    if wanted - got > max(wanted // 100, 2304): # an mp3's own count may be two packets off
-        raise BadAudio('TRUNCATED', path, f"{got} of {wanted} samples")
-    if not got:
+    # The length that an MP3 declares may be wrong by two packets.
+    if n_samples - n_read > max(n_samples // 100, 2304):
+        raise BadAudio('TRUNCATED', path, f"{n_read} of {n_samples} samples")
+    if not n_read:
         raise BadAudio('EMPTY', path, "no samples")
-    if bad:
-        raise BadAudio('NONFINITE', path, f"{bad} samples are NaN or infinite")
+    if n_nonfinite:
+        raise BadAudio('NONFINITE', path, f"{n_nonfinite} samples are NaN or infinite")
+
+def _check_readable(file, path):
+    """Raises BadAudio where `file` cannot be read. Does not open it: opening a pipe would block."""
+    try:
+        regular = stat.S_ISREG(os.stat(file).st_mode)
+    except OSError as e:
+        raise BadAudio('MISSING', path, e.strerror) from None
+    if not regular:
+        raise BadAudio('MISSING', path, "not a regular file")
+    if not os.access(file, os.R_OK):
+        raise BadAudio('MISSING', path, "no permission to read it")
+    if os.path.getsize(file) == 0:
+        raise BadAudio('EMPTY', path, "0 bytes")
 
 def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
-    """File (from start to end, in seconds) -> its float32 mono samples at `rate` in blocks of a minute or so.
+    """File (from start to end, in seconds) -> blocks of float32 mono at `rate`, about a minute each.
 
-    Raises BadAudio: at once for what cannot be opened, behind the last block for what is not whole.
+    Raises BadAudio: at once where the file cannot be opened, after the last block where it is
+    incomplete.
     """
     path = os.fspath(path)
     if '\0' in path:
         raise BadAudio('MISSING', path, "no file has such a name")
     row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
     file = row[1] if row else path
-    try:
-        regular = stat.S_ISREG(os.stat(file).st_mode)
-    except OSError as e:
-        raise BadAudio('MISSING', path, e.strerror) from None
-    if not regular:
-        raise BadAudio('MISSING', path, "not a regular file") # opening a pipe would wait forever
-    if not os.access(file, os.R_OK):
-        raise BadAudio('MISSING', path, "no permission to read it")
-    if os.path.getsize(file) == 0:
-        raise BadAudio('EMPTY', path, "0 bytes")
-    raw = lambda: open(path, 'rb')
-    if row:
-        data = _in_parquet(path, file, int(row[2]))
-        if isinstance(data, str) and ('\0' in data or re.search(r'\.parquet#[0-9]+$', data)):
+    _check_readable(file, path)
+    data = _in_parquet(path, file, int(row[2])) if row else None
+    if isinstance(data, str):
+        if '\0' in data or re.search(r'\.parquet#[0-9]+$', data):
             raise BadAudio('MISSING', path, f"the row names {data[:80]!r}, expected a file of audio")
-        if isinstance(data, str):
-            yield from stream_audio(os.path.join(os.path.dirname(file), data), start, end, max_seconds, rate)
-            return
-        raw = lambda: io.BytesIO(data)
+        neighbor = os.path.join(os.path.dirname(file), data)
+        yield from stream_audio(neighbor, start, end, max_seconds, rate)
+        return
+
+    def raw():
+        return io.BytesIO(data) if row else open(path, 'rb')
+
     try:
         f = soundfile.SoundFile(raw() if row else path)
-    except (soundfile.LibsndfileError, TypeError): # TypeError: soundfile wants more settings for a .raw
+    except (soundfile.LibsndfileError, TypeError): # TypeError: a .raw file needs more arguments
         raise BadAudio('NOT_AUDIO', path, "not a file that libsndfile can open") from None
     with f:
         if not 1000 <= f.samplerate <= 384000:
             raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
         if f.frames > 1 << 60: # FLAC written to a pipe: libsndfile cannot read to its end
             raise BadAudio('TRUNCATED', path, "its header states no length; encode it again")
+        blocks = _read_mono(f, raw, path, start, end, max_seconds)
         try:
-            yield from _resampled(_read_mono(f, raw, path, start, end, max_seconds), f.samplerate, rate)
+            yield from _resampled(blocks, f.samplerate, rate)
         except soundfile.LibsndfileError as e:
             raise BadAudio('TRUNCATED', path, e.error_string) from None
 

@@ -13,7 +13,7 @@ from files import read_array, read_info, read_lines, shard_folders, write_shard
 
 
 def refuse_foreign_units(units, n_units, units_hash, made_for):
-    """Refuses units that the vocoder does not know, and those of another encoder (the hashes differ)."""
+    """Refuses units that the vocoder does not know, and those of another encoder, by its hash."""
     if units_hash and made_for and units_hash != made_for:
         raise Refused(f"vocoder: made for units {made_for}, given units {units_hash}: train one for these units "
                       "(python -m training.vocoder)")

@@ -1,21 +1,26 @@
 """
-Speech -> what is said in it, and when, by a transformers Whisper of any size, multilingual or English only.
+Speech -> what is said and when, by a Whisper of transformers, multilingual or English only.
 
-    Whisper('openai/whisper-large-v3-turbo').transcribe([wave, ...])      -> [text, ...]
-    Whisper('openai/whisper-large-v3-turbo').align([wave, ...])           -> [(words, starts, ends, reason), ...]
+    whisper = Whisper('openai/whisper-large-v3-turbo')
+    whisper.transcribe([wave, ...])     -> [text, ...]
+    whisper.align([wave, ...])          -> [(words, starts, ends, reason), ...]
 
-Waves are float32 at 16 kHz, times samples. Audio longer than 30 s is cut at its quietest moments (aligners.cuts); windows
-are heard 16 at a time, greedily, each without its neighbors. The text is text alone: no token of time or markup is allowed.
+Waves are float32 at 16 kHz, times are samples. Audio longer than 30 s is cut at its quietest
+moments (aligners.cuts). Windows are decoded greedily, 16 at a time, each without its neighbors.
+Only tokens of text are allowed, none of time or markup.
 
-Times come from one forward pass over a window and its text y_1..y_n: the best monotone path (aligners.viterbi) of states,
-each a token, the last the end token, through the frames of 20 ms, where state s scores at frame t
+Times come from one forward pass over a window and its text y_1..y_n: the best monotone path
+(aligners.viterbi) through the encoder's frames of 20 ms. Its states are the tokens of the text and
+the end token; state s scores at frame t
 
-    x_t(s) = mean over heads of median_7 over t of (w - mean_s w) / std_s w            w = softmax_t(q_s k_t / sqrt(d))
+    x_t(s) = mean over heads of median_7 over t of (w - mean_s w) / std_s w
+    w = softmax_t(q_s k_t / sqrt(d))
 
-of the heads listed in generation_config.json, else of all in the upper half of the decoder (openai-whisper's timing.py;
-its DTW also lets two tokens share a frame). A word ends where the token after it begins, and then both its edges move over
-silence, inwards (aligners.tighten). For `align` a window that ends in a loop is cut in two and heard again, and when it is
-short, refused.
+for the cross-attention heads listed in generation_config.json, else for all heads in the upper half
+of the decoder (openai-whisper's timing.py, whose DTW also lets two tokens share a frame). A word
+ends where the token after it begins. Then both its edges move inwards over silence
+(aligners.tighten). `align` cuts a window whose text loops in two and decodes it again; one that is
+short already is refused.
 """
 import json
 import math
@@ -29,34 +34,40 @@ from files import progress
 from speech.audio import RATE
 from speech.ctc import cuts, load_model, model_file, tighten, viterbi
 
-SHORTEST = 8 * RATE # a longer piece in which Whisper loops is cut once more
-AUDIBLE = RATE // 10 # of less, Whisper invents words
+SHORTEST = 8 * RATE # only a piece longer than this is cut again when its text loops
+AUDIBLE = RATE // 10 # from less audio than this Whisper invents words
 BATCH = 16 # windows at once
-LOOP = 3.0 # bytes of text to bytes of its zlib; above, a window repeats itself (knitting patterns have 2.4, loops 5 and more)
-SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages in which Whisper's characters are its words
+# Bytes of a text over bytes of its zlib. Above this the text repeats itself: knitting patterns have
+# 2.4, loops 5 and more.
+LOOP = 3.0
+SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages whose words are single characters here
 
 def spell(pieces, spaceless=False):
-    """[text of token groups] -> [(word, first, last)]: words by their spaces, last the group behind its last letter.
+    """Texts of token groups -> [(word, first, end)]: words by their spaces, of groups first..end-1.
 
-    A word without letter or digit (a dash) joins the word before it, or the first one; its time is not counted.
+    A word without letters and digits (a dash) joins the word before it, or the first one. It does
+    not count for the time: group end-1 has the word's last letter.
     """
-    words = [] # word, first group, group behind the last one with a letter
+    words = [] # [word, first, end]
     for i, piece in enumerate(pieces):
         spoken = any(c.isalnum() for c in piece)
         if spoken and (not words or piece[:1].isspace() or spaceless):
             words.append([piece, i, i + 1])
         elif words:
             words[-1][0] += piece
-            words[-1][2] = i + 1 if spoken else words[-1][2]
+            if spoken:
+                words[-1][2] = i + 1
         else:
             words.append([piece, i, i])
-    if len(words) > 1 and words[0][1] == words[0][2]: # nothing but signs so far
-        words[1][0], words[1][1] = words[0][0] + words[1][0], words[0][1]
-        del words[0]
+    if len(words) > 1 and words[0][1] == words[0][2]: # the first word has signs only
+        sign, first, _ = words.pop(0)
+        words[0][0] = sign + words[0][0]
+        words[0][1] = first
     return [tuple(word) for word in words if word[2] > word[1]]
 
 class Whisper:
-    """name: folder or hub id; language of the speech: 'en', 'de', ..., '': heard in the first window of each wave."""
+    """name: folder or hub id. language: that of the speech ('en', 'de', ...); '': detected in the
+    first window of each wave."""
     needs_text = False
     hop = 320 # samples of an encoder frame
 
@@ -65,185 +76,259 @@ class Whisper:
         from transformers import WhisperFeatureExtractor
         self.tokenizer = Tokenizer.from_str(json.dumps(model_file(name, 'tokenizer.json')))
         generation = model_file(name, 'generation_config.json', needed=False) or {}
-        self.model, self.hash = load_model('WhisperForConditionalGeneration', name, ('whisper',), device)
-        self.features = WhisperFeatureExtractor.from_dict(model_file(name, 'preprocessor_config.json'))
-        config, token = self.model.config, self.tokenizer.token_to_id
-        self.end, self.start, translate = (token(f'<|{t}|>') for t in ('endoftext', 'startoftranscript', 'translate'))
+        auto = 'WhisperForConditionalGeneration'
+        self.model, self.hash = load_model(auto, name, ('whisper',), device)
+        settings = model_file(name, 'preprocessor_config.json')
+        self.features = WhisperFeatureExtractor.from_dict(settings)
+        config = self.model.config
+        token = self.tokenizer.token_to_id
+        self.end = token('<|endoftext|>')
+        self.start = token('<|startoftranscript|>')
+        translate = token('<|translate|>')
+        transcribe = token('<|transcribe|>')
         no_times = token('<|notimestamps|>')
         if None in (self.end, self.start, translate, no_times):
-            raise Refused(f"{name}/tokenizer.json: not a Whisper tokenizer, it lacks <|startoftranscript|> and others")
-        self.no_speech = token('<|nospeech|>') if token('<|nospeech|>') is not None else token('<|nocaptions|>')
-        self.suppressed = [i for i in generation.get('suppress_tokens') or () if 0 <= i < self.end]
-        self.at_first = [i for i in generation.get('begin_suppress_tokens') or () if 0 <= i < self.end]
-        heads = generation.get('alignment_heads') or [
-            (layer, head) for layer in range(config.decoder_layers // 2, config.decoder_layers)
-            for head in range(config.decoder_attention_heads)]
-        if not all(0 <= layer < config.decoder_layers and 0 <= head < config.decoder_attention_heads for layer, head in heads):
-            raise Refused(f"{name}/generation_config.json: alignment_heads {heads}, expected [layer, head] of its "
-                          f"{config.decoder_layers} layers of {config.decoder_attention_heads}")
-        self.heads = {layer: [h for k, h in heads if k == layer] for layer, _ in heads}
-        languages = {self.tokenizer.id_to_token(i)[2:-2]: i for i in range(self.start + 1, min(translate, token('<|transcribe|>')))}
-        self.languages = languages if config.vocab_size >= 51865 or len(languages) < 99 else {} # else: English only
-        if language and language not in (self.languages or ('en',)):
-            raise Refused(f"{name}: knows no language '{language}', but {', '.join(list(self.languages) or ['en'])}")
-        self.language, self.task = language, [token('<|transcribe|>'), no_times] if self.languages else [no_times]
-        self.n_heads, self.device = config.decoder_attention_heads, self.model.device
+            raise Refused(f"{name}/tokenizer.json: not a Whisper tokenizer, "
+                          "it lacks <|startoftranscript|> and others")
+        self.no_speech = token('<|nospeech|>')
+        if self.no_speech is None: # its name in older tokenizers
+            self.no_speech = token('<|nocaptions|>')
+        suppressed = generation.get('suppress_tokens') or ()
+        self.suppressed = [i for i in suppressed if 0 <= i < self.end]
+        suppressed = generation.get('begin_suppress_tokens') or ()
+        self.suppressed_first = [i for i in suppressed if 0 <= i < self.end]
+        L = config.decoder_layers
+        H = config.decoder_attention_heads
+        heads = generation.get('alignment_heads')
+        if not heads:
+            heads = [(layer, head) for layer in range(L // 2, L) for head in range(H)]
+        if not all(0 <= layer < L and 0 <= head < H for layer, head in heads):
+            raise Refused(f"{name}/generation_config.json: alignment_heads {heads}, "
+                          f"expected [layer, head] of its {L} layers of {H}")
+        self.n_heads = H
+        self.heads = {} # layer: [heads]
+        for layer, head in heads:
+            self.heads.setdefault(layer, []).append(head)
+        self.languages = {} # code: token; stays empty for an English-only model
+        language_tokens = range(self.start + 1, min(translate, transcribe))
+        if config.vocab_size >= 51865 or len(language_tokens) < 99:
+            self.languages = {self.tokenizer.id_to_token(i)[2:-2]: i for i in language_tokens}
+        codes = list(self.languages) or ['en']
+        if language and language not in codes:
+            raise Refused(f"{name}: knows no language '{language}', but {', '.join(codes)}")
+        self.language = language
+        self.task = [transcribe, no_times] if self.languages else [no_times]
+        self.device = self.model.device
 
     @torch.inference_mode()
     def transcribe(self, waves):
-        """float32 (N,) waves at 16 kHz -> a text each, '' where nothing is heard, or nothing is there to hear."""
-        pieces = [(i, wave[first:last]) for i, wave in enumerate(waves) for first, last in cuts(wave, self.hop)
-                  if last - first >= AUDIBLE]
-        heard, spoken = [[] for _ in waves], {}
-        for at in progress(range(0, len(pieces), BATCH), desc='transcribe', leave=False):
-            part = pieces[at:at + BATCH]
-            tokens, _ = self._decode(*self._encode(part, spoken), limit=200)
-            for (i, _), row in zip(part, tokens):
-                heard[i].append(self.tokenizer.decode(row).strip()) # without the end token
-        return [' '.join(filter(None, texts)) for texts in heard]
+        """float32 (N,) waves at 16 kHz -> a text each, '' where there is nothing to hear."""
+        pieces = [(i, wave[first:last]) for i, wave in enumerate(waves)
+                  for first, last in cuts(wave, self.hop) if last - first >= AUDIBLE]
+        texts = [[] for _ in waves]
+        languages = {}
+        for start in progress(range(0, len(pieces), BATCH), desc='transcribe', leave=False):
+            part = pieces[start:start + BATCH]
+            rows, _ = self._decode(*self._encode(part, languages), limit=200)
+            for (i, _), row in zip(part, rows):
+                texts[i].append(self.tokenizer.decode(row).strip()) # without the end token
+        return [' '.join(filter(None, parts)) for parts in texts]
 
     @torch.inference_mode()
     def align(self, waves):
-        """float32 (N,) waves at 16 kHz -> a list of (words, starts, ends, reason); starts, ends are samples.
+        """float32 (N,) waves at 16 kHz -> [(words, starts, ends, reason), ...], times in samples.
 
-        Words have the leading spaces of the text; a reason ('' where all went well) comes with none: WHISPER_LOOPS (a
-        window's text repeats itself or does not end), TOO_MANY_WORDS (more tokens than frames).
+        Words have the leading spaces of the text. The reason is '' or why a wave has no words:
+        WHISPER_LOOPS (the text of a window repeats itself or does not end) or TOO_MANY_WORDS (more
+        tokens than frames).
         """
-        todo = [(i, first, wave[first:last]) for i, wave in enumerate(waves) for first, last in cuts(wave, self.hop)]
-        spoken, found, out = {}, {}, [([], [], [], '') for _ in waves] # spoken: the language of each wave's first window
+        todo = []
+        for i, wave in enumerate(waves):
+            todo += [(i, first, wave[first:last]) for first, last in cuts(wave, self.hop)]
+        languages = {}
+        windows = {}
         while todo:
-            again = []
-            for at in range(0, len(todo), BATCH):
-                part = todo[at:at + BATCH]
-                for (i, first, piece), heard in zip(part, self._windows(part, spoken)):
-                    if heard[3] == 'WHISPER_LOOPS' and len(piece) > SHORTEST:
-                        again += [(i, first + a, piece[a:b]) for a, b in cuts(piece, self.hop, -(-len(piece) // 2))]
+            shorter = []
+            for start in range(0, len(todo), BATCH):
+                part = todo[start:start + BATCH]
+                for (i, first, piece), window in zip(part, self._windows(part, languages)):
+                    if window[3] == 'WHISPER_LOOPS' and len(piece) > SHORTEST:
+                        halves = cuts(piece, self.hop, -(-len(piece) // 2))
+                        shorter += [(i, first + a, piece[a:b]) for a, b in halves]
                     else:
-                        found[i, first] = heard
-            todo = again
-        for (i, first), (words, starts, ends, reason) in sorted(found.items()):
-            if reason or out[i][3]:
-                out[i] = [], [], [], out[i][3] or reason
+                        windows[i, first] = window
+            todo = shorter
+        results = [([], [], [], '') for _ in waves]
+        for (i, offset), (words, starts, ends, reason) in sorted(windows.items()):
+            if reason or results[i][3]:
+                results[i] = [], [], [], results[i][3] or reason
                 continue
-            out[i][0].extend(words)
-            out[i][1].extend(first + t for t in starts)
-            out[i][2].extend(first + t for t in ends)
-        return out
+            results[i][0].extend(words)
+            results[i][1].extend(offset + t for t in starts)
+            results[i][2].extend(offset + t for t in ends)
+        return results
 
-    def _encode(self, part, spoken):
-        """Windows [(wave's index, ..., samples)] -> the encoder's output (B, 1500, C), and the tokens before each text."""
-        x = self.features([np.asarray(piece) for *_, piece in part], sampling_rate=RATE, return_tensors='pt').input_features
+    def _encode(self, part, languages):
+        """Windows [(wave's index, ..., samples)] -> the encoder's output (B, 1500, C), B prompts.
+
+        languages: {wave's index: token of its language}, filled here.
+        """
+        pieces = [np.asarray(piece) for *_, piece in part]
+        x = self.features(pieces, sampling_rate=RATE, return_tensors='pt').input_features
         encoded = self.model.model.encoder(x.to(self.device, self.model.dtype)).last_hidden_state
-        return encoded, [[self.start, *self._language(i, row, spoken), *self.task] for (i, *_), row in zip(part, encoded)]
+        prompts = []
+        for (i, *_), row in zip(part, encoded):
+            prompts.append([self.start, *self._language(i, row, languages), *self.task])
+        return encoded, prompts
 
-    def _windows(self, part, spoken):
-        """Words of up to BATCH windows [(wave's index, first sample, samples)], times from each window's start."""
-        encoded, prompt = self._encode(part, spoken)
-        tokens, silent = self._decode(encoded, prompt)
+    def _windows(self, part, languages):
+        """Up to BATCH windows [(wave's index, offset, samples)] -> [(words, starts, ends, reason)],
+        times from the window's start."""
+        encoded, prompts = self._encode(part, languages)
+        tokens, silent = self._decode(encoded, prompts)
         frames = [max(1, -(-len(piece) // self.hop)) for *_, piece in part]
-        scores, prompts = self._scores(encoded, prompt, tokens, frames), len(prompt[0])
-        jumps = self._jumps(scores)
-        out = []
-        for row, (i, _, piece) in enumerate(part):
-            text = self.tokenizer.decode(tokens[row][:-1]) if tokens[row][-1:] == [self.end] else None
-            looped = text is None or len(text) > 100 and len(text.encode()) > LOOP * len(zlib.compress(text.encode()))
-            if silent[row] or text == '':
-                out.append(([], [], [], ''))
-            elif looped or jumps[row] is None:
-                out.append(([], [], [], 'WHISPER_LOOPS' if looped else 'TOO_MANY_WORDS'))
+        token_starts = self._token_starts(self._scores(encoded, prompts, tokens, frames))
+        windows = []
+        for row, (_, _, piece) in enumerate(part):
+            ended = tokens[row][-1:] == [self.end]
+            text = self.tokenizer.decode(tokens[row][:-1]) if ended else ''
+            utf8 = text.encode()
+            repeats = len(text) > 100 and len(utf8) > LOOP * len(zlib.compress(utf8))
+            if silent[row] or ended and text == '':
+                windows.append(([], [], [], ''))
+            elif repeats or not ended:
+                windows.append(([], [], [], 'WHISPER_LOOPS'))
+            elif token_starts[row] is None:
+                windows.append(([], [], [], 'TOO_MANY_WORDS'))
             else:
-                code = self.tokenizer.id_to_token(prompt[row][1])[2:-2] if prompts > 2 else 'en'
-                words, starts, ends = self._words(tokens[row][:-1], jumps[row], len(piece), code in SPACELESS)
-                out.append((words, *tighten(piece, starts, ends), ''))
-        return out
+                code = self.tokenizer.id_to_token(prompts[row][1])[2:-2] if self.languages else 'en'
+                words, starts, ends = self._words(
+                    tokens[row][:-1], token_starts[row], len(piece), code in SPACELESS)
+                windows.append((words, *tighten(piece, starts, ends), ''))
+        return windows
 
-    def _language(self, i, encoded, spoken):
-        """[id of the language token] of wave i, [] for an English-only model; heard in the wave's first window."""
+    def _language(self, i, encoded, languages):
+        """[token of wave i's language], detected in its first window; [] if the model has none."""
         if not self.languages:
             return []
         if self.language:
             return [self.languages[self.language]]
-        if i not in spoken:
-            logits = self.model(encoder_outputs=(encoded[None],), decoder_input_ids=torch.tensor(
-                [[self.start]], device=self.device), use_cache=False).logits[0, -1]
+        if i not in languages:
             ids = list(self.languages.values())
-            spoken[i] = ids[int(logits[ids].argmax())]
-        return [spoken[i]]
+            start = torch.tensor([[self.start]], device=self.device)
+            logits = self.model(encoder_outputs=(encoded[None],), decoder_input_ids=start,
+                                use_cache=False).logits[0, -1]
+            languages[i] = ids[int(logits[ids].argmax())]
+        return [languages[i]]
 
-    def _decode(self, encoded, prompt, limit=224):
-        """(B, 1500, C), B prompts -> greedy tokens of each window, the end token last if it came; is it silent?"""
-        B, cache, new = len(prompt), None, torch.tensor(prompt, device=self.device)
-        out, total = [[] for _ in range(B)], torch.zeros(B)
+    def _decode(self, encoded, prompts, limit=224):
+        """(B, 1500, C), B prompts -> greedy tokens of each window, whether it is silent.
+
+        The end token is the last of a window's tokens if it came within the limit.
+        """
+        B = len(prompts)
+        cache = None
+        new = torch.tensor(prompts, device=self.device)
+        tokens = [[] for _ in range(B)]
+        total_logp = torch.zeros(B)
         for n in range(limit):
-            step = self.model(encoder_outputs=(encoded,), decoder_input_ids=new, past_key_values=cache, use_cache=True)
-            cache, logits = step.past_key_values, step.logits[:, -1].float()
+            step = self.model(encoder_outputs=(encoded,), decoder_input_ids=new,
+                              past_key_values=cache, use_cache=True)
+            cache = step.past_key_values
+            logits = step.logits[:, -1].float()
             if n == 0:
-                empty = step.logits[:, 0].float().softmax(-1)[:, self.no_speech].cpu() if self.no_speech else torch.zeros(B)
-                logits[:, self.at_first] = -math.inf
+                p_no_speech = torch.zeros(B)
+                if self.no_speech:
+                    p_no_speech = step.logits[:, 0].float().softmax(-1)[:, self.no_speech].cpu()
+                logits[:, self.suppressed_first] = -math.inf
             logits[:, self.suppressed] = -math.inf
-            chance, token = logits[:, :self.end + 1].log_softmax(-1).max(-1) # text and the end: never markup
+            # The tokens behind the end token are markup, which is never chosen.
+            logp, token = logits[:, :self.end + 1].log_softmax(-1).max(-1)
             new = token[:, None]
-            for row, (i, p) in enumerate(zip(token.tolist(), chance.tolist())):
-                if out[row][-1:] != [self.end]:
-                    out[row].append(i)
-                    total[row] += p
-            if all(row[-1] == self.end for row in out):
+            for row, (i, p) in enumerate(zip(token.tolist(), logp.tolist())):
+                if tokens[row][-1:] != [self.end]:
+                    tokens[row].append(i)
+                    total_logp[row] += p
+            if all(row[-1] == self.end for row in tokens):
                 break
-        doubtful = total / torch.tensor([len(row) for row in out]) < -1 # openai-whisper's rule for silence
-        return out, ((empty > 0.6) & doubtful).tolist()
+        # openai-whisper's rule: silent if that is likely and the text is not.
+        unlikely_text = total_logp / torch.tensor([len(row) for row in tokens]) < -1
+        return tokens, ((p_no_speech > 0.6) & unlikely_text).tolist()
 
-    def _scores(self, encoded, prompt, tokens, frames):
-        """x_t(s) of each window, (F, n+1): of its n text tokens and the end token."""
-        P, texts = len(prompt[0]), [[i for i in row if i != self.end] for row in tokens]
-        N = P + max(map(len, texts))
-        ids = torch.full((len(prompt), N), self.end)
-        for row, text in enumerate(texts):
-            ids[row, :P + len(text)] = torch.tensor(prompt[row] + text)
-        seen, hooks = {}, []
+    def _queries_and_keys(self, ids, encoded):
+        """The cross-attention's queries and keys in one pass of the decoder over ids (B, N).
+
+        -> {(layer, 'q_proj'): (B, N, C), (layer, 'k_proj'): (B, 1500, C)} for layers of self.heads
+        """
+        outputs = {}
+        hooks = []
+        decoder = self.model.model.decoder
         for layer in self.heads:
-            attention = self.model.model.decoder.layers[layer].encoder_attn
             for name in ('q_proj', 'k_proj'):
-                keep = lambda module, args, y, key=(layer, name): seen.__setitem__(key, y.float())
-                hooks.append(getattr(attention, name).register_forward_hook(keep))
+                def record(module, args, y, key=(layer, name)):
+                    outputs[key] = y.float()
+                projection = getattr(decoder.layers[layer].encoder_attn, name)
+                hooks.append(projection.register_forward_hook(record))
         try:
-            self.model.model.decoder(input_ids=ids.to(self.device), encoder_hidden_states=encoded, use_cache=False)
+            decoder(input_ids=ids.to(self.device), encoder_hidden_states=encoded, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
-        out = []
-        for row, (text, F) in enumerate(zip(texts, frames)):
-            all_heads = []
-            for layer, heads in self.heads.items():
-                q, k = (seen[layer, name][row].unflatten(-1, (self.n_heads, -1)).transpose(0, 1)[heads]
-                        for name in ('q_proj', 'k_proj')) # (heads, N or 1500, D)
-                all_heads.append((q[:, :P + len(text)] @ k[:, :F].mT / q.shape[-1] ** 0.5).softmax(-1))
-            w = torch.cat(all_heads)
-            w = (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True, unbiased=False).clamp(min=1e-9)
-            if F > 3: # median over 7 frames
-                w = torch.nn.functional.pad(w, (3, 3), mode='reflect').unfold(-1, 7, 1).median(-1).values
-            out.append(w.mean(0)[P - 1:].T) # position P-1 gives the first token of the text
-        return out
+        return outputs
 
-    def _jumps(self, scores):
-        """For each window, the frame at which each of its tokens begins; None where there are more tokens than frames."""
-        x = torch.full((len(scores), max(len(s) for s in scores), max(s.shape[1] for s in scores)), -math.inf)
+    def _scores(self, encoded, prompts, tokens, frames):
+        """x_t(s) of each window, (F, n+1): F from frames, its n text tokens and the end token."""
+        P = len(prompts[0])
+        texts = [[i for i in row if i != self.end] for row in tokens]
+        ids = torch.full((len(prompts), P + max(map(len, texts))), self.end)
+        for row, text in enumerate(texts):
+            ids[row, :P + len(text)] = torch.tensor(prompts[row] + text)
+        outputs = self._queries_and_keys(ids, encoded)
+        scores = []
+        for row, (text, F) in enumerate(zip(texts, frames)):
+            weights = []
+            for layer, heads in self.heads.items():
+                q, k = (outputs[layer, name][row].unflatten(-1, (self.n_heads, -1))
+                        for name in ('q_proj', 'k_proj'))
+                q = q.transpose(0, 1)[heads][:, :P + len(text)] # (heads, P+n, D)
+                k = k.transpose(0, 1)[heads][:, :F] # (heads, F, D)
+                weights.append((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
+            w = torch.cat(weights)
+            std = w.std(1, keepdim=True, unbiased=False).clamp(min=1e-9)
+            w = (w - w.mean(1, keepdim=True)) / std
+            if F > 3: # the median over 7 frames
+                padded = torch.nn.functional.pad(w, (3, 3), mode='reflect')
+                w = padded.unfold(-1, 7, 1).median(-1).values
+            scores.append(w.mean(0)[P - 1:].T) # position P-1 gives the first token of the text
+        return scores
+
+    def _token_starts(self, scores):
+        """The frame at which each token of a window begins, or None if no path fits."""
+        frames = torch.tensor([len(s) for s in scores])
+        n_states = torch.tensor([s.shape[1] for s in scores])
+        x = torch.full((len(scores), int(frames.max()), int(n_states.max())), -math.inf)
         for row, s in enumerate(scores):
             x[row, :s.shape[0], :s.shape[1]] = s
-        frames, n = (torch.tensor([s.shape[axis] for s in scores]) for axis in (0, 1))
-        path, score = viterbi(x, frames, torch.arange(x.shape[2]).expand(len(scores), -1), n)
-        path = path.numpy()
-        return [np.searchsorted(path[row, :len(scores[row])], np.arange(scores[row].shape[1])) if score[row] > -math.inf else None
-                for row in range(len(scores))]
+        states = torch.arange(x.shape[2]).expand(len(scores), -1)
+        paths, path_scores = viterbi(x, frames, states, n_states)
+        starts = []
+        for path, score, s in zip(paths.numpy(), path_scores, scores):
+            first = np.searchsorted(path[:len(s)], np.arange(s.shape[1]))
+            starts.append(first if score > -math.inf else None)
+        return starts
 
-    def _words(self, tokens, jumps, samples, spaceless):
-        """Text tokens and the frames they (and the end) begin at -> words, starts, ends."""
-        pieces, groups, group = [], [0], []
-        for i, token in enumerate(tokens):
-            group.append(token)
-            text = self.tokenizer.decode(group)
-            if '\ufffd' not in text or i + 1 == len(tokens): # else the bytes of a character are not all there
-                pieces, groups, group = [*pieces, text], [*groups, i + 1], []
-        times = np.minimum(jumps * self.hop, samples)
-        words = spell(pieces, spaceless)
-        return ([word for word, _, _ in words], [int(times[groups[a]]) for _, a, _ in words],
-                [int(times[groups[b]]) for _, _, b in words])
+    def _words(self, tokens, token_starts, n_samples, spaceless):
+        """Text tokens and the frames where they and the end token begin -> words, starts, ends."""
+        pieces = []
+        edges = [0] # token at which each piece begins, and the end
+        for i in range(1, len(tokens) + 1):
+            text = self.tokenizer.decode(tokens[edges[-1]:i])
+            if '\ufffd' not in text or i == len(tokens): # all bytes of its last character are there
+                pieces.append(text)
+                edges.append(i)
+        times = np.minimum(token_starts * self.hop, n_samples)
+        spelled = spell(pieces, spaceless)
+        words = [word for word, _, _ in spelled]
+        starts = [int(times[edges[first]]) for _, first, _ in spelled]
+        ends = [int(times[edges[end]]) for _, _, end in spelled]
+        return words, starts, ends

@@ -1,19 +1,25 @@
 """
-Word times that people already have -> {document id: (words, starts, ends)}, in samples at 16 kHz, NaN where missing.
+Word times that people already have -> {document id: (words, starts, ends)}, in samples at 16 kHz,
+NaN where a time is missing.
 
-    read_words('words.jsonl', ids)     a line a document            read_words('FOLDER', ids)     a file a document
+    read_words('words.jsonl', ids)    a document a line      read_words('FOLDER', ids)    one a file
 
-What a document holds decides its format, whatever it is called:
+The content of a document decides its format, not its file name:
 
-    {"words": [[word, start, end], ...]}                     ours; also {"words": [{"word", "start", "end"}, ...]}
-    {"segments": [{"words": [{"word", "start", "end"}]}]}    whisper, faster-whisper, WhisperX (whose times may be absent)
+    {"words": [[word, start, end], ...]}                     this project's own; items may also be
+                                                             {"word", "start", "end"}
+    {"segments": [{"words": [{"word", "start", "end"}]}]}    whisper, faster-whisper, and WhisperX,
+                                                             in which times may be absent
     {"aligned_text": [[word, start, end], ...]}              slamkit's file beside each audio file
     {"aligned_text": [{"word", "start_time", "end_time"}]}   the columns of sTinyStories
-    File type = "ooTextFile" ...                             a TextGrid of MFA or Praat, long or short, UTF-8 or UTF-16:
-                                                             its tier "words" ("NAME - words"), silences left out
+    File type = "ooTextFile" ...                             a TextGrid of MFA or Praat, long or
+                                                             short, UTF-8 or UTF-16: its tier
+                                                             "words" ("NAME - words"), without
+                                                             silences
 
-Seconds all of them. A line's document is its "id", else the stem of its "file_name" or "audio"; a file's is its path in
-FOLDER without the extension. A name that is no id is that of the only id that ends in /name. Spelling is kept as given.
+All times are in seconds. A line names its document by "id", or else by the stem of its "file_name"
+or "audio"; a file by its path in FOLDER without the extension. A name that is no id of the units
+folder stands for the only id that ends in /name. Words keep their spelling.
 """
 import math
 import os
@@ -26,68 +32,102 @@ from configurator import Refused
 from files import read_lines, strict_json, unlisted
 from speech.audio import RATE
 
-SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'} # in a tier of words; MFA's and older ones
+# How MFA, old versions too, marks silence in a tier of words.
+SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'}
+EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid'
 EXPECTED = 'expected words with times: "words", "segments", "aligned_text", or a TextGrid'
 
-def _samples(t, rate):
-    if t is None:
-        return np.nan
-    if type(t) not in (int, float) or not math.isfinite(t):
-        raise TypeError(t) # a NaN in JSON, too: what is missing is null
-    return float(t * rate)
+# ----------------------------------------------------------------------------------------------------------------
+# JSON
 
-def _word(w, rate):
+def _samples(seconds, rate):
+    if seconds is None:
+        return np.nan
+    if type(seconds) not in (int, float) or not math.isfinite(seconds):
+        raise TypeError(seconds) # also for a NaN in JSON: what is missing is null
+    return float(seconds * rate)
+
+def _word(item, rate):
     """[word, start, end] or {"word", "start", "end"} -> (word, start, end)."""
-    if isinstance(w, dict):
-        text = w.get('word', w.get('text'))
-        w = [text, w.get('start', w.get('start_time')), w.get('end', w.get('end_time'))]
-    word, start, end = w
+    if isinstance(item, dict):
+        word = item.get('word', item.get('text'))
+        start = item.get('start', item.get('start_time'))
+        end = item.get('end', item.get('end_time'))
+    else:
+        word, start, end = item
     return word + '', _samples(start, rate), _samples(end, rate)
 
-def words_of(where, name, value, rate=RATE):
-    """(words, starts, ends) of a JSON object in one of the formats; times times rate are samples. Raises Refused."""
+def words_of(source, name, value, rate=RATE):
+    """JSON object in one of the formats -> (words, starts, ends), in samples at `rate`.
+
+    source (file and line) and name (document) are for the message of the Refused that it raises.
+    """
     lists = [value[key] for key in ('words', 'aligned_text') if key in value]
     if not lists and isinstance(value.get('segments'), list):
         lists = [s.get('words') if isinstance(s, dict) else s for s in value['segments']]
-        if any(words is None for words in lists):
-            raise Refused(f"{where}: '{name}' has segments without words; transcribe it again with word timestamps")
-        lists = [[word for words in lists for word in words]]
+        if None in lists:
+            raise Refused(f"{source}: '{name}' has segments without words; "
+                          "transcribe it again with word timestamps")
+        lists = [[item for items in lists for item in items]]
     if not lists:
-        raise Refused(f'{where}: {EXPECTED}; \'{name}\' has {", ".join(map(repr, value)) or "nothing"}')
+        raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
     try:
         if not isinstance(lists[0], (list, type(None))):
             raise TypeError
-        return tuple(map(list, zip(*(_word(w, rate) for w in lists[0] or ())))) or ([], [], [])
+        words = [_word(item, rate) for item in lists[0] or ()]
     except (TypeError, ValueError, OverflowError):
-        raise Refused(f"{where}: words of '{name}': expected [word, start, end] or {{\"word\", \"start\", \"end\"}} each, "
-                      "a string and two numbers (seconds) or null") from None
+        raise Refused(f"{source}: words of '{name}': "
+                      'expected [word, start, end] or {"word", "start", "end"} each, '
+                      'a string and two numbers (seconds) or null') from None
+    return tuple(map(list, zip(*words))) or ([], [], [])
 
-# Praat reads the numbers, strings and flags that stand free in a TextGrid, and takes the rest as comment: so the long form
-# and the short one are the same to it
+# ----------------------------------------------------------------------------------------------------------------
+# TextGrid
+
+# The long and the short form of a TextGrid hold the same values in the same order. Praat reads the
+# free-standing numbers, the strings and the <flags>, and takes all other text as comment.
 TEXTGRID = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)([-+]?\d[^\s]*)(?!\S)|(?<!\S)(<\w+>)|!.*')
+N_FIELDS = {'IntervalTier': 3, 'TextTier': 2} # of an item: its times, then its text
 
-def textgrid_words(where, text):
-    """(words, starts, ends in seconds) of the tier of words of a TextGrid. Raises Refused."""
-    tiers, at = {}, 6 # ooTextFile TextGrid xmin xmax <exists> number of tiers
+def _textgrid_tokens(text):
+    """The values of a TextGrid in order: numbers as float, strings and flags as str."""
+    tokens = []
+    for match in TEXTGRID.finditer(text):
+        if match.group().startswith('!'): # a comment
+            continue
+        string, number, flag = match.groups('')
+        tokens.append(float(number) if number else flag or string)
+    return tokens
+
+def textgrid_words(source, text):
+    """(words, starts, ends), times in seconds, of a TextGrid's tier of words. Raises Refused."""
+    tiers = {}
+    i = 6 # behind ooTextFile, TextGrid, xmin, xmax, <exists> and the number of tiers
     try:
-        tokens = [string if number == '' == flag else flag or float(number) for string, number, flag in
-                  (m.groups('') for m in TEXTGRID.finditer(text) if not m.group().startswith('!'))]
+        tokens = _textgrid_tokens(text)
         for _ in range(int(tokens[5])):
-            kind, name, n = tokens[at], tokens[at + 1], int(tokens[at + 4])
-            width = {'IntervalTier': 3, 'TextTier': 2}[kind]
-            if at + 5 + n * width > len(tokens):
+            kind, name, _, _, size = tokens[i:i + 5]
+            n_fields = N_FIELDS[kind]
+            end = i + 5 + int(size) * n_fields
+            if end > len(tokens):
                 raise ValueError
-            rows = [tokens[at + 5 + i * width:at + 5 + (i + 1) * width] for i in range(n)]
-            if any([type(x) for x in row] != [float] * (width - 1) + [str] for row in rows):
+            rows = [tokens[row:row + n_fields] for row in range(i + 5, end, n_fields)]
+            if any([type(x) for x in row] != [float] * (n_fields - 1) + [str] for row in rows):
                 raise ValueError
-            tiers[name], at = rows, at + 5 + n * width
+            tiers[name] = rows
+            i = end
     except (IndexError, ValueError, KeyError, TypeError, OverflowError):
-        raise Refused(f"{where}: not a whole TextGrid, it ends or breaks in tier {len(tiers) + 1}") from None
-    found = [name for name in tiers if re.fullmatch(r'(.* - )?words?', name.strip().casefold())]
-    if len(found) != 1:
-        raise Refused(f"{where}: expected one tier 'words' (or 'NAME - words'), its tiers are {', '.join(map(repr, tiers)) or 'none'}")
-    rows = [row for row in tiers[found[0]] if row[-1].strip().casefold() not in SILENCES]
-    return [row[2].replace('""', '"').strip() for row in rows], [row[0] for row in rows], [row[1] for row in rows]
+        raise Refused(f"{source}: not a whole TextGrid, it ends or breaks in tier {len(tiers) + 1}") from None
+    names = [name for name in tiers if re.fullmatch(r'(.* - )?words?', name.strip().casefold())]
+    if len(names) != 1:
+        all_names = ', '.join(map(repr, tiers)) or 'none'
+        raise Refused(f"{source}: expected one tier 'words' (or 'NAME - words'), its tiers are {all_names}")
+    rows = [row for row in tiers[names[0]] if row[-1].strip().casefold() not in SILENCES]
+    words = [row[2].replace('""', '"').strip() for row in rows]
+    return words, [row[0] for row in rows], [row[1] for row in rows]
+
+# ----------------------------------------------------------------------------------------------------------------
+# files and folders
 
 def _text(path):
     try:
@@ -98,26 +138,31 @@ def _text(path):
     except UnicodeDecodeError as e:
         raise Refused(f"{path}: not text in UTF-8 or UTF-16 ({e})") from None
 
-def _name(where, value):
-    """The id of a line; else the stem of the file it names."""
+def _name(source, value):
+    """The document that a line is about: its id, or else the stem of the file that it names."""
     file = value.get('file_name') or value.get('audio')
-    file = file.get('path') if isinstance(file, dict) else file
+    if isinstance(file, dict):
+        file = file.get('path')
     name = value.get('id') or (Path(file).stem if isinstance(file, str) else None)
     if not isinstance(name, str):
-        raise Refused(f'{where}: expected {{"id": ..., "words": [[word, start, end], ...]}}, or a "file_name" instead of the id')
+        raise Refused(f'{source}: expected ' '{"id": ..., "words": [[word, start, end], ...]}, '
+                      'or a "file_name" instead of the id')
     return name
 
 def _documents(path, name):
-    """(where, name, (words, starts, ends)) of each document of a file; name: None, or that of the file's only document."""
+    """(file and line, name, (words, starts, ends)) of each document of a file.
+
+    name: the name of the document of a file that holds only one.
+    """
     if path.name.endswith(('.jsonl', '.jsonl.gz')):
-        for where, line in read_lines(path):
-            own = _name(where, line)
-            yield where, own, words_of(where, own, line)
+        for source, line in read_lines(path):
+            line_name = _name(source, line)
+            yield source, line_name, words_of(source, line_name, line)
         return
     text = _text(path)
     if text.lstrip().startswith('File type'):
-        words, *times = textgrid_words(path, text)
-        yield path, name, (words, *([t * RATE for t in column] for column in times))
+        words, starts, ends = textgrid_words(path, text)
+        yield path, name, (words, [t * RATE for t in starts], [t * RATE for t in ends])
         return
     try:
         value = strict_json(text)
@@ -128,31 +173,37 @@ def _documents(path, name):
     yield path, name, words_of(path, name, value)
 
 def word_files(path):
-    """[(file, name of its document)] of a file or folder, in order."""
+    """[(file, name of its document)] of a file or folder, in order. Raises Refused."""
     path = Path(path)
     if not path.is_dir():
         return [(path, path.stem)]
-    found = sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=unlisted) for name in names
-                   if name.casefold().endswith(('.json', '.jsonl', '.jsonl.gz', '.textgrid')))
-    if not found:
+    files = [Path(folder) / name for folder, _, names in os.walk(path, onerror=unlisted)
+             for name in names if name.casefold().endswith(EXTENSIONS)]
+    if not files:
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")
-    return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in found]
+    return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in sorted(files)]
 
 def read_words(path, ids):
-    """{document id: (words, starts, ends)} for those of ids that a file or folder has; see the file's head."""
-    known, endings, found = set(ids), {}, {}
-    for id in known:
-        endings.setdefault(id.rpartition('/')[2], []).append(id)
-    names = 0
-    for file, own in word_files(path):
-        for where, name, words in _documents(file, own):
-            names += 1
-            fits = [name] if name in known else endings.get(name, [])
-            if len(fits) > 1:
-                raise Refused(f"{where}: '{name}' could be {' or '.join(sorted(fits)[:3])}; name it by its whole id")
-            if fits and fits[0] in found:
-                raise Refused(f"{where}: document '{fits[0]}' comes twice")
-            found.update((id, words) for id in fits)
-    if not found:
-        raise Refused(f"{path}: none of its {names} ids is a document of the units folder")
-    return found
+    """{document id: (words, starts, ends)} for those of ids that a file or folder has words of.
+
+    Names are matched with ids as the head of this file says. Raises Refused.
+    """
+    known_ids = set(ids)
+    ids_by_ending = {}
+    for id in known_ids:
+        ids_by_ending.setdefault(id.rpartition('/')[2], []).append(id)
+    words_by_id = {}
+    n_names = 0
+    for file, file_name in word_files(path):
+        for source, name, words in _documents(file, file_name):
+            n_names += 1
+            matches = [name] if name in known_ids else ids_by_ending.get(name, [])
+            if len(matches) > 1:
+                raise Refused(f"{source}: '{name}' could be {' or '.join(sorted(matches)[:3])}; "
+                              "name it by its whole id")
+            if matches and matches[0] in words_by_id:
+                raise Refused(f"{source}: document '{matches[0]}' comes twice")
+            words_by_id.update((id, words) for id in matches)
+    if not words_by_id:
+        raise Refused(f"{path}: none of its {n_names} ids is a document of the units folder")
+    return words_by_id

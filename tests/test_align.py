@@ -1,4 +1,4 @@
-"""Word times repaired, spelling against the text, the words folder there and back, kills and ranks, models, refusals."""
+"""Word times repaired, spelling against the text, the words folder and back, kills and ranks, models, refusals."""
 import json
 import shutil
 from pathlib import Path
@@ -19,9 +19,20 @@ from speech.words import LIMIT, REASONS, Words, repair, spelled, with_spaces, wo
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
 NAN = float('nan')
 
-def one(times, n_samples=16000):
+def write_jsonl(path, lines):
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+def edges_of(starts, ends):
+    """The times of words in the order in which they must rise."""
+    return np.stack([starts, ends], 1).ravel()
+
+# ----------------------------------------------------------------------------------------------------------------
+# repairs and spelling
+
+def repair_alone(times, n_samples=16000):
     """repair of a single document: [(start, end), ...] -> the repaired list, or the reason"""
-    starts, ends = ([t[i] for t in times] for i in (0, 1))
+    starts = [start for start, _ in times]
+    ends = [end for _, end in times]
     starts, ends, reasons = repair(starts, ends, [0, len(times)], [n_samples])
     return REASONS[reasons[0]] or list(zip(starts.tolist(), ends.tolist()))
 
@@ -47,25 +58,29 @@ def one(times, n_samples=16000):
     ([(100.4, 200.6)], [(100, 201)]),
 ])
 def test_repairs_stay_within_50_ms_or_name_the_reason(times, expected):
-    assert one(times) == expected
+    assert repair_alone(times) == expected
+
+def random_times(rng):
+    """The times of up to 11 words, a fifth of them moved and some missing -> [(start, end)], samples of the audio."""
+    n = int(rng.integers(0, 12))
+    edges = np.sort(rng.integers(0, 16000, 2 * n)).astype(float)
+    edges += rng.integers(-900, 900, 2 * n) * (rng.random(2 * n) < .2)
+    edges[rng.random(2 * n) < .02] = NAN
+    return list(zip(edges[0::2], edges[1::2])), int(rng.integers(15000, 17000))
 
 def test_documents_are_repaired_together_as_alone():
-    rng, docs = np.random.default_rng(0), []
-    for _ in range(500):
-        n = int(rng.integers(0, 12))
-        edges = np.sort(rng.integers(0, 16000, 2 * n)).astype(float)
-        edges += rng.integers(-900, 900, 2 * n) * (rng.random(2 * n) < .2)
-        edges[rng.random(2 * n) < .02] = NAN
-        docs.append((list(zip(edges[0::2], edges[1::2])), int(rng.integers(15000, 17000))))
-    flat = [t for times, _ in docs for t in times]
+    rng = np.random.default_rng(0)
+    docs = [random_times(rng) for _ in range(500)]
+    words = [word for times, _ in docs for word in times]
     offsets = np.cumsum([0] + [len(times) for times, _ in docs])
-    starts, ends, reasons = repair([t[0] for t in flat], [t[1] for t in flat], offsets, [n for _, n in docs])
+    lengths = [n for _, n in docs]
+    starts, ends, reasons = repair([start for start, _ in words], [end for _, end in words], offsets, lengths)
     for i, (times, n) in enumerate(docs):
         part = slice(offsets[i], offsets[i + 1])
         together = REASONS[reasons[i]] or list(zip(starts[part].tolist(), ends[part].tolist()))
-        assert together == one(times, n)
+        assert together == repair_alone(times, n)
         if not reasons[i]:
-            edges = np.stack([starts[part], ends[part]], 1).ravel()
+            edges = edges_of(starts[part], ends[part])
             raw = np.array(times).reshape(-1)
             assert (np.diff(edges) >= 0).all() and (edges >= 0).all() and (edges <= n).all()
             assert (abs(edges - raw)[~np.isnan(raw)] <= LIMIT).all()
@@ -86,7 +101,8 @@ def test_words_get_the_spaces_of_the_text(words, text, expected):
     assert with_spaces(words, text) == expected
 
 @pytest.mark.parametrize('words, text, expected', [
-    (['the', 'quick', "fox's", 'tail'], '"The quick -- Fox\'s tail!"  ', ['"The', ' quick', " -- Fox's", ' tail!"']), # MFA
+    (['the', 'quick', "fox's", 'tail'], '"The quick -- Fox\'s tail!"  ',
+     ['"The', ' quick', " -- Fox's", ' tail!"']), # as MFA has them
     (['well', 'known'], 'Well-known.', ['Well-', 'known.']),
     (['a', '--', 'b'], 'A, b', ['A,', ' b']), # a word without letters goes, and its time
     ([' cafe\u0301', ' naive'], 'café  Naïve', ['café', ' Naïve']), # NFD, and accents that were lost
@@ -95,40 +111,53 @@ def test_words_get_the_spaces_of_the_text(words, text, expected):
     (['Straße'], 'STRASSE', ['STRASSE']),
 ])
 def test_words_of_the_same_letters_are_spelled_as_the_text(words, text, expected):
-    new, kept, error = spelled(words, text)
-    assert (new, error) == (expected, 0) and kept.sum() == len(new) and len(kept) == len(words)
+    new, remains, error = spelled(words, text)
+    assert (new, error) == (expected, 0)
+    assert remains.sum() == len(new) and len(remains) == len(words)
     assert ''.join(new) == ' '.join(text.split())
 
+def edit_distance(a, b):
+    """By the recursion that defines it."""
+    if not a or not b:
+        return len(a) + len(b)
+    deleted = edit_distance(a[1:], b) + 1
+    inserted = edit_distance(a, b[1:]) + 1
+    return min(deleted, inserted, edit_distance(a[1:], b[1:]) + (a[0] != b[0]))
+
 def test_words_of_other_letters_stay_and_their_error_is_that_of_the_slow_recursion():
-    def slow(a, b):
-        if not a or not b:
-            return len(a) + len(b)
-        return min(slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
     rng = np.random.default_rng(0)
     for _ in range(60):
         a, b = (list(rng.choice(['x', 'y', 'z'], rng.integers(0, 6))) for _ in range(2))
-        assert word_error(a, ' '.join(b)) == slow(a, b) / max(len(b), 1)
-    new, kept, error = spelled(['The', 'dog', 'sat'], 'the cat sat, too')
-    assert (new, kept.all(), error) == (['The', ' dog', ' sat'], True, .5)
+        assert word_error(a, ' '.join(b)) == edit_distance(a, b) / max(len(b), 1)
+    new, remains, error = spelled(['The', 'dog', 'sat'], 'the cat sat, too')
+    assert (new, error) == (['The', ' dog', ' sat'], .5) and remains.all()
     assert spelled(['a', '<unk>'], 'a b c')[2] == 2 / 3 and word_error(['Mr.', '--'], 'mr') == 0
 
 # ----------------------------------------------------------------------------------------------------------------
+# words that are given
+
+def write_shard(folder, index, meta, words):
+    """A shard of a units folder as far as align.py reads it."""
+    shard = folder / f'{index:05d}'
+    shard.mkdir(parents=True)
+    write_jsonl(shard / 'meta.jsonl', meta)
+    write_jsonl(shard / 'words.jsonl', words)
 
 def units_folder(folder, shards):
     """What align.py reads of a units folder; shards: lists of (id, seconds, text, words)."""
     for index, docs in enumerate(shards):
-        shard = folder / f'{index:05d}'
-        shard.mkdir(parents=True)
-        for name, dicts in (('meta', [{'id': i, 'seconds': s, 'text': t} for i, s, t, _ in docs]),
-                            ('words', [{'id': i, 'words': w} for i, _, _, w in docs])):
-            (shard / f'{name}.jsonl').write_text(''.join(json.dumps(d) + '\n' for d in dicts))
+        meta = [{'id': id, 'seconds': seconds, 'text': text} for id, seconds, text, _ in docs]
+        words = [{'id': id, 'words': words} for id, _, _, words in docs]
+        write_shard(folder, index, meta, words)
     write_json(folder / 'info.json', {'units_hash': 'h', 'documents': sum(map(len, shards))})
     return folder
 
-SHARDS = [[('a', 1.0, 'the dog', [['the', 0, 100], ['dog', 90, 4000]]), ('b', 1.0, None, None)],
+SHARDS = [[('a', 1.0, 'the dog', [['the', 0, 100], ['dog', 90, 4000]]),
+           ('b', 1.0, None, None)],
           [('c', 1.0, 'a cat', [['the', 0, 100], ['dog', 100, 4000]]),
            ('d', 2.0, None, [[' the', 0, 900], [' dog', 900, 40000]]),
-           ('e', 1.0, 'dog dog', [['dog', 0, 50], ['dog', 60, 70]]), ('f', 1.0, None, [['', 0, 50]])]]
+           ('e', 1.0, 'dog dog', [['dog', 0, 50], ['dog', 60, 70]]),
+           ('f', 1.0, None, [['', 0, 50]])]]
 
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
@@ -138,9 +167,10 @@ def test_words_of_a_units_folder(tmp_path, capsys):
     align.main(Config(units=str(units), max_fail_frac=0.7))
     words = Words(units / 'words')
     assert words.ids == list('abcdef') and len(words) == 6 and words.find('c') == 2
-    read = [(w, s.tolist(), e.tolist()) for w, s, e in (words[i] for i in range(6))]
-    assert read == [(['the', ' dog'], [0, 100], [100, 4000]), ([], [], []), ([], [], []), ([], [], []),
-                    (['dog', ' dog'], [0, 60], [50, 70]), ([], [], [])]
+    docs = [(w, starts.tolist(), ends.tolist()) for w, starts, ends in (words[i] for i in range(6))]
+    none = [], [], []
+    assert docs == [(['the', ' dog'], [0, 100], [100, 4000]), none, none, none,
+                    (['dog', ' dog'], [0, 60], [50, 70]), none]
     assert words.info['refused'] == {'EMPTY_WORD': 1, 'PAST_END': 1, 'WORDS_TEXT_MISMATCH': 1}
     assert (words.info['with_words'], words.info['words'], words.info['repaired_words']) == (2, 4, 1)
     info = json.loads((units / 'words' / '00001' / 'info.json').read_text())
@@ -155,28 +185,36 @@ def test_words_of_a_file_in_seconds_are_matched_by_id(tmp_path):
     out = tmp_path / 'words'
     align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl'), out=str(out), max_fail_frac=0.5))
     words = Words(out)
-    assert [len(words[i][0]) for i in range(6)] == [2, 0, 0, 0, 0, 0] and words[0][2].tolist() == [3200, 16000]
+    assert [len(words[i][0]) for i in range(6)] == [2, 0, 0, 0, 0, 0]
+    assert words[0][2].tolist() == [3200, 16000]
     assert words.info['refused'] == {'MISSING_TIME': 1}
 
 def test_a_killed_run_ends_with_the_bytes_of_a_whole_one(tmp_path, monkeypatch):
     units = units_folder(tmp_path / 'units', SHARDS)
+    out = units / 'words'
     cfg = Config(units=str(units), max_fail_frac=1.0)
     align.main(cfg)
-    whole = tree(units / 'words')
-    for path in sorted((units / 'words').rglob('*'), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    real = write_words_shard
-    monkeypatch.setattr(align, 'write_words_shard', lambda out, i, *a: real(out, i, *a) if i == 0 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        align.main(cfg)
+    uninterrupted = tree(out)
+    shutil.rmtree(out)
+    out.mkdir()
+
+    def only_the_first(out, index, *arguments):
+        if index > 0:
+            raise ZeroDivisionError
+        return write_words_shard(out, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(align, 'write_words_shard', only_the_first)
+        with pytest.raises(ZeroDivisionError):
+            align.main(cfg)
     with pytest.raises(Refused, match='not complete'):
-        Words(units / 'words')
-    monkeypatch.setattr(align, 'write_words_shard', real)
+        Words(out)
     align.main(cfg)
-    assert tree(units / 'words') == whole
+    assert tree(out) == uninterrupted
 
 def test_bad_input_is_refused_in_one_line(tmp_path):
     units = units_folder(tmp_path / 'units', SHARDS)
+
     def refused(message, lines=None, **changes):
         if lines is not None:
             (tmp_path / 'w.jsonl').write_text(lines)
@@ -184,6 +222,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         with pytest.raises(Refused) as e:
             align.main(Config(**{'units': str(units), 'out': str(tmp_path / 'no'), **changes}))
         assert message in str(e.value) and '\n' not in str(e.value), e.value
+
     refused('no units folder', units='')
     refused('more than one of --words, --ctc and --whisper', words='w.jsonl', ctc='m')
     refused('no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
@@ -223,7 +262,7 @@ def test_a_damaged_shard_is_refused(tmp_path, name):
 # ----------------------------------------------------------------------------------------------------------------
 # the catalog of bad words, each case repaired or refused by its reason, none silently passed
 
-CASES = { # (words, text) -> (words in the folder, reason)
+CASES = { # name: (words, text, words in the folder, reason)
     'no words': ([], '', [], None),
     'no words for a text': (None, 'so it was', [], None),
     'only signs': ([['--', 0, .1], ['...', .1, .2]], '-- ...', ['--', ' ...'], None),
@@ -243,29 +282,37 @@ CASES = { # (words, text) -> (words in the folder, reason)
     'as far as numbers go': ([['a', 0, 1e308]], None, [], 'PAST_END'),
     'of no length': ([['a', .5, .5]], None, ['a'], None), # interleave gives it the run that it lies in
     'of 1 ms': ([['a', .5, .501]], None, ['a'], None),
-    'whisper spacing': ([[' well', 0, .1], ['-known', .1, .2], [' fact', .2, .3]], 'well-known fact', ['well', '-known', ' fact'], None),
+    'whisper spacing': ([[' well', 0, .1], ['-known', .1, .2], [' fact', .2, .3]], 'well-known fact',
+                        ['well', '-known', ' fact'], None),
     'composed otherwise': ([['cafe\u0301', 0, .1]], 'caf\u00e9', ['caf\u00e9'], None),
-    'emoji, right to left, zero width': ([['😀', 0, .1], ['שלום', .1, .2], ['a\u200db', .2, .3]], None, ['😀', ' שלום', ' a\u200db'], None),
+    'emoji, right to left, zero width': ([['😀', 0, .1], ['שלום', .1, .2], ['a\u200db', .2, .3]], None,
+                                         ['😀', ' שלום', ' a\u200db'], None),
     'a million characters': ([['x' * 1_000_000, 0, .1]], None, ['x' * 1_000_000], None),
     'half a surrogate pair': ([['a\ud83d', 0, .1]], None, [], 'NOT_UNICODE'),
-    'markup in the transcript': ([['<Un5>', 0, .1], ['<speech>', .1, .2]], '<Un5> <speech>', ['<Un5>', ' <speech>'], None),
-    "another document's words": ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3]], 'once upon a time', [], 'WORDS_TEXT_MISMATCH'),
-    'words with one wrong': ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3], ['once', .4, .5]], 'so it is once', ['so', ' it', ' was', ' once'], 'unlike'),
+    'markup in the transcript': ([['<Un5>', 0, .1], ['<speech>', .1, .2]], '<Un5> <speech>',
+                                 ['<Un5>', ' <speech>'], None),
+    "another document's words": ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3]], 'once upon a time',
+                                 [], 'WORDS_TEXT_MISMATCH'),
+    'words with one wrong': ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3], ['once', .4, .5]], 'so it is once',
+                             ['so', ' it', ' was', ' once'], 'unlike'),
 }
 
 @pytest.mark.parametrize('case', CASES)
 def test_bad_words_are_repaired_or_refused_by_a_reason_that_is_counted(tmp_path, case):
-    given, text, expected, reason = CASES[case]
-    good = [['fine', .1, .9]]
+    times, text, expected, reason = CASES[case]
     units = units_folder(tmp_path / 'units', [[('bad', 1.0, text, None), ('good', 1.0, None, None)]])
-    lines = [{'id': 'good', 'words': good}] + [{'id': 'bad', 'words': given}] * (given is not None)
-    (tmp_path / 'w.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    lines = [{'id': 'good', 'words': [['fine', .1, .9]]}]
+    if times is not None:
+        lines.append({'id': 'bad', 'words': times})
+    write_jsonl(tmp_path / 'w.jsonl', lines)
     align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl'), max_fail_frac=.5))
     words = Words(units / 'words')
-    assert [w.strip() if i == 0 else w for i, w in enumerate(words[0][0])] == expected and words[1][0] == ['fine']
+    spellings, starts, ends = words[0]
+    spellings = [word.strip() if i == 0 else word for i, word in enumerate(spellings)]
+    assert spellings == expected and words[1][0] == ['fine']
     assert words.info['refused'] == ({reason: 1} if reason not in (None, 'unlike') else {})
     assert words.info['unlike_text'] == (reason == 'unlike')
-    edges = np.stack(words[0][1:], 1).ravel()
+    edges = edges_of(starts, ends)
     assert (np.diff(edges) >= 0).all() and not ((edges < 0) | (edges > 16000)).any()
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -273,60 +320,68 @@ def test_bad_words_are_repaired_or_refused_by_a_reason_that_is_counted(tmp_path,
 
 def speaking(tmp_path, n=9):
     """A units folder of n documents in shards of two, whose audio is there."""
-    docs = []
+    meta = []
     for i in range(n):
-        soundfile.write(tmp_path / f'{i}.wav', speech_like(1 + i / 10, i), 16000, subtype='PCM_16')
-        docs.append({'id': f'd{i}', 'seconds': round(16000 * (1 + i / 10)) / 16000, 'text': 'so it was', 'path': str(tmp_path / f'{i}.wav')})
+        path = tmp_path / f'{i}.wav'
+        seconds = 1 + i / 10
+        soundfile.write(path, speech_like(seconds, i), 16000, subtype='PCM_16')
+        seconds = round(16000 * seconds) / 16000
+        meta.append({'id': f'd{i}', 'seconds': seconds, 'text': 'so it was', 'path': str(path)})
     folder = tmp_path / 'units'
-    for s in range(0, n, 2):
-        (folder / f'{s // 2:05d}').mkdir(parents=True)
-        for name, lines in (('meta', docs[s:s + 2]), ('words', [{'id': d['id'], 'words': [['so', 0, 400], ['it', 390, 900], ['was', 950, 9000]]}
-                                                                 for d in docs[s:s + 2]])):
-            (folder / f'{s // 2:05d}' / f'{name}.jsonl').write_text(''.join(json.dumps(d) + '\n' for d in lines))
+    for first in range(0, n, 2):
+        docs = meta[first:first + 2]
+        words = [{'id': doc['id'], 'words': [['so', 0, 400], ['it', 390, 900], ['was', 950, 9000]]} for doc in docs]
+        write_shard(folder, first // 2, docs, words)
     write_json(folder / 'info.json', {'units_hash': 'h', 'documents': n})
     return folder
 
 class Listener:
     """An aligner whose times depend on the sound."""
-    needs_text, hash = True, 'listener'
-
-    class device:
-        type = 'cpu'
+    needs_text = True
+    hash = 'listener'
+    device = torch.device('cpu')
 
     def align(self, waves, texts):
+        """Three words whose six edges are the first six samples, sorted."""
         assert len(waves) == len(texts) <= 256
-        return [(text.split(), *np.sort(np.abs(x[:6] * 1e4)).astype(int).reshape(3, 2).T.tolist(), '') for x, text in zip(waves, texts)]
+        results = []
+        for x, text in zip(waves, texts):
+            edges = np.sort(np.abs(x[:6] * 1e4)).astype(int)
+            results.append((text.split(), edges[0::2].tolist(), edges[1::2].tolist(), ''))
+        return results
 
 @pytest.mark.parametrize('source', ['corpus', 'ctc'])
 def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch, source):
     monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
-    units, out = speaking(tmp_path), tmp_path / 'made' / 'words'
-    (tmp_path / 'made').mkdir()
+    units = speaking(tmp_path)
+    out = tmp_path / 'made' / 'words'
+    out.parent.mkdir()
     cfg = Config(units=str(units), out=str(out), ctc='listener' if source == 'ctc' else '')
     changes = killed(lambda: align.main(cfg), str(out))
-    whole = tree(out)
-    assert changes > 50 and len(whole) == 5 * 7 + 1
+    uninterrupted = tree(out)
+    assert changes > 50 and len(uninterrupted) == 5 * 7 + 1
     for moment in np.random.default_rng(0).choice(changes, 10, replace=False).tolist():
         shutil.rmtree(out)
         killed(lambda: align.main(cfg), str(out), moment)
         align.main(cfg)
-        assert tree(out) == whole, f"killed at change {moment} of {changes}"
+        assert tree(out) == uninterrupted, f"killed at change {moment} of {changes}"
 
 @pytest.mark.parametrize('world', [2, 3, 9])
 def test_ranks_share_the_shards_and_the_last_writes_the_same_info(tmp_path, monkeypatch, capsys, world):
     monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
     units = speaking(tmp_path)
+    out = units / 'words'
     cfg = Config(units=str(units), ctc='listener')
     align.main(cfg)
-    whole = tree(units / 'words')
-    shutil.rmtree(units / 'words')
+    of_one_process = tree(out)
+    shutil.rmtree(out)
     monkeypatch.setenv('WORLD_SIZE', str(world))
     for rank in reversed(range(world)):
-        assert not (units / 'words' / 'info.json').exists()
+        assert not (out / 'info.json').exists()
         monkeypatch.setenv('RANK', str(rank))
         align.main(cfg)
-        assert {int(p.name) % world for p in (units / 'words').glob('0*')} == {r for r in range(rank, world) if r < 5}
-    assert tree(units / 'words') == whole and 'the rank that ends last' in capsys.readouterr().out
+        assert {int(p.name) % world for p in out.glob('0*')} == set(range(rank, min(world, 5)))
+    assert tree(out) == of_one_process and 'the rank that ends last' in capsys.readouterr().out
 
 # ----------------------------------------------------------------------------------------------------------------
 # models
@@ -334,15 +389,17 @@ def test_ranks_share_the_shards_and_the_last_writes_the_same_info(tmp_path, monk
 def test_documents_that_cannot_be_heard_are_refused_by_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())
     units = speaking(tmp_path)
-    metas = [json.loads(line) for i in range(5) for line in (units / f'{i:05d}' / 'meta.jsonl').read_text().splitlines()]
+    paths = [units / f'{i:05d}' / 'meta.jsonl' for i in range(5)]
+    metas = [line for path in paths for _, line in read_lines(path)]
     metas[0]['path'] = None
     Path(metas[1]['path']).unlink()
     Path(metas[2]['path']).write_text('oops')
     soundfile.write(metas[3]['path'], np.ones(999), 16000) # not what its units were made from
-    metas[4]['text'], metas[5]['text'] = None, ' '
+    metas[4]['text'] = None
+    metas[5]['text'] = ' '
     metas[6] |= {'path': metas[8]['path'], 'start': .25, 'end': .75, 'seconds': .5} # a part of a file
-    for i in range(5):
-        (units / f'{i:05d}' / 'meta.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in metas[2 * i:2 * i + 2]))
+    for i, path in enumerate(paths):
+        write_jsonl(path, metas[2 * i:2 * i + 2])
     align.main(Config(units=str(units), ctc='listener', max_fail_frac=.6))
     words = Words(units / 'words')
     assert words.info['refused'] == {'NO_AUDIO': 1, 'AUDIO_MISSING': 1, 'AUDIO_NOT_AUDIO': 1, 'AUDIO_CHANGED': 1}
@@ -373,18 +430,21 @@ def test_real_speech_with_forced_alignments_passes(tmp_path):
     align.main(Config(units=str(units), words=str(MINI)))
     words = Words(units / 'words')
     assert words.info['documents'] == words.info['with_words'] == 134 and words.info['refused'] == {}
-    for i, d in enumerate(lines):
-        assert ''.join(words[i][0]) == d['text']
-        assert abs(words[i][1] / 16000 - [w[1] for w in d['words']]).max(initial=0) < 1e-4
+    for i, line in enumerate(lines):
+        spellings, starts, _ = words[i]
+        assert ''.join(spellings) == line['text']
+        expected = [word[1] for word in line['words']]
+        assert abs(starts / 16000 - expected).max(initial=0) < 1e-4
 
 def test_a_shard_whose_audio_is_away_is_not_written(tmp_path, monkeypatch):
     docs = {f'd{i:02d}': ('a b', [1, 2, 3]) for i in range(20)}
     units = make_units(tmp_path / 'units', docs)
-    for meta in (lines := [line for _, line in read_lines(units / '00000/meta.jsonl')]):
+    lines = [line for _, line in read_lines(units / '00000/meta.jsonl')]
+    for meta in lines:
         meta['path'] = str(tmp_path / 'away' / meta['id'])
     write_lines(units / '00000/meta.jsonl', lines)
-    monkeypatch.setattr(align, 'make_aligner', lambda cfg: SimpleNamespace(
-        needs_text=False, hash='x', device=torch.device('cpu'), align=lambda waves: []))
+    aligner = SimpleNamespace(needs_text=False, hash='x', device=torch.device('cpu'), align=lambda waves: [])
+    monkeypatch.setattr(align, 'make_aligner', lambda cfg: aligner)
     with pytest.raises(Refused, match="the audio of 20 of its 20 documents is not there; bring it back"):
         align.main(align.Config(units=str(units), whisper='any'))
     assert not (units / 'words' / '00000').exists()

@@ -1,4 +1,4 @@
-"""speech/audio.py against closed forms and scipy; every file is made here, the bad ones too."""
+"""speech/audio.py against closed forms and scipy. Every file is made here, the bad ones too."""
 import math
 import os
 import struct
@@ -15,21 +15,27 @@ from tokenize_speech import decode
 # resampling
 
 def tone(hz, rate, seconds=1.0):
-    return np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+    t = np.arange(round(seconds * rate)) / rate
+    return np.sin(2 * np.pi * hz * t).astype(np.float32)
+
+def db(power):
+    return 10 * np.log10(power)
 
 @pytest.mark.parametrize('rate', [8000, 11025, 22050, 24000, 44100, 48000, 96000])
 def test_a_resampled_tone_is_the_tone_to_60_db(rate):
+    inner = slice(400, -400) # the ends see the silence outside
     for hz in (50, 440, 3000, 0.88 * min(rate, RATE) / 2):
-        y, want = resample(tone(hz, rate), rate), tone(hz, RATE)
-        inner = slice(400, -400) # the ends see the silence outside
-        error = 10 * np.log10(np.mean((y - want)[inner] ** 2) / np.mean(want[inner] ** 2))
+        y = resample(tone(hz, rate), rate)
+        expected = tone(hz, RATE)
+        difference = (y - expected)[inner]
+        error = db(np.mean(difference ** 2) / np.mean(expected[inner] ** 2))
         assert error < -60, f"{rate} Hz: a tone of {hz} Hz is off by {error:.1f} dB"
 
 @pytest.mark.parametrize('rate', [22050, 24000, 44100, 48000, 96000])
 def test_what_16_khz_cannot_hold_is_removed_by_60_db(rate):
     for hz in (8100, 9000, 10000, 10900):
         y = resample(tone(hz, rate), rate)[400:-400]
-        level = 10 * np.log10(np.mean(y ** 2) / .5)
+        level = db(np.mean(y ** 2) / .5)
         assert level < -60, f"{rate} Hz: a tone of {hz} Hz comes back at {level:.1f} dB"
 
 @pytest.mark.parametrize('rate', [8000, 11025, 44100, 48000])
@@ -38,17 +44,19 @@ def test_resampling_agrees_with_scipy_inside_the_pass_band(rate):
     rng = np.random.default_rng(0)
     low = min(rate, RATE)
     x = sum(rng.normal() * tone(hz, rate) for hz in rng.uniform(20, .25 * low, 30))
-    common = math.gcd(rate, RATE)
-    theirs = signal.resample_poly(x.astype(np.float64), RATE // common, rate // common, window=('kaiser', 14.0))
-    ours = resample(x.astype(np.float32), rate)
-    assert len(ours) == len(theirs)
-    error = np.abs(ours - theirs)[500:-500].max() / np.abs(theirs).max()
+    divisor = math.gcd(rate, RATE)
+    window = 'kaiser', 14.0
+    expected = signal.resample_poly(x.astype(np.float64), RATE // divisor, rate // divisor, window=window)
+    y = resample(x.astype(np.float32), rate)
+    assert len(y) == len(expected)
+    error = np.abs(y - expected)[500:-500].max() / np.abs(expected).max()
     assert error < 1e-3, f"{error:.2e}"
 
 @pytest.mark.parametrize('rate', [1000, 8000, 11025, 16000, 44100, 44056, 96000])
 def test_resampling_keeps_duration_and_level(rate):
     for n in (1, 2, 999):
-        assert abs(len(resample(np.ones(n, np.float32), rate)) - n * RATE / rate) < 1
+        y = resample(np.ones(n, np.float32), rate)
+        assert abs(len(y) - n * RATE / rate) < 1
     y = resample(np.ones(rate, np.float32), rate)
     assert np.abs(y[3000:-3000] - 1).max() < 1e-4
 
@@ -60,21 +68,24 @@ def test_every_sample_type_reads_as_the_same_wave(tmp_path, subtype):
     x = np.round(speech_like(.2, 1) * .3 * 128) / 128 # exact in 8 bits
     soundfile.write(tmp_path / 'a.wav', x, RATE, subtype=subtype)
     error = np.abs(load_audio(tmp_path / 'a.wav') - x).max()
-    assert error < (.05 if subtype[1:] == 'LAW' else 1e-4), f"{subtype}: {error}"
+    tolerance = .05 if subtype[1:] == 'LAW' else 1e-4
+    assert error < tolerance, f"{subtype}: {error}"
 
 def test_channels_are_averaged_and_floats_beyond_one_are_kept(tmp_path):
-    left, right = speech_like(.2, 1), 3 * speech_like(.2, 2)
-    soundfile.write(tmp_path / 'a.wav', np.stack([left, right], 1), RATE, subtype='FLOAT')
-    assert np.abs(load_audio(tmp_path / 'a.wav') - (left + right) / 2).max() < 1e-6
+    first = speech_like(.2, 1)
+    second = 3 * speech_like(.2, 2)
+    soundfile.write(tmp_path / 'a.wav', np.stack([first, second], 1), RATE, subtype='FLOAT')
+    difference = load_audio(tmp_path / 'a.wav') - (first + second) / 2
+    assert np.abs(difference).max() < 1e-6
 
 def test_a_segment_is_that_part_of_the_file(tmp_path):
-    x = speech_like(2, 1)
-    soundfile.write(tmp_path / 'a.flac', x, RATE)
-    whole = load_audio(tmp_path / 'a.flac')
-    assert np.array_equal(load_audio(tmp_path / 'a.flac', .5, 1.25), whole[8000:20000])
-    assert np.array_equal(load_audio(tmp_path / 'a.flac', 1.5), whole[24000:])
+    path = tmp_path / 'a.flac'
+    soundfile.write(path, speech_like(2, 1), RATE)
+    wave = load_audio(path)
+    assert np.array_equal(load_audio(path, .5, 1.25), wave[8000:20000])
+    assert np.array_equal(load_audio(path, 1.5), wave[24000:])
     with pytest.raises(BadAudio, match='TRUNCATED: 16000 of 32000 samples'):
-        load_audio(tmp_path / 'a.flac', 1, 3)
+        load_audio(path, 1, 3)
 
 def test_stereo_mp3_at_44100_reads_as_16_khz_mono(tmp_path):
     x = tone(440, 44100, 2)
@@ -82,7 +93,8 @@ def test_stereo_mp3_at_44100_reads_as_16_khz_mono(tmp_path):
     y = load_audio(tmp_path / 'a.mp3')
     assert abs(len(y) - 32000) < 2000
     spectrum = np.abs(np.fft.rfft(y[8000:24000]))
-    assert spectrum.argmax() == 440 and 10 * np.log10(spectrum[440] ** 2 / (spectrum ** 2).sum()) > -.1
+    assert spectrum.argmax() == 440
+    assert db(spectrum[440] ** 2 / (spectrum ** 2).sum()) > -.1
 
 @pytest.mark.parametrize('name', ['ünï cödé.wav', 'a b\nc.wav', 'x' * 251 + '.wav', 'wrong.mp3', 'none', '.wav'])
 def test_any_file_name_will_do(tmp_path, name):
@@ -90,9 +102,28 @@ def test_any_file_name_will_do(tmp_path, name):
     (tmp_path / 'a.wav').rename(tmp_path / name)
     assert len(load_audio(tmp_path / name)) == 1600
 
+# ----------------------------------------------------------------------------------------------------------------
+# bad files: each function makes one at the path it is given
+
 def half(path):
+    """Cuts an existing file in half."""
     data = path.read_bytes()
     path.write_bytes(data[:len(data) // 2])
+
+def link_to_nowhere(path):
+    path.symlink_to('nowhere')
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+def text_file(path):
+    path.write_text('no audio at all\n' * 99)
+
+def json_file(path):
+    path.write_text('{}')
+
+def zero_bytes(path):
+    path.write_bytes(bytes(5000))
 
 def headers_only(path):
     soundfile.write(path, np.zeros(0, np.float32), RATE)
@@ -101,60 +132,86 @@ def cut(path, **kwargs):
     soundfile.write(path, speech_like(3, 1), RATE, **kwargs)
     half(path)
 
+def cut_opus(path):
+    cut(path, format='OGG', subtype='OPUS')
+
 def without_last_page(path):
     soundfile.write(path, speech_like(3, 1), RATE)
     data = path.read_bytes()
     path.write_bytes(data[:data.rindex(b'OggS')])
 
 def no_length(path):
+    """A FLAC file whose 36-bit number of samples in STREAMINFO is 0, as a writer to a pipe leaves it."""
     soundfile.write(path, speech_like(1, 1), RATE)
     data = bytearray(path.read_bytes())
-    data[21], data[22:26] = data[21] & 0xf0, bytes(4) # STREAMINFO's 36-bit number of samples
+    data[21] &= 0xf0
+    data[22:26] = bytes(4)
     path.write_bytes(data)
 
-def with_value(path, value, at=700):
+def with_value(path, value, index=700):
     x = speech_like(.2, 1)
-    x[at] = value
+    x[index] = value
     soundfile.write(path, x, RATE, subtype='FLOAT')
 
-BAD = { # name: (class, how to make it)
-    'gone.wav': ('MISSING', lambda p: None),
-    'link.wav': ('MISSING', lambda p: p.symlink_to('nowhere')),
-    'loop.wav': ('MISSING', lambda p: p.symlink_to('loop.wav')),
+def with_nan(path):
+    with_value(path, np.nan)
+
+def with_infinity(path):
+    with_value(path, -np.inf)
+
+def one_sample_short(path):
+    soundfile.write(path, speech_like(.2, 1)[:639], RATE)
+
+def eleven_seconds(path):
+    soundfile.write(path, speech_like(11, 1), RATE)
+
+def silence(path):
+    soundfile.write(path, np.zeros(16000), RATE)
+
+def constant(path):
+    soundfile.write(path, np.full(16000, .25), RATE)
+
+BAD = { # name: (kind, how to make it)
+    'gone.wav': ('MISSING', lambda path: None),
+    'link.wav': ('MISSING', link_to_nowhere),
+    'loop.wav': ('MISSING', link_to_itself),
     'pipe.wav': ('MISSING', os.mkfifo),
-    'folder.wav': ('MISSING', lambda p: p.mkdir()),
-    'text.wav': ('NOT_AUDIO', lambda p: p.write_text('no audio at all\n' * 99)),
-    'text.mp3': ('NOT_AUDIO', lambda p: p.write_text('no audio at all\n' * 99)),
-    'json.raw': ('NOT_AUDIO', lambda p: p.write_text('{}')),
-    'zeros.flac': ('NOT_AUDIO', lambda p: p.write_bytes(bytes(5000))),
-    'empty.wav': ('EMPTY', lambda p: p.touch()),
+    'folder.wav': ('MISSING', os.mkdir),
+    'text.wav': ('NOT_AUDIO', text_file),
+    'text.mp3': ('NOT_AUDIO', text_file),
+    'json.raw': ('NOT_AUDIO', json_file),
+    'zeros.flac': ('NOT_AUDIO', zero_bytes),
+    'empty.wav': ('EMPTY', lambda path: path.touch()),
     'header.wav': ('EMPTY', headers_only),
     'half.wav': ('TRUNCATED', cut),
     'half.flac': ('TRUNCATED', cut),
     'half.ogg': ('TRUNCATED', cut),
     'page.ogg': ('TRUNCATED', without_last_page),
     'half.mp3': ('TRUNCATED', cut),
-    'half.opus': ('TRUNCATED', lambda p: cut(p, format='OGG', subtype='OPUS')),
+    'half.opus': ('TRUNCATED', cut_opus),
     'pipe.flac': ('TRUNCATED', no_length),
-    'nan.wav': ('NONFINITE', lambda p: with_value(p, np.nan)),
-    'inf.wav': ('NONFINITE', lambda p: with_value(p, -np.inf)),
-    'short.wav': ('TOO_SHORT', lambda p: soundfile.write(p, speech_like(.2, 1)[:639], RATE)),
-    'long.wav': ('TOO_LONG', lambda p: soundfile.write(p, speech_like(11, 1), RATE)),
-    'silent.wav': ('SILENT', lambda p: soundfile.write(p, np.zeros(16000), RATE)),
-    'dc.wav': ('SILENT', lambda p: soundfile.write(p, np.full(16000, .25), RATE)),
+    'nan.wav': ('NONFINITE', with_nan),
+    'inf.wav': ('NONFINITE', with_infinity),
+    'short.wav': ('TOO_SHORT', one_sample_short),
+    'long.wav': ('TOO_LONG', eleven_seconds),
+    'silent.wav': ('SILENT', silence),
+    'dc.wav': ('SILENT', constant),
 }
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_bad_file_is_recorded_with_its_class(tmp_path, name, capfd):
     kind, make = BAD[name]
-    make(tmp_path / name)
-    found = decode({'path': str(tmp_path / name), 'start': None, 'end': None}, 640, 10)
-    assert isinstance(found, BadAudio) and found.kind == kind, f"{name}: {found}"
-    assert str(found).startswith(f'{tmp_path / name}: {kind}: ') and '\n' not in str(found)
+    path = tmp_path / name
+    make(path)
+    result = decode({'path': str(path), 'start': None, 'end': None}, 640, 10)
+    assert isinstance(result, BadAudio) and result.kind == kind, f"{name}: {result}"
+    assert str(result).startswith(f'{path}: {kind}: ')
+    assert '\n' not in str(result)
 
 def test_a_wav_from_a_pipe_which_does_not_know_its_length_is_read_whole(tmp_path):
-    soundfile.write(tmp_path / 'a.wav', speech_like(1, 1), RATE)
-    data = bytearray((tmp_path / 'a.wav').read_bytes())
+    path = tmp_path / 'a.wav'
+    soundfile.write(path, speech_like(1, 1), RATE)
+    data = bytearray(path.read_bytes())
     data[4:8] = data[40:44] = struct.pack('<I', 0xffffffff)
-    (tmp_path / 'a.wav').write_bytes(data)
-    assert len(load_audio(tmp_path / 'a.wav')) == RATE
+    path.write_bytes(data)
+    assert len(load_audio(path)) == RATE
