@@ -344,8 +344,8 @@ if triton is not None:
         """The reverse: writes a tile (ROWS, D) into x (B, T, heads, D)."""
         t = begin + tl.arange(0, ROWS)
         x += (b * T).to(tl.int64) * heads * D + head * D
-        x += t[:, None] * heads * D + tl.arange(0, D)[None, :]
-        tl.store(x, tile.to(x.dtype.element_ty), mask=t[:, None] < T)
+        tl.store(x + t[:, None] * heads * D + tl.arange(0, D)[None, :],
+                 tile.to(x.dtype.element_ty), mask=t[:, None] < T)
 
     @triton.jit
     def _tanh(x):
@@ -494,8 +494,8 @@ if triton is not None:
                     if ONE_PASS: # by pointers everywhere: the interpreter has no sum by TMA
                         dq_part = tl.dot(ds.to(k_tile.dtype).T, k_tile) * scale # (BM, D)
                         dq_head = dq + (b * T).to(tl.int64) * H * D + h * D
-                        dq_tile = dq_head + (t[:, None] * (H * D) + tl.arange(0, D)[None, :])
-                        tl.atomic_add(dq_tile, dq_part, mask=t[:, None] < T, sem='relaxed')
+                        tl.atomic_add(dq_head + (t[:, None] * (H * D) + tl.arange(0, D)[None, :]),
+                                      dq_part, mask=t[:, None] < T, sem='relaxed')
         _store(dk, b, begin, hk, HK, T, acc_k * scale, BN, D)
         _store(dv, b, begin, hk, HK, T, acc_v, BN, D)
 
