@@ -1,25 +1,28 @@
 """
-A seeded grammar of three-sentence stories in the style of TinyStories: the text of the embedded corpus.
+A seeded grammar of three-sentence stories in the style of TinyStories, for the embedded corpus.
 
     python -m tiny.stories --n=100000 --out=out/data/stories.txt     training stories, one a line
     python -m tiny.stories --items=2000                              word-overlap baselines of the evaluation items
 
-The first two sentences of a story introduce two alternatives (two hiding animals, two owners, a locked and an open way
-in) and select one of them. The third sentence is the ending. The wrong ending is the same sentence with the
-alternatives exchanged: it contradicts the context, uses the same names and words, and is the right ending of the
-mirrored story, which is drawn with the same probability.
+The first two sentences of a story introduce two alternatives (two hiding animals, two owners, a
+locked and an open way in) and select one of them. The third sentence is the ending. The wrong
+ending is the same sentence with the alternatives exchanged: it contradicts the context, uses the
+same names and words, and is the right ending of the mirrored story, which is drawn with the same
+probability.
 
-    context         A cat hid under the bed, and a frog hid behind the sofa. Anna looked under the bed.
+    context         A cat hid under the bed, and a frog hid behind the sofa. Anna looked
+                    under the bed.
     right ending    Under the bed Anna found the cat.
     wrong ending    Under the bed Anna found the frog.
 
-Every story has a tuple (character, object, place, event). One tuple in 20 is reserved for evaluation. The choice is a
-hash of the tuple without the slot in which the right and the wrong ending differ, so a story and its mirrored story
-always belong to the same split. Whatever the seeds, no training story has the tuple of an evaluation story or of its
-wrong ending.
+Every story has a tuple (character, object, place, event). One tuple in 20 is reserved for
+evaluation. The choice is a hash of the tuple without the slot in which the right and the wrong
+ending differ, so a story and its mirrored story always belong to the same split. Whatever the
+seeds, no training story has the tuple of an evaluation story or of its wrong ending.
 
-The topic ending of an item is the right ending of another evaluation story that shares no name, object or place with
-it. Items 2i and 2i+1 use each other's right endings as topic endings, so the endings alone give nothing away.
+The topic ending of an item is the right ending of another evaluation story that shares no name,
+object or place with it. Items 2i and 2i+1 use each other's right endings as topic endings, so the
+endings alone give nothing away.
 """
 import random
 import re
@@ -149,9 +152,9 @@ LINKERS = frozenset('''under behind in inside by near on beside a the to very to
 class Kind:
     """The slots of a kind of story and the templates of its three sentences.
 
-    Slot x is the answer and y the other alternative. k and j are the clues that go with x and y. Templates also have
-    x1, k1, x2 and k2, the two alternatives in the order of mention; t, an opener such as 'Then'; and He, the pronoun
-    of n.
+    Slot x is the answer and y the other alternative. k and j are the clues that go with x and y.
+    Templates also have x1, k1, x2 and k2, the two alternatives in the order of mention; t, an
+    opener such as 'Then'; and He, the pronoun of n.
     """
     event: str          # kinds with the same endings share it
     slots: str          # 'slots:LIST ...' as _fill reads them

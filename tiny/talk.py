@@ -1,16 +1,17 @@
 """
-A second seeded grammar, for the diverse part of the embedded corpus, which stands for the papers' real speech.
+A second seeded grammar, for the diverse part of the embedded corpus, which stands for the papers'
+real speech.
 
     python -m tiny.talk --n=20000 --out=out/data/talk.txt     utterances, one a line
 
-Its kinds are descriptions, talk, instructions, recipes, weather, times, prices, counts, directions, opinions, work,
-nature, health and news. An utterance is one to three sentences of 6-14 words. Words and syntax differ from the stories'
-(present and future tense, questions, orders, relative clauses, reported speech, numbers in words); only common words
-are shared.
+Its kinds are descriptions, talk, instructions, recipes, weather, times, prices, counts, directions,
+opinions, work, nature, health and news. An utterance is one to three sentences of 6-14 words. Words
+and syntax differ from the stories' (present and future tense, questions, orders, relative clauses,
+reported speech, numbers in words); only common words are shared.
 
-In a template, '|' separates sentences. [LIST] is a random entry of a list and [LIST 2] a different entry of it; the
-same name stands for the same entry wherever it returns. [one/two] is one of the alternatives. A sentence ends with a
-period or a question mark.
+In a template, '|' separates sentences. [LIST] is a random entry of a list and [LIST 2] a different
+entry of it; the same name stands for the same entry wherever it returns. [one/two] is one of the
+alternatives. A sentence ends with a period or a question mark.
 """
 import random
 import re
