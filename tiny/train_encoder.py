@@ -14,15 +14,17 @@ silence instead of the usual padding to 30 s. This changes 2.3 % of the classes 
 fast. The student learns the classes from augmented audio. Its head holds a centroid c_k for every
 class:
 
-    logits_k = s (h . c_k - |c_k|^2 / 2)        the likeliest class is the nearest centroid, so the
-                                                c_k are shipped
+    logits_k = s (h . c_k - |c_k|^2 / 2)
+
+The likeliest class is thus the nearest centroid, and the c_k are shipped as the centroids of the
+units.
 
 Units are scored against phones from pocketsphinx's forced alignment by their phone-normalized
 mutual information. With K = 500 and a few minutes of speech even shuffled units score high, so the
 score is corrected for chance:
 
-    PNMI = I(phone; unit) / H(phone)            (PNMI - PNMI of shuffled units) / (1 - PNMI of
-                                                shuffled units)
+    PNMI = I(phone; unit) / H(phone)
+    corrected = (PNMI - PNMI of shuffled units) / (1 - PNMI of shuffled units)
 
 Intermediate results are in `build`: {train,held}/NAME/00000/ hold audio.npy int16 (N,),
 features.npy float16 (N / 640, 384), labels.npy uint16 (N / 640,) and utterances.json. NAME is a
