@@ -94,15 +94,15 @@ def recordings(folder):
 
     The folder is one of tiny/speak.py, LibriSpeech's, or any that corpora/folder.py reads.
     """
-    shards = sorted(Path(folder).glob('*[0-9]/docs.jsonl'))
-    for docs in shards:
+    spoken_shards = sorted(Path(folder).glob('*[0-9]/docs.jsonl'))
+    for docs in spoken_shards:
         for _, u in read_lines(docs):
             yield {
                 **u,
                 'path': docs.with_name('audio.flac'),
                 'start': u['start'] / RATE,
                 'end': (u['start'] + u['samples']) / RATE}
-    if shards:
+    if spoken_shards:
         return
     texts = {} # LibriSpeech's transcripts
     for path in Path(folder).rglob('*.trans.txt'):
