@@ -765,7 +765,4 @@ def _main():
             print(f"| {name} | {str(dtype)[6:]} | {ms:.1f} |")
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-if __name__ == '__main__':
     _main()
