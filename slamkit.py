@@ -23,7 +23,7 @@ import numpy as np
 from audio import RATE
 from configurator import Refused, atomically, record, run, write_json
 from folders import read_lines
-from interleave import Output, hash_ids, is_val
+from interleave import SplitWriter, hash_ids, is_val
 from tokenize_speech import write_units_shard
 from vocab import TextTokenizer, Vocab
 from word_files import words_of
@@ -133,7 +133,7 @@ def write_tokens(cfg):
         by_source.setdefault(source, []).append((id, string_ids(where, text, joint or vocabs['textless'], tokenizer)))
     with atomically(cfg.out) as tmp:
         tmp.mkdir()
-        with Output(tmp, vocabs, record(cfg)) as out:
+        with SplitWriter(tmp, vocabs, record(cfg)) as out:
             for source, rows in by_source.items():
                 ids, tokens = zip(*rows)
                 out.add(source, np.concatenate(tokens), np.array([len(row) for row in tokens]), is_val(hash_ids(ids), cfg.val_frac))
