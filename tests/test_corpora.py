@@ -279,7 +279,7 @@ def test_ljspeech(tmp_path):
     write(root, {'wavs/LJ001-0003.wav': b''})
     assert 'LJ001-0003.wav: no line of metadata.csv' in refusal(ljspeech, root)
     write(root, {'metadata.csv': 'LJ001-0001|Printing\n'})
-    assert "metadata.csv:1: expected 'ID|as printed|as said'" in refusal(ljspeech, root)
+    assert "metadata.csv:1: expected 'ID|as printed|as spoken'" in refusal(ljspeech, root)
     assert 'expected the folder LJSpeech-1.1' in refusal(ljspeech, tmp_path)
 
 # ----------------------------------------------------------------------------------------------------------------
