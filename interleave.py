@@ -552,7 +552,7 @@ def report(cfg, info):
     if n.get('words'):
         tokens = sum(c['tokens'] for name, c in info['written'].items() if name.endswith('/interleaved'))
         print(f"interleaved: {n['spoken_words'] / n['words']:.1%} of words spoken, {n['unit_tokens'] / tokens:.1%} of "
-              f"tokens units; {n['without_words']:,} documents without words, {n['exactly_tokenized']:,} tokenized whole")
+              f"tokens units; {n['without_words']:,} wordless documents, {n['exactly_tokenized']:,} tokenized whole")
     refused = ', '.join(f'{reason} {count}' for reason, count in info['refused'].items())
     print(f"{info['documents']:,} documents, {info['hours']:.2f} h of speech; refused by align.py: {refused or 'none'}")
 

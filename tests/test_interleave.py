@@ -21,7 +21,8 @@ from vocab import TextTokenizer, Vocab
 K, HOP = 500, 640
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXT = ["Once upon a time, there was a café; it's 2014 and the dog's bone -- who'd know? -- cost $43,000.",
-        "the dog and the cat and the bird said: don't go there, don't go at all! naïve 東京 ご飯 😀 once upon a time"] * 3
+        "the dog and the cat and the bird said: don't go there, don't go at all! "
+        "naïve 東京 ご飯 😀 once upon a time"] * 3
 
 def save_tokenizer(folder, split=QWEN, merges=400):
     """A byte-level BPE like Qwen's or GPT-2's; split=None: no pre-tokenizer, so tokens may cover several words."""
