@@ -175,19 +175,19 @@ class WordTable:
         # A word that ends in a space breaks condition 2; as the last word of a text it would lose it to strip().
         ends_in_space = np.array([word[-1:].isspace() for word in shard.table], bool)
         exact[doc[ends_in_space[words]]] = True
-        neighbor = np.flatnonzero(doc[1:] == doc[:-1]) # words with a right neighbour in their document
-        if not len(neighbor):
+        pair_start = np.flatnonzero(doc[1:] == doc[:-1]) # words that another one of their document follows
+        if not len(pair_start):
             return exact
         spaced = np.array([w[:1] == ' ' and len(w) > 1 and not w[1].isspace() for w in shard.table], bool)
         endings, beginnings = {}, {}
         ending = np.array([endings.setdefault(w[-1:], len(endings)) for w in shard.table], np.int64)
         beginning = np.array([beginnings.setdefault(w[:2], len(beginnings)) for w in shard.table], np.int64)
-        boundary = ending[words[neighbor]] * len(beginnings) + beginning[words[neighbor + 1]]
+        boundary = ending[words[pair_start]] * len(beginnings) + beginning[words[pair_start + 1]]
         _, sample, kind = np.unique(boundary, return_index=True, return_inverse=True)
-        pairs = [(words[i], words[i + 1]) for i in neighbor[sample]]
+        pairs = [(words[i], words[i + 1]) for i in pair_start[sample]]
         joined = tokenizer.encode_batch([self.strings[a] + self.strings[b] for a, b in pairs])
         holds = np.array([splits and list(ids) == [*encoded[a], *encoded[b]] for ids, (a, b) in zip(joined, pairs)])
-        exact[doc[neighbor[~(holds[kind] & spaced[words[neighbor + 1]])]]] = True
+        exact[doc[pair_start[~(holds[kind] & spaced[words[pair_start + 1]])]]] = True
         return exact
 
 def splits_at_spaces(tokenizer):
