@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
+from corpora.tree import lines
 from data import ShardWriter
 from files import atomically, progress, read_lines, record, sha256, write_json
 from hub.tokenizer import TextTokenizer

@@ -8,10 +8,10 @@ The speech of the embedded corpus as tiny/build/speak.py writes it. The root is 
 """
 import os
 
-from folders import read_lines
-
 from configurator import Refused
 from corpora.tree import by_id, files, utterance
+from files import read_lines
+from speech.audio import RATE
 
 
 def utterances(root):

@@ -24,7 +24,7 @@ import numpy as np
 from configurator import Refused, run
 from files import atomically, read_lines, record, write_json
 from hub.tokenizer import TextTokenizer
-from interleave import hash_ids, is_val
+from interleave import SplitWriter, hash_ids, is_val
 from speech.audio import RATE
 from speech.units import write_units_shard
 from speech.word_files import words_of
