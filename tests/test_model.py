@@ -137,7 +137,7 @@ def test_gradients_equal_transformers(pair):
     assert losses.shape == (120,) and abs(mean - loss) < 1e-5
     for p in ours.parameters():
         p.data = p.grad
-    gradients = ours._places() # by transformers' names
+    gradients = ours._hf_tensors() # by transformers' names
     for name, p in theirs.named_parameters():
         name = name.replace('lm_head', FAMILIES[theirs.config.model_type]['names']['head']) # embed_out in files of Pythia
         ours = gradients[name].reshape(p.shape)
