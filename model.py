@@ -330,7 +330,7 @@ class GPT(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def losses(self, tokens, doc_start, targets, gap=None, rows=None):
-        """-log p of targets, float32 (B*T,), 0 where a target is -100; or of those (n,) after rows (n,)."""
+        """-log p of each target, float32 (B*T,), 0 where it is -100; for rows (n,) of B*T, targets are (n,)."""
         hidden = self(tokens, doc_start, gap=gap).flatten(0, 1)
         if rows is not None:
             hidden = hidden[rows]
