@@ -1,5 +1,5 @@
 """
-training/cost.py: the time of a step against sums by hand, and bench/PLAN.md against the formulas. The memory is tested in
+training/cost.py: the time of a step against sums by hand, and bench/PLAN.md against the formulas. Memory is tested in
 interpreted/test_memory.py.
 """
 from dataclasses import replace
