@@ -12,13 +12,12 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip('triton')
 from bench import common, correctness, kernel_speed, runs, training, tune, words
 from bench.common import ROOT
 from files import write_json
 from kernels import attention as att
 from speech.words import write_words_shard
-
-pytest.importorskip('triton')
 
 # ----------------------------------------------------------------------------------------------------------------
 # bench/common.py
