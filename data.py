@@ -8,15 +8,16 @@ A token folder (ShardWriter, Shards) holds NAME_000000.bin, ... and index.json. 
     tokens      uint16 if the vocabulary has at most 65,536 ids, else uint32; zeros up to a multiple of 8 bytes
     ends        int64 (documents,): where each document ends, in tokens
 
-A shard is written to NAME.bin.tmp, fsynced and renamed. index.json comes last, with the sha256, counts and largest id
-of each shard, the vocabulary and the settings. Shards are memory-mapped: never edit one that a run has open.
+A shard is written to NAME.bin.tmp, fsynced and renamed. index.json (sha256, counts and largest id of each shard, the
+vocabulary, the settings) comes last: a folder without it is unfinished. Shards are memory-mapped, so never edit one
+that a run has open.
 
 Packing (pack): a row holds T tokens of one source. Longer documents are cut into pieces of T and a remainder. The
-remainders go into rows by best fit, longest first, over the histogram of their lengths, whatever their number.
+remainders go into rows by best fit, longest first, in groups of equal length, so that their number hardly matters.
 Rows are cut up to fill others only where less than 99.5 % of all places would hold a token. A row is
 
     tokens[t]      ids; zeros behind the last piece
-    doc_start[t]   place in the row where token t's piece begins: attention and positions start there
+    doc_start[t]   index in the row where token t's piece begins: attention and positions start there
     targets[t]     tokens[t + 1] if it belongs to the same piece, else -100
 
 Mixture (Loader): row g of a run is a pure function of (seed, g). Sources alternate so that after any number of rows
@@ -99,8 +100,7 @@ class ShardWriter:
         if not len(lengths):
             return
         ends = np.cumsum(lengths)
-        # Ids are checked before they are cast to 2 or 4 bytes, where they would wrap.
-        if not 0 <= tokens.min() <= tokens.max() < self.vocab.size:
+        if not 0 <= tokens.min() <= tokens.max() < self.vocab.size: # checked before a cast could wrap them
             first_bad = np.flatnonzero((tokens < 0) | (tokens >= self.vocab.size))[0]
             document = np.searchsorted(ends, first_bad, 'right')
             raise Refused(f"{self.folder}: id {tokens[first_bad]} in document {document} of the batch, "
@@ -132,7 +132,8 @@ class ShardWriter:
         self.ends.append(ends + self.n_tokens)
         self.n_tokens += len(tokens)
         self.max_id = max(self.max_id, int(tokens.max()))
-        self.counts += np.bincount(self.vocab.modality(tokens), minlength=len(MODALITIES))
+        modality = self.vocab.modality(tokens)
+        self.counts += [np.count_nonzero(modality == i) for i in range(len(MODALITIES))]
 
     def _finish(self):
         ends = np.concatenate(self.ends).astype('<i8')
@@ -295,8 +296,7 @@ class Shards:
         for shard in self.shards:
             for key, value in (('max_id', int(shard.tokens.max())), ('sha256', sha256(shard.path))):
                 if value != shard.entry[key]:
-                    raise Refused(f"{shard.path}: {key} {value}, index.json says {shard.entry[key]}: "
-                                  "the file was changed")
+                    raise Refused(f"{shard.path} was changed: {key} {value}, index.json says {shard.entry[key]}")
         return self.lengths
 
     def plan(self, T):

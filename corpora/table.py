@@ -29,7 +29,7 @@ class Config:
             raise Refused("expected --data=DIR, a folder of token shards or of units, or one above several")
 
 def bars(lengths):
-    """How many documents have 1, 2-3, 4-7, ... tokens: a bar per power of 2, from the first to the last that has any."""
+    """How many documents have 1, 2-3, 4-7, ... tokens: a bar per power of 2, from the first to the last with any."""
     counts = np.bincount(np.log2(lengths).astype(int))
     first = int(np.flatnonzero(counts)[0])
     heights = np.ceil(counts[first:] / counts.max() * 8).astype(int)
