@@ -90,7 +90,8 @@ def comparison_table(rows):
                 continue
             a, b = (100 * value for value in row['values'])
             low, high = (100 * bound for bound in row['interval'])
-            lines.append(f"  {row['row']:{width - 2}} {row['n']:6d} {a:6.1f} ->{b:6.1f} {100 * row['difference']:+7.1f} "
+            difference = 100 * row['difference']
+            lines.append(f"  {row['row']:{width - 2}} {row['n']:6d} {a:6.1f} ->{b:6.1f} {difference:+7.1f} "
                          f"[{low:+6.1f}, {high:+6.1f}] {row['p']:12.2g}")
     return '\n'.join(lines)
 
