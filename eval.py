@@ -139,7 +139,7 @@ def read_items(cfg, name, vocab):
     return items, None
 
 def _parts(candidate):
-    """(text, audio) of a candidate's prompt and of its ending, and the audio of both joined; None for what is absent."""
+    """A candidate's prompt and ending, each (text, audio), and the audio of both joined; None where absent."""
     nothing = None, None
     return candidate.get('prompt', nothing), candidate.get('ending', nothing), candidate.get('joined')
 
