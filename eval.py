@@ -35,12 +35,6 @@ from pathlib import Path
 
 import numpy as np
 
-import tasks.blimp
-import tasks.multispeaker
-import tasks.salmon
-import tasks.storycloze
-import tasks.tiny
-import tasks.zerospeech
 from configurator import Refused, pick_device, run
 from data import Shards, check_names
 from evaluation.likelihood import document_losses, load
@@ -50,6 +44,7 @@ from files import atomically, record, write_json
 from speech.audio import RATE
 from speech.unit_cache import UnitCache
 from speech.units import Units
+from tasks import blimp, multispeaker, salmon, storycloze, tiny, zerospeech
 from vocab import DIRECTIONS, MODALITIES, directions_of, document
 
 
@@ -66,7 +61,7 @@ class Config:
     directions: tuple = () # of S, S->T, T->S, T; (): all that the model reads and the items have parts for
     max_items: int | None = None # number of items of each voice, part or type; None: all
     max_documents: int = 2000 # number of documents of each source of the held-out data
-    row_tokens: int = 2048 # tokens in a forward pass; more is faster on a GPU and slower on a CPU
+    row_tokens: int = 2048 # tokens in a forward pass; on a CPU, more is slower
     encoder: str = 'tiny/hubert' # encoder of the model's units, for audio that is not in the cache
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
@@ -95,11 +90,11 @@ class Config:
         """{task: path} of the setting `where`."""
         return dict(part.strip().partition('=')[::2] for part in self.where.split(',') if part.strip())
 
-# Each reads the items of a folder; tiny's those of a Units.
-TASKS = {'tiny': tasks.tiny.pairs, 'sblimp': tasks.zerospeech.sblimp, 'swuggy': tasks.zerospeech.swuggy,
-         'ssc': tasks.storycloze.spoken, 'tsc': tasks.storycloze.spoken, 'ms_ssc': tasks.multispeaker.ms_ssc,
-         'ms_tsc': tasks.multispeaker.ms_tsc, 'cross_modal': tasks.multispeaker.cross_modal,
-         'salmon': tasks.salmon.items, 'blimp': tasks.blimp.items, 'storycloze': tasks.storycloze.text}
+# Functions that read a task's items from its folder; that of tiny takes a Units.
+TASKS = {'tiny': tiny.pairs, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.swuggy,
+         'ssc': storycloze.spoken, 'tsc': storycloze.spoken, 'ms_ssc': multispeaker.ms_ssc,
+         'ms_tsc': multispeaker.ms_tsc, 'cross_modal': multispeaker.cross_modal,
+         'salmon': salmon.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
 SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # tasks whose scores ZeroSpeech takes as files
 SCORE = 'mean log-likelihood a token; ties count half' # what the value column is, for eval.json
 LEADS = ('none', 'separator', 'bos')
@@ -140,16 +135,15 @@ def read_items(cfg, name, vocab):
 
 def _parts(candidate):
     """A candidate's prompt and ending, each (text, audio), and the audio of both joined; None where absent."""
-    nothing = None, None
-    return candidate.get('prompt', nothing), candidate.get('ending', nothing), candidate.get('joined')
+    return candidate.get('prompt', (None, None)), candidate.get('ending', (None, None)), candidate.get('joined')
 
 def _with_units(candidate, entries):
     """A candidate with units for audio. entries: {audio: (units, runs, rate)}; other audio becomes None."""
     (prompt, prompt_audio), (ending, ending_audio), joined_audio = _parts(candidate)
-    nothing = None, None, None
-    prompt_units, prompt_runs, _ = entries.get(prompt_audio, nothing)
-    ending_units, _, _ = entries.get(ending_audio, nothing)
-    joined_units, joined_runs, _ = entries.get(joined_audio, nothing)
+    absent = None, None, None
+    prompt_units, prompt_runs, _ = entries.get(prompt_audio, absent)
+    ending_units, _, _ = entries.get(ending_audio, absent)
+    joined_units, joined_runs, _ = entries.get(joined_audio, absent)
     begin = None
     if joined_runs is not None and prompt_runs is not None:
         # The ending begins in the run that holds the first frame after the context.
@@ -160,20 +154,20 @@ def _with_units(candidate, entries):
 def _all_with_units(items, entries):
     return [{**item, **{side: _with_units(item[side], entries) for side in SIDES}} for item in items]
 
-def encoded(items, cache):
+def encoded(items, open_cache):
     """Items with units in place of audio, and {'audio': n files, 'resampled': n not at 16 kHz}.
 
-    cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate has 'prompt' and 'ending',
-    each (text, audio), and 'joined', the audio of both; what it does not have is None or absent. Audio becomes units,
-    joined becomes (units, index of the ending's first unit or None).
+    open_cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate has 'prompt' and
+    'ending', each (text, audio), and 'joined', the audio of both; what it does not have is None or absent. Audio
+    becomes units, joined becomes (units, index of the ending's first unit or None).
     """
     audios = {} # a set that keeps the order
-    for candidate in (item[side] for item in items for side in SIDES):
+    for candidate in [item[side] for item in items for side in SIDES]:
         (_, prompt), (_, ending), joined = _parts(candidate)
         audios |= dict.fromkeys(audio for audio in (prompt, ending, joined) if audio is not None)
     if not audios:
         return without_audio(items), {}
-    entries = cache().encode(list(audios))
+    entries = open_cache().encode(list(audios))
     rates = [rate for audio, (_, _, rate) in entries.items() if not isinstance(audio, tuple)]
     counts = {'audio': len(rates), 'resampled': sum(rate != RATE for rate in rates)}
     return _all_with_units(items, entries), counts
@@ -210,7 +204,7 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
         lengths = [len(ids) for ids, _ in pair]
         if max(lengths) > limit:
             raise Refused(f"{item['id']}, {direction}: {max(lengths)} tokens, the model has {limit} positions; "
-                          "items are never cut, leave such ones out")
+                          "nothing is cut here, leave such items out")
         if any(is_empty(direction, item[side]) for side in SIDES) or min(lengths) < 2:
             sample['invalid'] = True
             continue
@@ -252,7 +246,7 @@ def summarize(samples, name):
         row['invalid'] = len(samples) - len(valid)
     return row
 
-def measure_task(cfg, name, model, vocab, tokenizer, cache):
+def measure_task(cfg, name, model, vocab, tokenizer, open_cache):
     """(rows, samples, notes for eval.json) of one task; without rows, the note 'not measured' says why."""
     items, why_not = read_items(cfg, name, vocab)
     if why_not:
@@ -263,7 +257,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, cache):
     if name != 'tiny' and vocab.kind == 'text':
         items = without_audio(items)
     elif name != 'tiny':
-        items, notes = encoded(items, cache)
+        items, notes = encoded(items, open_cache)
     possible = directions_of(vocab, items[0]['right'])
     directions = [direction for direction in possible if direction in (cfg.directions or possible)]
     if not directions:
@@ -353,10 +347,10 @@ def measure(cfg, folder, device):
     samples = {}
     notes = {'loss': {}} if cfg.data else {}
     @functools.cache
-    def cache(): # opened when a task has audio
+    def open_cache(): # called when a task has audio
         return UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device)
     for name in cfg.wanted:
-        rows, lines, notes[name] = measure_task(cfg, name, model, vocab, tokenizer, cache)
+        rows, lines, notes[name] = measure_task(cfg, name, model, vocab, tokenizer, open_cache)
         results |= rows
         if rows:
             samples[name] = lines
@@ -386,9 +380,9 @@ def main(cfg):
     device = pick_device(cfg.device)
     provenance = {'score': SCORE, **record(cfg)}
     measured = {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
-    results = {}
-    for folder, (results[folder], samples, notes, weights) in measured.items():
-        store(folder, weights, results[folder], samples, notes, provenance)
+    for folder, (rows, samples, notes, weights) in measured.items():
+        store(folder, weights, rows, samples, notes, provenance)
+    results = {folder: rows for folder, (rows, *_) in measured.items()}
     if cfg.out:
         write_json(cfg.out, {'results': results, **provenance})
     print(table(results))
