@@ -21,9 +21,9 @@ def make_results(folder, won, ids=None, **rows):
     store(folder, {'m': 'hash'}, {'ssc/S': row, **rows}, {'ssc': lines}, {'ssc': {}}, {'settings': {}})
     return str(folder)
 
-def sample(name, won, **more):
+def sample(name, won, **fields):
     """A line of samples_ssc.jsonl; won: 1, 0 or, for a tie, 1/2."""
-    return {'id': name, 'rows': [''], 'direction': 'S', 'right_mean': won, 'wrong_mean': 0.5, **more}
+    return {'id': name, 'rows': [''], 'direction': 'S', 'right_mean': won, 'wrong_mean': 0.5, **fields}
 
 def test_compare_takes_differences_item_by_item(tmp_path, capsys):
     a = make_results(tmp_path / 'a', [1, 1, 0, 0, 0, 0])
