@@ -35,7 +35,7 @@ def won(right, wrong):
     return 1.0 if right > wrong else 0.0
 
 def official(rows):
-    """(value, types) as ZeroSpeech 2021 makes its tables: a score a voice, means over a pair's voices, means over pairs.
+    """(value, types) as ZeroSpeech 2021 makes its tables: a score a voice, means over pairs' voices, then over pairs.
 
     rows: (pair, type, score of the right, score of the wrong).
     """
