@@ -2,31 +2,32 @@
 Measures what a model says: continuations of spoken prompts, transcribed and judged as text.
 Rows go to MODEL/eval.json.
 
-    python -m evaluation.generation --model=out/x --prompts=bench/ssc          the papers' GenPPL and auto-BLEU
+    python -m evaluation.generation --model=out/x --prompts=bench/ssc    the papers' GenPPL and auto-BLEU
     python -m evaluation.generation --model=out/x --prompts=bench/ssc \\
-        --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 and an LLM's marks
-    python -m evaluation.generation --model=out/x --speech=FOLDER --prompts=   word error rate of resynthesis
+        --judge=https://api.openai.com/v1 --judge_model=gpt-4o           and an LLM's marks
+    python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER
+                                                                         word error rate of resynthesis
 
-Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even N, in order
-of N), or of every audio file of another folder, in order of path. The vocoder speaks a continuation's units
-twice: after the prompt's units, as the papers measure it (rows /whole), and alone (rows /continuation). Scores
-of the transcripts:
+Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even N,
+in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
+continuation's units twice: after the prompt's units, as the papers measure it (rows /whole), and
+alone (rows /continuation). Scores of the transcripts:
 
-    genppl       exp(mean over texts of the mean over a text's tokens of -log p), p by the language model. It
-                 puts its bos first where its tokenizer does, and never predicts a text's first token
-                 (SIMS A.3; Slam 3; slamkit).
-    auto_bleu2   share of a text's bigrams (places) that occur in it again; mean over texts (Lakhotia et al.
-                 2021, 4.2; the papers' "Auto-BLEU" and "Self-BLEU")
+    genppl       exp(mean over texts of the mean over a text's tokens of -log p), p by the language
+                 model. It puts its bos first where its tokenizer does, and never predicts a text's
+                 first token (SIMS A.3; Slam 3; slamkit).
+    auto_bleu2   share of a text's bigrams (places) that occur in it again; mean over texts (Lakhotia
+                 et al. 2021, 4.2; the papers' "Auto-BLEU" and "Self-BLEU")
     self_bleu2   mean BLEU-2 of each text with all others as references (Zhu et al. 2018, 2.3)
     judge        mean mark, 1 to 5, that a chat model gives the continuation
     wer          (substitutions + insertions + deletions) / words of --speech's texts: of the recording
-                 (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and punctuation
-                 do not count.
+                 (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and
+                 punctuation do not count.
 
-A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts are left out
-of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does). `repeated` counts the texts
-of which every bigram occurs again. samples_generation.jsonl has prompts, units, transcripts, each score and the
-judge's words.
+A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts are
+left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
+`repeated` counts the texts of which every bigram occurs again. samples_generation.jsonl has prompts,
+units, transcripts, each score and the judge's words.
 """
 import math
 import os
@@ -149,8 +150,8 @@ Give a sentence of reasons, then, on a line of its own, "Score: " and one whole 
 def ask_judge(cfg, prompt, continuation, wait=1.0):
     """(mark, answer); the mark is None where the answer has none.
 
-    Raises Refused when the endpoint does not answer in 5 tries. Waits for wait, 2 wait, 4 wait, ... seconds between
-    them.
+    Tries 5 times, waiting `wait` seconds after the first and twice as long after each further try.
+    Raises Refused when the endpoint gives no answer.
     """
     key = os.environ.get(cfg.judge_key)
     message = {'role': 'user', 'content': RUBRIC.format(prompt=prompt, continuation=continuation)}

@@ -1,14 +1,16 @@
 """
-From the scores of items to numbers: accuracy with ties, standard errors, ZeroSpeech's averages, paired tests.
+From the scores of items to numbers: accuracy with ties, standard errors, ZeroSpeech's averages,
+paired tests.
 
-    won_i     1 where score(right) > score(wrong), 1/2 where equal, else 0       (ZeroSpeech 2021; SIMS, Slam)
-    plain     mean of won_i over the items                                       (as slamkit prints it)
-    value     items that name a `pair`, which several voices speak: mean over a pair's voices, then over
-              the pairs (ZeroSpeech 2021, tasks syntactic and lexical); other items: plain
-    types     value within each `type` (sBLIMP: the phenomenon; sWUGGY: the band of frequency; BLiMP: the set)
+    won_i     1 where score(right) > score(wrong), 1/2 where equal, else 0 (ZeroSpeech 2021; SIMS, Slam)
+    plain     mean of won_i over the items (as slamkit prints it)
+    value     items that name a `pair`, which several voices speak: mean over a pair's voices, then
+              over the pairs (ZeroSpeech 2021, tasks syntactic and lexical); other items: plain
+    types     value within each `type` (sBLIMP: the phenomenon; sWUGGY: the band of frequency; BLiMP:
+              the set)
     stderr    s / sqrt(n) over pairs, or over items that have none; s with n - 1
 
-Ratio of sums, such as loss per token or errors per word, over units u (documents, utterances) of any length:
+Ratio of sums, such as loss per token or errors per word, over units u (documents, utterances):
 
     ratio     r = sum x_u / sum w_u
     stderr    sqrt(n / (n - 1) * sum (x_u - r w_u)^2) / sum w_u, over the n units with w_u > 0

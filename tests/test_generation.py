@@ -103,7 +103,7 @@ def test_perplexity_is_transformers_mean_loss_and_an_empty_text_has_none(tmp_pat
 
 @pytest.fixture
 def server():
-    """A chat endpoint that gives the `replies`, (status, text) each, and keeps the `requests`; the last reply repeats."""
+    """A chat endpoint that keeps its `requests` and gives `replies`, (status, text) each, of which the last repeats."""
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
