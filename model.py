@@ -1,25 +1,25 @@
 """
-The decoder of the seven TextLM families of SIMS (hub/families.py has their tables), each equal to transformers. As Llama
-and Qwen2.5 have it, for a row x of C channels, layer by layer:
+The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its numbers
+equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C channels:
 
-    x += O attention(rope(q), rope(k), v)      q | k | v = QKV norm(x) + b        norm(x) = w x / sqrt(mean(x^2) + eps)
-    x += D (silu(g) * u)                       g | u = U norm(x)                  logits  = E norm(x)
+    x += O attention(rope(q), rope(k), v)    q | k | v = QKV norm(x) + b    norm(x) = w x / sqrt(mean(x^2) + eps)
+    x += D (silu(g) * u)                     g | u = U norm(x)              logits = E norm(x)
     rope: (a, b) -> (a cos - b sin, b cos + a sin), the two halves of a head; angle = position * theta^(-2i/D)
 
-The others differ by flags of GPTConfig: LayerNorm, an MLP without gate, positions that are learned (OPT) or a slope on
-the scores (Bloom's ALiBi), rotation of a part of each head and residuals in parallel (Pythia), soft-caps, windows and
-norms on both sides (Gemma2).
+The other families differ by flags of GPTConfig: LayerNorm, an MLP without a gate, learned positions
+(OPT), a bias that grows with distance (Bloom's ALiBi), rotation of a part of each head and parallel
+residuals (Pythia), soft-caps, sliding windows and norms on both sides (Gemma2).
 
-A row may hold several documents: doc_start[t] is the index where token t's document begins. Attention stays inside,
-positions restart there. The table E has V rows, padded in memory to a multiple of 256: padded rows are zero, never
-targets, never sampled, never saved.
+A row may pack several documents: doc_start[t] is the index at which the document of token t begins.
+Attention stays inside a document, and positions restart there. The table E has V rows, padded in
+memory to a multiple of 256. Padding rows are zero, never targets, never sampled and never saved.
 
-    model = GPT.from_pretrained('out/tiny', device='cuda')   a Hugging Face folder or hub id (safetensors only)
-    model.extend_vocabulary(vocab)                           TWIST: a text model becomes a speech or a joint one
+    model = GPT.from_pretrained('out/tiny', device='cuda')   Hugging Face folder or id (safetensors)
+    model.extend_vocabulary(vocab)                           TWIST: from text to speech or joint
     losses = model.losses(tokens, doc_start, targets)        (B*T,), 0 where the target is -100
-    model.save_pretrained('out/x', vocab=vocab, tokenizer='tiny/tokenizer')   AutoModelForCausalLM loads it
+    model.save_pretrained('out/x', vocab=vocab, tokenizer='tiny/tokenizer')
 
-Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary, L layers.
+Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary
 """
 import math
 import re
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,25 +42,25 @@ from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
-OPT_OFFSET = 2                # learned positions: token t has row t + 2
+OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the decoder
 
 class _RMSNorm(torch.autograd.Function):
-    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half of autograd's passes."""
+    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half the passes that autograd takes."""
     @staticmethod
     def forward(ctx, x, w, eps):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) # (..., 1)
+        x_fp32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True) # (..., 1)
         r = length.square_().div_(x.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, r)
-        return (wide * r).mul_(w).to(x.dtype)
+        return (x_fp32 * r).mul_(w).to(x.dtype)
 
     @staticmethod
     def backward(ctx, dy):
         x, w, r = ctx.saved_tensors
-        unit = x * r # (..., C), float32 at least
+        unit = x * r # (..., C), at least float32
         dot = unit * dy
         dw = dot.flatten(0, -2).sum(0).to(w.dtype)
         mean = (dot @ w.to(dot.dtype)).div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
@@ -68,8 +69,10 @@ class _RMSNorm(torch.autograd.Function):
 class Norm(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        self.kind, self.eps = cfg.norm, cfg.norm_eps
-        self.weight = nn.Parameter(torch.zeros(cfg.n_embd) if cfg.norm == 'rms+1' else torch.ones(cfg.n_embd))
+        self.kind = cfg.norm
+        self.eps = cfg.norm_eps
+        init = torch.zeros if cfg.norm == 'rms+1' else torch.ones
+        self.weight = nn.Parameter(init(cfg.n_embd))
         self.bias = nn.Parameter(torch.zeros(cfg.n_embd)) if cfg.norm == 'layer' else None
 
     def forward(self, x):
@@ -80,15 +83,17 @@ class Norm(nn.Module):
             return _RMSNorm.apply(x, w, self.eps)
         if not x.is_cpu or x.dtype != torch.float32:
             return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True) # half the calls rms_norm makes on a CPU
-        return torch.full_like(length, self.eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_().mul(x).mul_(w)
+        # On a CPU, rms_norm makes twice as many calls as this.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = torch.full_like(length, self.eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_()
+        return r.mul(x).mul_(w)
 
 def _rotate(x, cos, sin):
-    wide = x.to(cos.dtype) # at once: arithmetic on mixed types is slow on a CPU
-    return (wide * cos).addcmul_(wide.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+    x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
+    return (x_fp32 * cos).addcmul_(x_fp32.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
 
 class _Rotary(torch.autograd.Function):
-    """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D), sin with its first half negated."""
+    """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D) as GPT.rotary gives them."""
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
@@ -97,48 +102,69 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
-        return _rotate(dy, cos, -sin), None, None # the inverse
+        return _rotate(dy, cos, -sin), None, None # the inverse rotation
 
 def alibi_slopes(n_head):
-    """(H,) float32: 2^(-8 i / H), i = 1..H, for a power of 2; the others come from every second slope of twice it."""
+    """ALiBi's slopes (2108.12409), (H,) float32: 2^(-8 i / H), i = 1..H, if H is a power of 2.
+
+    Else they are those of the power of 2 below H, then every second slope of twice that power.
+    """
     power = 2 ** int(math.log2(n_head))
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    return torch.tensor(slopes + [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)])
+    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)]
+    return torch.tensor(slopes)
 
 class Cache:
     """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
     def __init__(self, model, B, capacity, begin=None):
-        cfg, like = model.cfg, model.embed
-        self.k, self.v = ([like.new_empty(B, cfg.n_kv_head, capacity, cfg.head_dim) for _ in range(cfg.n_layer)]
-                          for _ in range(2))
-        self.rope = model.rotary(torch.arange(capacity, device=like.device)[:, None]) # each (capacity, 1, n_rope)
+        cfg = model.cfg
+        shape = B, cfg.n_kv_head, capacity, cfg.head_dim
+        self.k = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
+        self.v = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
+        column = torch.arange(capacity, device=model.embed.device)
+        self.rope = model.rotary(column[:, None]) # each (capacity, 1, n_rope)
         self.length = 0 # columns filled
-        self.begin = begin # (B, 1): the column where each row's document begins; None is 0
+        self.begin = begin # (B, 1), the column at which each row's document begins; None means 0
 
-    def attend(self, layer, q, k, v, docs, how):
-        """Stores k, v (B, T, HK, D) and attends with q (B, T, H, D): first the whole prompt, then a token at a time."""
-        T, end = q.size(1), self.length + q.size(1)
+    def attend(self, layer, q, k, v, docs, options):
+        """Stores k, v (B, T, HK, D), attends with q (B, T, H, D): the prompt, then single tokens."""
+        T = q.size(1)
+        end = self.length + T
         self.k[layer].narrow(2, self.length, T).copy_(k.transpose(1, 2))
         self.v[layer].narrow(2, self.length, T).copy_(v.transpose(1, 2))
         if self.length == 0:
-            return attention(q, k, v, docs, **how)
+            return attention(q, k, v, docs, **options)
         assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        return attention_decode(q, self.k[layer].narrow(2, 0, end), self.v[layer].narrow(2, 0, end), self.begin, **how)
+        keys = self.k[layer].narrow(2, 0, end)
+        values = self.v[layer].narrow(2, 0, end)
+        return attention_decode(q, keys, values, self.begin, **options)
 
-def _again(f, *x):
+def recomputed(f, *x):
+    """f(*x), whose activations are computed again in the backward instead of saved."""
     return checkpoint(f, *x, use_reentrant=False, preserve_rng_state=False) # nothing here is random
 
-class Block(nn.Module):
-    """A layer; where its norms stand is cfg.residual, with f the attention and then the MLP:
+def _identity(x):
+    return x
 
-    pre x + f(norm(x))    post norm(x + f(x))    sandwich x + norm'(f(norm(x)))    parallel x + f1(norm1(x)) + f2(norm2(x))
+def _compose(f, g):
+    return lambda x: g(f(x))
+
+class Block(nn.Module):
+    """A layer. cfg.residual says where its norms stand; f is the attention (f1), then the MLP (f2):
+
+    pre         x + f(norm(x))            sandwich    x + norm'(f(norm(x)))
+    post        norm(x + f(x))            parallel    x + f1(norm1(x)) + f2(norm2(x))
+
+    recompute: 'none', 'selective' (what lies between matrix products) or 'full' (in GPT.forward).
     """
-    def __init__(self, cfg, layer):
+    def __init__(self, cfg, layer, recompute='none'):
         super().__init__()
-        self.cfg, self.layer, self.recompute = cfg, layer, 'none'
+        self.cfg = cfg
+        self.layer = layer
+        self.recompute = recompute
         H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
-        self.how = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap,
-                    'window': cfg.window if layer % 2 == 0 else 0}
+        window = cfg.window if layer % 2 == 0 else 0
+        self.options = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap, 'window': window}
         self.norm1, self.norm2 = Norm(cfg), Norm(cfg)
         self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
         self.out = nn.Linear(H * D, C, bias=cfg.bias)
@@ -147,28 +173,34 @@ class Block(nn.Module):
         if cfg.residual == 'sandwich':
             self.post1, self.post2 = Norm(cfg), Norm(cfg)
 
-    def light(self, f, *x):
-        """f(*x); when recomputing, what f keeps for the backward is made again there, up to its last product."""
-        return _again(f, *x) if self.recompute == 'selective' and torch.is_grad_enabled() else f(*x)
+    def recompute_if_selective(self, f, *x):
+        """f(*x); with 'selective' the backward computes f again, up to its last matrix product."""
+        return recomputed(f, *x) if self.recompute == 'selective' and torch.is_grad_enabled() else f(*x)
 
     def attend(self, norm, x, rope, slopes, docs, backend, cache):
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
-        qkv = self.light(lambda x: self.qkv(norm(x)), x).view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
-        qk, v = qkv.narrow(2, 0, H + HK), qkv.narrow(2, H + HK, HK)
+        qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
+        qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
+        qk = qkv.narrow(2, 0, H + HK)
+        v = qkv.narrow(2, H + HK, HK)
         if rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
-            qk = rotate(qk, *rope) if R == qk.size(-1) else torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
-        q, k = qk.narrow(2, 0, H), qk.narrow(2, H, HK)
-        how = {**self.how, 'slopes': slopes}
+            if R == qk.size(-1):
+                qk = rotate(qk, *rope)
+            else:
+                qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
+        q = qk.narrow(2, 0, H)
+        k = qk.narrow(2, H, HK)
+        options = {**self.options, 'slopes': slopes}
         if cache is None:
-            y = attention(q, k, v, docs, **how, backend=backend)
+            y = attention(q, k, v, docs, **options, backend=backend)
         else:
-            y = cache.attend(self.layer, q, k, v, docs, how)
-        return self.out(y.flatten(2)) # of (B, T, H, D)
+            y = cache.attend(self.layer, q, k, v, docs, options)
+        return self.out(y.flatten(2)) # y is (B, T, H, D)
 
     def mlp(self, norm, x):
-        h = self.light(lambda x: self.up(norm(x)), x) # (B, T, n_ffn), or of g | u twice that
-        return self.light(lambda h: self.down(self.act(h)), h)
+        h = self.recompute_if_selective(_compose(norm, self.up), x) # (B, T, n_ffn or 2 n_ffn)
+        return self.recompute_if_selective(_compose(self.act, self.down), h)
 
     def act(self, h):
         act = ACTIVATIONS[self.cfg.activation]
@@ -177,35 +209,41 @@ class Block(nn.Module):
             return act(g) * u
         return act(h)
 
-    def forward(self, x, *where):
+    def forward(self, x, *context):
+        """x (B, T, C) -> (B, T, C); context is what attend takes after x."""
         match self.cfg.residual:
             case 'pre':
-                x = x + self.attend(self.norm1, x, *where)
+                x = x + self.attend(self.norm1, x, *context)
                 return x + self.mlp(self.norm2, x)
             case 'post':
-                x = self.norm1(x + self.attend(lambda x: x, x, *where))
-                return self.norm2(x + self.mlp(lambda x: x, x))
+                x = self.norm1(x + self.attend(_identity, x, *context))
+                return self.norm2(x + self.mlp(_identity, x))
             case 'sandwich':
-                x = x + self.post1(self.attend(self.norm1, x, *where))
+                x = x + self.post1(self.attend(self.norm1, x, *context))
                 return x + self.post2(self.mlp(self.norm2, x))
             case 'parallel':
-                return x + self.attend(self.norm1, x, *where) + self.mlp(self.norm2, x)
+                return x + self.attend(self.norm1, x, *context) + self.mlp(self.norm2, x)
 
 class GPT(nn.Module):
-    def __init__(self, cfg: GPTConfig):
-        """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator."""
+    def __init__(self, cfg: GPTConfig, attention=None, recompute='none'):
+        """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator.
+
+        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's fastest.
+        recompute: 'none', 'selective' or 'full', see Block.
+        """
         super().__init__()
         self.cfg = cfg
-        self.attention = None # of training: None, the fastest of the device; 'triton', 'one-pass', 'sdpa'
-        table = lambda rows, width: nn.Parameter(torch.empty(rows, width))
+        self.attention = attention
+        def table(rows, width):
+            return nn.Parameter(torch.empty(rows, width))
         self.embed = table(cfg.rows, cfg.n_word)
         self.head = None if cfg.tied else table(cfg.rows, cfg.n_word)
         self.positions = table(cfg.n_positions + OPT_OFFSET, cfg.n_embd) if cfg.position == 'learned' else None
         self.embed_norm = Norm(cfg) if cfg.embed_norm else None
-        wide = cfg.n_word != cfg.n_embd
-        self.word_in = nn.Linear(cfg.n_word, cfg.n_embd, bias=False) if wide else None
-        self.word_out = nn.Linear(cfg.n_embd, cfg.n_word, bias=False) if wide else None
-        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        narrow = cfg.n_word != cfg.n_embd # opt-350m
+        self.word_in = nn.Linear(cfg.n_word, cfg.n_embd, bias=False) if narrow else None
+        self.word_out = nn.Linear(cfg.n_embd, cfg.n_word, bias=False) if narrow else None
+        self.layers = nn.ModuleList(Block(cfg, layer, recompute) for layer in range(cfg.n_layer))
         self.norm = Norm(cfg) if cfg.residual != 'post' else None
         with torch.no_grad():
             for name, p in self.named_parameters():
@@ -223,15 +261,15 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self):
-        """(padded rows, C)"""
+        """(padded rows, n_word)"""
         return self.embed if self.head is None else self.head
 
     def rotary(self, positions):
-        """cos and sin of int positions (...,) as (..., n_rope), for both halves of what is rotated, sin negated in the
-        first."""
+        """cos and sin of int positions (...,): (..., n_rope), sin negated in the first half."""
         R = self.cfg.n_rope
-        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=positions.device).float() / R) # (R/2,) a token
-        if self.cfg.rope_scaling is not None: # llama3: long waves are stretched, short ones kept, a ramp between
+        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=positions.device).float() / R) # (R/2,)
+        if self.cfg.rope_scaling is not None:
+            # llama3: long wavelengths are stretched, short ones stay, with a ramp in between.
             factor, low, high, original = self.cfg.rope_scaling
             ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
             freq = freq * (ramp + (1 - ramp) / factor)
@@ -240,27 +278,33 @@ class GPT(nn.Module):
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def forward(self, tokens, doc_start=None, cache=None, gap=None):
-        """tokens, doc_start (B, T) -> hidden (B, T, n_word) for the head; with a cache, of its next T columns.
+        """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        gap (B, T, 2), where documents share their beginning: the places that a branch leaves out, (0, 0) for none."""
-        cfg, T, begin = self.cfg, tokens.size(1), 0 if cache is None else cache.length
-        position = torch.arange(begin, begin + T, device=tokens.device) # (T,)
-        if doc_start is not None:
-            position = position - doc_start # (B, T)
-        if gap is not None: # a mask counts distances along the row
-            assert tokens.is_cpu or not (cfg.window or cfg.position == 'alibi'), "gaps with windows or ALiBi: CPU only"
+        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2) has the columns
+        [begin, end) of other branches that a token skips, (0, 0) for none. Refuses rows longer than learned positions.
+        """
+        cfg = self.cfg
+        T = tokens.size(1)
+        begin = 0 if cache is None else cache.length
+        column = torch.arange(begin, begin + T, device=tokens.device) # (T,)
+        position = column if doc_start is None else column - doc_start # (T,) or (B, T)
+        if gap is not None:
+            # On a GPU, a mask would count distances along the row.
+            by_distance = cfg.window or cfg.position == 'alibi'
+            assert tokens.is_cpu or not by_distance, "gaps with windows or ALiBi: CPU only"
             position = position - (gap[..., 1] - gap[..., 0])
         backend = self.attention if cache is None else None
         docs = documents(doc_start, backend, gap) if doc_start is not None and begin == 0 else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
-            x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as transformers rounds it
+            x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as in transformers
         if self.word_in is not None:
             x = self.word_in(x)
         rope = slopes = None
         if cfg.position == 'rope':
-            table = self.rotary(torch.arange(T, device=tokens.device)[:, None]) if cache is None else cache.rope
-            rope = [t[begin:begin + T] if doc_start is None else t[position] for t in table] # (T, 1, R) or (B, T, 1, R)
+            tables = self.rotary(column[:, None]) if cache is None else cache.rope
+            rows = slice(begin, begin + T) if doc_start is None else position
+            rope = [table[rows] for table in tables] # (T, 1, R) or (B, T, 1, R)
         elif cfg.position == 'learned':
             if begin + T > cfg.n_positions:
                 raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
@@ -269,91 +313,106 @@ class GPT(nn.Module):
             slopes = alibi_slopes(cfg.n_head).to(x.device)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
+        context = rope, slopes, docs, backend, cache
         for block in self.layers:
-            where = x, rope, slopes, docs, backend, cache
-            x = _again(block, *where) if block.recompute == 'full' and torch.is_grad_enabled() else block(*where)
+            full = block.recompute == 'full' and torch.is_grad_enabled()
+            x = recomputed(block, x, *context) if full else block(x, *context)
         if cache is not None:
             cache.length += T
-        x = x if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
         return x if self.word_out is None else self.word_out(x)
 
     def logits(self, hidden, head=None):
-        """(..., n_word) -> (..., V), or by some rows of the head alone (n, n_word) -> (..., n)"""
-        logits = F.linear(hidden, self.head_weight if head is None else head)[..., :self.cfg.vocab_size]
+        """Hidden states (..., n_word) -> (..., V), or (..., n) for rows (n, n_word) of the head."""
+        head = self.head_weight if head is None else head
+        logits = F.linear(hidden, head)[..., :self.cfg.vocab_size]
         cap = self.cfg.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def losses(self, tokens, doc_start, targets, gap=None, rows=None):
-        """-log p of each target, float32 (B*T,), 0 where the target is -100; or of those (n,) that follow rows (n,) of B*T."""
-        return self._head(linear_cross_entropy, tokens, doc_start, targets, gap, rows)
+        """-log p of each target, float32 (B*T,), 0 where it is -100; for rows (n,) of B*T, targets are (n,)."""
+        hidden = self(tokens, doc_start, gap=gap).flatten(0, 1)
+        if rows is not None:
+            hidden = hidden[rows]
+        return self._cross_entropy(linear_cross_entropy, hidden, targets)
 
     def loss_sum(self, tokens, doc_start, targets):
-        """The sum of losses, (), by the faster way for training, and losses without a gradient."""
-        return self._head(linear_cross_entropy_sum, tokens, doc_start, targets)
+        """The sum of losses (), faster to train on, and the losses (B*T,) without a gradient."""
+        hidden = self(tokens, doc_start).flatten(0, 1)
+        return self._cross_entropy(linear_cross_entropy_sum, hidden, targets)
 
-    def _head(self, way, tokens, doc_start, targets, gap=None, rows=None):
-        hidden, cfg = self(tokens, doc_start, gap=gap).flatten(0, 1), self.cfg
-        return way(hidden if rows is None else hidden[rows], self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
+    def _cross_entropy(self, function, hidden, targets):
+        cfg = self.cfg
+        return function(hidden, self.head_weight, targets.flatten(), cfg.vocab_size, cfg.logit_softcap)
 
-    # ------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------
     # counting
 
     def num_params(self):
-        """Parameters, the padding of the tables not counted."""
-        tables = [self.embed] if self.head is None else [self.embed, self.head]
-        body = sum(p.numel() for p in self.parameters()) - sum(t.numel() for t in tables)
-        return body + len(tables) * self.cfg.vocab_size * self.cfg.n_word
+        """The number of parameters, without the padding of the tables."""
+        n_tables = 1 if self.head is None else 2
+        padding = n_tables * (self.cfg.rows - self.cfg.vocab_size) * self.cfg.n_word
+        return sum(p.numel() for p in self.parameters()) - padding
 
     def flops_per_token(self, keys):
-        """Forward and backward, per token: 6 a weight of a product, the head counted once, and attention to so many keys:
-        the T of a row by PaLM's convention, (T + 1) / 2 causally, or on average the token's place in its document."""
-        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        seen = sum(min(keys, block.how['window'] or keys) for block in self.layers) # at most a window
-        return 6 * (weights + self.cfg.vocab_size * self.cfg.n_word) + 12 * seen * self.cfg.n_head * self.cfg.head_dim
+        """FLOPs of forward and backward for a token: 6 a weight of a matrix product, and attention.
 
-    # ------------------------------------------------------------------------------------------------------------
+        The head counts once, tied or not. keys: how many keys a token sees, T by PaLM's convention,
+        (T + 1) / 2 for a causal mask, or the mean position of a token in its document.
+        """
+        cfg = self.cfg
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        seen = sum(min(keys, block.options['window'] or keys) for block in self.layers)
+        return 6 * (weights + cfg.vocab_size * cfg.n_word) + 12 * seen * cfg.n_head * cfg.head_dim
+
+    # --------------------------------------------------------------------------------------------
     # generation
 
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
                  stop=(), generator=None):
-        """Continuations of the prompts (lists of ids, of any lengths) as lists of new ids, a stop id included.
+        """Continues prompts (lists of ids, any lengths) -> lists of new ids, including a stop id.
 
-        temperature 0 is greedy. allowed: (V,) bool, the ids that may be chosen; no logits are made of others.
-        repetition_penalty as transformers: logits of ids already in the text are divided by it where positive, else multiplied.
+        temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are computed for others.
+        repetition_penalty, as in transformers, divides positive logits of ids already in the text and multiplies
+        negative ones. Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
-        V, device = self.cfg.vocab_size, self.embed.device
-        if min(map(len, prompts)) == 0:
-            raise Refused("generate: an empty prompt; give at least one token (<speech>, BOS)")
-        if min(map(min, prompts)) < 0 or max(map(max, prompts)) >= V:
-            raise Refused(f"generate: a prompt has an id outside 0..{V - 1}, the model's vocabulary")
-        B, P, limit = len(prompts), max(map(len, prompts)), self.cfg.n_positions
-        if P + max_new_tokens - 1 > limit: # the last new one is not read
-            raise Refused(f"generate: a prompt of {P} tokens and {max_new_tokens} new ones, and the model has {limit} positions")
-        # prompts end together, each a document of its own that begins after its padding
+        self._check_prompts(prompts, max_new_tokens)
+        V = self.cfg.vocab_size
+        device = self.embed.device
+        B = len(prompts)
+        P = max(map(len, prompts))
+        # All prompts end in the same column. Each is a document that begins after its padding.
         tokens = torch.zeros(B, P, dtype=torch.long, device=device)
         begin = torch.tensor([[P - len(prompt)] for prompt in prompts], device=device) # (B, 1)
         used = torch.zeros(B, V, dtype=torch.bool, device=device) # ids in the text so far
-        for row, seen, prompt in zip(tokens, used, prompts):
-            row[P - len(prompt):] = torch.tensor(prompt)
-            seen[prompt] = True
+        for i, prompt in enumerate(prompts):
+            tokens[i, P - len(prompt):] = torch.tensor(prompt)
+            used[i, prompt] = True
         cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
-        doc_start = None if cache.begin is None else torch.where(torch.arange(P, device=device) < begin, 0, begin)
-        new, running = [[] for _ in prompts], set(range(B))
-        read, ids, head = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)], None, None
+        column = torch.arange(P, device=device)
+        doc_start = None if cache.begin is None else torch.where(column < begin, 0, begin) # (B, P)
+        new = [[] for _ in prompts]
+        running = set(range(B))
+        weights = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)]
+        ids = head = None
         if allowed is None or allowed.all():
-            read.append(self.head_weight)
+            weights.append(self.head_weight)
         else:
             ids = allowed.to(device).nonzero()[:, 0]
-            head = self.head_weight[ids] # of 152,167 ids of a joint vocabulary 500 are units
-        with _by_columns(read if device.type == 'cpu' else []):
+            head = self.head_weight[ids] # a joint vocabulary of 152,167 ids has 500 units
+        with _by_columns(weights if device.type == 'cpu' else []):
             for _ in range(max_new_tokens):
-                logits = self.logits(self(tokens, doc_start, cache)[:, -1], head).float() # (B, V or allowed ids)
+                hidden = self(tokens, doc_start, cache)[:, -1]
+                logits = self.logits(hidden, head).float() # (B, V or allowed ids)
                 if repetition_penalty != 1:
-                    used.scatter_(1, tokens[:, -1:], True) # the last id; one of the prompt's at first
-                    logits = torch.where(used if ids is None else used[:, ids], _penalized(logits, repetition_penalty), logits)
+                    used.scatter_(1, tokens[:, -1:], True) # at first the prompt's last id
+                    penalized = _penalized(logits, repetition_penalty)
+                    logits = torch.where(used if ids is None else used[:, ids], penalized, logits)
                 tokens = _choose(logits, temperature, top_k, generator) # (B, 1)
-                tokens = tokens if ids is None else ids[tokens]
+                if ids is not None:
+                    tokens = ids[tokens]
                 for i, token in enumerate(tokens[:, 0].tolist()):
                     if i in running:
                         new[i].append(token)
@@ -364,99 +423,125 @@ class GPT(nn.Module):
                 doc_start = cache.begin
         return new
 
-    # ------------------------------------------------------------------------------------------------------------
+    def _check_prompts(self, prompts, max_new_tokens):
+        V = self.cfg.vocab_size
+        if min(map(len, prompts)) == 0:
+            raise Refused("generate: an empty prompt; give at least one token (<speech>, BOS)")
+        if min(map(min, prompts)) < 0 or max(map(max, prompts)) >= V:
+            raise Refused(f"generate: a prompt has an id outside 0..{V - 1}, the model's vocabulary")
+        longest = max(map(len, prompts))
+        if longest + max_new_tokens - 1 > self.cfg.n_positions: # the last new token is never read
+            raise Refused(f"generate: a prompt of {longest} tokens and {max_new_tokens} new ones, "
+                          f"and the model has {self.cfg.n_positions} positions")
+
+    # --------------------------------------------------------------------------------------------
     # vocabulary and files
 
     @torch.no_grad()
     def extend_vocabulary(self, vocab, new_rows='hf', generator=None):
-        """TWIST: a text model becomes one of vocab (vocab.py), in place; make optimizers after it.
+        """TWIST: makes a text model one of vocab (vocab.py), in place; make optimizers after it.
 
-        joint: rows of text ids stay bit for bit. speech: the ids are new, of size K + 2. new_rows:
-          hf      the papers' code: rows of the old table stay where they are (unused ids, and text rows for a speech
-                  vocabulary), the rest are the old rows' mean with noise of 1e-9 times their covariance
+        joint: rows of text ids stay bit for bit. speech: K + 2 ids are new. text: nothing changes.
+        new_rows:
+          hf      the papers' code: old rows stay in place (unused ids, or text rows for speech), the
+                  others are the old rows' mean plus noise of 1e-9 times their covariance
           mean    every new id starts as the mean of the old rows
-          normal  every new id is drawn with the old rows' mean and standard deviation of each column
+          normal  every new id has the mean and standard deviation of each column of the old rows
         """
         if new_rows not in ('hf', 'mean', 'normal'):
             raise Refused(f"new_rows={new_rows}: expected hf, mean or normal")
-        R, V, n_text = self.cfg.vocab_size, vocab.size, vocab.n_text
-        if R < n_text:
-            raise Refused(f"extend_vocabulary: the model has {R} rows, fewer than the tokenizer's {n_text} ids")
+        n_old = self.cfg.vocab_size
+        if n_old < vocab.n_text:
+            raise Refused(f"extend_vocabulary: the model has {n_old} rows, "
+                          f"fewer than the tokenizer's {vocab.n_text} ids")
         if vocab.kind == 'text':
-            return # unused rows of the table stay
-        kept = min(R, V) if new_rows == 'hf' else n_text # n_text is 0 for a speech vocabulary
-        self.cfg = replace(self.cfg, vocab_size=V)
+            return
+        n_kept = min(n_old, vocab.size) if new_rows == 'hf' else vocab.n_text # 0 for speech
+        self.cfg = replace(self.cfg, vocab_size=vocab.size)
         if vocab.kind == 'speech':
             self.cfg = replace(self.cfg, bos_token_id=vocab.bos, eos_token_id=vocab.bos)
+        n_new = vocab.size - n_kept
         for name in ('embed', 'head'):
             old = getattr(self, name)
             if old is None:
                 continue
-            table, rows = old.new_zeros(self.cfg.rows, old.size(1)), old[:kept or R].float()
-            table[:kept] = old[:kept]
-            mean, noise = rows.mean(0), 0.0
-            draw = lambda *shape: torch.randn(*shape, generator=generator).to(rows.device) # the same on any device
-            if new_rows == 'hf' and V > kept: # a random sum of the centered rows has their covariance
-                noise = (1e-9 / len(rows)) ** 0.5 * draw(V - kept, len(rows)) @ (rows - mean)
+            rows = old[:n_kept or n_old].float()
+            mean = rows.mean(0)
+            noise = 0.0
+            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have their covariance.
+            if new_rows == 'hf' and n_new > 0:
+                draws = torch.randn(n_new, len(rows), generator=generator).to(rows.device)
+                noise = (1e-9 / len(rows)) ** 0.5 * draws @ (rows - mean)
             elif new_rows == 'normal':
-                noise = draw(V - kept, old.size(1)) * rows.std(0)
-            table[kept:V] = (mean + noise).to(table.dtype)
+                draws = torch.randn(n_new, old.size(1), generator=generator).to(rows.device)
+                noise = draws * rows.std(0)
+            table = old.new_zeros(self.cfg.rows, old.size(1))
+            table[:n_kept] = old[:n_kept]
+            table[n_kept:vocab.size] = (mean + noise).to(table.dtype)
             setattr(self, name, nn.Parameter(table))
 
-    def _places(self):
-        """Hugging Face's name -> the rows of ours that hold the tensor, a view."""
-        cfg, places = self.cfg, {}
+    def _hf_tensors(self):
+        """Hugging Face's name of each tensor -> the view of a parameter that holds it."""
+        cfg = self.cfg
         H, D = cfg.n_head, cfg.head_dim
-        parts = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn]}
+        stacked = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn]}
+        tensors = {}
         for name, p in self.named_parameters():
             p = p.detach()
             layer = re.search(r'layers\.(\d+)\.', name)
-            ours, kind = re.fullmatch(r'(.*?)(\.weight|\.bias)?', re.sub(r'layers\.\d+\.', 'layers.{}.', name)).groups()
-            theirs = FAMILIES[cfg.family]['names'][ours]
-            if ours in ('embed', 'head'):
+            suffix = '.bias' if name.endswith('.bias') else '.weight' # tables have neither
+            module = re.sub(r'layers\.\d+\.', 'layers.{}.', name).removesuffix(suffix)
+            hf_names = FAMILIES[cfg.family]['names'][module]
+            fused = isinstance(hf_names, str)
+            if module in ('embed', 'head'):
                 views = [p[:cfg.vocab_size]]
-            elif ours == 'layers.{}.qkv' and isinstance(theirs, str): # rows by head there: (H, 3, D) is (3, H, D) here
-                views = [p.view(3, H, D, *p.shape[1:]).transpose(0, 1)]
+            elif module == 'layers.{}.qkv' and fused: # in Pythia and Bloom, heads come first
+                views = [rearrange(p, '(qkv h d) ... -> h qkv d ...', qkv=3, h=H)]
             else:
-                views = p.split(parts.get(ours.split('.')[-1], [len(p)]))
-            for one, view in zip([theirs] if isinstance(theirs, str) else theirs, views):
-                places[one.format(layer and layer[1]) + (kind or '.weight')] = view
-        return places
+                views = p.split(stacked.get(module.split('.')[-1], [len(p)]))
+            for hf_name, view in zip([hf_names] if fused else hf_names, views):
+                tensors[hf_name.format(layer and layer[1]) + suffix] = view
+        return tensors
 
     def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
-        """Writes a Hugging Face folder: config, weights, and vocab.json and tokenizer files where these are given."""
-        folders.write_weights(folder, self._places(), dtype)
+        """Writes a Hugging Face folder: config, weights and, if given, vocabulary and tokenizer."""
+        folders.write_weights(folder, self._hf_tensors(), dtype)
         hf = self.cfg.to_hf(str(dtype).removeprefix('torch.'))
         write_json(Path(folder, 'config.json'), hf)
-        write_json(Path(folder, 'generation_config.json'), {'_from_model_config': True, **{
-            key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}})
+        ends = {key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}
+        write_json(Path(folder, 'generation_config.json'), {'_from_model_config': True, **ends})
         if vocab is not None:
             vocab.save(folder)
-        if tokenizer is not None or vocab is not None and vocab.kind == 'speech': # which needs no files to start from
-            from hub.tokenizer import export_tokenizer
+        # A speech vocabulary makes its tokenizer without files to start from.
+        if tokenizer is not None or vocab is not None and vocab.kind == 'speech':
+            from vocab import export_tokenizer
             export_tokenizer(tokenizer, vocab, folder)
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=torch.float32, device='cpu'):
-        """A model from a Hugging Face folder or hub id: every tensor accounted for, straight to dtype and device."""
+    def from_pretrained(cls, folder, dtype=torch.float32, device='cpu', attention=None, recompute='none'):
+        """A model from a Hugging Face folder or hub id, read straight into dtype and device.
+
+        attention, recompute: as GPT has them. Refuses tensors that are not those of config.json.
+        """
         folder = folders.local_folder(folder)
         cfg = folders.read_config(folder)
         with torch.device('meta'):
-            model = cls(cfg)
+            model = cls(cfg, attention, recompute)
         model = model.to(dtype).to_empty(device=device)
         model._clear_padding()
         names = FAMILIES[cfg.family]['names']
         tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
-        folders.read_weights(folder, model._places(), tied, names['embed'].split('.')[0] + '.') # Bloom's files leave that out
+        prefix = names['embed'].split('.')[0] + '.' # Bloom's files leave it out
+        folders.read_weights(folder, model._hf_tensors(), tied, prefix)
         return model
 
 @contextmanager
 def _by_columns(weights):
-    """Stores weights (out, in) by columns meanwhile: a CPU's product with one token reads them faster that way."""
-    def store(way):
+    """Stores weights (out, in) by columns meanwhile: faster for one token on a CPU."""
+    def store(layout):
         with torch.inference_mode(False), torch.no_grad():
             for w in weights:
-                w.data = way(w)
+                w.data = layout(w)
     try:
         store(lambda w: w.t().contiguous().t())
         yield
@@ -467,8 +552,10 @@ def _penalized(logits, penalty):
     return torch.where(logits > 0, logits / penalty, logits * penalty)
 
 def _choose(logits, temperature, top_k, generator):
-    """logits (B, n) -> which of the n (B, 1)"""
+    """logits (B, n) -> the index of a chosen one in each row, (B, 1)"""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    best, which = logits.topk(min(top_k or logits.size(-1), logits.size(-1))) # (B, k): drawing among n costs much more
-    return which.gather(1, torch.multinomial((best / temperature).softmax(-1), 1, generator=generator))
+    n = logits.size(-1)
+    top, index = logits.topk(min(top_k or n, n)) # (B, k); drawing among all n costs much more
+    p = (top / temperature).softmax(-1)
+    return index.gather(1, torch.multinomial(p, 1, generator=generator))

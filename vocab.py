@@ -155,7 +155,7 @@ def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
     head = [*head, *parts[0]]
     return np.array([*head, *parts[1]], dtype=np.int64), len(head) if prompt or direction == 'S->T' else None
 
-PUBLISHED = 'slprl/mhubert-base-25hz' # whose units the published models have, by their cards; also papers/slamkit.py's default
+PUBLISHED = 'slprl/mhubert-base-25hz' # whose units the published models have, by their cards
 
 PUBLISHED_LAYER = 11
 

@@ -1,12 +1,12 @@
 """
 Archives of public corpora: downloaded, checked, unpacked. And what a corpus does as a script:
 
-    python -m corpora.librispeech --root=data/LibriSpeech/dev-clean             what tokenize_speech.py would see of it
+    python -m corpora.librispeech --root=data/LibriSpeech/dev-clean             shows what tokenize_speech.py would read
     python -m corpora.librispeech --download --root=data --subset=dev-clean     fills data/
 
-A download that was cut goes on where it stopped (HTTP Range): FILE.part becomes FILE when its size, and its sha256 or
-md5 where one is published, are right. An archive is unpacked beside its place, moved there when it is whole, and then
-deleted; ROOT/.downloaded/FILE says that it was. So twice its size must be free. Names and links that lead out of ROOT
+An interrupted download is resumed (HTTP Range): FILE.part becomes FILE when its size is right, and its sha256 or md5 if
+one is published. An archive is unpacked into a temporary folder beside its place, moved there when it is complete, and
+then deleted; ROOT/.downloaded/FILE records that. So twice its size must be free. Names and links that lead out of ROOT
 are refused.
 """
 import hashlib
@@ -25,48 +25,58 @@ from pathlib import Path
 from configurator import Refused, run
 from files import progress, write_json
 
-ATTEMPTS, WAIT = 5, 5.0 # how often in a row nothing may come, and the seconds between
-BLOCK = 1 << 16 # bytes; where a download is cut, the block that was not full is lost
+ATTEMPTS = 5 # give up after so many attempts in a row that bring nothing
+WAIT = 5.0 # seconds between attempts
+BLOCK = 1 << 16 # bytes; an interrupted download loses the block that was not full
 
 @dataclass(frozen=True)
 class Config:
-    root: str = '' # the subset to look at; with --download the folder to fill
+    root: str = '' # the subset to show; with --download the folder to fill
     download: bool = False # fetch and unpack
-    subset: str = '' # what to download, comma-separated; '' shows what there is
+    subset: str = '' # what to download, comma-separated; '' lists the subsets
 
     def __post_init__(self):
         if not self.root:
             raise Refused("expected --root=DIR")
 
 def script(utterances, subsets=None):
-    """The last line of a corpus. subsets: {name: ((url, folder inside root, 'sha256:...', 'md5:...' or None), ...)}"""
+    """The last line of a corpus file. subsets: {name: ((url, folder inside root, checksum), ...)}
+
+    A checksum is 'sha256:...', 'md5:...' or None.
+    """
     sys.argv = ['--download=True' if arg == '--download' else arg for arg in sys.argv]
     run(partial(main, utterances, subsets or {}), Config)
 
 def main(utterances, subsets, cfg):
     if cfg.download:
-        wanted = [name for name in cfg.subset.split(',') if name]
-        if not wanted or not set(wanted) <= set(subsets):
-            raise Refused(f"subset={cfg.subset}: expected some of {', '.join(subsets)}" if subsets else
-                          "no archive to download; the first lines of the corpus's file say where it is")
-        for name in wanted:
-            for archive in subsets[name]:
-                download(cfg.root, *archive)
-        return
-    counts, first = {'utterances': 0, 'with text': 0, 'with word times': 0}, None
+        return download_subsets(subsets, cfg)
+    counts = {'utterances': 0, 'with text': 0, 'with word times': 0}
+    first = None
     for u in utterances(cfg.root):
         first = first or u
-        for key, there in zip(counts, (True, u['text'], u['words'])):
-            counts[key] += bool(there)
+        counts['utterances'] += 1
+        counts['with text'] += bool(u['text'])
+        counts['with word times'] += bool(u['words'])
     print(f"{cfg.root}: {', '.join(f'{n:,} {key}' for key, n in counts.items())}; the first:")
     print(json.dumps(first, ensure_ascii=False))
 
+def download_subsets(subsets, cfg):
+    names = [name for name in cfg.subset.split(',') if name]
+    if not subsets:
+        raise Refused("no archive to download; the first lines of the corpus's file tell where it is")
+    if not names or not set(names) <= set(subsets):
+        raise Refused(f"subset={cfg.subset}: expected some of {', '.join(subsets)}")
+    for name in names:
+        for archive in subsets[name]:
+            download(cfg.root, *archive)
+
 def download(root, url, folder='', checksum=None):
-    """One file into root/folder; a .tar, .tgz, .tar.gz or .tar.bz2 unpacked there. Nothing if it was done before."""
+    """Downloads a file into root/folder, unless that was done before, and unpacks a .tar, .tgz, .tar.gz or .tar.bz2."""
     file = url.rpartition('/')[2]
-    into, done = Path(root, folder), Path(root, '.downloaded', file)
+    into = Path(root, folder)
+    done = Path(root, '.downloaded', file)
     if done.exists():
-        return print(f"{file}: downloaded before, {done} says so")
+        return print(f"{file}: downloaded before, as {done} records")
     into.mkdir(parents=True, exist_ok=True)
     fetch(url, into / file, checksum)
     if '.tar' in file or file.endswith('.tgz'):
@@ -76,73 +86,78 @@ def download(root, url, folder='', checksum=None):
     print(f"{file}: in {into}")
 
 def fetch(url, path, checksum=None):
-    """url -> path, which appears when it is whole and right."""
+    """Downloads url to path, which appears only when the file is complete and its checksum is right."""
     import requests  # here, because reading a corpus needs no network
 
     part = path.with_name(path.name + '.part')
-    if path.exists(): # downloaded, then unpacking was cut
+    if path.exists(): # downloaded in a run that was interrupted while unpacking
         return
-    have, tries = _size(part), 0
+    size = _size(part)
+    n_failures = 0
     while True:
         try:
-            _go_on(requests, url, part, checksum)
+            _resume(requests, url, part, checksum)
             break
         except requests.RequestException as e:
             if e.response is not None and 400 <= e.response.status_code < 500:
                 raise Refused(f"{url}: {e.response.status_code} {e.response.reason}") from None
-            before, have = have, _size(part)
-            tries = 1 if have > before else tries + 1
-            if tries == ATTEMPTS:
-                raise Refused(f"{url}: {e}; {have:,} bytes are in {part}, run again to go on") from None
+            size_before = size
+            size = _size(part)
+            n_failures = 1 if size > size_before else n_failures + 1
+            if n_failures == ATTEMPTS:
+                raise Refused(f"{url}: {e}; {size:,} bytes are in {part}, run again to go on") from None
             time.sleep(WAIT)
         except OSError as e: # the disk, not the network
             raise Refused(f"{part}: cannot be written ({e})") from None
-    kind, _, wanted = (checksum or '').partition(':')
-    if wanted:
+    if checksum:
+        kind, _, expected = checksum.partition(':')
         with open(part, 'rb') as f:
-            got = hashlib.file_digest(f, kind).hexdigest()
-        if got != wanted:
+            digest = hashlib.file_digest(f, kind).hexdigest()
+        if digest != expected:
             part.unlink()
-            raise Refused(f"{url}: its {kind} is {got}, expected {wanted}; it is deleted, run again")
+            raise Refused(f"{url}: its {kind} is {digest}, expected {expected}; the file is deleted, run again")
     os.replace(part, path)
 
 def _size(path):
     return path.stat().st_size if path.exists() else 0
 
-def _go_on(requests, url, part, checksum):
-    """Appends what is missing to part; requests.ConnectionError if that ends early."""
-    have = _size(part)
-    headers = {'Accept-Encoding': 'identity', **({'Range': f'bytes={have}-'} if have else {})}
+def _resume(requests, url, part, checksum):
+    """Appends to part what is missing; raises requests.ConnectionError if the transfer ends early."""
+    size = _size(part)
+    headers = {'Accept-Encoding': 'identity'}
+    if size:
+        headers['Range'] = f'bytes={size}-'
     with requests.get(url, headers=headers, stream=True, timeout=60) as response:
-        said = response.headers.get('Content-Range', '')
-        if response.status_code == 416: # nothing behind what is there
-            if said != f'bytes */{have}':
-                part.unlink() # longer than the file: of another one
-                raise requests.ConnectionError(f"{part.name} had {have} bytes, the server says {said}")
+        content_range = response.headers.get('Content-Range', '')
+        if response.status_code == 416: # there is nothing after the first `size` bytes
+            if content_range != f'bytes */{size}':
+                part.unlink() # it is longer than the file, so it belongs to another one
+                raise requests.ConnectionError(f"{part.name} had {size} bytes, the server says {content_range}")
             return
         response.raise_for_status()
-        if response.status_code != 206 or not said.startswith(f'bytes {have}-'):
-            have = 0 # it cannot go on: from the beginning
+        if response.status_code != 206 or not content_range.startswith(f'bytes {size}-'):
+            size = 0 # the server cannot resume: start again
         length = response.headers.get('Content-Length')
         if length is None and not checksum:
-            raise Refused(f"{url}: the server gives no length, and there is no checksum: nothing says when it is whole")
-        total = None if length is None else have + int(length)
-        if total and (free := shutil.disk_usage(part.parent).free) < total - have:
-            raise Refused(f"{part.parent}: {free:,} bytes are free, {url} needs {total - have:,} more")
-        with open(part, 'ab' if have else 'wb') as f, \
-                progress(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
+            raise Refused(f"{url}: the server gives no length and there is no checksum: nothing says when it is whole")
+        total = None if length is None else size + int(length)
+        free = shutil.disk_usage(part.parent).free
+        if total and free < total - size:
+            raise Refused(f"{part.parent}: {free:,} bytes are free, {url} needs {total - size:,} more")
+        with open(part, 'ab' if size else 'wb') as f, \
+                progress(total=total, initial=size, unit='B', unit_scale=True, desc=part.stem) as bar:
             for block in response.iter_content(BLOCK):
                 f.write(block)
                 bar.update(len(block))
             f.flush()
             os.fsync(f.fileno())
-    if total is not None and (size := _size(part)) != total:
-        raise requests.ConnectionError(f"ended after {size:,} of {total:,} bytes")
+    if total is not None and _size(part) != total:
+        raise requests.ConnectionError(f"ended after {_size(part):,} of {total:,} bytes")
 
 def unpack(archive, root):
-    """A tar into root, whole or not at all."""
+    """Unpacks a tar into root, completely or not at all."""
     tmp = root / (archive.name + '.unpacking')
-    shutil.rmtree(tmp, ignore_errors=True) # of a killed run
+    shutil.rmtree(tmp, ignore_errors=True) # what a killed run left
     tmp.mkdir()
     try:
         with tarfile.open(archive, 'r|*') as tar, progress(unit='B', unit_scale=True, desc=archive.name) as bar:
@@ -156,7 +171,7 @@ def unpack(archive, root):
         shutil.rmtree(tmp, ignore_errors=True)
 
 def _move(source, target):
-    """What is in source into target; folders that are there already are joined, files replaced."""
+    """Moves the contents of source into target; existing folders are merged, existing files replaced."""
     for entry in sorted(source.iterdir()):
         to = target / entry.name
         if entry.is_dir() and not entry.is_symlink() and to.is_dir():

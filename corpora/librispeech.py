@@ -5,15 +5,15 @@ LibriSpeech (https://www.openslr.org/12): 960 h of read English, with text.
     python tokenize_speech.py --corpus=librispeech --audio=data/LibriSpeech/train-clean-100 --out=...
 
     SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac
-    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt    a line "SPEAKER-CHAPTER-0000 THE WORDS IN CAPITALS" an utterance
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt    a line "SPEAKER-CHAPTER-0000 WORDS IN CAPITALS" per utterance
 
-Text is lower-cased, as SIMS did: a TextLM has rarely seen capitals alone. The checksums are those of torchaudio.
+Text is lower-cased, as in SIMS: a TextLM has rarely seen text all in capitals. The checksums are those of torchaudio.
 """
 import os
 
 from configurator import Refused
 from corpora.download import script
-from corpora.tree import files, lines, refuse_orphans, utterance
+from corpora.tree import by_id, files, lines, refuse_orphans, utterance
 
 SUBSET = 'a subset such as LibriSpeech/train-clean-100'
 CHECKSUMS = {
@@ -29,18 +29,18 @@ SUBSETS = {name: ((f'https://www.openslr.org/resources/12/{name}.tar.gz', '', f'
            for name, checksum in CHECKSUMS.items()}
 
 def utterances(root):
-    found = []
+    docs = []
     for name, path in files(root, '.trans.txt', 'SPEAKER/CHAPTER/SPEAKER-CHAPTER', SUBSET).items():
         speaker, chapter, stem = name.split('/')
-        for where, line in lines(path):
+        for place, line in lines(path):
             id, _, text = line.partition(' ')
             if id.rpartition('-')[0] != stem or stem != f'{speaker}-{chapter}' or not text.strip():
-                raise Refused(f"{where}: expected '{speaker}-{chapter}-NUMBER TEXT', got '{line[:40]}'")
+                raise Refused(f"{place}: expected '{speaker}-{chapter}-NUMBER TEXT', got '{line[:40]}'")
             audio = os.path.join(os.path.dirname(path), id + '.flac')
-            found.append(utterance(id, audio, text=text.strip().lower(), speaker=speaker))
+            docs.append(utterance(id, audio, text=text.strip().lower(), speaker=speaker))
     audio = files(root, '.flac', 'SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER', SUBSET)
-    refuse_orphans(audio.values(), (u['path'] for u in found), 'no line of a .trans.txt')
-    yield from sorted(found, key=lambda u: u['id'])
+    refuse_orphans(audio.values(), (u['path'] for u in docs), 'no line of a .trans.txt')
+    yield from by_id(docs)
 
 if __name__ == '__main__':
     script(utterances, SUBSETS)

@@ -7,7 +7,7 @@ sTinyStories (https://huggingface.co/datasets/slprl/sTinyStories): TinyStories i
     data/data-00000-of-02191.parquet    columns audio (16 kHz), text, aligned_text, split_sentence (not used);
                                         aligned_text: [{"word", "start_time", "end_time"}, ...] in seconds
 
---audio is the folder data or one of its files: 1.9 million rows with their words are more than most memories hold, so
+--audio is the folder data or one of its files. All 1.9 million rows with their words do not fit in most memories, so
 take some files at a time. ids are FILE/ROW.
 """
 from configurator import Refused
@@ -26,8 +26,8 @@ def utterances(root):
                 if not all(map(is_word, words)):
                     raise TypeError
             except (TypeError, KeyError):
-                raise Refused(f"{audio}: expected aligned_text with word, start_time and end_time, got "
-                              f"{str(aligned)[:60]}") from None
+                raise Refused(f"{audio}: expected aligned_text with word, start_time and end_time, "
+                              f"got {str(aligned)[:60]}") from None
             yield utterance(f'{name}/{number:06d}', audio, text=row['text'], speaker='LJ', words=words or None)
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
 """
-What the readers of published corpora share: trees of files, tables, parquet, the cutting of long recordings.
+What the readers of published corpora share: trees of files, tables, parquet, cutting long recordings into pieces.
 
-A transcript whose audio is missing is yielded, and tokenize_speech.py counts it as MISSING; audio whose transcript is
-missing is refused, because half an archive looks like that. Long recordings are cut by start and end, in seconds: no
-audio is written. Where a corpus publishes dev and test they are folders or files of their own and a reader is given one
-subset; elsewhere interleave.py keeps 1 % for validation, by the hash of the id.
+A transcript whose audio is missing is yielded, and tokenize_speech.py counts it as MISSING. Audio whose transcript is
+missing is refused, since that is what half an archive looks like. Long recordings are cut by start and end in
+seconds; no audio is written. Where a corpus publishes dev and test, they are folders or files of their own, and a
+reader gets one subset. Elsewhere interleave.py keeps 1 % for validation, by the hash of the id.
 """
 import gzip
 import os
@@ -14,39 +14,50 @@ from configurator import Refused
 from files import read_lines, unlisted
 from speech.audio import open_parquet
 
-SECONDS, PAUSE = 60.0, 2.0 # of a piece of a long recording: at most so long, without a longer silence
+SECONDS = 60.0 # maximum length of a piece of a long recording
+PAUSE = 2.0 # maximum silence inside a piece, in seconds
 
 def utterance(id, path, start=None, end=None, text=None, speaker=None, words=None):
-    """What a reader yields. start, end: where in the file, in seconds; words: [[word, start, end]], from start on."""
+    """What a reader yields. start, end: seconds within the file; words: [[word, start, end]], in seconds from start."""
     return {'id': id, 'path': path, 'start': start, 'end': end, 'text': text, 'speaker': speaker, 'words': words}
 
 def files(root, extension, layout, subset):
-    """{name: path} of all files below root that end in extension, by name; name: path inside root without extension.
+    """{name: path} of all files below root that end in extension, sorted by name.
 
-    layout: the names, like 'SPEAKER/CHAPTER/NAME', whose depth is checked; '**' for any. subset: what root should be.
+    A name is the path inside root without the extension. layout: what names look like, as 'SPEAKER/CHAPTER/NAME'; their
+    depth is checked, except for '**'. subset: what root should be, for the error message.
     """
-    root, found = os.fspath(root), {}
-    for folder, _, names in os.walk(root, onerror=unlisted):
-        for name in names:
-            if name.endswith(extension):
-                path = os.path.join(folder, name)
-                found[os.path.relpath(path, root).replace(os.sep, '/').removesuffix(extension)] = path
-    found = dict(sorted(found.items(), key=lambda item: item[0] + '/')) # as ids that go on behind a / are sorted
-    wrong = [path for name, path in found.items() if layout != '**' and name.count('/') != layout.count('/')]
-    if wrong or not found:
-        raise Refused(f"{wrong[0] if wrong else root}: {'' if wrong else f'no {extension} in it; '}expected {subset}, "
-                      f"with {layout}{extension} in it")
-    return found
+    root = os.fspath(root)
+    paths = {}
+    for folder, _, filenames in os.walk(root, onerror=unlisted):
+        for filename in filenames:
+            if filename.endswith(extension):
+                path = os.path.join(folder, filename)
+                name = os.path.relpath(path, root).replace(os.sep, '/').removesuffix(extension)
+                paths[name] = path
+    if not paths:
+        raise Refused(f"{root}: no {extension} in it; expected {subset}, with {layout}{extension} in it")
+    # The order of ids that continue the name with a '/'.
+    paths = dict(sorted(paths.items(), key=lambda item: item[0] + '/'))
+    for name, path in paths.items():
+        if layout != '**' and name.count('/') != layout.count('/'):
+            raise Refused(f"{path}: expected {subset}, with {layout}{extension} in it")
+    return paths
+
+def by_id(utterances):
+    """The utterances sorted by id, which is the order in which a reader yields them."""
+    return sorted(utterances, key=lambda u: u['id'])
 
 def refuse_orphans(audio, known, why):
-    """Refuses paths of audio that are not known."""
+    """Refuses paths of audio that are not among the known ones."""
     if orphans := sorted(set(audio) - set(known)):
         raise Refused(f"{orphans[0]}: {why}, one of {len(orphans)} such; unpack the archive again, or move them away")
 
 def lines(path):
-    """(where, line) of each line of a UTF-8 text or .gz that is not empty."""
+    """Yields (place, line) for each line that is not blank, of a UTF-8 text or .gz. place: 'PATH:LINE_NUMBER'."""
+    open_text = gzip.open if path.endswith('.gz') else open
     try:
-        with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8-sig', newline='\n') as f:
+        with open_text(path, 'rt', encoding='utf-8-sig', newline='\n') as f:
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     yield f'{path}:{number}', line.rstrip('\r\n')
@@ -56,30 +67,32 @@ def lines(path):
         raise Refused(f"{path}: expected UTF-8 text ({e})") from None
 
 def table(path, columns, separator='\t'):
-    """(where, {column: value}) of each row of a table that has a header with these columns, and perhaps others."""
+    """Yields (place, {column: value}) for each row of a table whose header has these columns, and perhaps others."""
     rows = lines(path)
-    header = next(rows, ('', ''))[1].split(separator)
+    _, header_line = next(rows, ('', ''))
+    header = header_line.split(separator)
     if not set(columns) <= set(header):
         raise Refused(f"{path}: columns {', '.join(header)}; expected {', '.join(columns)}")
-    for where, line in rows:
+    for place, line in rows:
         values = line.split(separator)
         if len(values) != len(header):
-            raise Refused(f"{where}: {len(values)} columns, the header has {len(header)}")
-        yield where, dict(zip(header, values))
+            raise Refused(f"{place}: {len(values)} columns, the header has {len(header)}")
+        yield place, dict(zip(header, values))
 
 def parquet_files(root, subset):
-    """{name: path} of a folder's .parquet files, or of the one that root is."""
+    """{name: path} of the .parquet files in a folder, or of root if it is such a file."""
     root = os.fspath(root)
     if os.path.isfile(root):
         return {os.path.basename(root).removesuffix('.parquet'): root}
     return files(root, '.parquet', 'NAME', subset)
 
 def rows(path, columns):
-    """(path of the row's audio for load_audio, {column: value}) of each row of a parquet file. No audio is read."""
+    """Yields (path of the row's audio for load_audio, {column: value}) for each row. No audio is read."""
     file = open_parquet(path)
-    if missing := sorted({*columns, 'audio'} - set(file.schema_arrow.names)):
-        raise Refused(f"{path}: no column {', '.join(missing)}; expected audio, {', '.join(columns)}, got "
-                      f"{', '.join(file.schema_arrow.names)}")
+    names = file.schema_arrow.names
+    if missing := sorted({*columns, 'audio'} - set(names)):
+        raise Refused(f"{path}: no column {', '.join(missing)}; "
+                      f"expected audio, {', '.join(columns)}, got {', '.join(names)}")
     number = 0
     try:
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
@@ -87,24 +100,34 @@ def rows(path, columns):
                 yield f'{path}#{number}', row
                 number += 1
     except (OSError, ValueError) as e: # ArrowInvalid is a ValueError
-        raise Refused(f"{path}: row {number} and what follows cannot be read ({str(e).splitlines()[0]})") from None
+        reason = str(e).splitlines()[0]
+        raise Refused(f"{path}: cannot be read from row {number} on ({reason})") from None
 
 def documents(path):
-    """(id, text, its line of JSON) of a .txt (a line is a document) or .jsonl, .json.gz ('raw_content' or 'text')."""
-    name = os.path.basename(path)
+    """Yields (id, text, the document's line of JSON as a dict).
+
+    path: a .txt with a document per line, or .jsonl, .json.gz with the text in 'raw_content' or 'text'.
+    """
+    filename = os.path.basename(path)
     if path.endswith('.txt'):
-        for where, line in lines(path):
-            yield f"{name}:{where.rpartition(':')[2]}", line.strip(), {}
+        for place, line in lines(path):
+            yield f"{filename}:{place.rpartition(':')[2]}", line.strip(), {}
         return
-    for where, line in read_lines(path):
-        text, id = line.get('raw_content', line.get('text')), line.get('doc_id', line.get('id'))
+    for place, line in read_lines(path):
+        id = line.get('doc_id', line.get('id'))
+        text = line.get('raw_content', line.get('text'))
         if not isinstance(text, str):
-            raise Refused(f"{where}: expected a string 'raw_content' or 'text', got {text!r}")
-        yield id if isinstance(id, str) else f"{name}:{where.rpartition(':')[2]}", text, line
+            raise Refused(f"{place}: expected a string 'raw_content' or 'text', got {text!r}")
+        if not isinstance(id, str):
+            id = f"{filename}:{place.rpartition(':')[2]}"
+        yield id, text, line
 
 def pieces(spans, seconds=SECONDS, pause=PAUSE):
-    """(start, end, ...) in order of time -> lists of consecutive ones, each list at most `seconds` long, from its first
-    start to its last end, and without a silence longer than `pause`. A span that is longer alone is a list alone."""
+    """Yields lists of consecutive spans: pieces of at most `seconds`, without a silence longer than `pause`.
+
+    spans: tuples (start, end, ...) in order of time. A piece lasts from its first span's start to its last span's end.
+    A span that is longer than `seconds` is a piece of its own.
+    """
     piece = []
     for span in spans:
         if piece and (span[1] - piece[0][0] > seconds or span[0] - piece[-1][1] > pause):

@@ -9,52 +9,59 @@ VoxPopuli (https://github.com/facebookresearch/voxpopuli): the European Parliame
     ROOT/transcribed_data/LANGUAGE/asr_SPLIT.tsv            id, raw_text, normalized_text, speaker_id, ... and
     ROOT/transcribed_data/LANGUAGE/YEAR/ID.ogg              what the authors' get_asr_data writes: parts of sessions
 
---audio is the folder of a language in raw_audios, cut here by the table, or one asr_SPLIT.tsv. Where no session but
-plenaries is there (the subset en) only their rows are read; a session without rows is yielded whole.
+--audio is the folder of a language in raw_audios, which is cut here by the table, or one asr_SPLIT.tsv. If all sessions
+there are plenaries (the subset en), only rows of plenaries are read. A session without rows is yielded whole.
 """
 import os
 from glob import escape, glob
 
 from configurator import Refused
 from corpora.download import script
-from corpora.tree import files, refuse_orphans, table, utterance
+from corpora.tree import by_id, files, refuse_orphans, table, utterance
 
 SUBSET = 'ROOT/raw_audios/LANGUAGE or ROOT/transcribed_data/LANGUAGE/asr_SPLIT.tsv'
 URL = 'https://dl.fbaipublicfiles.com/voxpopuli'
 SEGMENTS = (f'{URL}/annotations/unlabelled_v2.tsv.gz', 'unlabelled_data', None)
-PLENARIES = tuple((f'{URL}/audios/en_{year}.tar', 'raw_audios', None) for year in range(2009, 2021))
-OTHERS = tuple((f'{URL}/audios/en_{year}_2.tar', 'raw_audios', None) for year in range(2009, 2021))
+YEARS = range(2009, 2021)
+PLENARIES = tuple((f'{URL}/audios/en_{year}.tar', 'raw_audios', None) for year in YEARS)
+OTHERS = tuple((f'{URL}/audios/en_{year}_2.tar', 'raw_audios', None) for year in YEARS)
 SUBSETS = {'en': (SEGMENTS, *PLENARIES), 'en_v2': (SEGMENTS, *PLENARIES, *OTHERS)}
 
 def utterances(root):
-    root = os.path.abspath(root) # .../raw_audios/en/ and . have their names
-    read = _transcribed if root.endswith('.tsv') else _sessions
-    yield from sorted(read(root), key=lambda u: u['id'])
+    root = os.path.abspath(root) # so that '.' has its name too
+    docs = _transcribed(root) if root.endswith('.tsv') else _sessions(root)
+    yield from by_id(docs)
 
 def _transcribed(tsv):
-    folder, listed = os.path.dirname(tsv), set()
-    audio = lambda id: os.path.join(folder, id[:4], id + '.ogg')
-    for split in glob(os.path.join(escape(folder), 'asr_*.tsv')): # the years hold the audio of all splits
-        listed |= {audio(row['id']) for _, row in table(split, ('id',))}
+    folder = os.path.dirname(tsv)
+    def audio(row):
+        return os.path.join(folder, row['id'][:4], row['id'] + '.ogg')
+    listed = set()
+    for split in glob(os.path.join(escape(folder), 'asr_*.tsv')): # the folders of years hold the audio of all splits
+        listed |= {audio(row) for _, row in table(split, ('id',))}
     refuse_orphans(files(folder, '.ogg', 'YEAR/ID', SUBSET).values(), listed, 'no row in any asr_SPLIT.tsv')
     for _, row in table(tsv, ('id', 'raw_text', 'normalized_text', 'speaker_id')):
         speaker = None if row['speaker_id'] in ('', 'None') else row['speaker_id']
-        text = row['raw_text'] or row['normalized_text'] or None # the former has case and punctuation, and gaps
-        yield utterance(row['id'], audio(row['id']), text=text, speaker=speaker)
+        # raw_text has case and punctuation, but is empty in some rows.
+        text = row['raw_text'] or row['normalized_text'] or None
+        yield utterance(row['id'], audio(row), text=text, speaker=speaker)
 
 def _sessions(root):
-    language, cut = os.path.basename(root), set()
+    language = os.path.basename(root)
     sessions = {name.partition('/')[2]: path for name, path in files(root, '.ogg', 'YEAR/EVENT', SUBSET).items()}
-    plenaries = all('PLENARY' in event for event in sessions)
-    segments = os.path.join(os.path.dirname(os.path.dirname(root)), 'unlabelled_data', 'unlabelled_v2.tsv.gz')
-    for where, row in table(segments, ('event_id', 'segment_no', 'start', 'end')):
+    only_plenaries = all('PLENARY' in event for event in sessions)
+    data = os.path.dirname(os.path.dirname(root))
+    segments = os.path.join(data, 'unlabelled_data', 'unlabelled_v2.tsv.gz')
+    cut = set()
+    for place, row in table(segments, ('event_id', 'segment_no', 'start', 'end')):
         event = row['event_id']
-        if not event.endswith('_' + language) or plenaries and 'PLENARY' not in event:
+        if not event.endswith('_' + language) or only_plenaries and 'PLENARY' not in event:
             continue
         try:
-            start, end = float(row['start']), float(row['end'])
+            start = float(row['start'])
+            end = float(row['end'])
         except ValueError:
-            raise Refused(f"{where}: start and end are {row['start']}, {row['end']}, expected seconds") from None
+            raise Refused(f"{place}: start and end are {row['start']}, {row['end']}, expected seconds") from None
         cut.add(event)
         path = sessions.get(event, os.path.join(root, event[:4], event + '.ogg'))
         yield utterance(f"{event}_{row['segment_no']}", path, start, end)

@@ -1,46 +1,55 @@
 """
-Causal attention over rows of packed documents. Token t of a row sees the tokens j of its own document up to itself:
+Causal attention over rows of packed documents: a token sees its own document, up to itself.
 
-    s[t, j] = q[t].k[j] scale       for doc_start[t] <= j <= t, else -inf         scale = 1 / sqrt(D), or as given
-    p       = softmax(s)                            o[t] = sum_j p[t, j] v[j]
-    dp[t,j] = do[t].v[j]                            dv[j] = sum_t p[t, j] do[t]
-    ds      = p * (dp - sum_j p * dp)               dq[t] = sum_j ds[t, j] k[j] scale,  dk[j] alike
+    python -m kernels.attention       checks attention against attention_ref, then times both, and SDPA
 
-What some families want besides, all off by default:
+For query t and key j of a row, with scale = 1 / sqrt(D) unless it is given:
 
-    softcap c    s -> c tanh(s / c), so ds gains a factor 1 - tanh(s / c)^2       Gemma2
-    window w     only the keys j > t - w, the token itself included               Gemma2, every second layer
-    slopes (H,)  s[t, j] - slope (t - j), ALiBi (2108.12409)                       Bloom
+    s[t, j] = q[t].k[j] scale       for doc_start[t] <= j <= t, else -inf
+    p       = softmax(s)                         o[t] = sum_j p[t, j] v[j]
+    dp[t,j] = do[t].v[j]                         dv[j] = sum_t p[t, j] do[t]
+    ds      = p * (dp - sum_j p * dp)            dq[t] = sum_j ds[t, j] k[j] scale,  dk[j] likewise
 
-Documents that begin alike may share that beginning, for scoring: of P A B the branches A and B both go on from P, so the
-tokens of B do not see the gap (B, T, 2) that A is, from its first token to behind its last, and count their places
-without it. On a CPU, and by SDPA's mask, which has no window and no slopes then: it would count distances along the row.
+Some model families need one of these options; all are off by default:
 
-q is (B, T, H, D); k and v are (B, T, HK, D), and query head h reads key head h // (H / HK) (GQA). doc_start (B, T)
-holds the index in its row where token t's document begins. What a backend needs of it is made once a batch, by
-`documents`, and serves every layer.
+    softcap c    s -> c tanh(s / c), so ds gains a factor 1 - tanh(s / c)^2    Gemma2
+    window w     only the keys j > t - w, the token itself included            Gemma2, every 2nd layer
+    slopes (H,)  s[t, j] - slope (t - j), ALiBi (2108.12409)                   Bloom
 
-Triton, on a GPU in 16 bits. A program owns a block of queries (o, dq) or of keys (dk, dv, summed over the query heads of
-its group, so there is no atomic and the gradient is the same every time) and walks the blocks of the other kind between
-the first document's begin, or end, and the diagonal. Only the blocks at both edges need a mask, those between do not.
-exp(x) is exp2(x log2(e)), log2(e) folded into the scale; the forward keeps lse = log2(sum_j exp2(s log2(e))), from which
-the backward makes p again (FlashAttention-2, 2307.08691). In one pass, if asked for, the programs of dk and dv add to dq too:
-5 products instead of 7, in an order that is not the same every time.
+q is (B, T, H, D); k and v are (B, T, HK, D), and query head h reads key head h // (H / HK) (GQA).
+doc_start (B, T) holds the index in its row at which token t's document begins. `documents` turns it
+into what a backend needs, once a batch, for all layers.
 
-SDPA, elsewhere and for what Triton's kernels do not take, with a boolean mask (B, 1, T, T), or with a softcap the definition.
+For scoring, documents that begin alike may share that beginning. In a row P A B, the branches A and
+B both continue P. The tokens of B do not see A, and their distances to P do not count it. For each
+of them gap (B, T, 2) holds the index of A's first token and the index after A's last. The CPU's
+blocks support gaps; so does SDPA's mask, but only without window and slopes, because it counts
+distances along the row.
 
-On the CPU a row is walked document by document, QUERIES queries at a time, so no score outside a document or window and
-few above the diagonal are computed: for documents of 100-200 tokens in rows of 512 that is about 3 x faster, in bf16
-and fp32, than SDPA with a mask, forward and backward. The softmax is float32 whatever q is; only p (and the softcap's
-slope) is kept for the backward.
+There are three backends.
 
-    python kernels/attention.py       checks attention against attention_ref, then times both beside SDPA
+Triton, on a GPU in 16 bits. One program owns a block of queries (for o and dq) or of keys (for dk
+and dv) and walks over the blocks of the other kind, between the diagonal and the begin of the first
+document, or the end of the last. Only the blocks at both edges of this walk need a mask. One
+program sums dk and dv over the query heads of a group, so no atomics are needed and the gradient is
+the same every time. exp(x) is computed as exp2(x log2(e)), with log2(e) folded into the scale; the
+forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recomputes p
+(FlashAttention-2, 2307.08691). In the optional one-pass backward the programs for dk and dv also
+add to dq: 5 products instead of 7, but in an order that differs from run to run.
+
+SDPA, for other devices and for what the Triton kernels do not support, with a boolean mask
+(B, 1, T, T). With a softcap, which SDPA lacks, the definition is computed instead.
+
+Blocks, on the CPU. A row is processed document by document, QUERIES queries at a time, so no score
+outside a document or window and few above the diagonal are computed. For documents of 100-200
+tokens in rows of 512 this is about 3 x faster, in bf16 and fp32, than SDPA with a mask, forward and
+backward. The softmax is float32 whatever the dtype of q; only p, and the derivative of the softcap,
+are saved for the backward.
 """
 import os
-import sys
-import time
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,175 +63,275 @@ try:
 except ImportError: # e.g. macOS
     triton = None
 
-QUERIES = 256 # a block of queries on the CPU: longer wastes work above the diagonal, shorter starves the GEMMs
-DENSE = 2048 # a block of queries with a dense mask: more than a row of the papers' training
+
+# Queries of a block on the CPU: more would waste work above the diagonal, fewer starve the GEMMs.
+QUERIES = 256
+# Queries of a block with a dense mask: more than a row of the papers' training has.
+DENSE = 2048
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1' # Triton's kernels run on the CPU, slowly
 
-CONFIGS = { # (sm, head size, pass): queries and keys of a tile, warps, stages. Chosen by bench/aot.py's spills
-    (80, 64, 'forward'): (128, 64, 8, 3), (80, 128, 'forward'): (128, 64, 8, 2), (80, 256, 'forward'): (64, 32, 8, 2),
-    (80, 64, 'dq'): (64, 64, 4, 2), (80, 128, 'dq'): (64, 64, 8, 2), (80, 256, 'dq'): (64, 32, 8, 1),
-    (80, 64, 'dkv'): (32, 128, 8, 2), (80, 128, 'dkv'): (32, 64, 8, 2), (80, 256, 'dkv'): (32, 32, 8, 1),
-    (80, 64, 'one-pass'): (32, 64, 8, 2), (80, 128, 'one-pass'): (16, 64, 8, 1),
-    (90, 64, 'forward'): (128, 128, 8, 2), (90, 128, 'forward'): (128, 128, 8, 2), (90, 256, 'forward'): (128, 64, 8, 2),
-    (90, 64, 'dq'): (128, 64, 8, 2), (90, 128, 'dq'): (128, 64, 8, 2), (90, 256, 'dq'): (64, 32, 8, 2),
-    (90, 64, 'dkv'): (64, 128, 8, 2), (90, 128, 'dkv'): (32, 128, 8, 2), (90, 256, 'dkv'): (16, 64, 8, 2),
-    (90, 64, 'one-pass'): (64, 128, 8, 2), (90, 128, 'one-pass'): (16, 64, 8, 2),
+# (sm, head size, pass): queries and keys of a tile, warps, stages; chosen by bench/aot.py's spills.
+CONFIGS = {
+    (80, 64, 'forward'): (128, 64, 8, 3),
+    (80, 64, 'dq'): (64, 64, 4, 2),
+    (80, 64, 'dkv'): (32, 128, 8, 2),
+    (80, 64, 'one-pass'): (32, 64, 8, 2),
+    (80, 128, 'forward'): (128, 64, 8, 2),
+    (80, 128, 'dq'): (64, 64, 8, 2),
+    (80, 128, 'dkv'): (32, 64, 8, 2),
+    (80, 128, 'one-pass'): (16, 64, 8, 1),
+    (80, 256, 'forward'): (64, 32, 8, 2),
+    (80, 256, 'dq'): (64, 32, 8, 1),
+    (80, 256, 'dkv'): (32, 32, 8, 1),
+    (90, 64, 'forward'): (128, 128, 8, 2),
+    (90, 64, 'dq'): (128, 64, 8, 2),
+    (90, 64, 'dkv'): (64, 128, 8, 2),
+    (90, 64, 'one-pass'): (64, 128, 8, 2),
+    (90, 128, 'forward'): (128, 128, 8, 2),
+    (90, 128, 'dq'): (128, 64, 8, 2),
+    (90, 128, 'dkv'): (32, 128, 8, 2),
+    (90, 128, 'one-pass'): (16, 64, 8, 2),
+    (90, 256, 'forward'): (128, 64, 8, 2),
+    (90, 256, 'dq'): (64, 32, 8, 2),
+    (90, 256, 'dkv'): (16, 64, 8, 2),
 }
 
+class Options(NamedTuple):
+    """The options of `attention` that all backends share."""
+    slopes: torch.Tensor | None # (H,)
+    scale: float | None # None: 1 / sqrt(D)
+    softcap: float # 0: none
+    window: int # 0: none
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """The definition, in torch, any dtype: q (B, T, H, D), k and v (B, T, HK, D), doc_start (B, T) -> (B, T, H, D)."""
+    """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D).
+    doc_start (B, T); None: a row is one document."""
     B, T, H, D = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    k, v = (x.repeat_interleave(H // k.size(2), dim=2) for x in (k, v)) # (B, T, H, D)
+    k = k.repeat_interleave(H // k.size(2), dim=2) # (B, T, H, D)
+    v = v.repeat_interleave(H // v.size(2), dim=2)
     t = torch.arange(T, device=q.device)
-    back = t[:, None] - t # (T, T)
-    seen = (back >= 0) & (back < (window or T)) # (T, T)
+    distance = t[:, None] - t # (T, T)
+    seen = (distance >= 0) & (distance < (window or T)) # (T, T)
     if doc_start is not None:
         seen = seen & (t >= doc_start[:, None, :, None]) # (B, 1, T, T)
-    s = torch.einsum('bthd,bjhd->bhtj', q, k).to(wide) * (scale or D ** -0.5)
+    s = torch.einsum('bthd,bjhd->bhtj', q, k)
+    s = s.to(torch.promote_types(q.dtype, torch.float32)) * (scale or D ** -0.5)
     if softcap:
         s = softcap * torch.tanh(s / softcap)
     if slopes is not None:
-        s = s - slopes[:, None, None] * back
+        s = s - slopes[:, None, None] * distance
     p = s.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
     return torch.einsum('bhtj,bjhd->bthd', p, v)
 
-def choose_backend(device, asked=None, dtype=torch.bfloat16, D=64, softcap=0.0):
-    """'blocks', 'triton' or 'sdpa': the one asked for, refused where it cannot be had, else the fastest of a device."""
-    fits = D <= 256 and (dtype.itemsize == 2 or device.type == 'cpu') # tensor cores round 32 bits to 19
-    if asked is None:
-        return 'blocks' if device.type == 'cpu' else 'triton' if device.type == 'cuda' and triton and fits else 'sdpa'
-    if asked not in ('triton', 'one-pass', 'sdpa'):
-        raise Refused(f"attention backend {asked!r}: expected 'triton', 'one-pass' or 'sdpa'")
-    if asked == 'sdpa' and softcap:
-        raise Refused("attention backend 'sdpa': it has no softcap, which this model needs; expected None")
-    if asked != 'sdpa' and triton is None:
-        raise Refused(f"attention backend {asked!r}: triton is not installed; take 'sdpa'")
-    if asked != 'sdpa' and device.type != 'cuda' and not INTERPRETED:
-        raise Refused(f"attention backend {asked!r}: expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
-    if asked != 'sdpa' and not fits:
-        raise Refused(f"attention backend {asked!r}: expected 16 bits and heads of at most 256 channels, got {dtype}, {D}")
-    if asked == 'one-pass' and D > 128: # 256 would spill
-        raise Refused(f"attention backend 'one-pass': expected heads of at most 128 channels, got {D}; take 'triton'")
-    return 'sdpa' if asked == 'sdpa' else 'triton'
+def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0.0):
+    """-> 'blocks', 'triton' or 'sdpa': the requested backend; for None the fastest of the device.
+
+    Raises Refused where device, dtype, head size D or softcap rule the requested backend out.
+    """
+    # In 32 bits a GPU's tensor cores would round the inputs to 19 bits.
+    supported = D <= 256 and (dtype.itemsize == 2 or device.type == 'cpu')
+    if requested is None:
+        if device.type == 'cpu':
+            return 'blocks'
+        return 'triton' if device.type == 'cuda' and triton and supported else 'sdpa'
+    error = f"attention backend {requested!r}:"
+    if requested == 'sdpa':
+        if softcap:
+            raise Refused(f"{error} it has no softcap, which this model needs; expected None")
+        return 'sdpa'
+    if requested not in ('triton', 'one-pass'):
+        raise Refused(f"{error} expected 'triton', 'one-pass' or 'sdpa'")
+    if triton is None:
+        raise Refused(f"{error} triton is not installed; take 'sdpa'")
+    if device.type != 'cuda' and not INTERPRETED:
+        raise Refused(f"{error} expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
+    if not supported:
+        raise Refused(f"{error} expected 16 bits and heads of at most 256 channels, "
+                      f"got {dtype}, {D}; take 'sdpa'")
+    if requested == 'one-pass' and D > 128: # 256 channels would spill registers
+        raise Refused(f"{error} expected heads of at most 128 channels, got {D}; take 'triton'")
+    return 'triton'
+
+# --------------------------------------------------------------------------------------------------
+# the documents of a batch
 
 def documents(doc_start, backend=None, gap=None):
-    """What `attention` wants to know of doc_start (B, T), made once a batch: for Triton doc_start and where documents end,
-    both int32 (B, T), for SDPA (and on a GPU with gaps) a mask, on the CPU blocks of queries."""
-    way = choose_backend(doc_start.device, backend)
-    if way == 'triton' and gap is None:
+    """What `attention` needs to know of doc_start (B, T) and gap (B, T, 2), computed once a batch.
+
+    For Triton the begin and the end of each token's document, both int32 (B, T). For SDPA, and on a
+    GPU with gaps, a mask (B, 1, T, T). On the CPU the blocks of queries.
+    """
+    chosen = choose_backend(doc_start.device, backend)
+    if chosen == 'triton' and gap is None:
         doc_start = doc_start.to(torch.int32).contiguous()
-        # doc_start ascends, so the first token whose document begins later is where a document ends
-        return doc_start, torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
-    if way != 'blocks':
+        # doc_start ascends along a row: a document ends where the next larger value begins.
+        doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
+        return doc_start, doc_end
+    if chosen != 'blocks':
         return _mask(doc_start, gap)
-    T, own = doc_start.size(1), doc_start if gap is None else torch.where(gap[..., 1] > 0, gap[..., 1], doc_start)
-    first = (own == torch.arange(T)).nonzero().tolist() # (row, begin) of each document or branch, in order
-    ends = [begin if row == previous else T for (previous, _), (row, begin) in zip(first, first[1:])] + [T]
-    spans = [(row, begin, end) for (row, begin), end in zip(first, ends)]
-    return _blocks(spans if gap is None else [
-        (row, begin, end, torch.arange(doc_start[row, begin], gap[row, begin, 0])) if gap[row, begin, 1] else (row, begin, end)
-        for row, begin, end in spans])
+    return _blocks(_spans(doc_start, gap))
 
 def _mask(doc_start, gap=None):
-    """(B, T) -> (B, 1, T, T), True where a key is seen."""
-    t = torch.arange(doc_start.size(1), device=doc_start.device)
-    seen = (t <= t[:, None]) & (t >= doc_start[:, :, None])
-    return (seen if gap is None else seen & ~((t >= gap[..., :1]) & (t < gap[..., 1:])))[:, None]
+    """(B, T) -> (B, 1, T, T), True where query t (dim 2) sees key j (dim 3)."""
+    j = torch.arange(doc_start.size(1), device=doc_start.device)
+    seen = (j <= j[:, None]) & (j >= doc_start[:, :, None])
+    if gap is not None:
+        seen = seen & ~((j >= gap[..., :1]) & (j < gap[..., 1:]))
+    return seen[:, None]
+
+def _spans(doc_start, gap):
+    """-> (row, begin, end, prefix) of each document or branch, in order.
+
+    prefix: the indices of the beginning that a branch shares; None where there is no gap.
+    """
+    T = doc_start.size(1)
+    span_start = doc_start if gap is None else torch.where(gap[..., 1] > 0, gap[..., 1], doc_start)
+    starts = (span_start == torch.arange(T)).nonzero().tolist() # (row, begin)
+    spans = []
+    for (row, begin), (next_row, next_begin) in zip(starts, [*starts[1:], (None, T)]):
+        end = next_begin if row == next_row else T
+        prefix = None
+        if gap is not None and gap[row, begin, 1]:
+            prefix = torch.arange(doc_start[row, begin], gap[row, begin, 0])
+        spans.append((row, begin, end, prefix))
+    return spans
+
+class Block(NamedTuple):
+    """Queries start..end-1 of a row and the keys they see, the last of which are their own."""
+    row: int
+    keys: slice | torch.Tensor # indices; a tensor where a shared beginning precedes them
+    start: int
+    end: int
 
 def _blocks(spans):
-    """(row, begin, end) of documents -> .all of (row, keys, i, j): queries i..j-1 see keys, of which they are the last,
-    causally; keys is a slice, or a tensor of places where the span goes on to say those of a shared beginning.
-    In an object, as torch.compile would make a new graph for a list of another length."""
-    def keys(begin, j, *shared):
-        return torch.cat((*shared, torch.arange(begin, j))) if shared else slice(begin, j)
-    return SimpleNamespace(all=[(row, keys(begin, min(i + QUERIES, end), *shared), i, min(i + QUERIES, end))
-                                for row, begin, end, *shared in spans for i in range(begin, end, QUERIES)])
+    """-> an object whose .all is the list of the Blocks of the spans. For a bare list, torch.compile
+    would make a new graph whenever its length changes."""
+    blocks = []
+    for row, begin, span_end, prefix in spans:
+        for start in range(begin, span_end, QUERIES):
+            end = min(start + QUERIES, span_end)
+            keys = slice(begin, end)
+            if prefix is not None:
+                keys = torch.cat((prefix, torch.arange(begin, end)))
+            blocks.append(Block(row, keys, start, end))
+    return SimpleNamespace(all=blocks)
+
+# --------------------------------------------------------------------------------------------------
+# blocks: the CPU
 
 def _count(keys):
     return keys.stop - keys.start if isinstance(keys, slice) else len(keys)
 
 def _last(keys, n):
-    """The last n of keys, or all."""
-    return slice(max(keys.start, keys.stop - n), keys.stop) if isinstance(keys, slice) else keys[-n:]
+    """The last n of keys, or all where there are fewer."""
+    if isinstance(keys, slice):
+        return slice(max(keys.start, keys.stop - n), keys.stop)
+    return keys[-n:]
 
 def _group(x, HK):
-    """(n, H, D) -> (HK, G*n, D): the G query heads of a key head one below the other, so K and V are never expanded."""
+    """(n, H, D) -> (HK, G*n, D): stacks the G query heads of a key head, so K and V are never expanded."""
     n, H, D = x.shape
     return x.view(n, HK, H // HK, D).permute(1, 2, 0, 3).reshape(HK, H // HK * n, D)
 
-def _ungroup(x, H):
-    """The inverse of _group: (HK, G*n, D) -> (n, HK, G, D), which views as (n, H, D)."""
-    HK, rows, D = x.shape
-    return x.view(HK, H // HK, rows * HK // H, D).permute(2, 0, 1, 3)
+def _store_group(out, x):
+    """The inverse of _group: copies x (HK, G*n, D) into out (n, H, D)."""
+    HK, _, D = x.shape
+    n, H, _ = out.shape
+    out.view(n, HK, -1, D).copy_(x.view(HK, H // HK, n, D).permute(2, 0, 1, 3))
 
 def _sum_group(p, x, n):
     """p (HK, G*n, m)' x (HK, G*n, D) -> (m, HK, D)"""
     HK, _, D = x.shape
     if p.dtype.itemsize < 4: # summed in float32 inside the product
         return torch.bmm(p.transpose(1, 2), x).transpose(0, 1)
-    # head by head: in float32 one sum over G*n rows would round more than attention_ref does
-    heads = torch.bmm(p.view(-1, n, p.size(-1)).transpose(1, 2), x.view(-1, n, D)) # (HK*G, m, D)
-    return heads.view(HK, -1, p.size(-1), D).sum(1).transpose(0, 1)
+    # Head by head: in float32, one sum over G*n rows would round more than attention_ref does.
+    per_head = torch.bmm(p.view(-1, n, p.size(-1)).transpose(1, 2), x.view(-1, n, D)) # (HK*G, m, D)
+    return per_head.view(HK, -1, p.size(-1), D).sum(1).transpose(0, 1)
+
+def _causal_bias(n, window):
+    """(n, n): 0 where query t sees key j, -inf in the future and before the window."""
+    bias = torch.full((n, n), -torch.inf).triu_(1)
+    if window:
+        bias += torch.full((n, n), -torch.inf).tril_(-window)
+    return bias
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, blocks, scale, softcap, window, slopes):
-        B, T, H, D = q.shape
-        HK, wide, blocks = k.size(2), torch.promote_types(q.dtype, torch.float32), blocks.all
-        if window: # the keys before the first query's window are left out
-            blocks = [(row, _last(keys, j - i + window - 1), i, j) for row, keys, i, j in blocks]
-        q, o, kept = q * scale, q.new_empty(q.shape), []
-        longest = max((_count(keys) for _, keys, *_ in blocks), default=0)
-        hidden = torch.full((longest, longest), -torch.inf).triu_(1) # the future
-        if window:
-            hidden += torch.full((longest, longest), -torch.inf).tril_(-window)
-        for row, keys, i, j in blocks:
-            n, m = j - i, _count(keys) # queries, keys
-            s = torch.bmm(_group(q[row, i:j], HK), k[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            s, slope = s.view(HK, H // HK, n, m), None
+    def forward(ctx, q, k, v, blocks, options):
+        slopes, scale, softcap, window = options
+        H, HK, D = q.size(2), k.size(2), q.size(3)
+        fp32 = torch.promote_types(q.dtype, torch.float32) # float64 stays float64
+        scale = scale or D ** -0.5
+        blocks = blocks.all
+        if window: # drop the keys before the window of a block's first query
+            blocks = [b._replace(keys=_last(b.keys, b.end - b.start + window - 1)) for b in blocks]
+        causal_bias = _causal_bias(max((_count(b.keys) for b in blocks), default=0), window)
+        q = q * scale
+        o = q.new_empty(q.shape)
+        saved_p = []
+        saved_tanh_grad = []
+        for row, keys, start, end in blocks:
+            n = end - start # queries
+            m = _count(keys)
+            q_block = _group(q[row, start:end], HK)
+            s = torch.bmm(q_block, k[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
+            s = s.view(HK, H // HK, n, m)
             if softcap:
-                tanh = s.to(wide).div(softcap).tanh_()
-                s, slope = tanh * softcap, tanh.square_().neg_().add_(1).to(q.dtype).view(HK, -1, m)
+                tanh = s.to(fp32).div(softcap).tanh_()
+                s = tanh * softcap
+                tanh_grad = tanh.square_().neg_().add_(1).to(q.dtype).view(HK, -1, m)
             if slopes is not None:
-                back = torch.arange(m - n, m)[:, None] - torch.arange(m) # (n, m)
-                s = s - slopes.view(HK, -1, 1, 1) * back
-            p = (s + hidden[m - n:m, :m]).softmax(-1).to(q.dtype).view(HK, -1, m) # float32 at least until here
-            o[row, i:j].view(n, HK, -1, D).copy_(_ungroup(torch.bmm(p, v[row, keys].transpose(0, 1)), H))
+                distance = torch.arange(m - n, m)[:, None] - torch.arange(m) # (n, m)
+                s = s - slopes.view(HK, -1, 1, 1) * distance
+            s = s + causal_bias[m - n:m, :m] # at least float32 from here to the softmax
+            p = s.softmax(-1).to(q.dtype).view(HK, -1, m)
+            _store_group(o[row, start:end], torch.bmm(p, v[row, keys].transpose(0, 1)))
             if any(ctx.needs_input_grad):
-                kept += [p, slope] if softcap else [p]
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.blocks, ctx.scale, ctx.each = blocks, scale, 2 if softcap else 1
+                saved_p.append(p)
+                if softcap:
+                    saved_tanh_grad.append(tanh_grad)
+        ctx.save_for_backward(q, k, v, *saved_p, *saved_tanh_grad)
+        ctx.blocks = blocks
+        ctx.scale = scale
         return o
 
     @staticmethod
     def backward(ctx, do):
-        q, k, v, *kept = ctx.saved_tensors # q is already scaled
-        H, D = q.shape[2:]
+        q, k, v, *saved = ctx.saved_tensors # q is already scaled
+        saved_tanh_grad = saved[len(ctx.blocks):] # empty without a softcap
         HK = k.size(2)
-        dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+        dq = q.new_empty(q.shape)
+        dk = k.new_zeros(k.shape)
+        dv = v.new_zeros(v.shape)
         do = do.contiguous()
-        for n, (row, keys, i, j) in enumerate(ctx.blocks):
-            p, *slope = kept[n * ctx.each:(n + 1) * ctx.each]
-            dog = _group(do[row, i:j], HK)
-            dp = torch.bmm(dog, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype) # p * (dp - sum p * dp) in one pass
-            if slope:
-                ds *= slope[0]
-            dv[row, keys] += _sum_group(p, dog, j - i)
-            dk[row, keys] += _sum_group(ds, _group(q[row, i:j], HK), j - i)
-            dq[row, i:j].view(j - i, HK, -1, D).copy_(_ungroup(torch.bmm(ds, k[row, keys].transpose(0, 1)), H))
-        return dq.mul_(ctx.scale), dk, dv, None, None, None, None, None
+        for i, (row, keys, start, end) in enumerate(ctx.blocks):
+            p = saved[i]
+            do_block = _group(do[row, start:end], HK)
+            dp = torch.bmm(do_block, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
+            # p * (dp - sum_j p * dp), as autograd computes it. The function is private to torch, but
+            # the formula in separate operations takes more time and rounds differently.
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            if saved_tanh_grad:
+                ds *= saved_tanh_grad[i]
+            q_block = _group(q[row, start:end], HK)
+            dv[row, keys] += _sum_group(p, do_block, end - start)
+            dk[row, keys] += _sum_group(ds, q_block, end - start)
+            _store_group(dq[row, start:end], torch.bmm(ds, k[row, keys].transpose(0, 1)))
+        return dq.mul_(ctx.scale), dk, dv, None, None
 
-_by_blocks = torch.compiler.disable(_Blocks.apply) # compiled, every new length of a document would be a new graph
+# Compiled, every new length of a document would be a new graph.
+_by_blocks = torch.compiler.disable(_Blocks.apply)
+
+# --------------------------------------------------------------------------------------------------
+# Triton: the kernels
 
 if triton is not None:
     LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what a GPU has
 
     @triton.jit
     def _tile(x, b, begin, head, stride, T, ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr):
-        """Tokens begin.. of row b, one head: (ROWS, D). Past the end of the row it has others, which no mask lets through."""
+        """-> (ROWS, D): the tokens from begin on of row b, one head. Past the end of the row there are
+        other tokens, which every mask hides."""
         if TMA:
             tile = x.load([b * T + begin, head * D])
         else:
@@ -233,336 +342,427 @@ if triton is not None:
 
     @triton.jit
     def _store(x, b, begin, head, heads, T, tile, ROWS: tl.constexpr, D: tl.constexpr):
+        """The reverse: writes a tile (ROWS, D) into x (B, T, heads, D)."""
         t = begin + tl.arange(0, ROWS)
-        x += (b * T).to(tl.int64) * heads * D + head * D # x (B, T, heads, D)
-        tl.store(x + t[:, None] * heads * D + tl.arange(0, D)[None, :], tile.to(x.dtype.element_ty), mask=t[:, None] < T)
+        x += (b * T).to(tl.int64) * heads * D + head * D
+        tl.store(x + t[:, None] * heads * D + tl.arange(0, D)[None, :],
+                 tile.to(x.dtype.element_ty), mask=t[:, None] < T)
 
     @triton.jit
     def _tanh(x):
         e = tl.exp2(tl.abs(x) * (-2 * LOG2E))
-        far, y = (1 - e) / (1 + e), x * x
-        near = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))) # where 1 - e would cancel
-        return tl.where(y < 0.09, near, tl.where(x < 0, -far, far))
+        large = (1 - e) / (1 + e)
+        y = x * x
+        # The Taylor series, for where 1 - e would cancel.
+        small = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
+        return tl.where(y < 0.09, small, tl.where(x < 0, -large, large))
 
     @triton.jit
-    def _scores(qk, back, seen, slope, scale, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, MASKED: tl.constexpr):
-        """q.k and back = t - j of a tile -> s LOG2E, and ds / d(q.k scale)."""
-        rate = 1.0
+    def _scores(qk, distance, seen, slope, scale, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+                MASKED: tl.constexpr):
+        """q.k, distance t - j and seen of a tile -> s LOG2E, and the derivative of s by q.k scale."""
+        tanh_grad = 1.0
         if SOFTCAP > 0:
             tanh = _tanh(qk * (scale / SOFTCAP))
-            s, rate = tanh * (SOFTCAP * LOG2E), 1 - tanh * tanh
+            s = tanh * (SOFTCAP * LOG2E)
+            tanh_grad = 1 - tanh * tanh
         else:
             s = qk * (scale * LOG2E)
         if ALIBI:
-            s -= slope * LOG2E * back.to(tl.float32)
+            s -= slope * LOG2E * distance.to(tl.float32)
         if MASKED:
             s = tl.where(seen, s, -float('inf'))
-        return s, rate
+        return s, tanh_grad
 
     @triton.jit
-    def _keys_seen(doc_start, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
-        """Of queries begin.., the first key each one sees (BM,), and where the loop over their keys begins, is free of
-        masks from, needs them again from, and ends."""
+    def _key_range(doc_start, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
+        """-> the BM queries t from begin on, the first key that each sees, and the edges of the loop
+        over keys: where it begins, needs no mask, needs a mask again, and ends."""
         t = begin + tl.arange(0, BM)
         first = tl.maximum(tl.load(doc_start + b * T + tl.minimum(t, T - 1)), t - window + 1)
-        low, high = tl.min(first), tl.minimum(begin + BM, T)
-        inner = tl.minimum(low + tl.cdiv(tl.max(first) - low, BN) * BN, high)
-        diagonal = inner + tl.maximum(begin + 1 - inner, 0) // BN * BN
-        return t, first, (low, inner, diagonal, high)
+        low = tl.min(first)
+        high = tl.minimum(begin + BM, T)
+        interior = tl.minimum(low + tl.cdiv(tl.max(first) - low, BN) * BN, high)
+        diagonal = interior + tl.maximum(begin + 1 - interior, 0) // BN * BN
+        return t, first, (low, interior, diagonal, high)
 
     @triton.jit
-    def _forward(q, k, v, doc_start, slopes, o, lse, q_stride, k_stride, v_stride, scale, window, T, H, HK,
-                 SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                 TMA: tl.constexpr):
-        b, h = tl.program_id(0) // H, tl.program_id(0) % H
-        begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM # the last queries of a row see most: they go first
-        t, first, edges = _keys_seen(doc_start, b, begin, window, T, BM, BN)
+    def _seen_keys(t, first, start, BN: tl.constexpr):
+        """-> t - j and whether t sees j, both (BM, BN), for the BN keys j from start on."""
+        j = start + tl.arange(0, BN)
+        distance = t[:, None] - j[None, :]
+        return distance, (distance >= 0) & (j[None, :] >= first[:, None])
+
+    @triton.jit
+    def _forward(q, k, v, doc_start, slopes, o, lse, q_stride, k_stride, v_stride, scale, window,
+                 T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
+        b = tl.program_id(0) // H
+        h = tl.program_id(0) % H
+        # The last queries of a row see most keys: they go first.
+        begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
+        t, first, edges = _key_range(doc_start, b, begin, window, T, BM, BN)
         slope = tl.load(slopes + h) if ALIBI else 0.0
         q_tile = _tile(q, b, begin, h, q_stride, T, BM, D, TMA)
-        m = tl.full((BM,), -1e30, tl.float32) # finite: exp2(-inf - m) is 0 where a query sees none of a block's keys
+        # The maximum begins finite: where a query sees no key of a block, exp2(-inf - m) is 0.
+        m = tl.full((BM,), -1e30, tl.float32)
         total = tl.zeros((BM,), tl.float32)
         acc = tl.zeros((BM, D), tl.float32)
         for part in tl.static_range(3): # left edge, interior, diagonal
             for start in range(edges[part], edges[part + 1], BN):
-                j = start + tl.arange(0, BN)
-                back = t[:, None] - j[None, :]
-                seen = (back >= 0) & (j[None, :] >= first[:, None])
+                distance, seen = _seen_keys(t, first, start, BN)
                 k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
-                s, _ = _scores(tl.dot(q_tile, k_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BM, BN)
-                new = tl.maximum(m, tl.max(s, 1))
-                p, shrink = tl.exp2(s - new[:, None]), tl.exp2(m - new)
+                qk = tl.dot(q_tile, k_tile.T) # (BM, BN)
+                s, _ = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
+                new_m = tl.maximum(m, tl.max(s, 1))
+                p = tl.exp2(s - new_m[:, None])
+                shrink = tl.exp2(m - new_m)
                 v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
                 acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None])
                 total = total * shrink + tl.sum(p, 1)
-                m = new
+                m = new_m
         _store(o, b, begin, h, H, T, acc / total[:, None], BM, D)
         tl.store(lse + tl.program_id(0) * T + t, m + tl.log2(total), mask=t < T)
 
     @triton.jit
-    def _backward_q(q, k, v, do, o, lse, delta, doc_start, slopes, dq, q_stride, k_stride, v_stride, do_stride, scale, window,
-                    T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
-                    BN: tl.constexpr, TMA: tl.constexpr):
-        b, h = tl.program_id(0) // H, tl.program_id(0) % H
+    def _backward_q(q, k, v, do, o, lse, delta, doc_start, slopes, dq, q_stride, k_stride, v_stride,
+                    do_stride, scale, window, T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+                    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
+        b = tl.program_id(0) // H
+        h = tl.program_id(0) % H
         begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
-        t, first, edges = _keys_seen(doc_start, b, begin, window, T, BM, BN)
+        t, first, edges = _key_range(doc_start, b, begin, window, T, BM, BN)
         slope = tl.load(slopes + h) if ALIBI else 0.0
         do_tile = _tile(do, b, begin, h, do_stride, T, BM, D, TMA)
         o_tile = _tile(o, b, begin, h, H * D, T, BM, D, False)
-        d = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) # (BM,), sum_j p dp
-        tl.store(delta + tl.program_id(0) * T + t, d, mask=t < T)
+        p_dp = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1) # (BM,), sum_j p dp = o.do
+        tl.store(delta + tl.program_id(0) * T + t, p_dp, mask=t < T)
         q_tile = _tile(q, b, begin, h, q_stride, T, BM, D, TMA)
         norm = tl.load(lse + tl.program_id(0) * T + tl.minimum(t, T - 1))
         acc = tl.zeros((BM, D), tl.float32)
         for part in tl.static_range(3): # left edge, interior, diagonal
             for start in range(edges[part], edges[part + 1], BN):
-                j = start + tl.arange(0, BN)
-                back = t[:, None] - j[None, :]
-                seen = (back >= 0) & (j[None, :] >= first[:, None])
+                distance, seen = _seen_keys(t, first, start, BN)
                 k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
                 v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
-                s, rate = _scores(tl.dot(q_tile, k_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BM, BN)
-                ds = tl.exp2(s - norm[:, None]) * (tl.dot(do_tile, v_tile.T) - d[:, None]) * rate
+                qk = tl.dot(q_tile, k_tile.T) # (BM, BN)
+                s, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
+                p = tl.exp2(s - norm[:, None])
+                ds = p * (tl.dot(do_tile, v_tile.T) - p_dp[:, None]) * tanh_grad
                 acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc)
         _store(dq, b, begin, h, H, T, acc * scale, BM, D)
 
     @triton.jit
-    def _backward_kv(q, k, v, do, lse, delta, doc_end, slopes, dk, dv, dq, q_stride, k_stride, v_stride, do_stride, scale, window,
-                     T, H, HK, ONE_PASS: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr,
-                     BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
-        b, hk = tl.program_id(0) // HK, tl.program_id(0) % HK
-        begin = tl.program_id(1) * BN # the first keys of a row are seen most: they go first
+    def _query_range(doc_end, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
+        """-> the BN keys j from begin on, the end of the queries that see each, and the edges of the
+        loop over queries: where it begins, needs no mask, needs a mask again, and ends."""
         j = begin + tl.arange(0, BN)
-        end = tl.minimum(tl.load(doc_end + b * T + tl.minimum(j, T - 1)), j + window) # (BN,), queries that see j end here
+        end = tl.minimum(tl.load(doc_end + b * T + tl.minimum(j, T - 1)), j + window)
         high = tl.minimum(tl.max(end), T)
-        inner = tl.minimum(begin + tl.cdiv(BN, BM) * BM, high)
-        edges = (begin, inner, inner + tl.maximum(tl.min(end) - inner, 0) // BM * BM, high)
+        interior = tl.minimum(begin + tl.cdiv(BN, BM) * BM, high)
+        right = interior + tl.maximum(tl.min(end) - interior, 0) // BM * BM
+        return j, end, (begin, interior, right, high)
+
+    @triton.jit
+    def _backward_kv(q, k, v, do, lse, delta, doc_end, slopes, dk, dv, dq, q_stride, k_stride,
+                     v_stride, do_stride, scale, window, T, H, HK, ONE_PASS: tl.constexpr,
+                     SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr,
+                     BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
+        b = tl.program_id(0) // HK
+        hk = tl.program_id(0) % HK
+        begin = tl.program_id(1) * BN # the first keys of a row are seen most: they go first
+        j, end, edges = _query_range(doc_end, b, begin, window, T, BM, BN)
         k_tile = _tile(k, b, begin, hk, k_stride, T, BN, D, TMA)
         v_tile = _tile(v, b, begin, hk, v_stride, T, BN, D, TMA)
-        acc_k, acc_v = tl.zeros((BN, D), tl.float32), tl.zeros((BN, D), tl.float32)
+        acc_k = tl.zeros((BN, D), tl.float32)
+        acc_v = tl.zeros((BN, D), tl.float32)
         for h in range(hk * (H // HK), (hk + 1) * (H // HK)): # the query heads of the group
             slope = tl.load(slopes + h) if ALIBI else 0.0
             for part in tl.static_range(3): # diagonal, interior, right edge
                 for start in range(edges[part], edges[part + 1], BM):
                     t = start + tl.arange(0, BM)
-                    back = t[None, :] - j[:, None]
-                    seen = (back >= 0) & (t[None, :] < end[:, None])
+                    distance = t[None, :] - j[:, None]
+                    seen = (distance >= 0) & (t[None, :] < end[:, None])
                     row = (b * H + h) * T + tl.minimum(t, T - 1)
                     q_tile = _tile(q, b, start, h, q_stride, T, BM, D, TMA)
-                    s, rate = _scores(tl.dot(k_tile, q_tile.T), back, seen, slope, scale, SOFTCAP, ALIBI, part != 1) # (BN, BM)
+                    qk = tl.dot(k_tile, q_tile.T) # (BN, BM)
+                    s, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
                     p = tl.exp2(s - tl.load(lse + row)[None, :])
                     do_tile = _tile(do, b, start, h, do_stride, T, BM, D, TMA)
                     acc_v = tl.dot(p.to(do_tile.dtype), do_tile, acc_v)
-                    ds = p * (tl.dot(v_tile, do_tile.T) - tl.load(delta + row)[None, :]) * rate
+                    ds = p * (tl.dot(v_tile, do_tile.T) - tl.load(delta + row)[None, :]) * tanh_grad
                     acc_k = tl.dot(ds.to(q_tile.dtype), q_tile, acc_k)
                     if ONE_PASS: # by pointers everywhere: the interpreter has no sum by TMA
-                        part_q = tl.dot(ds.to(k_tile.dtype).T, k_tile) * scale # (BM, D)
-                        to = dq + (b * T).to(tl.int64) * H * D + h * D
-                        tl.atomic_add(to + (t[:, None] * (H * D) + tl.arange(0, D)[None, :]), part_q,
-                                      mask=t[:, None] < T, sem='relaxed')
+                        dq_part = tl.dot(ds.to(k_tile.dtype).T, k_tile) * scale # (BM, D)
+                        dq_head = dq + (b * T).to(tl.int64) * H * D + h * D
+                        tl.atomic_add(dq_head + (t[:, None] * (H * D) + tl.arange(0, D)[None, :]),
+                                      dq_part, mask=t[:, None] < T, sem='relaxed')
         _store(dk, b, begin, hk, HK, T, acc_k * scale, BN, D)
         _store(dv, b, begin, hk, HK, T, acc_v, BN, D)
 
-def _sm(device):
-    """The architecture of CONFIGS that suits a device: Blackwell for servers has Hopper's TMA and shared memory."""
-    return 90 if device.type == 'cpu' or torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+    # The kernel of each pass.
+    KERNELS = {'forward': _forward, 'dq': _backward_q, 'dkv': _backward_kv, 'one-pass': _backward_kv}
 
-def _options(warps, stages):
-    return {'num_warps': warps, 'num_stages': stages, 'enable_fp_fusion': True} # the default will be False in Triton 3.10
+# --------------------------------------------------------------------------------------------------
+# Triton: launching them
+
+def _sm(device):
+    """The architecture of CONFIGS for a device. Server Blackwell has Hopper's TMA and shared memory."""
+    if device.type == 'cpu':
+        return 90
+    return 90 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+
+def _specialization(step, sm, D, softcap, alibi):
+    """What a pass is compiled for: the kernel's constants, and Triton's options."""
+    BM, BN, warps, stages = CONFIGS[sm, max(D, 64), step]
+    constants = dict(SOFTCAP=softcap, ALIBI=alibi, D=D, BM=BM, BN=BN, TMA=sm >= 90)
+    if KERNELS[step] is _backward_kv:
+        constants['ONE_PASS'] = step == 'one-pass'
+    # From Triton 3.10 on, enable_fp_fusion is False by default.
+    return constants, {'num_warps': warps, 'num_stages': stages, 'enable_fp_fusion': True}
+
+def _tile_rows(constants):
+    """The tokens in a tile of each tensor that is read in tiles."""
+    return {'q': constants['BM'], 'k': constants['BN'], 'v': constants['BN'], 'do': constants['BM']}
 
 def _flat(x):
     """(B, T, heads, D) -> (B T, heads D), a view where x is a part of one q | k | v."""
     x = x.flatten(2).flatten(0, 1)
     return x if x.stride(1) == 1 else x.contiguous()
 
-def _launch(step, tensors, shape, scale, softcap, window):
-    """Runs a pass with its tensors by name. Those read in tiles go in as TMA's descriptors on Hopper, else as pointers."""
-    B, T, H, HK, D = shape
-    sm, strides = _sm(tensors['q'].device), {}
-    BM, BN, warps, stages = CONFIGS[sm, max(D, 64), step]
-    for name, rows in {'q': BM, 'k': BN, 'v': BN, 'do': BM}.items():
+def _launch(step, tensors, options):
+    """Runs a pass on the kernel's tensors, by name. Those that are read in tiles are passed as TMA
+    descriptors on Hopper, else as pointers."""
+    B, T, H, D = tensors['q'].shape
+    HK = tensors['k'].size(2)
+    sm = _sm(tensors['q'].device)
+    slopes, scale, softcap, window = options
+    constants, compile_options = _specialization(step, sm, D, softcap, slopes is not None)
+    arguments = dict(tensors, slopes=slopes, scale=scale, window=window or T, T=T, H=H, HK=HK)
+    for name, rows in _tile_rows(constants).items():
         if name in tensors:
             x = _flat(tensors[name])
-            strides[f'{name}_stride'] = x.stride(0)
-            tensors[name] = TensorDescriptor(x, [*x.shape], [*x.stride()], [rows, D]) if sm >= 90 else x
-    kernel, heads, rows = {'forward': (_forward, H, BM), 'dq': (_backward_q, H, BM), 'dkv': (_backward_kv, HK, BN),
-                           'one-pass': (_backward_kv, HK, BN)}[step]
-    if kernel is _backward_kv:
-        tensors['ONE_PASS'] = step == 'one-pass'
-    kernel[(B * heads, triton.cdiv(T, rows))](**tensors, **strides, scale=scale, window=window or T, T=T, H=H, HK=HK,
-        SOFTCAP=softcap, ALIBI=tensors['slopes'] is not None, D=D, BM=BM, BN=BN, TMA=sm >= 90, **_options(warps, stages))
+            arguments[f'{name}_stride'] = x.stride(0)
+            if constants['TMA']:
+                x = TensorDescriptor(x, [*x.shape], [*x.stride()], [rows, D])
+            arguments[name] = x
+    kernel = KERNELS[step]
+    heads, rows = (HK, constants['BN']) if kernel is _backward_kv else (H, constants['BM'])
+    grid = B * heads, triton.cdiv(T, rows)
+    kernel[grid](**arguments, **constants, **compile_options)
 
-def _attention_forward(q, k, v, doc_start, slopes, scale, softcap, window):
-    B, T, H, D = q.shape
-    o, lse = _forward_like(q)
-    _launch('forward', dict(q=q, k=k, v=v, doc_start=doc_start, slopes=slopes, o=o, lse=lse), (B, T, H, k.size(2), D),
-            scale, softcap, window)
+def _attention_forward(q, k, v, doc_start, *options):
+    o, lse = _empty_forward(q)
+    _launch('forward', dict(q=q, k=k, v=v, doc_start=doc_start, o=o, lse=lse), Options(*options))
     return o, lse
 
-def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, slopes, scale, softcap, window, one_pass):
-    B, T, H, D = q.shape
-    dq, dk, dv = _backward_like(do, q, k, v)
-    read = dict(q=q, k=k, v=v, do=do, lse=lse, slopes=slopes, delta=torch.empty_like(lse)) # delta: sum_j p dp
-    to_kv = dict(doc_end=doc_end, dk=dk, dv=dv, dq=None)
-    passes = [('dq', dict(doc_start=doc_start, o=o, dq=dq)), ('dkv', to_kv)] # the first makes delta
+def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, *options, one_pass):
+    options = Options(*options)
+    dq, dk, dv = _empty_backward(do, q, k, v)
+    delta = torch.empty_like(lse) # sum_j p dp
+    inputs = dict(q=q, k=k, v=v, do=do, lse=lse, delta=delta)
+    for_kv = dict(inputs, doc_end=doc_end, dk=dk, dv=dv)
     if one_pass:
-        torch.sum(o.float() * do, -1, out=read['delta'].transpose(1, 2))
+        torch.sum(o.float() * do, -1, out=delta.transpose(1, 2))
         dq = torch.zeros_like(dq, dtype=torch.float32)
-        passes = [('one-pass', to_kv | dict(dq=dq))]
-    for step, more in passes:
-        _launch(step, read | more, (B, T, H, k.size(2), D), scale, softcap, window)
+        _launch('one-pass', dict(for_kv, dq=dq), options)
+    else:
+        _launch('dq', dict(inputs, doc_start=doc_start, o=o, dq=dq), options) # also writes delta
+        _launch('dkv', dict(for_kv, dq=None), options)
     return dq.to(q.dtype), dk, dv
 
-def _forward_like(q, *rest):
-    """o like q and lse (B, H, T), empty."""
+def _empty_forward(q, *_):
+    """o, shaped like q, and lse (B, H, T)."""
     B, T, H, D = q.shape
     return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
 
-def _backward_like(do, q, k, v, *rest):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+def _empty_backward(do, q, k, v, *_, **__):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
-# opaque to torch.compile, which has nothing to fuse into them
-_ops = torch.library.Library('nanoslm', 'FRAGMENT')
-for _name, _schema, _run, _like in (
-        ('attention_forward', "(Tensor q, Tensor k, Tensor v, Tensor doc_start, Tensor? slopes, float scale, "
-         "float softcap, int window) -> (Tensor, Tensor)", _attention_forward, _forward_like),
-        ('attention_backward', "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, "
-         "Tensor doc_end, Tensor? slopes, float scale, float softcap, int window, bool one_pass) -> (Tensor, Tensor, Tensor)",
-         _attention_backward, _backward_like)):
-    _ops.define(_name + _schema)
-    for _key in ('CUDA', 'CPU'):
-        _ops.impl(_name, _run, _key)
-    torch.library.register_fake(f'nanoslm::{_name}', _like, lib=_ops)
+# Operators are opaque to torch.compile, which has nothing to fuse into these kernels.
+_library = torch.library.Library('nanoslm', 'FRAGMENT') # lives as long as the operators
+
+def _define_operator(name, schema, implementation, fake):
+    _library.define(name + schema)
+    for device in ('CUDA', 'CPU'):
+        _library.impl(name, implementation, device)
+    torch.library.register_fake(f'nanoslm::{name}', fake, lib=_library)
+
+_define_operator(
+    'attention_forward',
+    "(Tensor q, Tensor k, Tensor v, Tensor doc_start, "
+    "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor)",
+    _attention_forward, _empty_forward)
+_define_operator(
+    'attention_backward',
+    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, Tensor doc_end, "
+    "Tensor? slopes, float scale, float softcap, int window, *, bool one_pass) -> (Tensor, Tensor, Tensor)",
+    _attention_backward, _empty_backward)
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, doc_start, doc_end, slopes, one_pass, *how):
-        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, doc_start, slopes, *how)
+    def forward(ctx, q, k, v, doc_start, doc_end, one_pass, slopes, *scalars):
+        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, doc_start, slopes, *scalars)
         ctx.save_for_backward(q, k, v, o, lse, doc_start, doc_end, slopes)
-        ctx.how = *how, one_pass # scale, softcap, window, one_pass
+        ctx.scalars = scalars # scale, softcap, window
+        ctx.one_pass = one_pass
         return o
 
     @staticmethod
     def backward(ctx, do):
-        dq, dk, dv = torch.ops.nanoslm.attention_backward(do, *ctx.saved_tensors, *ctx.how)
+        arguments = do, *ctx.saved_tensors, *ctx.scalars
+        dq, dk, dv = torch.ops.nanoslm.attention_backward(*arguments, one_pass=ctx.one_pass)
         return dq, dk, dv, None, None, None, None, None, None, None
 
-def _by_triton(q, k, v, docs, one_pass, scale, softcap, window, slopes):
+def _by_triton(q, k, v, docs, one_pass, options):
     D = q.size(-1)
-    padded = max(16, 1 << (D - 1).bit_length()) # a tile's sides are powers of 2, 16 at least
-    if padded > D: # zeros change no product
+    options = options._replace(scale=options.scale or D ** -0.5)
+    # A tile's sides are powers of 2, at least 16. Padding with zeros changes no product.
+    padded = max(16, 1 << (D - 1).bit_length())
+    if padded > D:
         q, k, v = (F.pad(x, (0, padded - D)) for x in (q, k, v))
-    return _Triton.apply(q, k, v, *docs, slopes, one_pass, scale, softcap, window)[..., :D]
+    return _Triton.apply(q, k, v, *docs, one_pass, *options)[..., :D]
 
 def aot(sm):
-    """What can be launched on an sm, in bf16: yields name, kernel, {argument: type}, {argument: constant}, options.
-    A type that ends in :16 is of numbers that 16 divides. A window is no kernel of its own, only a number."""
-    ints = dict.fromkeys(('window', 'H', 'HK'), 'i32') | {'T': 'i32:16', 'scale': 'fp32'}
-    pointers = (dict.fromkeys(('o', 'dq', 'dk', 'dv'), '*bf16') | dict.fromkeys(('slopes', 'lse', 'delta'), '*fp32')
-                | dict.fromkeys(('doc_start', 'doc_end'), '*i32'))
-    for (of, D, step), (BM, BN, warps, stages) in CONFIGS.items():
-        tiles = {x: f'tensordesc<bf16[{rows},{D}]>' if sm >= 90 else '*bf16'
-                 for x, rows in {'q': BM, 'k': BN, 'v': BN, 'do': BM}.items()}
-        pointers['dq'] = '*fp32' if step == 'one-pass' else '*bf16'
-        types = ints | pointers | tiles | {f'{x}_stride': 'i32:16' for x in tiles}
-        for variant, softcap in {'plain': 0.0, 'softcap': 50.0, 'ALiBi': 0.0}.items() if of == sm else ():
-            constants = dict(SOFTCAP=softcap, ALIBI=variant == 'ALiBi', D=D, BM=BM, BN=BN, TMA=sm >= 90)
-            constants |= {} if variant == 'ALiBi' else {'slopes': None}
-            kernel = {'forward': _forward, 'dq': _backward_q}.get(step, _backward_kv)
-            if kernel is _backward_kv:
-                constants |= {'ONE_PASS': True} if step == 'one-pass' else {'ONE_PASS': False, 'dq': None}
+    """All that can be launched on an sm, in bf16, for bench/aot.py.
+
+    Yields a name, the kernel, {argument: type}, {argument: constant} and Triton's options. A type
+    that ends in :16 is of numbers that 16 divides. A window is only a number to the kernels.
+    """
+    for arch, D, step in CONFIGS:
+        if arch != sm:
+            continue
+        for variant, softcap in {'plain': 0.0, 'softcap': 50.0, 'ALiBi': 0.0}.items():
+            constants, compile_options = _specialization(step, sm, D, softcap, variant == 'ALiBi')
+            if variant != 'ALiBi':
+                constants['slopes'] = None
+            if step == 'dkv':
+                constants['dq'] = None
+            types = dict.fromkeys(('window', 'H', 'HK'), 'i32') | {'T': 'i32:16', 'scale': 'fp32'}
+            types['dq'] = '*fp32' if step == 'one-pass' else '*bf16'
+            types |= dict.fromkeys(('o', 'dk', 'dv'), '*bf16')
+            types |= dict.fromkeys(('slopes', 'lse', 'delta'), '*fp32')
+            types |= dict.fromkeys(('doc_start', 'doc_end'), '*i32')
+            for name, rows in _tile_rows(constants).items():
+                types[name] = f'tensordesc<bf16[{rows},{D}]>' if sm >= 90 else '*bf16'
+                types[f'{name}_stride'] = 'i32:16'
+            kernel = KERNELS[step]
             signature = {name: types[name] for name in kernel.arg_names if name not in constants}
-            yield f'attention {step} {D} {variant}', kernel, signature, constants, _options(warps, stages)
+            yield f'attention {step} {D} {variant}', kernel, signature, constants, compile_options
+
+# --------------------------------------------------------------------------------------------------
+# any backend
 
 def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None, backend=None):
-    """attention_ref by the fastest way of the device, or the one asked for: 'triton', 'one-pass' or 'sdpa'.
-    docs: documents(doc_start, backend); None where a row is one document."""
+    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass' or 'sdpa'.
+
+    q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D). docs: documents(doc_start, backend); None
+    where a row is one document. Raises Refused as choose_backend does.
+    """
     B, T, H, D = q.shape
-    way = choose_backend(q.device, backend, q.dtype, D, softcap)
-    if way == 'blocks':
-        docs = docs or _blocks([(row, 0, T) for row in range(B)])
-        return _by_blocks(q, k, v, docs, scale or D ** -0.5, softcap, window, slopes)
-    if way == 'triton' and not isinstance(docs, torch.Tensor): # a mask, where rows have gaps
+    options = Options(slopes, scale, softcap, window)
+    chosen = choose_backend(q.device, backend, q.dtype, D, softcap)
+    if chosen == 'blocks':
+        docs = docs or _blocks([(row, 0, T, None) for row in range(B)])
+        return _by_blocks(q, k, v, docs, options)
+    if chosen == 'triton' and not isinstance(docs, torch.Tensor): # rows with gaps have a mask
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
-        return _by_triton(q, k, v, docs, backend == 'one-pass', scale or D ** -0.5, softcap, window, slopes)
-    if isinstance(docs, tuple): # made for Triton, whose kernels do not take these heads
+        return _by_triton(q, k, v, docs, backend == 'one-pass', options)
+    if isinstance(docs, tuple): # computed for Triton, whose kernels do not support these heads
         docs = _mask(docs[0])
     if docs is None and not (softcap or window or slopes is not None):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
-    return _masked(q, k, v, docs, scale, softcap, window, slopes)
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return o.transpose(1, 2)
+    return _by_mask(q, k, v, docs, options)
 
-def _masked(q, k, v, mask, scale, softcap, window, slopes):
-    """With a mask (B, 1, T, T), True where a key is seen; DENSE queries at a time, as torch may keep all their scores."""
-    out, t = [], torch.arange(q.size(1), device=q.device)
+def _by_mask(q, k, v, mask, options):
+    """By SDPA with a mask (B, 1, T, T), True where a key is seen; None: causal. DENSE queries at a time,
+    as torch may save all their scores."""
+    slopes, scale, softcap, window = options
     q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)
-    for at in range(0, len(t), DENSE):
-        back = t[at:at + DENSE, None] - t # (queries, T)
-        seen = back >= 0 if mask is None else mask[:, :, at:at + DENSE]
+    t = torch.arange(q.size(2), device=q.device)
+    outputs = []
+    for start in range(0, len(t), DENSE):
+        queries = slice(start, start + DENSE)
+        distance = t[queries, None] - t # (queries, T)
+        bias = distance >= 0 if mask is None else mask[:, :, queries]
         if window:
-            seen = seen & (back < window)
+            bias = bias & (distance < window)
         if slopes is not None:
-            seen = (-slopes[:, None, None] * back).masked_fill(~seen, -torch.inf).to(q.dtype) # (B or 1, H, queries, T)
-        out.append(_dense(q[:, :, at:at + DENSE], k, v, seen, scale, softcap, enable_gqa=True))
-    return torch.cat(out, 2).transpose(1, 2)
+            alibi = -slopes[:, None, None] * distance # (H, queries, T)
+            bias = alibi.masked_fill(~bias, -torch.inf).to(q.dtype) # (B or 1, H, queries, T)
+        outputs.append(_dense(q[:, :, queries], k, v, bias, scale, softcap, enable_gqa=True))
+    return torch.cat(outputs, 2).transpose(1, 2)
 
-def _dense(q, k, v, mask, scale, softcap, enable_gqa=False):
-    """SDPA, also with a softcap. mask: True where a key is seen, or what is added to the scores."""
+def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
+    """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to the
+    scores; None: every key is seen."""
     if not softcap:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
-        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
+        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
     s = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * (scale or q.size(-1) ** -0.5)
     s = softcap * torch.tanh(s / softcap)
-    if mask is not None:
-        s = s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask
+    if bias is not None:
+        s = s.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else s + bias
     return s.softmax(-1).to(q.dtype) @ v
 
 def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """One token more: q (B, 1, H, D) over the keys and values so far, its own last: k, v (B, HK, N, D) -> (B, 1, H, D).
-    begin (B, 1): where each row's document begins among the N; None: at 0."""
+    """attention for one new token: q (B, 1, H, D) -> (B, 1, H, D).
+
+    k and v (B, HK, N, D) are the keys and values so far, the new token's own last. begin (B, 1): the
+    index among the N at which each row's document begins; None: 0.
+    """
     B, _, H, D = q.shape
     HK, N = k.shape[1:3]
-    first, mask = max(0, N - window) if window else 0, None
+    first = max(0, N - window) if window else 0
     if first:
-        k, v = k[:, :, first:], v[:, :, first:]
+        k = k[:, :, first:]
+        v = v[:, :, first:]
+    bias = None
     if begin is not None:
-        mask = (torch.arange(first, N, device=q.device) >= begin)[:, None, None] # (B, 1, 1, keys)
+        bias = (torch.arange(first, N, device=q.device) >= begin)[:, None, None] # (B, 1, 1, keys)
     if slopes is not None:
-        bias = slopes.view(HK, -1, 1) * torch.arange(first - N + 1, 1, device=q.device) # (HK, G, keys)
-        mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
-    # (B, HK, G, D): the heads of a group as if they were times
-    return _dense(q.view(B, HK, H // HK, D), k, v, mask, scale, softcap).reshape(B, 1, H, D)
+        distance = torch.arange(first - N + 1, 1, device=q.device) # negative: j - t
+        alibi = (slopes.view(HK, -1, 1) * distance).to(q.dtype) # (HK, G, keys)
+        bias = alibi if bias is None else alibi.masked_fill(~bias, -torch.inf)
+    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head.
+    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap).reshape(B, 1, H, D)
 
+# --------------------------------------------------------------------------------------------------
 
 def _main():
+    from torch.utils.benchmark import Timer
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     B, T, H, HK, D = (8, 2048, 14, 2, 64) if device == 'cuda' else (8, 512, 4, 2, 64)
     generator = torch.Generator().manual_seed(0)
     begins = torch.rand(B, T, generator=generator) < 1 / 150 # documents of 150 tokens on average
     doc_start = torch.where(begins, torch.arange(T), 0).cummax(1).values.to(device)
-    docs = documents(doc_start)
-    mask = documents(doc_start, 'sdpa')
-    ways = {'attention_ref': lambda *x: attention_ref(*x, doc_start), 'attention': lambda *x: attention(*x, docs),
-            'SDPA, mask': lambda *x: attention(*x, mask, backend='sdpa')}
-    print(f"{device}, B {B}, T {T}, H {H}/{HK}, D {D}, documents of 150 tokens, {torch.get_num_threads()} threads\n")
+    implementations = {
+        'attention_ref': partial(attention_ref, doc_start=doc_start),
+        'attention': partial(attention, docs=documents(doc_start)),
+        'SDPA, mask': partial(attention, docs=documents(doc_start, 'sdpa'), backend='sdpa'),
+    }
+    threads = torch.get_num_threads()
+    print(f"{device}, B {B}, T {T}, H {H}/{HK}, D {D}, documents of 150 tokens, {threads} threads\n")
     print("| implementation | dtype | forward + backward, ms |\n|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = [torch.randn(B, T, h, D, generator=generator).to(device, dtype).requires_grad_() for h in (H, HK, HK)]
+        inputs = []
+        for heads in (H, HK, HK):
+            x = torch.randn(B, T, heads, D, generator=generator)
+            inputs.append(x.to(device, dtype).requires_grad_())
         exact = attention_ref(*(x.double() for x in inputs), doc_start)
-        torchs, off = ((ways[name](*inputs) - exact).abs().max().item() for name in ('attention_ref', 'attention'))
-        assert off <= 2 * torchs + torch.finfo(dtype).eps, f"attention is off by {off:.2e}, torch by {torchs:.2e}"
-        for name, way in ways.items():
-            times = []
-            for _ in range(6):
-                begin = time.perf_counter()
-                way(*inputs).sum().backward()
-                if device == 'cuda':
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - begin)
-            print(f"| {name} | {str(dtype)[6:]} | {min(times) * 1e3:.1f} |")
-
-if __name__ == '__main__':
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        ref_error, error = ((implementations[name](*inputs) - exact).abs().max().item()
+                            for name in ('attention_ref', 'attention'))
+        allowed = 2 * ref_error + torch.finfo(dtype).eps
+        assert error <= allowed, f"attention: error {error:.2e}, expected at most {allowed:.2e}"
+        for name, run in implementations.items():
+            timer = Timer('run(*inputs).sum().backward()', num_threads=threads,
+                          globals={'run': run, 'inputs': inputs})
+            ms = min(timer.blocked_autorange(min_run_time=1).times) * 1e3
+            print(f"| {name} | {str(dtype)[6:]} | {ms:.1f} |")
 
 if __name__ == '__main__':
     _main()

@@ -87,7 +87,7 @@ class Whisper:
         translate = token('<|translate|>')
         transcribe = token('<|transcribe|>')
         no_times = token('<|notimestamps|>')
-        if None in (self.end, self.start, translate, no_times):
+        if None in (self.end, self.start, translate, transcribe, no_times):
             raise Refused(f"{name}/tokenizer.json: not a Whisper tokenizer, "
                           "it lacks <|startoftranscript|> and others")
         self.no_speech = token('<|nospeech|>')

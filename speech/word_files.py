@@ -62,19 +62,18 @@ def words_of(source, name, value, rate=RATE):
 
     source (file and line) and name (document) are for the message of the Refused that it raises.
     """
-    lists = [value[key] for key in ('words', 'aligned_text') if key in value]
+    lists = [value[key] for key in ('words', 'aligned_text') if key in value][:1]
     if not lists and isinstance(value.get('segments'), list):
-        lists = [s.get('words') if isinstance(s, dict) else s for s in value['segments']]
+        lists = [s.get('words') if isinstance(s, dict) else s for s in value['segments']] or [[]]
         if None in lists:
             raise Refused(f"{source}: '{name}' has segments without words; "
                           "transcribe it again with word timestamps")
-        lists = [[item for items in lists for item in items]]
     if not lists:
         raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
     try:
-        if not isinstance(lists[0], (list, type(None))):
+        if not all(isinstance(items, (list, type(None))) for items in lists):
             raise TypeError
-        words = [_word(item, rate) for item in lists[0] or ()]
+        words = [_word(item, rate) for items in lists for item in items or ()]
     except (TypeError, ValueError, OverflowError):
         raise Refused(f"{source}: words of '{name}': "
                       'expected [word, start, end] or {"word", "start", "end"} each, '

@@ -4,11 +4,11 @@ Multi-speaker StoryCloze (SIMS 3 and A.3: the texts of sSC and tSC in four Kokor
     ms_ssc, ms_tsc   ROOT/VOICE/N_NAME.wav, paired by number as in tasks/storycloze.py, or the hub's parquet files
                      (slprl/multispeaker-storycloze): id, correct_text, correct_audio, negative_text, negative_audio
     cross_modal      ROOT[/SET[/VOICE]]/NAME_mutual.wav .txt, NAME_correct.wav .txt, NAME_incorrect.wav .txt:
-                     context, right and wrong ending apart, so all of S, S->T, T->S, T can be asked
+                     context, right and wrong ending apart, so all of S, S->T, T->S and T can be scored
 
-A voice of the parquet files is the folder they lie in below ROOT (or the file's name up to '-'). Where such names hold
-'ssc' or 'tsc', only those of the task asked for are read. Every voice must have the same stories. Audio of any rate is
-resampled by speech/audio.py. Row 'all' is the mean over the items of all voices.
+A voice of the parquet files is the folder that holds them below ROOT (or the file's name up to '-'). If such names hold
+'ssc' or 'tsc', only those of the task are read. Every voice must have the same stories. speech/audio.py resamples audio of any
+rate. Row 'all' is the mean over the items of all voices.
 """
 from pathlib import Path
 
@@ -23,31 +23,35 @@ def ms_ssc(root):
 def ms_tsc(root):
     return _spoken(root, 'tsc', 'ssc')
 
-def _spoken(root, task, other):
-    root, voices = Path(root), {}
-    mine = lambda name: other not in name.lower() or task in name.lower()
-    parquet = [p for p in sorted(root.rglob('*.parquet')) if mine(_voice(root, p))]
-    for path in parquet:
-        voices.setdefault(_voice(root, path), []).extend(_rows(path))
-    for folder in [] if parquet else sorted({p.parent for p in root.glob('*/*.wav')}):
-        voices[folder.name] = [(str(k), {'joined': right}, {'joined': wrong}) for k, right, wrong in numbered_pairs(folder)]
+def _spoken(root, task, other_task):
+    root = Path(root)
+    voices = {} # {voice: [(id, right, wrong), ...]}
+    for path in sorted(root.rglob('*.parquet')):
+        voice = _voice(root, path)
+        if other_task not in voice.lower() or task in voice.lower():
+            voices.setdefault(voice, []).extend(_rows(path))
+    if not voices:
+        for folder in sorted({path.parent for path in root.glob('*/*.wav')}):
+            voices[folder.name] = [(str(k), {'joined': right}, {'joined': wrong})
+                                   for k, right, wrong in numbered_pairs(folder)]
     if not voices:
         raise Refused(f"{root}: neither *.parquet nor VOICE/N_NAME.wav; expected slprl/multispeaker-storycloze")
-    ids = {voice: {name for name, *_ in stories} for voice, stories in voices.items()}
+    ids = {voice: {id for id, _, _ in stories} for voice, stories in voices.items()}
+    all_ids = set().union(*ids.values())
     for voice, stories in voices.items():
         if len(stories) != len(ids[voice]):
             raise Refused(f"{root}: {voice} has {len(stories)} stories under {len(ids[voice])} ids")
-        if lacks := set().union(*ids.values()) - ids[voice]:
-            raise Refused(f"{root}: {voice} lacks {len(lacks)} stories that others have: {', '.join(sorted(lacks)[:10])}")
-        for name, right, wrong in stories:
-            yield {'id': f'{voice}/{name}', 'rows': ('all', voice), 'right': right, 'wrong': wrong}
+        if missing := sorted(all_ids - ids[voice]):
+            raise Refused(f"{root}: {voice} lacks {len(missing)} stories that others have: {', '.join(missing[:10])}")
+        for id, right, wrong in stories:
+            yield {'id': f'{voice}/{id}', 'rows': ('all', voice), 'right': right, 'wrong': wrong}
 
 def _voice(root, path):
-    inside = path.parent.relative_to(root).as_posix()
-    return path.stem.split('-')[0] if inside == '.' else inside.removesuffix('/data')
+    folder = path.parent.relative_to(root).as_posix()
+    return path.stem.split('-')[0] if folder == '.' else folder.removesuffix('/data')
 
 def _rows(path):
-    """(id, right, wrong) of a parquet file; its audio as bytes."""
+    """Yields (id, right, wrong) of a parquet file; the audio is the bytes of a file."""
     try:
         import pyarrow.parquet  # only here
     except ImportError:
@@ -57,28 +61,38 @@ def _rows(path):
     if missing := set(columns) - set(table.schema_arrow.names):
         raise Refused(f"{path}: no column {', '.join(sorted(missing))}; expected {', '.join(columns)}")
     for row in table.read(columns).to_pylist():
-        if not all(row[c] is not None for c in columns) or not all(row[c].get('bytes') for c in columns if c.endswith('audio')):
-            raise Refused(f"{path}: story {row['id']} has no text or no audio in it")
-        side = lambda which: {'prompt': ('', None), 'ending': (row[f'{which}_text'], None),
-                              'joined': row[f'{which}_audio']['bytes']}
-        yield str(row['id']), side('correct'), side('negative')
+        sides = []
+        for name in ('correct', 'negative'):
+            text = row[f'{name}_text']
+            audio = row[f'{name}_audio']
+            if row['id'] is None or text is None or audio is None or not audio.get('bytes'):
+                raise Refused(f"{path}: story {row['id']} has no text or no audio in it")
+            sides.append({'prompt': ('', None), 'ending': (text, None), 'joined': audio['bytes']})
+        yield str(row['id']), *sides
 
 def cross_modal(root):
     """Items with context and endings apart."""
     root = Path(root)
-    names = sorted({(p.parent, p.name[:-len('_correct.wav')]) for p in root.rglob('*_correct.wav')})
+    names = {} # {folder: names of its items}
+    for path in sorted(root.rglob('*_correct.wav')):
+        names.setdefault(path.parent, []).append(path.name.removesuffix('_correct.wav'))
     if not names:
-        raise Refused(f"{root}: no NAME_correct.wav in it or below; expected NAME_mutual, NAME_correct and NAME_incorrect, "
-                      "each .wav and .txt")
-    for folder in sorted({folder for folder, _ in names}):
+        raise Refused(f"{root}: no NAME_correct.wav in it or below; "
+                      "expected NAME_mutual, NAME_correct and NAME_incorrect, each .wav and .txt")
+    for folder in sorted(names):
         for ending in ('.wav', '.txt'):
-            check_files(folder, {f'{name}_{part}{ending}' for f, name in names if f == folder for part in PARTS},
-                        "the items' names", '*' + ending)
-    for folder, name in names:
+            files = {f'{name}_{part}{ending}' for name in names[folder] for part in PARTS}
+            check_files(folder, files, "the items' names", '*' + ending)
+    for folder in sorted(names):
         inside = folder.relative_to(root).as_posix().removeprefix('.')
-        text = lambda part: (folder / f'{name}_{part}.txt').read_text(encoding='utf-8').strip()
-        read = lambda part: (text(part), folder / f'{name}_{part}.wav')
-        context = read('mutual')
-        side = lambda part: {'prompt': context, 'ending': read(part), 'joined': (context[1], read(part)[1])}
-        yield {'id': f'{inside}/{name}'.lstrip('/'), 'rows': tuple(dict.fromkeys((inside.split('/')[0], inside))),
-               'right': side('correct'), 'wrong': side('incorrect')}
+        rows = tuple(dict.fromkeys((inside.split('/')[0], inside)))
+        for name in sorted(names[folder]):
+            context, right, wrong = (_read(folder, f'{name}_{part}') for part in PARTS)
+            yield {'id': f'{inside}/{name}'.lstrip('/'), 'rows': rows,
+                   'right': {'prompt': context, 'ending': right, 'joined': (context[1], right[1])},
+                   'wrong': {'prompt': context, 'ending': wrong, 'joined': (context[1], wrong[1])}}
+
+def _read(folder, stem):
+    """-> (text, path of the audio)."""
+    text = (folder / f'{stem}.txt').read_text(encoding='utf-8').strip()
+    return text, folder / f'{stem}.wav'

@@ -1,6 +1,6 @@
 """
-Folders from elsewhere: what hub.vocabulary makes of models that slamkit published (config.json and safetensors, no tokenizer),
-of tokenizers with units in them, and of TextLMs; and that every script goes on from there.
+Folders from elsewhere: what hub.vocabulary reads from models that slamkit published (config.json and safetensors, no
+tokenizer), from tokenizers that contain units and from text models; and that every script continues from there.
 """
 import json
 import shutil
@@ -32,54 +32,67 @@ K = 500 # units of the published models
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48, tied=True)
 
 def publish(folder, tokenizer_folder, kind, **changes):
-    """A random model as slamkit saves it: keys under lm., the text model's config inside, the size outside, no tokenizer."""
-    size = K + 2 + (TextTokenizer(tokenizer_folder).size if kind == 'joint' else 0)
+    """A random model as slamkit saves it: keys begin with lm., the text model's config is inside the
+    model's config, whose vocab_size is the right one, and there is no tokenizer."""
+    size = K + 2
+    if kind == 'joint':
+        size += TextTokenizer(tokenizer_folder).size
     torch.manual_seed(0)
     GPT(GPTConfig(vocab_size=size, **SHAPE)).save_pretrained(folder)
     weights = load_file(folder / 'model.safetensors')
     save_file({f'lm.{name}': w for name, w in weights.items()}, folder / 'model.safetensors', {'format': 'pt'})
     base = json.loads((folder / 'config.json').read_text())
     base |= {'vocab_size': 4000, 'pad_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 1} # the text model's size
-    config = {'architectures': ['UnitLM'], 'model_type': 'speech_language_model', 'base_model_name': str(tokenizer_folder),
-              'base_config': base, 'vocab_size': size, 'twist_init': True, 'use_cache': False, 'torch_dtype': 'float32',
-              'max_position_embeddings': base['max_position_embeddings'], 'transformers_version': '4.48.1'}
+    config = {
+        'architectures': ['UnitLM'], 'model_type': 'speech_language_model',
+        'base_model_name': str(tokenizer_folder), 'base_config': base, 'vocab_size': size,
+        'twist_init': True, 'use_cache': False, 'torch_dtype': 'float32',
+        'max_position_embeddings': base['max_position_embeddings'], 'transformers_version': '4.48.1'}
     (folder / 'config.json').write_text(json.dumps(config | changes))
     (folder / 'generation_config.json').write_text('{"_from_model_config": true, "use_cache": false}')
     return folder
 
 @pytest.fixture
 def house(tmp_path):
+    """(root, {kind: folder of a published model}), with the text tokenizer in root/text."""
     make_tokenizer(tmp_path / 'text')
-    return tmp_path, {kind: publish(tmp_path / kind, tmp_path / 'text', kind) for kind in ('joint', 'speech')}
+    folders = {kind: publish(tmp_path / kind, tmp_path / 'text', kind) for kind in ('joint', 'speech')}
+    return tmp_path, folders
+
+def update_json(path, changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 def test_vocabularies_of_published_models(house):
     root, folders = house
     text = TextTokenizer(root / 'text')
     vocab, tokenizer = vocabulary(folders['joint'])
-    assert vocab == Vocab('joint', text.size, K, text.hash, PUBLISHED) and tokenizer.encode('a b') == text.encode('a b')
-    assert (vocab.unit_to_token([0, 499]).tolist(), vocab.speech, vocab.text) == ([257, 756], 757, 758)
+    assert vocab == Vocab('joint', text.size, K, text.hash, PUBLISHED)
+    assert tokenizer.encode('a b') == text.encode('a b')
+    assert vocab.unit_to_token([0, 499]).tolist() == [257, 756]
+    assert (vocab.speech, vocab.text) == (757, 758)
     assert vocabulary(folders['speech']) == (Vocab('speech', 0, K, '', PUBLISHED), None)
-    (folders['speech'] / 'tokeniser_config.json').write_text(json.dumps({'dedup': True, 'num_units': 400, 'load_fe': False}))
+    tokeniser = {'dedup': True, 'num_units': 400, 'load_fe': False}
+    (folders['speech'] / 'tokeniser_config.json').write_text(json.dumps(tokeniser))
     with pytest.raises(Refused, match='base_model_name|neither 400'): # its 502 rows are not of 400 units
         vocabulary(folders['speech'])
 
 def test_the_text_tokenizer_may_lie_beside_a_published_model(house):
     root, folders = house
-    config = json.loads((folders['joint'] / 'config.json').read_text())
-    (folders['joint'] / 'config.json').write_text(json.dumps(config | {'base_model_name': str(root / 'not-here')}))
+    update_json(folders['joint'] / 'config.json', {'base_model_name': str(root / 'not-here')})
     with pytest.raises(Refused, match='not-here: no such tokenizer folder'):
         vocabulary(folders['joint'])
     shutil.copy(root / 'text' / 'tokenizer.json', folders['joint'])
     assert vocabulary(folders['joint'])[0].n_text == 257
 
 @pytest.mark.parametrize('kind, changes, message', [
-    ('joint', {'vocab_size': 800}, r'vocab_size 800 is neither 500 \+ 2 nor the 257 ids of tokenizer .*text \+ 500 \+ 2; put the'),
+    ('joint', {'vocab_size': 800},
+     r'vocab_size 800 is neither 500 \+ 2 nor the 257 ids of tokenizer .*text \+ 500 \+ 2; put the'),
     ('joint', {'vocab_size': None}, 'vocab_size None is neither'),
-    ('speech', {'base_config': {'pad_token_id': 5, 'bos_token_id': 1, 'eos_token_id': 1}}, r'are \(5, 1, 1\), expected \(0, 1, 1\)')])
+    ('speech', {'base_config': {'pad_token_id': 5, 'bos_token_id': 1, 'eos_token_id': 1}},
+     r'are \(5, 1, 1\), expected \(0, 1, 1\)')])
 def test_other_layouts_are_refused_in_one_line(house, kind, changes, message):
-    root, folders = house
-    config = json.loads((folders[kind] / 'config.json').read_text())
-    (folders[kind] / 'config.json').write_text(json.dumps(config | changes))
+    _, folders = house
+    update_json(folders[kind] / 'config.json', changes)
     with pytest.raises(Refused, match=message) as refusal:
         vocabulary(folders[kind])
     assert '\n' not in str(refusal.value)
@@ -87,17 +100,22 @@ def test_other_layouts_are_refused_in_one_line(house, kind, changes, message):
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_a_tokenizer_with_units_in_it_is_a_vocabulary(tmp_path, kind):
     text = make_tokenizer(tmp_path / 'text')
-    ours = Vocab('joint', text.size, 20, text.hash, 'abc') if kind == 'joint' else Vocab('speech', 0, 20, '', 'abc')
-    GPT(GPTConfig(vocab_size=ours.size, **SHAPE)).save_pretrained(tmp_path / 'm', vocab=ours, tokenizer=tmp_path / 'text')
-    (tmp_path / 'm' / 'vocab.json').unlink()
-    vocab, tokenizer = vocabulary(tmp_path / 'm')
-    assert vocab == Vocab(ours.kind, ours.n_text, 20, ours.tokenizer, '') and (tokenizer is None) == (kind == 'speech')
-    spec = (tmp_path / 'm' / 'tokenizer.json').read_text()
-    for a, b, message in (('<speech>', '<spoken>', '<speech> None'), ('"<Un7>"', '"<Um7>"', 'has 7 units from id')):
-        if a in spec and kind == 'joint':
-            (tmp_path / 'm' / 'tokenizer.json').write_text(spec.replace(a, b))
+    saved = Vocab('speech', 0, 20, '', 'abc')
+    if kind == 'joint':
+        saved = Vocab('joint', text.size, 20, text.hash, 'abc')
+    folder = tmp_path / 'm'
+    GPT(GPTConfig(vocab_size=saved.size, **SHAPE)).save_pretrained(folder, vocab=saved, tokenizer=tmp_path / 'text')
+    (folder / 'vocab.json').unlink()
+    vocab, tokenizer = vocabulary(folder)
+    assert vocab == replace(saved, units='')
+    assert (tokenizer is None) == (kind == 'speech')
+    spec = (folder / 'tokenizer.json').read_text()
+    for token, replacement, message in (('<speech>', '<spoken>', '<speech> None'),
+                                        ('"<Un7>"', '"<Um7>"', 'has 7 units from id')):
+        if token in spec and kind == 'joint':
+            (folder / 'tokenizer.json').write_text(spec.replace(token, replacement))
             with pytest.raises(Refused, match=message):
-                vocabulary(tmp_path / 'm')
+                vocabulary(folder)
 
 def test_a_text_lm_with_a_vocab_json_of_its_tokenizer(tmp_path):
     text = make_tokenizer(tmp_path / 'lm')
@@ -112,22 +130,37 @@ def test_without_a_network_what_to_do_is_said(monkeypatch):
     def offline(*_, **__):
         raise OSError('no route to host')
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
-    with pytest.raises(Refused, match=r'slprl/slam: no such folder, .*: hf download slprl/slam --local-dir=FOLDER'):
+    with pytest.raises(Refused, match='slprl/slam: no such folder, .*: hf download slprl/slam --local-dir=FOLDER'):
         vocabulary('slprl/slam')
 
 # ----------------------------------------------------------------------------------------------------------------
 # the scripts
 
 class Ear:
-    """An encoder: units of a wave by its loudest sample in each frame."""
-    hash, hop, rate, n_units = 'hex', 640, 16000, K
+    """An encoder whose units are the places of the loudest sample in each frame."""
+    hash = 'hex'
+    hop = 640
+    rate = 16000
+    n_units = K
+
     def encode(self, waves):
-        return [np.abs(w[:len(w) // 640 * 640]).reshape(-1, 640).argmax(1) % K for w in waves]
+        return [self.units_of(wave) for wave in waves]
+
+    def units_of(self, wave):
+        n_frames = len(wave) // self.hop
+        frames = np.abs(wave[:n_frames * self.hop]).reshape(n_frames, self.hop)
+        return frames.argmax(1) % K
 
 @pytest.fixture
 def heard(monkeypatch):
+    """Every encoder is Ear."""
     monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
+
+def deduplicated_units(wave):
+    units = Ear().units_of(wave)
+    previous = [-1, *units]
+    return [unit for unit, before in zip(units, previous) if unit != before]
 
 def test_published_models_are_measured(house, heard):
     root, folders = house
@@ -136,53 +169,73 @@ def test_published_models_are_measured(house, heard):
     for i, wave in enumerate(waves):
         soundfile.write(root / 'bench' / 'ssc' / f'{i}_story.wav', wave, 16000, subtype='FLOAT')
     settings = dict(tasks='ssc', root=str(root / 'bench'), data='', cache=str(root / 'cache'), device='cpu')
+    encoder = f'{root}/mhubert-base-25hz'
     for kind, folder in folders.items():
-        with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert-base-25hz: give its --encoder"):
-            evaluation.main(evaluation.Config(model=str(folder), **settings))
+        settings['model'] = str(folder)
+        message = "tiny/hubert: the model's units are of slprl/mhubert-base-25hz: give its --encoder"
+        with pytest.raises(Refused, match=message):
+            evaluation.main(evaluation.Config(**settings))
         with pytest.raises(Refused, match="layer=4: the model's units are of layer 11"):
-            evaluation.main(evaluation.Config(model=str(folder), encoder=f'{root}/mhubert-base-25hz', **settings))
-        evaluation.main(evaluation.Config(model=str(folder), encoder=f'{root}/mhubert-base-25hz', layer=11, **settings))
+            evaluation.main(evaluation.Config(encoder=encoder, **settings))
+        evaluation.main(evaluation.Config(encoder=encoder, layer=11, **settings))
         lines = [json.loads(line) for line in open(folder / 'samples_ssc.jsonl')]
-        assert len(lines) == 2 and json.loads((folder / 'eval.json').read_text())['results']['ssc/S']['n'] == 2
-        model, head = GPT.from_pretrained(folder).eval(), [1] if kind == 'speech' else []
+        results = json.loads((folder / 'eval.json').read_text())['results']
+        assert len(lines) == 2
+        assert results['ssc/S']['n'] == 2
+        model = GPT.from_pretrained(folder).eval()
+        bos = [1] if kind == 'speech' else [] # <S> begins a document and ends it
+        first_unit = 2 if kind == 'speech' else 257
         for i, wave in enumerate(waves):
-            units = [u for u, before in zip(Ear().encode([wave])[0], [-1, *Ear().encode([wave])[0]]) if u != before]
-            losses = document_losses(model, [np.array(head + [u + (2 if kind == 'speech' else 257) for u in units] + head)])[0] # <S> ends them too
-            assert lines[i // 2][f"{('right', 'wrong')[i % 2]}_mean"] == pytest.approx(-losses.mean(), abs=1e-5)
+            ids = [unit + first_unit for unit in deduplicated_units(wave)]
+            losses = document_losses(model, [np.array(bos + ids + bos)])[0]
+            side = ('right', 'wrong')[i % 2]
+            assert lines[i // 2][f'{side}_mean'] == pytest.approx(-losses.mean(), abs=1e-5)
 
 def test_items_of_another_encoder_are_not_scored_by_a_published_model(house):
     root, folders = house
     make_units(root / 'items', {'m00000/context': ('x', [1])})
     with pytest.raises(Refused, match='units abc, the model was trained on slprl/mhubert-base-25hz'):
-        evaluation.main(evaluation.Config(model=str(folders['speech']), items=str(root / 'items'), data='', device='cpu'))
+        evaluation.main(evaluation.Config(
+            model=str(folders['speech']), items=str(root / 'items'), data='', device='cpu'))
 
 def test_published_models_speak_and_are_measured_by_what_they_say(house, heard, monkeypatch):
     root, folders = house
-    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, units_hash='hex')).save_pretrained(root / 'vocoder')
-    SourceFilter(SourceFilterConfig(n_units=K, n_embd=8, units_hash='other')).save_pretrained(root / 'other')
+    for name, units_hash in (('vocoder', 'hex'), ('other', 'other')):
+        cfg = SourceFilterConfig(n_units=K, n_embd=8, units_hash=units_hash)
+        SourceFilter(cfg).save_pretrained(root / name)
     (root / 'prompts').mkdir()
     soundfile.write(root / 'prompts' / 'a.wav', speech_like(1, 0), 16000)
-    monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: ['a b c'] * len(waves))
+    def transcribe(waves):
+        return ['a b c'] * len(waves)
+    monkeypatch.setattr(generation, 'load_asr', lambda *_: transcribe)
+    vocoder = str(root / 'vocoder')
+    out = str(root / 'samples')
     for folder in folders.values():
-        how = dict(model=str(folder), encoder='slprl/mhubert-base-25hz', layer=11, max_new_tokens=6, device='cpu', prompts=str(root / 'prompts'))
-        sample.main(sample.Config(**how, vocoder=str(root / 'vocoder'), out=str(root / 'samples')))
-        assert all(u < K for s in json.loads((root / 'samples' / 'samples.json').read_text())['samples'] for span in s['spans']
-                   for u in span['units'])
-        generation.main(generation.Config(**how, vocoder=str(root / 'vocoder'), llm='', seconds=0.5))
-        assert json.loads((folder / 'eval.json').read_text())['results']['auto_bleu2/whole']['n'] == 1
-        for main, Config, more in ((sample.main, sample.Config, {'out': str(root / 'samples')}), (generation.main, generation.Config, {'llm': ''})):
+        options = dict(model=str(folder), encoder='slprl/mhubert-base-25hz', layer=11, max_new_tokens=6, device='cpu',
+                       prompts=str(root / 'prompts'), vocoder=vocoder)
+        sample.main(sample.Config(**options, out=out))
+        samples = json.loads((root / 'samples' / 'samples.json').read_text())['samples']
+        spans = [span for s in samples for span in s['spans']]
+        assert all(unit < K for span in spans for unit in span['units'])
+        generation.main(generation.Config(**options, llm='', seconds=0.5))
+        results = json.loads((folder / 'eval.json').read_text())['results']
+        assert results['auto_bleu2/whole']['n'] == 1
+        other_vocoder = options | {'vocoder': str(root / 'other')}
+        other_encoder = options | {'encoder': 'tiny/hubert'}
+        for main, Config, extra in ((sample.main, sample.Config, {'out': out}),
+                                    (generation.main, generation.Config, {'llm': ''})):
             with pytest.raises(Refused, match='made for units other, given units hex'):
-                main(Config(**how, vocoder=str(root / 'other'), **more))
+                main(Config(**other_vocoder, **extra))
             with pytest.raises(Refused, match="tiny/hubert: the model's units are of slprl/mhubert"):
-                main(Config(**{**how, 'encoder': 'tiny/hubert'}, vocoder=str(root / 'vocoder'), **more))
+                main(Config(**other_encoder, **extra))
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_training_goes_on_from_a_published_model_with_its_rows_as_they_are(house, kind):
     root, folders = house
     vocab, tokenizer = vocabulary(folders[kind])
     cfg = train.Config(init=str(folders[kind]), new_rows='normal', data='x', max_steps=1)
-    for of in (vocab, replace(vocab, units='hex')): # shards of papers/slamkit.py, or encoded here
-        model = train.build_model(cfg, of, tokenizer and tokenizer.name, torch.device('cpu'))
+    for vocab_of_shards in (vocab, replace(vocab, units='hex')): # shards of papers/slamkit.py, or encoded here
+        model = train.build_model(cfg, vocab_of_shards, tokenizer and tokenizer.name, torch.device('cpu'))
         assert torch.equal(model.embed, GPT.from_pretrained(folders[kind]).embed)
     with pytest.raises(Refused, match='its vocabulary'):
         train.build_model(cfg, Vocab('speech', n_units=400, units='hex'), None, torch.device('cpu'))
@@ -192,17 +245,22 @@ def test_training_starts_from_a_text_lm_whose_folder_has_its_tokenizers_vocab_js
     GPT(GPTConfig(vocab_size=text.size, **SHAPE)).save_pretrained(tmp_path / 'lm')
     (tmp_path / 'lm' / 'vocab.json').write_text(json.dumps({'a': 0, 'b': 1}))
     vocab = Vocab('joint', text.size, 20, text.hash, 'abc')
-    assert train.build_model(train.Config(init=str(tmp_path / 'lm'), data='x', max_steps=1), vocab, str(tmp_path / 'lm'),
-                             torch.device('cpu')).cfg.vocab_size == vocab.size
+    cfg = train.Config(init=str(tmp_path / 'lm'), data='x', max_steps=1)
+    model = train.build_model(cfg, vocab, str(tmp_path / 'lm'), torch.device('cpu'))
+    assert model.cfg.vocab_size == vocab.size
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_preferences_of_a_published_model(house, kind):
     root, folders = house
     rng = np.random.default_rng(0)
-    line = lambda i: {**{part: {'units': (np.cumsum(rng.integers(1, 9, 6)) % K).tolist()} for part in dpo.PARTS},
-                      'prompt_text': f'one {i}', 'chosen_text': 'two', 'rejected_text': 'three'}
-    (root / 'pairs.jsonl').write_text(''.join(json.dumps(line(i)) + '\n' for i in range(8)))
-    dpo.main(dpo.Config(data=str(root / 'pairs.jsonl'), init=str(folders[kind]), out=str(root / 'out'), block_size=64, batch=4,
-                        micro_batch=4, max_steps=2, device='cpu', dtype='float32', save_every=1000, eval_every=1000))
+    def line(i):
+        parts = {part: {'units': (np.cumsum(rng.integers(1, 9, 6)) % K).tolist()} for part in dpo.PARTS}
+        texts = {'prompt_text': f'one {i}', 'chosen_text': 'two', 'rejected_text': 'three'}
+        return json.dumps(parts | texts) + '\n'
+    (root / 'pairs.jsonl').write_text(''.join(line(i) for i in range(8)))
+    dpo.main(dpo.Config(
+        data=str(root / 'pairs.jsonl'), init=str(folders[kind]), out=str(root / 'out'), block_size=64, batch=4,
+        micro_batch=4, max_steps=2, device='cpu', dtype='float32', save_every=1000, eval_every=1000))
     assert Vocab.load(root / 'out') == vocabulary(folders[kind])[0] == vocabulary(root / 'out')[0]
-    assert GPT.from_pretrained(root / 'out').cfg.vocab_size == K + 2 + (257 if kind == 'joint' else 0)
+    n_text = 257 if kind == 'joint' else 0
+    assert GPT.from_pretrained(root / 'out').cfg.vocab_size == K + 2 + n_text

@@ -23,14 +23,17 @@ from vocab import Vocab
 K, HOP = 500, 640
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXT = ["Once upon a time, there was a café; it's 2014 and the dog's bone -- who'd know? -- cost $43,000.",
-        "the dog and the cat and the bird said: don't go there, don't go at all! naïve 東京 ご飯 😀 once upon a time"] * 3
+        "the dog and the cat and the bird said: don't go there, don't go at all! "
+        "naïve 東京 ご飯 😀 once upon a time"] * 3
 
 def save_tokenizer(folder, split=QWEN, merges=400):
     """A byte-level BPE like Qwen's or GPT-2's; split=None: no pre-tokenizer, so tokens may cover several words."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = byte_level if split is None else \
-        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), 'isolated'), byte_level])
+    tokenizer.pre_tokenizer = byte_level
+    if split is not None:
+        by_regex = pre_tokenizers.Split(Regex(split), 'isolated')
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_regex, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False)
@@ -59,15 +62,18 @@ def slow_mix(x):
 
 def poisson_of(u, lam):
     """Inverse of the distribution function at u / 2**32."""
-    k, total = 0, math.exp(-lam)
+    k = 0
+    total = math.exp(-lam)
     while math.floor(min(total, 1) * 2**32) <= u:
         k += 1
         total += math.exp(k * math.log(lam) - lam - math.lgamma(k + 1))
     return k
 
 def plain_spans(n, lam, eta, draws):
-    """SIMS's loop; draws yields (start, length), a start that is not eligible is drawn again."""
-    mask, eligible, count = [0] * n, set(range(n)), 0
+    """SIMS's loop; draws yields (start, length), and a start that is not eligible is drawn again."""
+    mask = [0] * n
+    eligible = set(range(n))
+    count = 0
     while count < math.ceil(n * eta) and eligible:
         s, length = next(draws, (None, None))
         if s is None:
@@ -87,10 +93,12 @@ def hashed_draws(key, n, lam):
 
 def papers_spans(n, rng, lam=10, eta=.3):
     """The papers' code, to the letter, on numpy's generator."""
-    mask, eligible, count = np.zeros(n), set(range(n)), 0
+    mask = np.zeros(n)
+    eligible = set(range(n))
+    count = 0
     while count < math.ceil(n * eta) and eligible:
-        s, length = rng.choice(list(eligible)), rng.poisson(lam)
-        e = min(s + length, n)
+        s = rng.choice(list(eligible))
+        e = min(s + rng.poisson(lam), n)
         if np.any(mask[s:e] == 1):
             continue
         mask[s:e] = 1
@@ -100,41 +108,53 @@ def papers_spans(n, rng, lam=10, eta=.3):
             eligible -= {e}
     return mask
 
+def keys_of(ids, seed=0, epoch=0):
+    return draw_keys(hash_ids(ids), seed, epoch)
+
 @pytest.mark.parametrize('lam, eta', [(10, .3), (2, .5), (0.3, .3), (10, .8), (40, 1)])
 def test_spans_are_those_of_the_plain_loop_over_the_same_draws(lam, eta, monkeypatch):
     monkeypatch.setattr(interleave, 'MAX_DRAWS', 700) # which lam = 40 reaches
     lengths = [1, 2, 3, 4, 5, 0, 7, 10, 11, 40, 63, 64, 65, 200] * 3
-    keys = draw_keys(hash_ids([f'd{i}' for i in range(len(lengths))]), 3, 1)
-    slow = [plain_spans(n, lam, eta, hashed_draws(key, n, lam)) for key, n in zip(keys.tolist(), lengths)]
-    assert spoken_words(keys, lengths, lam, eta).astype(int).tolist() == sum(slow, [])
+    keys = keys_of([f'd{i}' for i in range(len(lengths))], 3, 1)
+    expected = []
+    for key, n in zip(keys.tolist(), lengths):
+        expected += plain_spans(n, lam, eta, hashed_draws(key, n, lam))
+    assert spoken_words(keys, lengths, lam, eta).astype(int).tolist() == expected
 
 @pytest.mark.parametrize('n, documents, share',
                          [(10, 20000, .633), (30, 8000, .431), (100, 2000, .343), (1000, 300, .304)])
 def test_share_of_spoken_words_is_the_published_one(n, documents, share):
-    spoken = spoken_words(draw_keys(hash_ids(map(str, range(documents))), 0, 0), [n] * documents).reshape(documents, n)
-    each = spoken.mean(1)
-    assert abs(each.mean() - share) < .015, each.mean() # published from few draws: the first is .644 in truth
+    spoken = spoken_words(keys_of(map(str, range(documents))), [n] * documents)
+    mean = spoken.reshape(documents, n).mean(1).mean()
+    assert abs(mean - share) < .015, mean # published from few draws: the first is .644 in truth
 
 @pytest.mark.parametrize('n', [9, 12, 45])
 def test_every_word_is_spoken_as_often_as_under_numpys_generator(n):
-    fast = spoken_words(draw_keys(hash_ids(map(str, range(20000))), 0, 0), [n] * 20000).reshape(-1, n)
+    fast = spoken_words(keys_of(map(str, range(20000))), [n] * 20000).reshape(-1, n)
     rng = np.random.default_rng(0)
     slow = np.array([papers_spans(n, rng) for _ in range(1200)])
     error = (slow.var(0) / len(slow) + fast.var(0) / len(fast)) ** .5
     assert (abs(fast.mean(0) - slow.mean(0)) < 4.5 * error).all(), (fast.mean(0), slow.mean(0))
-    spans = lambda m: (np.diff(m.astype(int), axis=1, prepend=0) == 1).sum(1)
-    a, b = spans(fast), spans(slow)
-    assert abs(a.mean() - b.mean()) < 4.5 * (a.var() / len(a) + b.var() / len(b)) ** .5 + 1e-9, (a.mean(), b.mean())
+    def spans_per_document(mask):
+        return (np.diff(mask.astype(int), axis=1, prepend=0) == 1).sum(1)
+    a = spans_per_document(fast)
+    b = spans_per_document(slow)
+    error = (a.var() / len(a) + b.var() / len(b)) ** .5
+    assert abs(a.mean() - b.mean()) < 4.5 * error + 1e-9, (a.mean(), b.mean())
 
 def test_a_document_has_its_own_spans_whatever_is_around_it_and_other_ones_each_epoch_and_seed():
-    ids, lengths = [f'd{i}' for i in range(300)], np.random.default_rng(0).integers(0, 90, 300)
-    def of(ids, lengths, *which):
-        return np.split(spoken_words(draw_keys(hash_ids(ids), *which), lengths), np.cumsum(lengths)[:-1])
-    alone = [of([name], [n], 0, 0)[0] for name, n in zip(ids, lengths)]
-    back = of(ids[::-1], lengths[::-1], 0, 0)[::-1]
-    assert all((a == b).all() and (a == c).all() for a, b, c in zip(alone, of(ids, lengths, 0, 0), back))
-    for other in ((0, 1), (1, 0)):
-        assert np.mean([(a == b).all() for a, b in zip(alone, of(ids, lengths, *other)) if len(a) > 30]) < .05
+    ids = [f'd{i}' for i in range(300)]
+    lengths = np.random.default_rng(0).integers(0, 90, 300)
+    def spans_of(ids, lengths, seed=0, epoch=0):
+        return np.split(spoken_words(keys_of(ids, seed, epoch), lengths), np.cumsum(lengths)[:-1])
+    together = spans_of(ids, lengths)
+    alone = [spans_of([id], [n])[0] for id, n in zip(ids, lengths)]
+    reversed_order = spans_of(ids[::-1], lengths[::-1])[::-1]
+    for a, b, c in zip(alone, together, reversed_order):
+        assert (a == b).all() and (a == c).all()
+    for seed, epoch in ((0, 1), (1, 0)):
+        pairs = zip(alone, spans_of(ids, lengths, seed, epoch))
+        assert np.mean([(a == b).all() for a, b in pairs if len(a) > 30]) < .05
 
 # ----------------------------------------------------------------------------------------------------------------
 # documents
@@ -145,37 +165,41 @@ def make_batch(folder, docs, tokenizer, splits=True):
     write_words_shard(folder, index, [doc[:4] for doc in docs])
     shard = WordsShard(folder / f'{index:05d}')
     table = interleave.WordTable(shard, tokenizer, splits)
-    units, runs = (np.array([x for doc in docs for x in doc[i]], np.uint16) for i in (4, 5))
+    units = np.array([unit for doc in docs for unit in doc[4]], np.uint16)
+    runs = np.array([run for doc in docs for run in doc[5]], np.uint16)
     offsets = np.cumsum([0] + [len(doc[4]) for doc in docs])
     return Batch(units, runs, offsets, shard.word, shard.start, shard.end, shard.offsets, table.exact), table
 
 def slow_document(tokenizer, words, starts, ends, units, runs, spoken):
     """The papers' builder on integers, with a plain list for everything."""
-    vocab, out, a = joint(tokenizer), list(tokenizer.first), 0
-    unit_end = np.cumsum(runs, dtype=int).tolist()
-    unit_end = [e * HOP for e in unit_end]
+    vocab = joint(tokenizer)
+    out = list(tokenizer.first)
+    unit_end = [end * HOP for end in np.cumsum(runs, dtype=int).tolist()]
+    a = 0
     while a < len(words):
         b = a
         while b < len(words) and spoken[b] == spoken[a]:
             b += 1
         if spoken[a]:
-            i, j = bisect_left(unit_end, starts[a]), bisect_right(unit_end, ends[b - 1])
-            i = min(i, len(units) - 1)
-            out += [vocab.speech] + [tokenizer.size + int(u) for u in units[i:max(j, i + 1)]]
+            i = min(bisect_left(unit_end, starts[a]), len(units) - 1)
+            j = max(bisect_right(unit_end, ends[b - 1]), i + 1)
+            out += [vocab.speech] + [tokenizer.size + int(u) for u in units[i:j]]
         else:
             out += [vocab.text] + tokenizer.encode(''.join(words[a:b]))
         a = b
     return out
 
 def random_docs(n, seed, vocabulary):
-    rng, docs = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    docs = []
     for i in range(n):
         runs = rng.integers(1, 6, rng.integers(1, 200))
-        units, total = rng.integers(0, K, len(runs)), int(runs.sum()) * HOP
-        count = int(rng.integers(0, 60))
-        edges = np.sort(rng.integers(0, total + 400, 2 * count)) # past the last whole frame too
-        edges = np.where(rng.random(2 * count) < .3, edges // HOP * HOP, edges) # ties with unit boundaries
-        words = [' ' * (j > 0 or i % 2) + str(w) for j, w in enumerate(rng.choice(vocabulary, count))]
+        units = rng.integers(0, K, len(runs))
+        total = int(runs.sum()) * HOP
+        n_words = int(rng.integers(0, 60))
+        edges = np.sort(rng.integers(0, total + 400, 2 * n_words)) # past the last whole frame too
+        edges = np.where(rng.random(2 * n_words) < .3, edges // HOP * HOP, edges) # ties with unit boundaries
+        words = [' ' * (j > 0 or i % 2) + str(w) for j, w in enumerate(rng.choice(vocabulary, n_words))]
         docs.append((f'doc-{seed}-{i}', words, edges[0::2].tolist(), edges[1::2].tolist(), units, runs))
     return docs
 
@@ -188,62 +212,71 @@ SIMPLE = ['once', 'upon', 'a', 'time', 'the', 'dog', 'said']
 def split(tokens, lengths):
     return [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])]
 
+def built(docs, batch, table, tokenizer, eot=()):
+    """Yields (document, its interleaved ids, its text's ids, which words are spoken)."""
+    keys = keys_of([doc[0] for doc in docs])
+    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP, eot)
+    texts = split(*text_documents(batch, table, tokenizer, eot))
+    masks = np.split(spoken, batch.word_offsets[1:-1])
+    return zip(docs, split(tokens, lengths), texts, masks, strict=True)
+
 @pytest.mark.parametrize('first', [[], [7]])
 def test_documents_equal_the_slow_builder(tmp_path, tokenizer, first, monkeypatch):
     monkeypatch.setattr(tokenizer, 'first', first)
     docs = random_docs(400, 1, VOCABULARY)
     batch, table = make_batch(tmp_path, docs, tokenizer)
-    keys = draw_keys(hash_ids([doc[0] for doc in docs]), 0, 0)
-    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP, [9])
-    text, text_lengths = text_documents(batch, table, tokenizer, [9])
-    masks = np.split(spoken, batch.word_offsets[1:-1])
-    for doc, ids, plain, mask in zip(docs, split(tokens, lengths), split(text, text_lengths), masks):
-        assert ids == (slow_document(tokenizer, *doc[1:], mask) + [9] if doc[1] else []), doc[0]
-        assert plain == ([*first, *tokenizer.encode(''.join(doc[1]).strip()), 9] if doc[1] else []), doc[0]
+    for doc, ids, text_ids, mask in built(docs, batch, table, tokenizer, eot=[9]):
+        if doc[1]:
+            assert ids == slow_document(tokenizer, *doc[1:], mask) + [9], doc[0]
+            assert text_ids == [*first, *tokenizer.encode(''.join(doc[1]).strip()), 9], doc[0]
+        else:
+            assert ids == [] and text_ids == [], doc[0]
     assert not batch.exact.any(), "ordinary spaced words need no exact path"
 
 def by_hand(tmp_path, tokenizer, monkeypatch, words, mask):
     """Tokens of a worked case: units 5 9 5 7 3 8 that last 2 1 3 1 2 1 frames, times of words in seconds."""
     monkeypatch.setattr(interleave, 'spoken_words', lambda *_: np.array(mask, bool))
-    starts, ends = ([round(word[i] * 16000) for word in words] for i in (1, 2))
+    starts = [round(start * 16000) for _, start, _ in words]
+    ends = [round(end * 16000) for _, _, end in words]
     doc = ('x', [word for word, _, _ in words], starts, ends, [5, 9, 5, 7, 3, 8], [2, 1, 3, 1, 2, 1])
     batch, table = make_batch(tmp_path, [doc], tokenizer)
     tokens, _, _ = interleaved_documents(batch, None, table, tokenizer, joint(tokenizer), HOP)
     return tokens.tolist()
 
 def test_worked_cases(tmp_path, tokenizer, monkeypatch):
-    T, case = tokenizer.size, lambda words, mask: by_hand(tmp_path, tokenizer, monkeypatch, words, mask)
-    speech, text = T + 500, T + 501
+    def case(words, mask):
+        return by_hand(tmp_path, tokenizer, monkeypatch, words, mask)
+    T = tokenizer.size
+    speech = T + 500
+    text = T + 501
     (a,), (b,), (c,) = (tokenizer.encode(w) for w in (' a', ' b', ' c'))
-    assert case([(' a', 0, .1), (' b', .1, .2), (' c', .2, .4)], [1, 0, 1]) == \
-        [speech, T + 5, text, b, speech, T + 5, T + 7, T + 3, T + 8]
-    assert case([(' a', 0, .08), (' b', .08, .28), (' c', .28, .4)], [0, 1, 0]) == \
-        [text, a, speech, T + 5, T + 9, T + 5, T + 7, text, c] # the run that ends exactly at .08 is in
+    ids = case([(' a', 0, .1), (' b', .1, .2), (' c', .2, .4)], [1, 0, 1])
+    assert ids == [speech, T + 5, text, b, speech, T + 5, T + 7, T + 3, T + 8]
+    ids = case([(' a', 0, .08), (' b', .08, .28), (' c', .28, .4)], [0, 1, 0])
+    assert ids == [text, a, speech, T + 5, T + 9, T + 5, T + 7, text, c] # the run that ends exactly at .08 is in
     assert case([(' a', .13, .2), (' b', .2, .3)], [1, 0]) == [speech, T + 5, text, b] # inside one run: that run
     assert case([(' a', 0, .1), (' b', .1, .2)], [0, 0]) == [text, a, b]
-    assert case([(' a', .5, .6)], [1]) == [speech, T + 8] # behind the last unit: the last unit
+    assert case([(' a', .5, .6)], [1]) == [speech, T + 8] # after the last unit: the last unit
     assert case([], []) == []
 
 def assert_exact(folder, tokenizer, docs, splits=True):
     """Every document is tokenized exactly, as joined text."""
     folder.mkdir(exist_ok=True)
     batch, table = make_batch(folder, docs, tokenizer, splits)
-    keys = draw_keys(hash_ids([doc[0] for doc in docs]), 0, 0)
-    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP)
-    text, text_lengths = text_documents(batch, table, tokenizer)
-    masks = np.split(spoken, batch.word_offsets[1:-1])
-    for doc, ids, plain, mask in zip(docs, split(tokens, lengths), split(text, text_lengths), masks, strict=True):
+    for doc, ids, text_ids, mask in built(docs, batch, table, tokenizer):
         assert ids == slow_document(tokenizer, *doc[1:], mask), doc
-        assert plain == tokenizer.encode(''.join(doc[1]).strip()), doc
+        assert text_ids == tokenizer.encode(''.join(doc[1]).strip()), doc
 
 def timed(*texts):
     return [(str(i), words, range(len(words)), range(len(words)), [1], [9]) for i, words in enumerate(texts)]
 
 def with_decoys(tokenizer, pairs):
-    """Documents of a pair each; before them, to be the ones tried, pairs that look the same where they meet."""
+    """Documents of one pair each, after decoys: pairs that look the same where they meet, so that those are tried."""
     decoys = [(f'Q{a[-1]}', f'{b[:2]}Q') for a, b in pairs]
-    parts = lambda a, b: tokenizer.encode(a) + tokenizer.encode(b) == tokenizer.encode(a + b)
-    assert any(parts(*decoy) and not parts(*pair) for decoy, pair in zip(decoys, pairs)), "no pair is like that"
+    def joins(a, b):
+        return tokenizer.encode(a) + tokenizer.encode(b) == tokenizer.encode(a + b)
+    differ = any(joins(*decoy) and not joins(*pair) for decoy, pair in zip(decoys, pairs))
+    assert differ, "no pair is like that"
     return timed(*decoys, *pairs)
 
 def test_words_that_do_not_meet_at_a_space_are_tokenized_as_joined_text(tmp_path, tokenizer):
@@ -263,7 +296,8 @@ def test_a_tokenizer_that_merges_across_spaces_is_found_out(tmp_path, tokenizer)
 
 def test_a_pair_of_words_that_changes_at_its_boundary_takes_the_exact_path(tmp_path, tokenizer):
     class Lookahead: # no token covers two words, yet 'z' is another token before a space than at the end
-        size, first = tokenizer.size, []
+        size = tokenizer.size
+        first = []
         def encode_batch(self, texts):
             return [tokenizer.encode(t.replace('z ', 'y ')) for t in texts]
         def encode(self, text):
@@ -276,29 +310,29 @@ def test_a_pair_of_words_that_changes_at_its_boundary_takes_the_exact_path(tmp_p
     assert texts == [tokenizer.encode('jazy is it'), tokenizer.encode('it is')]
 
 def test_spans_tile_the_document_each_word_once_and_the_units_of_its_time(tmp_path, tokenizer):
-    n, frames = 40, 300 # a unit a frame, a word every 7 frames: what a spoken span holds can be read off
+    n = 40
+    frames = 300
+    # A unit per frame, a word every 7 frames: the units of a spoken span tell its words.
     words = [f' w{i}' for i in range(n)]
     starts = np.arange(n) * 7 * HOP
     docs = [(f'{i}', words, starts, starts + 7 * HOP, np.arange(frames) % K, np.ones(frames, int)) for i in range(100)]
     batch, table = make_batch(tmp_path, docs, tokenizer)
     vocab = joint(tokenizer)
-    keys = draw_keys(hash_ids([d[0] for d in docs]), 0, 0)
-    tokens, lengths, _ = interleaved_documents(batch, keys, table, tokenizer, vocab, HOP)
-    for ids in split(tokens, lengths):
-        seen = []
-        marks = [i for i, t in enumerate(ids) if t in (vocab.speech, vocab.text)]
+    for _, ids, _, _ in built(docs, batch, table, tokenizer):
+        words_in_spans = []
+        marks = [i for i, token in enumerate(ids) if token in (vocab.speech, vocab.text)]
         for a, b in zip(marks, [*marks[1:], len(ids)]):
             assert b > a + 1, "an empty span"
             if ids[a] == vocab.speech:
-                units = [t - tokenizer.size for t in ids[a + 1:b]]
+                units = [token - tokenizer.size for token in ids[a + 1:b]]
                 assert units == list(range(units[0], units[-1] + 1))
                 first = -(-units[0] // 7) # the run that ends at the span's beginning is in: one frame before it
                 assert units[0] == max(first * 7 - 1, 0) and units[-1] % 7 == 6
-                seen += range(first, units[-1] // 7 + 1)
+                words_in_spans += range(first, units[-1] // 7 + 1)
             else:
-                seen += [int(w[1:]) for w in tokenizer.decode(ids[a + 1:b]).split()]
-        assert seen == list(range(n))
-        assert all(ids[a] != ids[b] for a, b in zip(marks, marks[1:])), "separators come by turns"
+                words_in_spans += [int(w[1:]) for w in tokenizer.decode(ids[a + 1:b]).split()]
+        assert words_in_spans == list(range(n))
+        assert all(ids[a] != ids[b] for a, b in zip(marks, marks[1:])), "separators alternate"
 
 # ----------------------------------------------------------------------------------------------------------------
 # folders
@@ -322,11 +356,12 @@ def mine(tmp_path):
     docs = random_docs(300, 5, SIMPLE)
     return make_folder(tmp_path / 'units', [docs[:170], docs[170:171], docs[171:]])
 
-def settings(tokenizer, out, mine, **more):
-    return Config(units=str(mine), tokenizer=tokenizer.name, out=str(out), val_frac=.1, **more)
+def settings(tokenizer, out, units, **changes):
+    return Config(units=str(units), tokenizer=tokenizer.name, out=str(out), val_frac=.1, **changes)
 
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.suffix == '.bin'}
+def all_bytes(folder, pattern='*.bin'):
+    paths = sorted(path for path in Path(folder).rglob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 def read(folder, vocab):
     shards = Shards([folder], vocab)
@@ -335,44 +370,53 @@ def read(folder, vocab):
 def test_the_same_bytes_however_the_documents_are_batched_or_sharded(tmp_path, tokenizer, mine, monkeypatch):
     text = tmp_path / 'more.txt'
     text.write_text("once upon a time\n\nthe dog said <Un5>\n")
-    more = dict(text=str(text), epochs=2, eot=True)
-    interleave.main(settings(tokenizer, tmp_path / 'a', mine, **more))
+    changes = dict(text=str(text), epochs=2, eot=True)
+    interleave.main(settings(tokenizer, tmp_path / 'a', mine, **changes))
+    expected = all_bytes(tmp_path / 'a')
+    assert len(expected) == 8, sorted(expected)
     monkeypatch.setattr(interleave, 'BATCH_DOCS', 7)
     monkeypatch.setattr(interleave, 'BATCH_RUNS', 300)
-    interleave.main(settings(tokenizer, tmp_path / 'b', mine, **more))
-    one, two = all_bytes(tmp_path / 'a'), all_bytes(tmp_path / 'b')
-    assert one == two and len(one) == 8, sorted(one)
+    interleave.main(settings(tokenizer, tmp_path / 'b', mine, **changes))
+    assert all_bytes(tmp_path / 'b') == expected
     docs = random_docs(300, 5, SIMPLE)
-    other = make_folder(tmp_path / 'other', [docs[:11], docs[11:]])
-    interleave.main(settings(tokenizer, tmp_path / 'c', other, **more))
-    assert all_bytes(tmp_path / 'c') == one
+    resharded = make_folder(tmp_path / 'resharded', [docs[:11], docs[11:]])
+    interleave.main(settings(tokenizer, tmp_path / 'c', resharded, **changes))
+    assert all_bytes(tmp_path / 'c') == expected
     info = json.loads((tmp_path / 'a' / 'info.json').read_text())
-    spoken = [d for d in docs if d[1]]
-    written = lambda source: sum(info['written'][f'{s}/{source}']['documents'] for s in ('train', 'val'))
-    assert (written('speech'), written('textless'), written('interleaved')) == (300, 300, 2 * len(spoken))
-    assert written('text') == len(spoken) + 2 and info['interleaved']['without_words'] == 300 - len(spoken)
-    assert info['refused'] == {'OVERLAP': 1} and info['written']['val/speech']['documents'] in range(15, 50)
+    def written(source):
+        return sum(info['written'][f'{split}/{source}']['documents'] for split in ('train', 'val'))
+    n_with_words = sum(bool(doc[1]) for doc in docs)
+    assert (written('speech'), written('textless'), written('interleaved')) == (300, 300, 2 * n_with_words)
+    assert written('text') == n_with_words + 2
+    assert info['interleaved']['without_words'] == 300 - n_with_words
+    assert info['refused'] == {'OVERLAP': 1}
+    assert info['written']['val/speech']['documents'] in range(15, 50)
 
 def test_every_source_holds_its_documents(tmp_path, tokenizer, mine):
-    interleave.main(settings(tokenizer, tmp_path / 'out', mine, eot=True))
-    docs, vocab, out = random_docs(300, 5, SIMPLE), joint(tokenizer), tmp_path / 'out'
-    val = interleave.is_val(hash_ids([d[0] for d in docs]), .1)
-    for name, part in (('train', ~val), ('val', val)):
-        mine_now = [doc for doc, yes in zip(docs, part) if yes]
-        units = [[tokenizer.size + int(u) for u in d[4]] for d in mine_now]
-        assert read(out / name / 'speech', vocab) == [ids + [tokenizer.eot] for ids in units]
-        textless = Vocab('speech', n_units=K, units='h')
-        assert read(out / name / 'textless', textless) == [[1, *(2 + int(u) for u in d[4]), 1] for d in mine_now]
-        mine_now = [d for d in mine_now if d[1]]
-        texts = [tokenizer.encode(''.join(d[1]).strip()) for d in mine_now]
-        assert read(out / name / 'text', vocab) == [ids + [tokenizer.eot] for ids in texts]
-        for doc, ids in zip(mine_now, read(out / name / 'interleaved', vocab), strict=True):
-            key, n = int(draw_keys(hash_ids([doc[0]]), 0, 0)[0]), len(doc[1])
+    out = tmp_path / 'out'
+    interleave.main(settings(tokenizer, out, mine, eot=True))
+    docs = random_docs(300, 5, SIMPLE)
+    vocab = joint(tokenizer)
+    textless = Vocab('speech', n_units=K, units='h')
+    eot = [tokenizer.eot]
+    val = interleave.is_val(hash_ids([doc[0] for doc in docs]), .1)
+    for split, in_split in (('train', ~val), ('val', val)):
+        split_docs = [doc for doc, inside in zip(docs, in_split) if inside]
+        speech = [[tokenizer.size + int(u) for u in doc[4]] + eot for doc in split_docs]
+        assert read(out / split / 'speech', vocab) == speech
+        assert read(out / split / 'textless', textless) == [[1, *(2 + int(u) for u in doc[4]), 1] for doc in split_docs]
+        with_words = [doc for doc in split_docs if doc[1]]
+        texts = [tokenizer.encode(''.join(doc[1]).strip()) + eot for doc in with_words]
+        assert read(out / split / 'text', vocab) == texts
+        for doc, ids in zip(with_words, read(out / split / 'interleaved', vocab), strict=True):
+            key = int(keys_of([doc[0]])[0])
+            n = len(doc[1])
             mask = plain_spans(n, 10, .3, hashed_draws(key, n, 10))
-            assert ids == slow_document(tokenizer, *doc[1:], mask) + [tokenizer.eot]
+            assert ids == slow_document(tokenizer, *doc[1:], mask) + eot
 
 def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokenizer, mine, monkeypatch, capsys):
-    cfg, done = settings(tokenizer, tmp_path / 'out', mine), []
+    cfg = settings(tokenizer, tmp_path / 'out', mine)
+    done = []
     real = interleave.write_shard
     def killed(*args):
         if done:
@@ -385,8 +429,8 @@ def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokeniz
     monkeypatch.setattr(interleave, 'write_shard', real)
     (tmp_path / 'out.tmp' / 'train').mkdir(parents=True) # what a kill -9 leaves
     interleave.main(cfg)
-    interleave.main(settings(tokenizer, tmp_path / 'other', mine))
-    assert all_bytes(tmp_path / 'out') == all_bytes(tmp_path / 'other')
+    interleave.main(settings(tokenizer, tmp_path / 'undisturbed', mine))
+    assert all_bytes(tmp_path / 'out') == all_bytes(tmp_path / 'undisturbed')
     before = (tmp_path / 'out' / 'info.json').read_bytes()
     capsys.readouterr()
     interleave.main(cfg)
@@ -396,31 +440,34 @@ def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokeniz
     assert (tmp_path / 'out' / 'info.json').read_bytes() == before
 
 def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, tokenizer, mine):
-    cfg, out = settings(tokenizer, tmp_path / 'made' / 'out', mine), tmp_path / 'made' / 'out'
+    out = tmp_path / 'made' / 'out'
+    cfg = settings(tokenizer, out, mine)
     out.parent.mkdir()
-    changes = killed(lambda: interleave.main(cfg), str(out))
-    whole = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()}
-    for moment in np.random.default_rng(0).choice(changes, 10, replace=False).tolist():
+    n_changes = killed(lambda: interleave.main(cfg), str(out))
+    expected = all_bytes(out, '*')
+    for moment in np.random.default_rng(0).choice(n_changes, 10, replace=False).tolist():
         shutil.rmtree(out, ignore_errors=True)
         killed(lambda: interleave.main(cfg), str(out), moment)
         interleave.main(cfg)
-        assert {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()} == whole, moment
+        assert all_bytes(out, '*') == expected, moment
 
 def test_show_prints_the_document(tmp_path, tokenizer, mine, capsys):
     doc = next(d for d in random_docs(300, 5, SIMPLE) if len(d[1]) > 40)
     interleave.main(Config(units=str(mine), tokenizer=tokenizer.name, show=doc[0]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f'{doc[0]}: {len(doc[1])} words, ')
-    said = ''.join(line.removeprefix('<text>').removeprefix('<speech>').partition('    ')[0] for line in lines[1:])
-    assert said == ''.join(doc[1])
+    spans = [line.removeprefix('<text>').removeprefix('<speech>').partition('    ')[0] for line in lines[1:]]
+    assert ''.join(spans) == ''.join(doc[1])
 
 def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
+    base = dict(units=str(mine), tokenizer=tokenizer.name, out=str(tmp_path / 'no'))
     def refused(message, **changes):
         with pytest.raises(Refused) as e:
-            base = dict(units=str(mine), tokenizer=tokenizer.name, out=str(tmp_path / 'no'))
             interleave.main(Config(**{**base, **changes}))
-        assert message in str(e.value) and '\n' not in str(e.value), e.value
-        assert not (tmp_path / 'no').exists() and not (tmp_path / 'no.tmp').exists()
+        assert message in str(e.value), e.value
+        assert '\n' not in str(e.value), e.value
+        assert not (tmp_path / 'no').exists()
+        assert not (tmp_path / 'no.tmp').exists()
     silent = make_folder(tmp_path / 'silent', [random_docs(3, 6, ['a'])], words=False)
     refused('no such folder; align.py makes it', units=str(silent))
     refused('nowhere: no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
@@ -428,8 +475,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     (tmp_path / 'empty').mkdir()
     refused('no .txt or .jsonl file in this folder', text=str(tmp_path / 'empty'))
     refused("has no 'text'", text='more.txt', sources=('speech',))
-    other = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
-    refused('units_hash differs', units=f'{mine},{other}')
+    foreign = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
+    refused('units_hash differs', units=f'{mine},{foreign}')
     refused('expected some of', sources=('speech', 'song'))
     refused('expected 0 < lam <= 100', eta=0.0)
     refused('no units folder', units='')
@@ -448,15 +495,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     write_words_shard(swapped / 'words', 0, [d[:4] for d in docs[::-1]])
     write_json(swapped / 'words' / 'info.json', {'refused': {}})
     refused("not the documents of", units=str(swapped))
-    wide = make_folder(tmp_path / 'wide', [docs], n_units=3)
-    refused('info.json says 3 units', units=str(wide))
+    few_units = make_folder(tmp_path / 'few', [docs], n_units=3)
+    refused('info.json says 3 units', units=str(few_units))
     with pytest.raises(Refused, match="no setting 'etaa', did you mean 'eta'?"):
         configure(Config, ['--etaa=1'])
 
 def test_text_files_give_a_document_a_line(tmp_path):
     (tmp_path / 'a.txt').write_bytes('\ufeffonce upon\r\n\r\n a\u2028b \x0c c\n'.encode())
     (tmp_path / 'b.jsonl').write_text('{"text": " x\\ny"}\n\n{"text": " "}\n{"text": "z", "other": 1}')
-    read = lambda name: list(interleave.texts_of(str(tmp_path / name)))
+    def read(name):
+        return list(interleave.texts_of(str(tmp_path / name)))
     assert read('a.txt') == [('a.txt:1', 'once upon'), ('a.txt:3', 'a\u2028b \x0c c')]
     assert read('b.jsonl') == [('b.jsonl:1', ' x\ny'), ('b.jsonl:4', 'z')]
 

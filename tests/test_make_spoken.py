@@ -12,7 +12,8 @@ from tasks.make_spoken import Config, main
 
 TTS = '''import sys, wave
 voice, text, out = sys.argv[1:]
-if text == 'FAIL': sys.exit('no such word')
+if text == 'FAIL':
+    sys.exit('no such word')
 with wave.open(out, 'wb') as f:
     f.setparams((1, 2, 24000, 0, 'NONE', ''))
     f.writeframes(bytes([len(voice), 1]) * (2400 + 10 * len(text)))
@@ -28,19 +29,24 @@ def calls(tmp_path):
     return len((tmp_path / 'tts.py.log').read_text().splitlines())
 
 def test_contexts_and_endings_apart_as_cross_modal_reads_them_and_nothing_twice(tmp_path, tts):
-    cfg = Config(source=str(make_storycloze(tmp_path / 'text') / 'val.csv') if (tmp_path / 'text').mkdir() is None else '',
-                 out=str(tmp_path / 'cm' / 'sSC'), tts=tts, voices='a,bb', workers=2)
+    (tmp_path / 'text').mkdir()
+    source = make_storycloze(tmp_path / 'text') / 'val.csv'
+    out = tmp_path / 'cm' / 'sSC'
+    cfg = Config(source=str(source), out=str(out), tts=tts, voices='a,bb', workers=2)
     main(cfg)
     items = list(tasks.multispeaker.cross_modal(tmp_path / 'cm'))
-    assert len(items) == 6 and items[0]['rows'] == ('sSC', 'sSC/a') and calls(tmp_path) == 18
-    assert items[1]['right']['ending'][0] == 'Two 1.' and items[1]['right']['prompt'][0] == 'A b. C d. E f. G 1.'
-    manifest = (tmp_path / 'cm' / 'sSC' / 'manifest.jsonl').read_bytes()
+    assert len(items) == 6
+    assert items[0]['rows'] == ('sSC', 'sSC/a')
+    assert calls(tmp_path) == 18
+    assert items[1]['right']['ending'][0] == 'Two 1.'
+    assert items[1]['right']['prompt'][0] == 'A b. C d. E f. G 1.'
+    manifest = (out / 'manifest.jsonl').read_bytes()
     assert len(manifest.splitlines()) == 18
-    (tmp_path / 'cm' / 'sSC' / 'bb' / 'id1_mutual.wav').unlink()
+    (out / 'bb' / 'id1_mutual.wav').unlink()
     main(cfg)
-    assert calls(tmp_path) == 19 and (tmp_path / 'cm' / 'sSC' / 'manifest.jsonl').read_bytes() == manifest
-    other = make_storycloze(tmp_path / 'text') / 'val.csv'
-    other.write_text(other.read_text().replace('Two 1.', 'Three 1.'))
+    assert calls(tmp_path) == 19
+    assert (out / 'manifest.jsonl').read_bytes() == manifest
+    source.write_text(source.read_text().replace('Two 1.', 'Three 1.'))
     with pytest.raises(Refused, match='begun with other texts'):
         main(cfg)
     make_storycloze(tmp_path / 'text')
@@ -48,31 +54,40 @@ def test_contexts_and_endings_apart_as_cross_modal_reads_them_and_nothing_twice(
         main(Config(**{**cfg.__dict__, 'voices': 'a'}))
 
 def test_pairs_without_a_context_are_numbered_as_spoken_storycloze(tmp_path, tts):
-    main(Config(set='blimp', source=str(make_blimp(tmp_path / 'blimp', n=1)), out=str(tmp_path / 'out'), tts=tts, voices='a'))
-    pairs = [(item['right']['joined'].name, item['wrong']['joined'].name) for item in tasks.storycloze.spoken(tmp_path / 'out' / 'a')]
-    assert len(pairs) == 3 and pairs[1] == ('2_plurals-0_correct.wav', '3_plurals-0_incorrect.wav')
+    source = make_blimp(tmp_path / 'blimp', n=1)
+    main(Config(set='blimp', source=str(source), out=str(tmp_path / 'out'), tts=tts, voices='a'))
+    items = list(tasks.storycloze.spoken(tmp_path / 'out' / 'a'))
+    assert len(items) == 3
+    assert items[1]['right']['joined'].name == '2_plurals-0_correct.wav'
+    assert items[1]['wrong']['joined'].name == '3_plurals-0_incorrect.wav'
     assert (tmp_path / 'out' / 'a' / '2_plurals-0_correct.txt').read_text() == 'Good plurals 0.\n'
 
 def test_copa_and_swag(tmp_path, tts):
-    (tmp_path / 'copa.jsonl').write_text(json.dumps({'query': 'It rained, so', 'choices': ['he slept.', 'he got wet.'], 'gold': 1}) + '\n')
+    line = {'query': 'It rained, so', 'choices': ['he slept.', 'he got wet.'], 'gold': 1}
+    (tmp_path / 'copa.jsonl').write_text(json.dumps(line) + '\n')
     main(Config(set='copa', source=str(tmp_path / 'copa.jsonl'), out=str(tmp_path / 'c'), tts=tts, voices='a'))
     assert (tmp_path / 'c' / 'a' / '0_correct.txt').read_text() == 'he got wet.\n'
-    write_csv(tmp_path / 'swag.csv', ['startphrase', 'ending0', 'ending1', 'ending2', 'ending3', 'label'], [('He', 'a', 'b', 'c', 'd', 2)])
+    columns = ['startphrase', 'ending0', 'ending1', 'ending2', 'ending3', 'label']
+    write_csv(tmp_path / 'swag.csv', columns, [('He', 'a', 'b', 'c', 'd', 2)])
     main(Config(set='swag', source=str(tmp_path / 'swag.csv'), out=str(tmp_path / 's'), tts=tts, voices='a'))
-    found = list(tasks.multispeaker.cross_modal(tmp_path / 's'))
-    assert [(i['right']['ending'][0], i['wrong']['ending'][0]) for i in found] == [('c', 'a'), ('c', 'b'), ('c', 'd')]
+    endings = [(item['right']['ending'][0], item['wrong']['ending'][0])
+               for item in tasks.multispeaker.cross_modal(tmp_path / 's')]
+    assert endings == [('c', 'a'), ('c', 'b'), ('c', 'd')]
 
 def test_a_synthesizer_that_fails_is_one_line_and_leaves_no_half_file(tmp_path, tts):
     (tmp_path / 'copa.jsonl').write_text(json.dumps({'query': 'FAIL', 'choices': ['x', 'y'], 'gold': 0}) + '\n')
     settings = dict(set='copa', source=str(tmp_path / 'copa.jsonl'), out=str(tmp_path / 'c'), voices='a')
     with pytest.raises(Refused, match=r'failed on 0_mutual in a \(exit 1\): no such word'):
         main(Config(**settings, tts=tts))
-    assert not [p for p in (tmp_path / 'c').rglob('*') if '.part' in p.name or p.name.startswith(('0_mutual', 'manifest'))]
+    for path in (tmp_path / 'c').rglob('*'):
+        assert '.part' not in path.name
+        assert not path.name.startswith(('0_mutual', 'manifest'))
     with pytest.raises(Refused, match='/no/such: No such file'):
         main(Config(**{**settings, 'out': str(tmp_path / 'd')}, tts='/no/such {text} {out}'))
 
 @pytest.mark.parametrize('settings, message', [
-    ({'source': ''}, 'expected --source'), ({'set': 'x'}, "set is 'x', expected one of storycloze, copa"),
+    ({'source': ''}, 'expected --source'),
+    ({'set': 'x'}, "set is 'x', expected one of storycloze, copa"),
     ({'tts': 'say {text}'}, r'\{out\} must stand in it')])
 def test_bad_settings_are_one_line(settings, message):
     with pytest.raises(Refused, match=message):

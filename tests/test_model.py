@@ -1,7 +1,7 @@
 """
-model.py against transformers: the same weights give the same logits, gradients and greedy text, both ways through
-the files. Random small models with awkward shapes; biases and norms are randomized, for transformers leaves them
-constant and a dropped one would pass.
+model.py against transformers: the same weights give the same logits, gradients and greedy text, and files go both ways.
+The models are small and random, with awkward shapes. Biases and norms are randomized too: transformers leaves them
+constant, so a model that dropped one would pass.
 """
 import json
 import math
@@ -25,6 +25,7 @@ from model import GPT
 from vocab import Vocab
 
 SMALL = dict(num_hidden_layers=2, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+SMALL_BLOOM = {'n_layer' if key == 'num_hidden_layers' else key: value for key, value in SMALL.items()}
 LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
           'original_max_position_embeddings': 64, 'rope_theta': 1e4}
 PLAIN = {'rope_type': 'default', 'rope_theta': 1e4}
@@ -42,9 +43,9 @@ SHAPES = { # what differs from model to model
         vocab_size=300, hidden_size=42, num_attention_heads=3, num_key_value_heads=1, head_dim=32, intermediate_size=64,
         rope_parameters=LLAMA3, tie_word_embeddings=False, **SMALL),
     'gemma2, window shorter than the text, head 256, soft-caps that bite': transformers.Gemma2Config(
-        vocab_size=301, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=256, intermediate_size=60,
-        query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, sliding_window=9, **SMALL | {
-            'num_hidden_layers': 3}),
+        vocab_size=301, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=256,
+        intermediate_size=60, query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+        sliding_window=9, **SMALL | {'num_hidden_layers': 3}),
     'gpt_neox, a quarter of each head rotated': transformers.GPTNeoXConfig(
         vocab_size=277, hidden_size=96, num_attention_heads=4, intermediate_size=100,
         rope_parameters=PLAIN | {'partial_rotary_factor': 0.25}, **SMALL),
@@ -56,24 +57,23 @@ SHAPES = { # what differs from model to model
     'opt-350m, norms behind, a narrow embedding': transformers.OPTConfig(
         vocab_size=290, hidden_size=60, num_attention_heads=5, ffn_dim=70, word_embed_proj_dim=20,
         do_layer_norm_before=False, **SMALL),
-    'bloom, 6 heads': transformers.BloomConfig(vocab_size=270, hidden_size=72, n_head=6, **{
-        'n_layer' if key == 'num_hidden_layers' else key: value for key, value in SMALL.items()}),
-    'bloom, 4 heads, untied': transformers.BloomConfig(vocab_size=256, hidden_size=48, n_head=4, tie_word_embeddings=False, **{
-        'n_layer' if key == 'num_hidden_layers' else key: value for key, value in SMALL.items()})}
+    'bloom, 6 heads': transformers.BloomConfig(vocab_size=270, hidden_size=72, n_head=6, **SMALL_BLOOM),
+    'bloom, 4 heads, untied': transformers.BloomConfig(
+        vocab_size=256, hidden_size=48, n_head=4, tie_word_embeddings=False, **SMALL_BLOOM)}
 
 TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48)
 
 @pytest.fixture(scope='module', params=SHAPES)
 def pair(request, tmp_path_factory):
-    """(theirs, ours, folder): transformers' model, saved by it, and what GPT makes of that folder."""
+    """(reference, model, folder): transformers' model, the GPT read from its folder, and that folder."""
     torch.manual_seed(0)
-    theirs = transformers.AutoModelForCausalLM.from_config(SHAPES[request.param], attn_implementation='eager')
+    reference = transformers.AutoModelForCausalLM.from_config(SHAPES[request.param], attn_implementation='eager')
     with torch.no_grad():
-        for p in theirs.parameters():
+        for p in reference.parameters():
             p.add_(torch.randn_like(p) * (0.3 if p.ndim == 1 else 0.05))
-    folder = tmp_path_factory.mktemp('theirs')
-    theirs.save_pretrained(folder)
-    return theirs.eval(), GPT.from_pretrained(folder), folder
+    folder = tmp_path_factory.mktemp('reference')
+    reference.save_pretrained(folder)
+    return reference.eval(), GPT.from_pretrained(folder), folder
 
 @pytest.fixture(scope='module')
 def small():
@@ -85,105 +85,122 @@ def some_tokens(V, *shape, seed=0):
 
 @torch.no_grad()
 def logits_of(model, tokens, doc_start=None):
-    return model.logits(model(tokens, doc_start)) if isinstance(model, GPT) else model(input_ids=tokens).logits
+    """Logits (B, T, V) of tokens (B, T) by a GPT or a model of transformers."""
+    if isinstance(model, GPT):
+        return model.logits(model(tokens, doc_start))
+    return model(input_ids=tokens).logits
 
 @pytest.mark.parametrize('backend', [None, 'sdpa'])
 def test_documents_that_share_a_beginning_score_as_each_alone(pair, backend, monkeypatch):
-    theirs, ours, _ = pair
-    if backend and (ours.cfg.window or ours.cfg.position == 'alibi' or ours.cfg.attn_softcap):
+    reference, model, _ = pair
+    if backend and (model.cfg.window or model.cfg.position == 'alibi' or model.cfg.attn_softcap):
         pytest.skip('documents are apart there')
-    monkeypatch.setattr(ours, 'attention', backend)
+    monkeypatch.setattr(model, 'attention', backend)
     monkeypatch.setattr(attention_kernel, 'QUERIES', 8) # a branch of several blocks, a beginning longer than one
-    ids = lambda seed, n: some_tokens(ours.cfg.vocab_size, n, seed=seed).numpy()
+    def ids(seed, n):
+        return some_tokens(model.cfg.vocab_size, n, seed=seed).numpy()
     contexts = [ids(0, 13), ids(1, 3), ids(2, 5)]
-    documents = [np.concatenate([c, ids(10 * i + j, n)]) for i, c in enumerate(contexts) for j, n in enumerate((2, 11, 1))]
+    documents = []
+    for i, context in enumerate(contexts):
+        for j, n in enumerate((2, 11, 1)):
+            documents.append(np.concatenate([context, ids(10 * i + j, n)]))
     documents += [contexts[0], contexts[2][:1], ids(5, 9)] # the beginning itself, one id, one alone
     for row_tokens in (30, 4096):
-        for document, got in zip(documents, document_losses(ours, documents, row_tokens)):
+        for document, losses in zip(documents, document_losses(model, documents, row_tokens)):
+            tokens = torch.from_numpy(document)
             with torch.inference_mode():
-                log_p = theirs(torch.from_numpy(document)[None]).logits[0, :-1].log_softmax(-1)
-            expected = -log_p.gather(1, torch.from_numpy(document)[1:, None])[:, 0]
-            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+                log_p = reference(tokens[None]).logits[0, :-1].log_softmax(-1)
+            expected = -log_p.gather(1, tokens[1:, None])[:, 0]
+            np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
 
 def test_logits_equal_transformers(pair):
-    theirs, ours, _ = pair
-    tokens = some_tokens(ours.cfg.vocab_size, 3, 150)
-    expected, got = logits_of(theirs, tokens), logits_of(ours, tokens)
-    assert expected.std() > 0.1 and got.shape == expected.shape
-    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    reference, model, _ = pair
+    tokens = some_tokens(model.cfg.vocab_size, 3, 150)
+    expected = logits_of(reference, tokens)
+    logits = logits_of(model, tokens)
+    assert expected.std() > 0.1 and logits.shape == expected.shape
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 def test_packed_documents_equal_one_forward_each(pair):
-    theirs, ours, _ = pair
-    lengths, tokens = [40, 1, 70, 19], some_tokens(ours.cfg.vocab_size, 2, 130)
+    reference, model, _ = pair
+    lengths = [40, 1, 70, 19]
+    tokens = some_tokens(model.cfg.vocab_size, 2, 130)
     starts = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])
-    packed = logits_of(ours, tokens, torch.stack([starts, torch.zeros_like(starts)]))
+    packed = logits_of(model, tokens, torch.stack([starts, torch.zeros_like(starts)]))
     for i, n in enumerate(lengths):
         begin = sum(lengths[:i])
-        alone = logits_of(theirs, tokens[:1, begin:begin + n])
+        alone = logits_of(reference, tokens[:1, begin:begin + n])
         assert (packed[:1, begin:begin + n] - alone).abs().max() < 1e-5 * alone.abs().max()
-    assert (packed[1:] - logits_of(theirs, tokens[1:])).abs().max() < 1e-4
+    assert (packed[1:] - logits_of(reference, tokens[1:])).abs().max() < 1e-4
 
 def test_gradients_equal_transformers(pair):
-    theirs, ours, folder = pair
-    tokens, targets = some_tokens(ours.cfg.vocab_size, 2, 60), some_tokens(ours.cfg.vocab_size, 2, 60, seed=1)
+    reference, model, folder = pair
+    tokens = some_tokens(model.cfg.vocab_size, 2, 60)
+    targets = some_tokens(model.cfg.vocab_size, 2, 60, seed=1)
     targets[0, :7] = -100
-    theirs.zero_grad()
-    loss = F.cross_entropy(theirs(input_ids=tokens).logits.flatten(0, 1), targets.flatten())
+    reference.zero_grad()
+    loss = F.cross_entropy(reference(input_ids=tokens).logits.flatten(0, 1), targets.flatten())
     loss.backward()
-    ours = GPT.from_pretrained(folder)
-    losses = ours.losses(tokens, None, targets)
+    model = GPT.from_pretrained(folder)
+    losses = model.losses(tokens, None, targets)
     mean = losses.sum() / (targets != -100).sum()
     mean.backward()
     assert losses.shape == (120,) and abs(mean - loss) < 1e-5
-    for p in ours.parameters():
+    for p in model.parameters():
         p.data = p.grad
-    gradients = ours._places() # by transformers' names
-    for name, p in theirs.named_parameters():
-        name = name.replace('lm_head', FAMILIES[theirs.config.model_type]['names']['head']) # embed_out in files of Pythia
-        ours = gradients[name].reshape(p.shape)
-        # OPT's key biases shift all scores of a query alike: their gradient is rounding
-        assert (ours - p.grad).abs().max() < max(1e-4 * p.grad.abs().max(), 1e-9), name
+    gradients = model._hf_tensors() # by transformers' names
+    head = FAMILIES[reference.config.model_type]['names']['head'] # embed_out in Pythia's files
+    for name, p in reference.named_parameters():
+        name = name.replace('lm_head', head)
+        gradient = gradients[name].reshape(p.shape)
+        # OPT's key biases shift all scores of a query alike: their gradient is rounding.
+        assert (gradient - p.grad).abs().max() < max(1e-4 * p.grad.abs().max(), 1e-9), name
 
 def test_files_round_trip_bytes_and_load_in_transformers(pair, tmp_path):
-    theirs, ours, folder = pair
-    ours.save_pretrained(tmp_path)
-    before, after = load_file(folder / 'model.safetensors'), load_file(tmp_path / 'model.safetensors')
+    reference, model, folder = pair
+    model.save_pretrained(tmp_path)
+    before = load_file(folder / 'model.safetensors')
+    after = load_file(tmp_path / 'model.safetensors')
     assert before.keys() == after.keys()
     for name in before:
         assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]), name
-    assert GPT.from_pretrained(tmp_path).cfg == ours.cfg
+    assert GPT.from_pretrained(tmp_path).cfg == model.cfg
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation='eager')
     assert not any(info.values()), info
-    tokens = some_tokens(ours.cfg.vocab_size, 2, 100)
-    assert torch.equal(logits_of(loaded, tokens), logits_of(theirs, tokens))
+    tokens = some_tokens(model.cfg.vocab_size, 2, 100)
+    assert torch.equal(logits_of(loaded, tokens), logits_of(reference, tokens))
 
 def test_greedy_generation_equals_full_forwards_and_transformers(pair):
-    theirs, ours, _ = pair
-    prompts = [some_tokens(ours.cfg.vocab_size, n, seed=n).tolist() for n in (5, 1, 12, 12)]
-    new = ours.generate(prompts, 15, temperature=0)
-    for prompt, got in zip(prompts, new): # one at a time: no padding
-        text = torch.tensor([prompt + got])
-        assert logits_of(ours, text)[0, len(prompt) - 1:-1].argmax(-1).tolist() == got
-        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False)[0, len(prompt):]
-        assert got == expected.tolist()
-        assert ours.generate([prompt], 15, temperature=0) == [got]
-    penalized = ours.generate(prompts[2:], 15, temperature=0, repetition_penalty=5.0)
-    expected = theirs.generate(torch.tensor(prompts[2:]), max_new_tokens=15, do_sample=False, repetition_penalty=5.0)
+    reference, model, _ = pair
+    prompts = [some_tokens(model.cfg.vocab_size, n, seed=n).tolist() for n in (5, 1, 12, 12)]
+    new = model.generate(prompts, 15, temperature=0)
+    for prompt, new_ids in zip(prompts, new): # one at a time: no padding
+        text = torch.tensor([prompt + new_ids])
+        assert logits_of(model, text)[0, len(prompt) - 1:-1].argmax(-1).tolist() == new_ids
+        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False)
+        assert new_ids == expected[0, len(prompt):].tolist()
+        assert model.generate([prompt], 15, temperature=0) == [new_ids]
+    penalized = model.generate(prompts[2:], 15, temperature=0, repetition_penalty=5.0)
+    expected = reference.generate(torch.tensor(prompts[2:]), max_new_tokens=15, do_sample=False, repetition_penalty=5.0)
     assert penalized == expected[:, 12:].tolist() and penalized != new[2:]
 
 def test_a_later_token_changes_nothing_before_it(small):
     tokens = some_tokens(300, 1, 50)
-    other = tokens.clone()
-    other[0, 30:] = (other[0, 30:] + 1) % 300
-    a, b = logits_of(small, tokens), logits_of(small, other)
-    assert torch.equal(a[:, :30], b[:, :30]) and (a[:, 30:] != b[:, 30:]).any(-1).all()
+    changed = tokens.clone()
+    changed[0, 30:] = (changed[0, 30:] + 1) % 300
+    before = logits_of(small, tokens)
+    after = logits_of(small, changed)
+    assert torch.equal(before[:, :30], after[:, :30])
+    assert (before[:, 30:] != after[:, 30:]).any(-1).all()
 
 def test_loss_at_init_is_near_ln_V_and_one_batch_can_be_learned():
     torch.manual_seed(0)
     model = GPT(GPTConfig(tied=False, **TINY))
-    tokens, targets = some_tokens(300, 4, 32), some_tokens(300, 4, 32, seed=1)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0), []
+    tokens = some_tokens(300, 4, 32)
+    targets = some_tokens(300, 4, 32, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    losses = []
     for _ in range(40):
         with torch.autocast('cpu', torch.bfloat16):
             loss = model.losses(tokens, None, targets).mean()
@@ -195,26 +212,32 @@ def test_loss_at_init_is_near_ln_V_and_one_batch_can_be_learned():
     assert not model.embed[300:].any() and not model.head[300:].any() # padding is not touched
 
 def test_bf16_autocast_stays_near_float32(small):
-    tokens, targets = some_tokens(300, 2, 40), some_tokens(300, 2, 40, seed=1)
+    tokens = some_tokens(300, 2, 40)
+    targets = some_tokens(300, 2, 40, seed=1)
     exact = small.losses(tokens, None, targets)
     with torch.autocast('cpu', torch.bfloat16):
         assert (small.losses(tokens, None, targets) - exact).abs().max() < 0.03
 
 def test_the_model_compiles_whole():
-    """Forward and backward are one graph, the same one for rows of any documents, with the numbers of eager. By SDPA: on a
-    CPU the blocks of `documents` are a list of the batch's own documents, which a graph cannot hold."""
+    """Forward and backward are one graph, which serves rows of any documents with the numbers of eager mode.
+
+    This is tested by SDPA: on a CPU the blocks of `documents` are a list of the documents of the batch, which a graph
+    cannot hold.
+    """
     torch.manual_seed(0)
-    model = GPT(GPTConfig(family='bloom', vocab_size=300, n_layer=2, n_head=4, n_embd=32))
-    model.attention = 'sdpa'
+    cfg = GPTConfig(family='bloom', vocab_size=300, n_layer=2, n_head=4, n_embd=32)
+    model = GPT(cfg, attention='sdpa')
+    tokens = some_tokens(300, 2, 40)
+    targets = some_tokens(300, 2, 40, seed=1)
     compiled = torch.compile(model.loss_sum, fullgraph=True, backend='aot_eager')
     for begin, stance in ((13, 'default'), (29, 'fail_on_recompile')):
         doc_start = torch.arange(40).ge(begin).long().mul(begin).expand(2, 40)
-        args, found = (some_tokens(300, 2, 40), doc_start, some_tokens(300, 2, 40, seed=1)), []
+        results = []
         with torch.compiler.set_stance(stance):
             for loss_sum in (model.loss_sum, compiled):
-                loss, _ = loss_sum(*args)
-                found.append((loss, *torch.autograd.grad(loss, model.parameters())))
-        assert all(map(torch.equal, *found))
+                loss, _ = loss_sum(tokens, doc_start, targets)
+                results.append((loss, *torch.autograd.grad(loss, model.parameters())))
+        assert all(map(torch.equal, *results))
 
 def test_shards_and_bf16_load_everywhere_and_stale_shards_go(small, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, 'SHARD_BYTES', 10_000)
@@ -231,7 +254,7 @@ def test_shards_and_bf16_load_everywhere_and_stale_shards_go(small, tmp_path, mo
     assert sorted(f.name for f in tmp_path.iterdir()) == ['config.json', 'generation_config.json', 'model.safetensors']
 
 def test_published_checkpoints_load(small, tmp_path):
-    """slprl/*: keys under lm., the outer vocab_size is the right one."""
+    """In slprl/*, keys begin with lm. and the outer vocab_size is the right one."""
     small.save_pretrained(tmp_path)
     weights = load_file(tmp_path / 'model.safetensors')
     save_file({'lm.' + name: t for name, t in weights.items()}, tmp_path / 'model.safetensors')
@@ -242,11 +265,14 @@ def test_published_checkpoints_load(small, tmp_path):
     assert torch.equal(logits_of(GPT.from_pretrained(tmp_path), tokens), logits_of(small, tokens))
 
 def test_files_of_the_hub_load(tmp_path):
-    """Bloom's leave the prefix out, Pythia's hold buffers of old transformers."""
+    """Bloom's files leave the prefix out, and Pythia's hold buffers of old transformers."""
+    def without_prefix(weights):
+        return {name.removeprefix('transformer.'): t for name, t in weights.items()}
+    def with_buffers(weights):
+        names = ('bias', 'masked_bias', 'rotary_emb.inv_freq')
+        return weights | {f'gpt_neox.layers.0.attention.{name}': torch.ones(1) for name in names}
     torch.manual_seed(3)
-    for family, change in [('bloom', lambda w: {name.removeprefix('transformer.'): t for name, t in w.items()}),
-                           ('gpt_neox', lambda w: w | {f'gpt_neox.layers.0.attention.{name}': torch.ones(1) for name in
-                                                       ('bias', 'masked_bias', 'rotary_emb.inv_freq')})]:
+    for family, change in (('bloom', without_prefix), ('gpt_neox', with_buffers)):
         model = GPT(GPTConfig(family=family, vocab_size=300, n_layer=2, n_embd=32, tied=family == 'bloom'))
         model.save_pretrained(tmp_path)
         weights = load_file(tmp_path / 'model.safetensors')
@@ -254,13 +280,15 @@ def test_files_of_the_hub_load(tmp_path):
         tokens = some_tokens(300, 1, 20)
         assert torch.equal(logits_of(GPT.from_pretrained(tmp_path), tokens), logits_of(model, tokens))
 
-HUB = { # config.json as the hub has it, shortened
+# {name: (its config.json on the hub, shortened; attributes of the GPTConfig; parameters)}
+HUB = {
     'EleutherAI/pythia-160m': (
         {'model_type': 'gpt_neox', 'bos_token_id': 0, 'eos_token_id': 0, 'hidden_act': 'gelu', 'hidden_size': 768,
          'intermediate_size': 3072, 'layer_norm_eps': 1e-5, 'max_position_embeddings': 2048, 'num_attention_heads': 12,
          'num_hidden_layers': 12, 'rotary_emb_base': 10000, 'rotary_pct': 0.25, 'tie_word_embeddings': False,
          'use_parallel_residual': True, 'vocab_size': 50304},
-        dict(n_head=12, head_dim=64, n_rope=16, rope_theta=10000, residual='parallel', norm='layer', tied=False), 162_322_944),
+        dict(n_head=12, head_dim=64, n_rope=16, rope_theta=10000, residual='parallel', norm='layer', tied=False),
+        162_322_944),
     'facebook/opt-350m': (
         {'model_type': 'opt', 'activation_function': 'relu', 'do_layer_norm_before': False, 'bos_token_id': 2,
          'eos_token_id': 2, 'ffn_dim': 4096, 'hidden_size': 1024, 'max_position_embeddings': 2048,
@@ -278,7 +306,8 @@ HUB = { # config.json as the hub has it, shortened
          'max_position_embeddings': 8192, 'num_attention_heads': 8, 'num_hidden_layers': 26, 'num_key_value_heads': 4,
          'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'sliding_window': 4096,
          'vocab_size': 256000},
-        dict(window=4096, attn_softcap=50.0, logit_softcap=30.0, norm='rms+1', residual='sandwich', tied=True), 2_614_341_888)}
+        dict(window=4096, attn_softcap=50.0, logit_softcap=30.0, norm='rms+1', residual='sandwich', tied=True),
+        2_614_341_888)}
 
 @pytest.mark.parametrize('name', HUB)
 def test_configs_of_the_hub(name):
@@ -298,7 +327,9 @@ def test_a_softcap_that_is_null_is_none_and_one_that_is_absent_is_the_family_s()
     without = {key: value for key, value in hf.items() if key != 'attn_logit_softcapping'}
     assert GPTConfig.from_hf(without).attn_softcap == GPTConfig(family='gemma2', n_embd=2048).attn_softcap == 50
     cfg = GPTConfig.from_hf(hf | {'attn_logit_softcapping': None})
-    assert cfg.attn_softcap == 0 and cfg.to_hf()['attn_logit_softcapping'] is None and GPTConfig.from_hf(cfg.to_hf()) == cfg
+    assert cfg.attn_softcap == 0
+    assert cfg.to_hf()['attn_logit_softcapping'] is None
+    assert GPTConfig.from_hf(cfg.to_hf()) == cfg
 
 def test_a_row_longer_than_the_learned_positions_is_refused():
     model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
@@ -315,33 +346,43 @@ def a_text_model(tied=False):
 @pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize('new_rows', ['hf', 'mean', 'normal'])
 def test_a_joint_vocabulary_keeps_text_rows_bit_for_bit(new_rows, tied):
-    model, vocab = a_text_model(tied), Vocab('joint', n_text=290, n_units=500, tokenizer='t', units='u')
+    model = a_text_model(tied)
+    vocab = Vocab('joint', n_text=290, n_units=500, tokenizer='t', units='u')
     old = [t.detach().clone() for t in (model.embed, model.head_weight)]
     model.extend_vocabulary(vocab, new_rows, torch.Generator().manual_seed(0))
     assert model.cfg.vocab_size == 792 and len(model.embed) == 1024 and (model.head is None) == tied
-    kept = 300 if new_rows == 'hf' else 290 # hf: unused rows of the table are the first units
+    n_kept = 300 if new_rows == 'hf' else 290 # hf: unused rows of the table are the first units
     for before, after in zip(old, (model.embed, model.head_weight)):
-        assert torch.equal(after[:kept], before[:kept]) and not after[792:].any()
-        new, mean = after[kept:792].detach(), before[:kept].mean(0)
-        off = (new - mean).abs().max()
-        assert off == 0 if new_rows == 'mean' else 0 < off < 1e-5 if new_rows == 'hf' else off > 0.01
+        assert torch.equal(after[:n_kept], before[:n_kept])
+        assert not after[792:].any()
+        new = after[n_kept:792].detach()
+        distance = (new - before[:n_kept].mean(0)).abs().max()
+        if new_rows == 'mean':
+            assert distance == 0
+        elif new_rows == 'hf':
+            assert 0 < distance < 1e-5
+        else:
+            assert distance > 0.01
         if new_rows != 'mean':
             scale = 1e-9 ** 0.5 if new_rows == 'hf' else 1
-            ratio = new.std(0) / before[:kept].std(0) / scale # of each column
+            ratio = new.std(0) / before[:n_kept].std(0) / scale # of each column
             assert 0.8 < ratio.min() and ratio.max() < 1.25
     assert model.losses(torch.tensor([[5, 791]]), None, torch.tensor([[791, -100]])).isfinite().all()
 
 def test_hf_rows_are_spread_as_transformers_spreads_them(tmp_path):
     model = a_text_model(tied=True)
     model.save_pretrained(tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    theirs.resize_token_embeddings(3000, mean_resizing=True)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    reference.resize_token_embeddings(3000, mean_resizing=True)
     model.extend_vocabulary(Vocab('joint', n_text=300, n_units=2698), 'hf', torch.Generator().manual_seed(0))
-    a, b = theirs.get_input_embeddings().weight[300:].detach(), model.embed[300:3000].detach()
-    assert (a.mean(0) - b.mean(0)).abs().max() < 1e-7 and (torch.cov(a.T) - torch.cov(b.T)).abs().max() < 1e-13
+    expected = reference.get_input_embeddings().weight[300:].detach()
+    rows = model.embed[300:3000].detach()
+    assert (expected.mean(0) - rows.mean(0)).abs().max() < 1e-7
+    assert (torch.cov(expected.T) - torch.cov(rows.T)).abs().max() < 1e-13
 
 def test_a_speech_vocabulary_takes_the_first_rows_or_draws_them():
-    vocab, old = Vocab('speech', n_units=200, units='u'), a_text_model().embed.detach().clone()
+    vocab = Vocab('speech', n_units=200, units='u')
+    old = a_text_model().embed.detach().clone()
     model = a_text_model()
     model.extend_vocabulary(vocab)
     assert torch.equal(model.embed[:202], old[:202]) and not model.embed[202:].any()
@@ -359,7 +400,9 @@ def test_extensions_that_cannot_be_are_refused():
 # ---- sampling
 
 def test_samples_are_seeded_and_stay_in_the_vocabulary_the_mask_and_top_k(small):
-    sample = lambda seed, **kw: small.generate([[3], [4, 5]], 40, generator=torch.Generator().manual_seed(seed), **kw)
+    def sample(seed, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return small.generate([[3], [4, 5]], 40, generator=generator, **options)
     assert sample(0) == sample(0) != sample(1)
     assert {len(new) for new in sample(0)} == {40}
     hot = sum(sample(2, temperature=1e6) + sample(3, temperature=1e6), []) # nearly uniform
@@ -379,7 +422,8 @@ def test_ids_are_drawn_as_often_as_their_probabilities_say(top_k):
     assert top_k != 3 or set(chosen.flatten().tolist()) == {1, 3, 4}
 
 def test_repetition_penalty_is_that_of_transformers():
-    logits, text = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)), some_tokens(50, 1, 20)
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    text = some_tokens(50, 1, 20)
     used = torch.zeros(1, 50, dtype=torch.bool).scatter(1, text, True)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(text, logits)
     assert torch.equal(torch.where(used, model_file._penalized(logits, 1.3), logits), expected)
@@ -395,12 +439,12 @@ def test_what_is_allowed_is_chosen_as_if_the_rest_had_no_probability(small, pena
     allowed = torch.zeros(300, dtype=torch.bool)
     allowed[[0, 7, 150, 151, 299]] = True
     prompt = [3, 150, 299]
-    got = small.generate([prompt, [5]], 12, temperature=0, allowed=allowed, repetition_penalty=penalty)[0]
+    new = small.generate([prompt, [5]], 12, temperature=0, allowed=allowed, repetition_penalty=penalty)[0]
     text = list(prompt)
-    for token in got:
+    for token in new:
         logits = logits_of(small, torch.tensor([text]))[0, -1]
-        said = torch.tensor(sorted(set(text)))
-        logits[said] = torch.where(logits[said] > 0, logits[said] / penalty, logits[said] * penalty)
+        used = torch.tensor(sorted(set(text)))
+        logits[used] = torch.where(logits[used] > 0, logits[used] / penalty, logits[used] * penalty)
         assert token == logits.masked_fill(~allowed, -torch.inf).argmax()
         text.append(token)
 
@@ -409,17 +453,20 @@ def test_a_row_ends_at_its_stop_id(small):
     stop = free[1][4]
     cut = [new[:new.index(stop) + 1] if stop in new else new for new in free]
     assert len(cut[1]) <= 5
-    assert small.generate([[3], [4, 5]], 30, temperature=0, repetition_penalty=1.5, stop=[stop]) == cut
+    stopped = small.generate([[3], [4, 5]], 30, temperature=0, repetition_penalty=1.5, stop=[stop])
+    assert stopped == cut
     for prompt, message in [([], 'empty prompt'), ([300], 'outside 0..299'), ([-1], 'outside 0..299')]:
         with pytest.raises(Refused, match=message):
             small.generate([[3], prompt], 5)
 
 # ---- counting
 
-def shape(vocab_size, n_layer, n_head, n_kv_head, n_embd, n_ffn, **kw):
+def shape(vocab_size, n_layer, n_head, n_kv_head, n_embd, n_ffn, **flags):
+    """A GPT without memory, with heads of 64 channels."""
+    cfg = GPTConfig(vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd,
+                    head_dim=64, n_ffn=n_ffn, **flags)
     with torch.device('meta'):
-        return GPT(GPTConfig(vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd,
-                             head_dim=64, n_ffn=n_ffn, **kw))
+        return GPT(cfg)
 
 def test_parameter_and_flop_counts():
     qwen = shape(502, 24, 14, 2, 896, 4864)
@@ -429,39 +476,69 @@ def test_parameter_and_flop_counts():
     assert shape(502, 32, 15, 5, 960, 2560, family='llama').num_params() == 315_117_120
     # Slam, Table 7
     assert shape(502, 12, 12, 12, 768, 3072, family='opt', n_positions=2048).num_params() == 87_015_936
-    assert shape(502, 24, 16, 16, 1024, 4096, family='opt', n_positions=2048, n_word=512, residual='post').num_params() \
-        == 305_714_176
+    opt_350m = shape(502, 24, 16, 16, 1024, 4096, family='opt', n_positions=2048, n_word=512, residual='post')
+    assert opt_350m.num_params() == 305_714_176
     assert shape(502, 12, 12, 12, 768, 3072, family='gpt_neox', tied=False).num_params() == 85_827_072
     assert shape(502, 24, 16, 16, 1024, 4096, family='gpt_neox', tied=False).num_params() == 303_339_520
-    assert shape(300, 1, 1, 1, 64, 64, tied=False).num_params() - shape(300, 1, 1, 1, 64, 64).num_params() == 300 * 64
+    tied = shape(300, 1, 1, 1, 64, 64)
+    untied = shape(300, 1, 1, 1, 64, 64, tied=False)
+    assert untied.num_params() - tied.num_params() == 300 * 64
     weights = 24 * (896 * (14 + 4) * 64 + 896 * 896 + 3 * 896 * 4864) + 502 * 896 # of matrix products
     assert qwen.flops_per_token(1024) == 6 * weights + 12 * 24 * 896 * 1024
     assert qwen.flops_per_token(1025 / 2) == 6 * weights + 6 * 24 * 896 * 1025
 
 def test_impossible_shapes_are_refused():
-    for change, message in [({'n_head': 3}, 'n_head 3 is not a multiple'), ({'head_dim': 7}, '7 channels of head_dim 7 would rotate'),
-                            ({'n_layer': 0}, 'n_layer must be a positive'), ({'family': 'bert'}, "family 'bert'"),
+    for change, message in [({'n_head': 3}, 'n_head 3 is not a multiple'),
+                            ({'head_dim': 7}, '7 channels of head_dim 7 would rotate'),
+                            ({'n_layer': 0}, 'n_layer must be a positive'),
+                            ({'family': 'bert'}, "family 'bert'"),
                             ({'qkv_bias': False}, 'qkv_bias=False is not qwen2, which has True')]:
         with pytest.raises(Refused, match=message):
             GPTConfig(**TINY | change)
 
 # ---- broken folders
 
-def edit(change):
-    """A breakage that changes the tensors of model.safetensors."""
+# Each of these functions returns a breakage(folder), or is one.
+
+def change_tensors(changes):
+    """Changes tensors of model.safetensors, {name: tensor}; None removes one."""
     def breakage(folder):
-        weights = load_file(folder / 'model.safetensors')
-        change(weights)
+        weights = load_file(folder / 'model.safetensors') | changes
+        weights = {name: t for name, t in weights.items() if t is not None}
         save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
     return breakage
 
+def leave_two_tensors(folder):
+    names = list(load_file(folder / 'model.safetensors'))[2:]
+    change_tensors(dict.fromkeys(names))(folder)
+
+def add_another_head(folder):
+    embedding = load_file(folder / 'model.safetensors')[EMBED]
+    change_tensors({'lm_head.weight': embedding + 1})(folder)
+
+def write(name, data):
+    def breakage(folder):
+        (folder / name).write_bytes(data)
+    return breakage
+
+def remove(name):
+    def breakage(folder):
+        (folder / name).unlink()
+    return breakage
+
+def name_it_a_pickle(folder):
+    (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+
 def configure(**changes):
+    """Changes config.json; a key that becomes 'gone' is removed."""
     def breakage(folder):
         config = json.loads((folder / 'config.json').read_text()) | changes
-        (folder / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if v != 'gone'}))
+        config = {key: value for key, value in config.items() if value != 'gone'}
+        (folder / 'config.json').write_text(json.dumps(config))
     return breakage
 
 def index(weight_map):
+    """Renames the weights to a.safetensors and writes an index."""
     def breakage(folder):
         (folder / 'model.safetensors').rename(folder / 'a.safetensors')
         (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
@@ -477,31 +554,35 @@ def split_twice(folder):
     shutil.copy(folder / 'a.safetensors', folder / 'b.safetensors')
 
 def header(text, length=None):
-    """A file whose header is `text`, said to be `length` bytes long."""
+    """Writes a file with the header `text`, whose length is declared as `length`."""
     def breakage(folder):
-        (folder / 'model.safetensors').write_bytes((length or len(text)).to_bytes(8, 'little') + text.encode() + bytes(256))
+        declared = (length or len(text)).to_bytes(8, 'little')
+        (folder / 'model.safetensors').write_bytes(declared + text.encode() + bytes(256))
     return breakage
 
-ONE = '"model.norm.weight": {"dtype": "F32", "shape": [32], "data_offsets": [0, 128]}'
-NORM, EMBED, UP = 'model.norm.weight', 'model.embed_tokens.weight', 'model.layers.1.mlp.up_proj.weight'
+ENTRY = '"model.norm.weight": {"dtype": "F32", "shape": [32], "data_offsets": [0, 128]}'
+SECOND_ENTRY = ENTRY.replace('[0, 128]', '[128, 256]')
+NORM = 'model.norm.weight'
+EMBED = 'model.embed_tokens.weight'
+UP = 'model.layers.1.mlp.up_proj.weight'
 BROKEN = {
-    'a tensor is missing': (edit(lambda w: w.pop(UP)), f'{UP} is missing'),
-    'many are missing': (edit(lambda w: [w.pop(k) for k in list(w)[2:]]), 'and 14 more'),
-    'a tensor too much': (edit(lambda w: w.update(extra=torch.ones(1))), 'extra is extra'),
-    'a shape is wrong': (edit(lambda w: w.update({NORM: torch.ones(5)})), r'norm.weight is \(5,\), expected \(32,\)'),
-    'a dtype is wrong': (edit(lambda w: w.update({NORM: torch.ones(32).int()})), 'is I32, expected F32, F16 or BF16'),
-    'not finite': (edit(lambda w: w.update({NORM: torch.full((32,), torch.nan)})), 'norm.weight has values that are'),
-    'another head': (edit(lambda w: w.update({'lm_head.weight': w[EMBED] + 1})), 'lm_head.weight differs'),
+    'a tensor is missing': (change_tensors({UP: None}), f'{UP} is missing'),
+    'many are missing': (leave_two_tensors, 'and 14 more'),
+    'a tensor too much': (change_tensors({'extra': torch.ones(1)}), 'extra is extra'),
+    'a shape is wrong': (change_tensors({NORM: torch.ones(5)}), r'norm.weight is \(5,\), expected \(32,\)'),
+    'a dtype is wrong': (change_tensors({NORM: torch.ones(32).int()}), 'is I32, expected F32, F16 or BF16'),
+    'not finite': (change_tensors({NORM: torch.full((32,), torch.nan)}), 'norm.weight has values that are'),
+    'another head': (add_another_head, 'lm_head.weight differs'),
     'cut short': (cut, 'model.safetensors: not a whole safetensors file'),
-    'a pickle renamed': (lambda d: (d / 'model.safetensors').write_bytes(b'\x80\x04\x95' + bytes(99)), 'not a whole'),
-    'a pickle': (lambda d: (d / 'model.safetensors').rename(d / 'pytorch_model.bin'), 'is a pickle .* convert it once'),
+    'a pickle renamed': (write('model.safetensors', b'\x80\x04\x95' + bytes(99)), 'not a whole'),
+    'a pickle': (name_it_a_pickle, 'is a pickle .* convert it once'),
     'a header of 1 GB': (header('{', 10 ** 9), 'not a whole safetensors file .*[Hh]eader ?[Tt]oo ?[Ll]arge'),
     'a header that is no JSON': (header('{"a'), 'not a whole safetensors file'),
-    'a tensor twice': (header('{' + ONE + ', ' + ONE.replace('[0, 128]', '[128, 256]') + '}'), 'not a whole safetensors'),
+    'a tensor twice': (header(f'{{{ENTRY}, {SECOND_ENTRY}}}'), 'not a whole safetensors'),
     'a tensor in two files': (split_twice, 'norm.weight is there twice'),
-    'no weights': (lambda d: (d / 'model.safetensors').unlink(), 'no model.safetensors'),
-    'no config': (lambda d: (d / 'config.json').unlink(), 'config.json: missing'),
-    'config is no JSON': (lambda d: (d / 'config.json').write_text('{"a'), 'config.json: not JSON'),
+    'no weights': (remove('model.safetensors'), 'no model.safetensors'),
+    'no config': (remove('config.json'), 'config.json: missing'),
+    'config is no JSON': (write('config.json', b'{"a'), 'config.json: not JSON'),
     'config lacks a field': (configure(hidden_size='gone'), "config.json: 'hidden_size' is missing"),
     'another family': (configure(model_type='mamba'), "model_type 'mamba' is not supported"),
     'another activation': (configure(hidden_act='gelu'), "hidden_act 'gelu' is not supported, expected 'silu'"),
@@ -529,26 +610,43 @@ def test_recomputing_changes_no_gradient_and_selective_repeats_no_product(family
     torch.manual_seed(0)
     model = GPT(GPTConfig(family=family, vocab_size=300, n_layer=2, n_head=4, n_embd=32))
     x = torch.randint(300, (2, 24))
-    found = {}
+    flops = {}
+    gradients = {}
     for recompute in ('none', 'selective', 'full'):
         for block in model.layers:
             block.recompute = recompute
         model.zero_grad()
-        with FlopCounterMode(display=False) as counted:
+        with FlopCounterMode(display=False) as counter:
             model.loss_sum(x, torch.zeros_like(x), x)[0].backward()
-        found[recompute] = counted.get_total_flops(), [p.grad.clone() for p in model.parameters()]
-    (plain, a), (selective, b), (full, c) = found.values()
-    assert plain == selective < full
-    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(a, b, c))
+        flops[recompute] = counter.get_total_flops()
+        gradients[recompute] = [p.grad.clone() for p in model.parameters()]
+    assert flops['none'] == flops['selective'] < flops['full']
+    assert all(map(torch.equal, gradients['none'], gradients['selective']))
+    assert all(map(torch.equal, gradients['none'], gradients['full']))
+
+def test_attention_and_recomputing_are_given_to_the_constructor_or_with_the_folder(small, tmp_path):
+    small.save_pretrained(tmp_path)
+    models = [GPT(small.cfg, attention='sdpa', recompute='full'),
+              GPT.from_pretrained(tmp_path, attention='sdpa', recompute='full')]
+    for model in models:
+        assert model.attention == 'sdpa'
+        assert {block.recompute for block in model.layers} == {'full'}
+    for model in (small, GPT.from_pretrained(tmp_path)):
+        assert model.attention is None
+        assert {block.recompute for block in model.layers} == {'none'}
 
 def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeypatch):
     before = {name: (p, p.detach().clone()) for name, p in small.named_parameters()}
     small.generate([[1, 2, 3]], 3)
-    monkeypatch.setattr(model_file, '_choose', lambda *_: 1 / 0)
+    def fail(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(model_file, '_choose', fail)
     with pytest.raises(ZeroDivisionError):
         small.generate([[1, 2, 3]], 3)
     for name, p in small.named_parameters():
-        assert p is before[name][0] and torch.equal(p, before[name][1]) and p.is_contiguous() and not p.is_inference(), name
+        parameter, values = before[name]
+        assert p is parameter and torch.equal(p, values), name
+        assert p.is_contiguous() and not p.is_inference(), name
     small.loss_sum(*torch.ones(3, 1, 4, dtype=torch.long))[0].backward() # trains on
     assert small.layers[0].qkv.weight.grad.is_contiguous()
     small.zero_grad()

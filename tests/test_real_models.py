@@ -1,5 +1,6 @@
 """
-Real models on real data, where they are: BLiMP as text against a transformers loop, item by item; Whisper's words.
+Real models on real data, where these are present: BLiMP as text against a transformers loop, item by item, and
+Whisper's words.
 
     SMOLLM2=FOLDER BLIMP=FOLDER WHISPER=FOLDER SPEECH=FOLDER pytest -m slow tests/test_real_models.py
 
@@ -17,9 +18,16 @@ from evaluation.text_scores import word_errors
 from speech.audio import load_audio
 from tasks.blimp import items
 
-SMOLLM2, BLIMP, WHISPER, SPEECH = (Path(os.environ.get(name) or '/nonexistent')
-                                   for name in ('SMOLLM2', 'BLIMP', 'WHISPER', 'SPEECH'))
 pytestmark = pytest.mark.slow
+
+def folder_of(name):
+    """The folder that an environment variable names, or one that does not exist."""
+    return Path(os.environ.get(name) or '/nonexistent')
+
+SMOLLM2 = folder_of('SMOLLM2')
+BLIMP = folder_of('BLIMP')
+WHISPER = folder_of('WHISPER')
+SPEECH = folder_of('SPEECH')
 
 def needs(path, name):
     return pytest.mark.skipif(not path.is_dir(), reason=f'{name} names no folder')
@@ -29,23 +37,35 @@ def needs(path, name):
 @pytest.mark.parametrize('part', range(24)) # of the 67 sets: each takes a quarter of a minute
 def test_blimp_equals_a_transformers_loop_item_by_item(tmp_path, part):
     for path in sorted(BLIMP.glob('*.jsonl'))[part::24]:
-        (tmp_path / path.name).write_text(''.join(path.read_text().splitlines(True)[:15]))
-    found = list(items(tmp_path))
-    row, said = beside(SMOLLM2, found)
-    print(f"part {part}: {100 * row['sum']:.1f} % of {row['n']} right by the sum; {said}")
-    assert row['n'] == len(found) and said['differ'] == 0 and said['right_by_sum'] == round(row['sum'] * row['n'])
+        lines = path.read_text().splitlines(True)
+        (tmp_path / path.name).write_text(''.join(lines[:15]))
+    pairs = list(items(tmp_path))
+    row, reference = beside(SMOLLM2, pairs)
+    print(f"part {part}: {100 * row['sum']:.1f} % of {row['n']} right by the sum; {reference}")
+    assert row['n'] == len(pairs)
+    assert reference['differ'] == 0
+    assert reference['right_by_sum'] == round(row['sum'] * row['n'])
 
 @needs(WHISPER, 'WHISPER')
 @needs(SPEECH, 'SPEECH')
 def test_whisper_writes_down_most_of_what_is_said_and_nothing_where_nothing_is():
     spoken = list(utterances(SPEECH))[:4]
-    heard = load_asr(str(WHISPER), 'cpu')([*(load_audio(u['path']) for u in spoken), load_audio(spoken[0]['path'])[:800]])
-    errors, words = map(sum, zip(*[word_errors(u['text'], text) for u, text in zip(spoken, heard)]))
+    waves = [load_audio(utterance['path']) for utterance in spoken]
+    transcribe = load_asr(str(WHISPER), 'cpu')
+    *texts, text_of_nothing = transcribe([*waves, waves[0][:800]])
+    counts = [word_errors(utterance['text'], text) for utterance, text in zip(spoken, texts)]
+    errors = sum(n_errors for n_errors, _ in counts)
+    words = sum(n_words for _, n_words in counts)
     print(f"{errors} of {words} words wrong")
-    assert errors < 0.15 * words and heard[-1] == ''
+    assert errors < 0.15 * words
+    assert text_of_nothing == ''
 
 @needs(SMOLLM2, 'SMOLLM2')
 def test_a_real_llm_finds_a_sentence_likelier_than_its_words_in_another_order():
-    (one, n), (other, m), empty = load_llm(str(SMOLLM2), 'cpu')(
-        ['The little girl went to the park to play with her friends.', 'Park girl the friends went her play the little to to with.', ''])
-    assert one < other - 1 and n == 13 - 1 and m >= n and empty == (None, 0)
+    score = load_llm(str(SMOLLM2), 'cpu')
+    sentence = 'The little girl went to the park to play with her friends.'
+    shuffled = 'Park girl the friends went her play the little to to with.'
+    (loss, n), (shuffled_loss, n_shuffled), empty = score([sentence, shuffled, ''])
+    assert loss < shuffled_loss - 1
+    assert n == 13 - 1 and n_shuffled >= n
+    assert empty == (None, 0)

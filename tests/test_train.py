@@ -611,8 +611,8 @@ def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute,
     a, b = (config(out=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
             for way in ('none', recompute))
     def work(cfg):
-        again, calls = model_file._again, []
-        model_file._again = lambda *x: calls.append(x) or again(*x)
+        again, calls = model_file.recomputed, []
+        model_file.recomputed = lambda *x: calls.append(x) or again(*x)
         train.main(cfg)
         assert bool(calls) == (cfg.recompute != 'none')
     for cfg in (a, b):

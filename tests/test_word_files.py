@@ -134,6 +134,8 @@ BAD = { # name: (file, text, message)
     'no words': ('a.json', '{"text": "once"}', 'expected words with times'),
     'segments without words': ('a.json', '{"segments": [{"text": "once", "start": 0}]}',
                                'transcribe it again with word timestamps'),
+    'a segment that is a number': ('a.json', '{"segments": [3]}', "words of 'a': expected"),
+    'segments whose words are a number': ('a.json', '{"segments": [{"words": 5}]}', "words of 'a': expected"),
     'a list': ('a.json', '[1]', 'expected words with times'),
     'gz cut short': ('a.jsonl', gzip.compress(b'{"id": "a"}')[:12], 'a.jsonl:1: not a line of JSON'),
     'nested too deeply': ('a.json', '[' * 200_000, 'a.json: neither JSON'),

@@ -1,14 +1,17 @@
 """
-A second seeded grammar, for the diverse part of the embedded corpus, which stands for the papers' real speech:
-descriptions, talk, instructions, recipes, weather, numbers in words, directions, opinions, work, travel, nature, news.
+A second seeded grammar, for the diverse part of the embedded corpus, which stands for the papers'
+real speech.
 
     python -m tiny.talk --n=20000 --out=out/data/talk.txt     utterances, one a line
 
-An utterance is one to three sentences of 6-14 words. Its words and its syntax (present and future tense, questions,
-orders, relative clauses, reported speech, numbers) are other than the stories', with common words shared.
+Its kinds are descriptions, talk, instructions, recipes, weather, times, prices, counts, directions,
+opinions, work, nature, health and news. An utterance is one to three sentences of 6-14 words. Words
+and syntax differ from the stories' (present and future tense, questions, orders, relative clauses,
+reported speech, numbers in words); only common words are shared.
 
-Templates: | divides sentences, [LIST] draws from a list, [LIST 2] draws another entry of it, the same one wherever
-it is written again, [one/two] draws one of the alternatives. A sentence ends with a period or a question mark.
+In a template, '|' separates sentences. [LIST] is a random entry of a list and [LIST 2] a different
+entry of it; the same name stands for the same entry wherever it returns. [one/two] is one of the
+alternatives. A sentence ends with a period or a question mark.
 """
 import random
 import re
@@ -21,8 +24,8 @@ from tiny.stories import pick, sentence, word_list
 # ----------------------------------------------------------------------------------------------------------------
 # numbers in words
 
-ONES = word_list('''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-    sixteen seventeen eighteen nineteen''')
+ONES = word_list('''zero one two three four five six seven eight nine ten eleven twelve thirteen
+    fourteen fifteen sixteen seventeen eighteen nineteen''')
 TENS = word_list('twenty thirty forty fifty sixty seventy eighty ninety')
 
 def number(n):
@@ -36,7 +39,8 @@ def number(n):
 
 def _clock():
     for hour in ONES[1:13]:
-        yield from (f'{part} {hour}' for part in ('half past', 'quarter past', 'quarter to', 'ten past', 'twenty to'))
+        for part in ('half past', 'quarter past', 'quarter to', 'ten past', 'twenty to'):
+            yield f'{part} {hour}'
         yield f'{hour} in the morning'
 
 def _price():
@@ -44,96 +48,125 @@ def _price():
         yield f'{number(dollars)} dollars'
         yield f'{number(dollars)} dollars and {number(5 + dollars * 7 % 19 * 5)} cents'
 
-LISTS = {name: word_list(text) for name, text in {
-    'PERSON': '''my brother, my sister, my uncle, my cousin, my father, my mother, our neighbor, the doctor, the
-        captain, the manager, the professor, my grandmother, my grandfather, the landlord, our teacher, the mechanic,
-        the lawyer, the librarian, my roommate, the coach, the chef, the reporter, my nephew, the engineer, the
-        mayor''',
-    'ROOM': '''kitchen, bedroom, bathroom, living room, hallway, attic, basement, garage, office, dining room,
-        library, balcony, laundry room, guest room, workshop''',
-    'THING': '''clock painting carpet armchair vase mirror bookshelf fireplace lamp calendar radio telephone
-        typewriter fan cupboard couch globe aquarium statue heater keyboard printer drawer candle curtain''',
-    'SIDE': '''next to the window, above the door, in the corner, near the entrance, against the wall, under the
-        shelf, beside the sofa, in the middle, on the left side, on the right side''',
-    'STYLE': '''small large round heavy narrow tall ancient modern elegant simple expensive cheap dusty shiny strange
-        beautiful broken antique colorful handmade secondhand''',
-    'CITY': '''Paris, London, Boston, Chicago, Denver, Madrid, Berlin, Vienna, Dublin, Lisbon, Tokyo, Toronto, Oslo,
-        Sydney, Moscow, Cairo, Athens, Dallas, Prague, Geneva, Seattle, Houston, Amsterdam, Barcelona, Singapore''',
-    'MONTH': 'January February March April May June July August September October November December',
-    'DAY': 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday',
-    'WHEN': '''this morning, this afternoon, tonight, tomorrow, next week, on Monday, on Friday, this weekend, next
-        month, at the end of the year, in two hours, before lunch, after work, by the end of the day''',
-    'AGO': 'yesterday, last night, last week, two days ago, last summer, a month ago, last Tuesday, many years ago',
-    'SKY': 'sunny, cloudy, foggy, stormy, windy, humid, rainy, dry, snowy, mostly clear, partly cloudy, unusually warm',
-    'FALL': 'light rain, heavy rain, snow, thunderstorms, strong winds, thick fog, showers, clear skies, frost, hail',
-    'LAND': '''coast, mountains, northern valleys, southern islands, western plains, eastern hills, capital, lake
-        district, desert, river delta, countryside, lowlands''',
-    'VEG': '''garlic, onions, carrots, mushrooms, peppers, spinach, potatoes, tomatoes, celery, broccoli, zucchini,
-        beans, cabbage, pumpkin, eggplant''',
-    'SPICE': '''salt, pepper, cinnamon, ginger, basil, parsley, nutmeg, vanilla, paprika, oregano, mustard, turmeric,
-        mint''',
-    'MEAL': '''soup, stew, omelet, salad, sandwich, pie, curry, sauce, casserole, risotto, lasagna, chowder, cake,
-        pizza, pudding''',
-    'POT': 'pan, bowl, pot, dish, skillet, saucepan, kettle, tray',
-    'LIQUID': 'water, milk, cream, olive oil, lemon juice, vinegar, vegetable broth, orange juice, melted butter',
-    'MINUTES': 'two, three, five, seven, eight, ten, twelve, fifteen, twenty, twenty five, thirty, forty, forty five',
-    'DEVICE': '''printer, washing machine, computer, camera, heater, engine, coffee machine, telephone, scanner,
-        vacuum cleaner, dishwasher, radio, projector, generator, microwave, sewing machine''',
-    'PART': '''cover, cable, filter, battery, handle, switch, lid, button, plug, panel, screw, hose, lever, lens,
-        cartridge, belt''',
-    'STREET': '''the bank, the post office, the pharmacy, the town hall, the police station, the university, the bus
-        stop, the cathedral, the supermarket, the bookstore, the parking lot, the art gallery, the subway, the gas
-        station''',
-    'TURN': '''left, right, left at the traffic light, right at the corner, left after the bridge, right behind the
-        church''',
-    'SUBJECT': '''history, biology, geography, chemistry, physics, mathematics, grammar, music, economics, philosophy,
-        astronomy, literature, medicine, law''',
-    'WORK': '''report, contract, invoice, budget, schedule, presentation, proposal, survey, newsletter, application,
-        summary, translation, agenda, database, website''',
-    'HOBBY': '''hiking, painting, gardening, cycling, photography, reading novels, baking bread, playing cards,
-        fishing, watching movies, collecting stamps, running marathons, learning languages, building models, playing
-        the guitar''',
-    'GOOD': '''interesting, wonderful, useful, relaxing, exciting, important, delightful, challenging, surprising,
-        fascinating''',
-    'BAD': 'boring, difficult, overrated, dangerous, expensive, confusing, awful, tiring, annoying, pointless',
-    'PRO': '''it keeps the mind active, it brings people together, it costs almost nothing, you always learn
-        something, it is good for your health, everyone can take part, nobody is ever too old for it, it makes you
-        think''',
-    'CON': '''it takes too much time, nobody explains it well, the results are never certain, the equipment is so
-        expensive, few people really understand it, there is too much to remember, you need a lot of patience''',
-    'ANIMAL': '''elephant, whale, eagle, penguin, dolphin, crocodile, tiger, giraffe, bat, octopus, salmon, tortoise,
-        gorilla, kangaroo, leopard, falcon, beaver, otter, shark, walrus, rhino, hyena, raccoon''',
-    'HABITAT': '''rivers, forests, deserts, oceans, caves, grasslands, swamps, mountains, tropical jungles, cold
-        regions, shallow waters, open fields, narrow streams''',
-    'DIET': 'fish, leaves, insects, fruit, grass, roots, small animals, seeds, plants, eggs, shellfish, berries, worms',
-    'PLANT': '''roses, tulips, ferns, sunflowers, oak trees, pine trees, lavender, ivy, orchids, cactus plants,
-        daffodils, maple trees, strawberries, herbs, vines''',
-    'TRANSPORT': 'train, bus, ferry, flight, tram, shuttle, express train, night bus',
-    'GOODS': '''tickets, books, shirts, shoes, bottles, chairs, batteries, notebooks, lamps, blankets, envelopes,
-        glasses, jackets, towels, plates, pillows, umbrellas, toys, plants, magazines''',
-    'BODY': 'shoulder, knee, back, ankle, elbow, wrist, stomach, throat, ear, neck, finger, foot',
-    'CURE': '''drink plenty of water, rest for a few days, take this medicine twice a day, avoid heavy lifting, put
-        some ice on it, do gentle exercises, call me if it gets worse, sleep with an extra pillow, stay away from
-        work''',
-    'EVENT': '''meeting, concert, wedding, lecture, conference, festival, exhibition, interview, dinner, workshop,
-        party, football match, election, ceremony, rehearsal, auction''',
-    'TASK': '''water the plants, lock the back door, feed the cat, call the office, buy some milk, clean the windows,
-        send the letter, charge the battery, return the library books, take out the garbage, pay the electricity bill,
-        book a table, pick up the children, turn off the lights, sign the form, wash the dishes, check the mailbox,
-        pack the suitcases''',
-    'SOON': 'next week, next month, this year, next spring, by the end of the year, as soon as possible, in March',
-    'FEEL': 'happy, nervous, tired, proud, worried, surprised, angry, hopeful, confused, grateful, lonely, excited',
-    'CRAFT': 'wool, leather, clay, silk, cotton, marble, paper, bamboo, metal, velvet, plastic, stone',
-    'FIRM': '''company, airline, hospital, museum, government, university, orchestra, factory, committee, city
-        council, publisher, laboratory, railway, insurance office''',
-    'PLAN': '''open a new branch, hire more people, raise its prices, close for repairs, change its name, publish the
-        results, move to a larger building, offer free courses, build a second bridge, replace the old machines, cut
-        its budget, start a new program, plant more trees, sell its old offices''',
-}.items()}
-LISTS |= {'OPINION': LISTS['GOOD'] + LISTS['BAD'], 'CLOCK': tuple(_clock()), 'PRICE': tuple(_price()),
-          'COUNT': tuple(map(number, range(3, 100))), 'MANY': tuple(map(number, range(150, 9000, 50)))}
+# ----------------------------------------------------------------------------------------------------------------
+# lists and templates
 
-KINDS = {kind: tuple(line.strip() for line in text.strip().splitlines()) for kind, text in {
+LIST_TEXTS = {
+    'PERSON': '''my brother, my sister, my uncle, my cousin, my father, my mother, our neighbor,
+        the doctor, the captain, the manager, the professor, my grandmother, my grandfather,
+        the landlord, our teacher, the mechanic, the lawyer, the librarian, my roommate, the coach,
+        the chef, the reporter, my nephew, the engineer, the mayor''',
+    'ROOM': '''kitchen, bedroom, bathroom, living room, hallway, attic, basement, garage, office,
+        dining room, library, balcony, laundry room, guest room, workshop''',
+    'THING': '''clock painting carpet armchair vase mirror bookshelf fireplace lamp calendar radio
+        telephone typewriter fan cupboard couch globe aquarium statue heater keyboard printer drawer
+        candle curtain''',
+    'SIDE': '''next to the window, above the door, in the corner, near the entrance,
+        against the wall, under the shelf, beside the sofa, in the middle, on the left side,
+        on the right side''',
+    'STYLE': '''small large round heavy narrow tall ancient modern elegant simple expensive cheap
+        dusty shiny strange beautiful broken antique colorful handmade secondhand''',
+    'CITY': '''Paris, London, Boston, Chicago, Denver, Madrid, Berlin, Vienna, Dublin, Lisbon,
+        Tokyo, Toronto, Oslo, Sydney, Moscow, Cairo, Athens, Dallas, Prague, Geneva, Seattle,
+        Houston, Amsterdam, Barcelona, Singapore''',
+    'MONTH': '''January February March April May June July August September October November
+        December''',
+    'DAY': 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday',
+    'WHEN': '''this morning, this afternoon, tonight, tomorrow, next week, on Monday, on Friday,
+        this weekend, next month, at the end of the year, in two hours, before lunch, after work,
+        by the end of the day''',
+    'AGO': '''yesterday, last night, last week, two days ago, last summer, a month ago,
+        last Tuesday, many years ago''',
+    'SKY': '''sunny, cloudy, foggy, stormy, windy, humid, rainy, dry, snowy, mostly clear,
+        partly cloudy, unusually warm''',
+    'FALL': '''light rain, heavy rain, snow, thunderstorms, strong winds, thick fog, showers,
+        clear skies, frost, hail''',
+    'LAND': '''coast, mountains, northern valleys, southern islands, western plains, eastern hills,
+        capital, lake district, desert, river delta, countryside, lowlands''',
+    'VEG': '''garlic, onions, carrots, mushrooms, peppers, spinach, potatoes, tomatoes, celery,
+        broccoli, zucchini, beans, cabbage, pumpkin, eggplant''',
+    'SPICE': '''salt, pepper, cinnamon, ginger, basil, parsley, nutmeg, vanilla, paprika, oregano,
+        mustard, turmeric, mint''',
+    'MEAL': '''soup, stew, omelet, salad, sandwich, pie, curry, sauce, casserole, risotto, lasagna,
+        chowder, cake, pizza, pudding''',
+    'POT': 'pan, bowl, pot, dish, skillet, saucepan, kettle, tray',
+    'LIQUID': '''water, milk, cream, olive oil, lemon juice, vinegar, vegetable broth, orange juice,
+        melted butter''',
+    'MINUTES': '''two, three, five, seven, eight, ten, twelve, fifteen, twenty, twenty five, thirty,
+        forty, forty five''',
+    'DEVICE': '''printer, washing machine, computer, camera, heater, engine, coffee machine,
+        telephone, scanner, vacuum cleaner, dishwasher, radio, projector, generator, microwave,
+        sewing machine''',
+    'PART': '''cover, cable, filter, battery, handle, switch, lid, button, plug, panel, screw, hose,
+        lever, lens, cartridge, belt''',
+    'STREET': '''the bank, the post office, the pharmacy, the town hall, the police station,
+        the university, the bus stop, the cathedral, the supermarket, the bookstore,
+        the parking lot, the art gallery, the subway, the gas station''',
+    'TURN': '''left, right, left at the traffic light, right at the corner, left after the bridge,
+        right behind the church''',
+    'SUBJECT': '''history, biology, geography, chemistry, physics, mathematics, grammar, music,
+        economics, philosophy, astronomy, literature, medicine, law''',
+    'WORK': '''report, contract, invoice, budget, schedule, presentation, proposal, survey,
+        newsletter, application, summary, translation, agenda, database, website''',
+    'HOBBY': '''hiking, painting, gardening, cycling, photography, reading novels, baking bread,
+        playing cards, fishing, watching movies, collecting stamps, running marathons,
+        learning languages, building models, playing the guitar''',
+    'GOOD': '''interesting, wonderful, useful, relaxing, exciting, important, delightful,
+        challenging, surprising, fascinating''',
+    'BAD': '''boring, difficult, overrated, dangerous, expensive, confusing, awful, tiring,
+        annoying, pointless''',
+    'PRO': '''it keeps the mind active, it brings people together, it costs almost nothing,
+        you always learn something, it is good for your health, everyone can take part,
+        nobody is ever too old for it, it makes you think''',
+    'CON': '''it takes too much time, nobody explains it well, the results are never certain,
+        the equipment is so expensive, few people really understand it,
+        there is too much to remember, you need a lot of patience''',
+    'ANIMAL': '''elephant, whale, eagle, penguin, dolphin, crocodile, tiger, giraffe, bat, octopus,
+        salmon, tortoise, gorilla, kangaroo, leopard, falcon, beaver, otter, shark, walrus, rhino,
+        hyena, raccoon''',
+    'HABITAT': '''rivers, forests, deserts, oceans, caves, grasslands, swamps, mountains,
+        tropical jungles, cold regions, shallow waters, open fields, narrow streams''',
+    'DIET': '''fish, leaves, insects, fruit, grass, roots, small animals, seeds, plants, eggs,
+        shellfish, berries, worms''',
+    'PLANT': '''roses, tulips, ferns, sunflowers, oak trees, pine trees, lavender, ivy, orchids,
+        cactus plants, daffodils, maple trees, strawberries, herbs, vines''',
+    'TRANSPORT': 'train, bus, ferry, flight, tram, shuttle, express train, night bus',
+    'GOODS': '''tickets, books, shirts, shoes, bottles, chairs, batteries, notebooks, lamps,
+        blankets, envelopes, glasses, jackets, towels, plates, pillows, umbrellas, toys, plants,
+        magazines''',
+    'BODY': 'shoulder, knee, back, ankle, elbow, wrist, stomach, throat, ear, neck, finger, foot',
+    'CURE': '''drink plenty of water, rest for a few days, take this medicine twice a day,
+        avoid heavy lifting, put some ice on it, do gentle exercises, call me if it gets worse,
+        sleep with an extra pillow, stay away from work''',
+    'EVENT': '''meeting, concert, wedding, lecture, conference, festival, exhibition, interview,
+        dinner, workshop, party, football match, election, ceremony, rehearsal, auction''',
+    'TASK': '''water the plants, lock the back door, feed the cat, call the office, buy some milk,
+        clean the windows, send the letter, charge the battery, return the library books,
+        take out the garbage, pay the electricity bill, book a table, pick up the children,
+        turn off the lights, sign the form, wash the dishes, check the mailbox,
+        pack the suitcases''',
+    'SOON': '''next week, next month, this year, next spring, by the end of the year,
+        as soon as possible, in March''',
+    'FEEL': '''happy, nervous, tired, proud, worried, surprised, angry, hopeful, confused, grateful,
+        lonely, excited''',
+    'CRAFT': '''wool, leather, clay, silk, cotton, marble, paper, bamboo, metal, velvet, plastic,
+        stone''',
+    'FIRM': '''company, airline, hospital, museum, government, university, orchestra, factory,
+        committee, city council, publisher, laboratory, railway, insurance office''',
+    'PLAN': '''open a new branch, hire more people, raise its prices, close for repairs,
+        change its name, publish the results, move to a larger building, offer free courses,
+        build a second bridge, replace the old machines, cut its budget, start a new program,
+        plant more trees, sell its old offices''',
+}
+LISTS = {name: word_list(text) for name, text in LIST_TEXTS.items()}
+LISTS |= {
+    'OPINION': LISTS['GOOD'] + LISTS['BAD'],
+    'CLOCK': tuple(_clock()),
+    'PRICE': tuple(_price()),
+    'COUNT': tuple(map(number, range(3, 100))),
+    'MANY': tuple(map(number, range(150, 9000, 50)))}
+
+TEMPLATE_TEXTS = {
     'description': '''
         There is a [STYLE] [THING] [SIDE] of the [ROOM].
         The [ROOM] is [bright/dark/cold/warm/empty/tidy] and quiet. | A [STYLE] [THING] stands [SIDE].
@@ -241,11 +274,13 @@ KINDS = {kind: tuple(line.strip() for line in text.strip().splitlines()) for kin
         After the [EVENT] in [CITY], the [FIRM] promised to [PLAN].
         More than [MANY] people signed a letter against the [FIRM].
         The [FIRM] did not [PLAN] this year. | Most of the workers were very [FEEL].''',
-}.items()}
+}
+KINDS = {kind: tuple(map(str.strip, text.strip().splitlines())) for kind, text in TEMPLATE_TEXTS.items()}
 KIND_NAMES = tuple(KINDS)
 _SLOT = re.compile(r'\[([^\]]+)\]')
 
 # ----------------------------------------------------------------------------------------------------------------
+# drawing utterances
 
 @dataclass(frozen=True)
 class Utterance:
@@ -259,24 +294,32 @@ class Utterance:
 
 def _draw(seed, index):
     """-> kind, sentences; a pure function of (seed, index)."""
-    rng, got = random.Random(seed << 32 | index), {}
+    rng = random.Random(seed << 32 | index)
     kind = pick(rng, KIND_NAMES)
+    phrases = {} # slot -> phrase
     def fill(match):
         name = match[1]
-        if name not in got:
+        if name not in phrases:
             options = LISTS.get(name.split()[0]) or name.split('/')
             phrase = pick(rng, options)
-            while phrase in got.values(): # no phrase in two slots
+            # No phrase fills two slots.
+            while phrase in phrases.values():
                 phrase = pick(rng, options)
-            got[name] = phrase
-        return got[name]
-    return kind, tuple(map(sentence, _SLOT.sub(fill, pick(rng, KINDS[kind])).split(' | ')))
+            phrases[name] = phrase
+        return phrases[name]
+    text = _SLOT.sub(fill, pick(rng, KINDS[kind]))
+    return kind, tuple(map(sentence, text.split(' | ')))
 
 def utterances(n, seed=1):
-    """The first n distinct utterances of sentences of 6-14 words; those of a smaller n are their beginning."""
-    seen, index = set(), 0
+    """Yields the first n distinct utterances whose sentences have 6-14 words.
+
+    A smaller n gives the beginning of a larger.
+    """
+    seen = set()
+    index = 0
     while len(seen) < n:
-        (kind, sentences), index = _draw(seed, index), index + 1
+        kind, sentences = _draw(seed, index)
+        index += 1
         if sentences not in seen and all(6 <= len(text.split()) <= 14 for text in sentences):
             yield Utterance(f'u{len(seen):06d}', kind, sentences)
             seen.add(sentences)
@@ -291,11 +334,11 @@ class Config:
 
     def __post_init__(self):
         if self.n < 1 or self.seed < 0:
-            raise Refused(f'n = {self.n}, seed = {self.seed}: expected n >= 1 and seed >= 0')
+            raise Refused(f'n={self.n}, seed={self.seed}: expected n >= 1 and seed >= 0')
 
 def main(cfg):
     with atomically(cfg.out) as tmp, open(tmp, 'w', encoding='ascii', newline='\n') as file:
-        file.writelines(said.text + '\n' for said in utterances(cfg.n, cfg.seed))
+        file.writelines(utterance.text + '\n' for utterance in utterances(cfg.n, cfg.seed))
     print(f'{cfg.n} utterances in {cfg.out}')
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """
-The Triton kernels, run by Triton's interpreter on the CPU. It is chosen where a kernel is defined, so these tests need a
-process of their own:
+The Triton kernels, run by Triton's interpreter on the CPU. The interpreter is chosen where a kernel is defined, so
+these tests need a process of their own:
 
     TRITON_INTERPRET=1 python -m pytest tests/interpreted
 """

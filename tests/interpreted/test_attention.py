@@ -2,15 +2,16 @@
 Triton's attention against the definition, by the yardstick of test_kernels.py: at most twice torch's own error to
 float64, plus one ulp. float32 only: the interpreter multiplies bf16 as bit patterns.
 """
+from functools import partial
+
 import pytest
 import torch
-from test_kernels import assert_as_good_as_torch, assert_slope, rows_of
+from test_kernels import OUTPUTS, assert_as_good_as_torch, assert_slope, normal, rows_of
 
 from configurator import Refused
 from kernels import attention as att
 from kernels.attention import attention, attention_ref, documents
 
-NAMES = ['o', 'dq', 'dk', 'dv']
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.7])
 
 @pytest.fixture(params=[80, 90])
@@ -23,21 +24,24 @@ def sm(request, monkeypatch):
 def small_tiles(monkeypatch):
     """So that rows of a few blocks have an edge, an interior and a diagonal."""
     tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1), 'one-pass': (16, 32, 4, 1)}
-    monkeypatch.setattr(att, 'CONFIGS', {key: tiles[key[-1]] for key in att.CONFIGS})
+    monkeypatch.setattr(att, 'CONFIGS', {(sm, D, step): tiles[step] for sm, D, step in att.CONFIGS})
 
-def normal(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+def random_inputs(B, T, H, HK, D):
+    """q, k, v and the gradient of the output, as views of one tensor."""
+    return normal(B, T, 2 * (H + HK), D).split([H, HK, HK, H], dim=2)
 
-def check(doc_start, H, HK, D, backend='triton', **how):
-    B, T = doc_start.shape
-    q, k, v, dy = normal(B, T, 2 * (H + HK), D).split([H, HK, HK, H], dim=2)
-    docs = documents(doc_start, backend)
-    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, docs, backend=backend, **how),
-                            lambda *x: attention_ref(*x, doc_start, **how), [q, k, v], dy, torch.float32)
+def check(doc_start, H, HK, D, backend='triton', **options):
+    """Output and gradients are as good as torch's, by the yardstick."""
+    *qkv, dy = random_inputs(*doc_start.shape, H, HK, D)
+    by_triton = partial(attention, docs=documents(doc_start, backend), backend=backend, **options)
+    reference = partial(attention_ref, doc_start=doc_start, **options)
+    assert_as_good_as_torch(OUTPUTS, by_triton, reference, qkv, dy, torch.float32)
 
 MANY = torch.randint(1, 3, (300,), generator=torch.Generator().manual_seed(0)).tolist()
-PACKED = {'one document': rows_of([75]), 'whole blocks': rows_of([32, 64, 32]),
-          'rows differ': rows_of([40, 7, 33], [80], [1, 78, 1]), '300 documents': rows_of(MANY)}
+PACKED = {'one document': rows_of([75]),
+          'whole blocks': rows_of([32, 64, 32]),
+          'rows differ': rows_of([40, 7, 33], [80], [1, 78, 1]),
+          '300 documents': rows_of(MANY)}
 
 @pytest.mark.parametrize('rows', PACKED)
 def test_documents_of_any_length(rows, small_tiles):
@@ -45,12 +49,13 @@ def test_documents_of_any_length(rows, small_tiles):
 
 def test_a_document_of_one_token_gives_its_value(small_tiles):
     docs = documents(rows_of([1] * 40), 'triton')
-    q, k, v, dy = (x.clone().requires_grad_() for x in normal(1, 40, 6, 16).split([2, 1, 1, 2], dim=2))
+    q, k, v, dy = (x.clone().requires_grad_() for x in random_inputs(1, 40, 2, 1, 16))
     o = attention(q, k, v, docs, backend='triton')
     dq, dk, dv = torch.autograd.grad(o, (q, k, v), dy)
     assert torch.equal(o, v.expand(1, 40, 2, 16))
     torch.testing.assert_close(dv, dy.sum(2, keepdim=True), rtol=0, atol=1e-6)
-    assert max(dq.abs().max(), dk.abs().max()) < 1e-5 # torch has 0; here the rounding of do.v and of do.o, some 1e-6 of 10
+    # torch has 0. Here do.v and do.o, about 10, are rounded separately, by about 1e-6 of their value.
+    assert max(dq.abs().max(), dk.abs().max()) < 1e-5
 
 @pytest.mark.parametrize('heads', [(14, 2), (28, 4), (3, 1), (2, 2)])
 def test_grouped_heads(heads, small_tiles):
@@ -62,18 +67,24 @@ def test_shipped_tiles(D, sm):
 
 @pytest.mark.parametrize('D', [64, 128, 256])
 def test_shipped_tiles_beside_sdpa(D):
-    """torch's own fused attention is the yardstick, for it too has sum_j p dp from do.o, where o is rounded; in the
-    definition that rounding cancels, which for 256 channels is more than a factor of 2 of dq."""
+    """torch's own fused attention is the yardstick, because it too computes sum_j p dp as do.o, where o is rounded. In
+    the definition that rounding cancels, which for 256 channels is more than a factor of 2 in the error of dq."""
     doc_start = rows_of([170, 1, 29])
-    q, k, v, dy = normal(1, 200, 6, D).split([2, 1, 1, 2], dim=2)
-    ours, theirs = (lambda *x, way=way, docs=documents(doc_start, way): attention(*x, docs, backend=way)
-                    for way in ('triton', 'sdpa'))
-    assert_as_good_as_torch(NAMES, ours, theirs, [q, k, v], dy, torch.float32)
+    *qkv, dy = random_inputs(1, 200, 2, 1, D)
+    by_triton, by_sdpa = (partial(attention, docs=documents(doc_start, backend), backend=backend)
+                          for backend in ('triton', 'sdpa'))
+    assert_as_good_as_torch(OUTPUTS, by_triton, by_sdpa, qkv, dy, torch.float32)
 
-@pytest.mark.parametrize('how', [{'softcap': 2.0}, {'softcap': 50.0, 'scale': 1.0}, {'window': 5}, {'window': 50},
-                                 {'slopes': SLOPES}, dict(softcap=1.5, scale=0.5, window=33, slopes=SLOPES)], ids=str)
-def test_variants(how, small_tiles):
-    check(rows_of([90, 7, 33]), 4, 2, 16, **how)
+VARIANTS = [dict(softcap=2.0),
+            dict(softcap=50.0, scale=1.0),
+            dict(window=5),
+            dict(window=50),
+            dict(slopes=SLOPES),
+            dict(softcap=1.5, scale=0.5, window=33, slopes=SLOPES)]
+
+@pytest.mark.parametrize('options', VARIANTS, ids=str)
+def test_variants(options, small_tiles):
+    check(rows_of([90, 7, 33]), 4, 2, 16, **options)
 
 @pytest.mark.parametrize('D', [10, 32, 80])
 def test_head_sizes_between_powers_of_two(D, small_tiles):
@@ -89,19 +100,21 @@ def test_one_pass_with_shipped_tiles(D, sm):
 
 @pytest.mark.parametrize('backend', ['triton', 'one-pass'])
 def test_the_gradient_is_the_slope(backend, small_tiles):
-    doc_start = rows_of([29, 13])
-    q, k, v, dy = normal(1, 42, 12, 16).split([4, 2, 2, 4], dim=2)
-    docs = documents(doc_start, backend)
-    assert_slope(lambda *x: (attention(*x, docs, backend=backend, softcap=2.0, window=20) * dy).sum(), [q, k, v])
+    *qkv, dy = random_inputs(1, 42, 4, 2, 16)
+    docs = documents(rows_of([29, 13]), backend)
+    def scalar(q, k, v):
+        return (attention(q, k, v, docs, backend=backend, softcap=2.0, window=20) * dy).sum()
+    assert_slope(scalar, qkv)
 
 def test_without_documents_a_row_is_one(small_tiles):
     q, k, v, dy = normal(2, 50, 5, 16).split([2, 1, 1, 1], dim=2)
-    assert_as_good_as_torch(NAMES, lambda *x: attention(*x, backend='triton', window=20),
-                            lambda *x: attention_ref(*x, window=20), [q, k, v], dy.repeat(1, 1, 2, 1), torch.float32)
+    assert_as_good_as_torch(OUTPUTS, partial(attention, backend='triton', window=20), partial(attention_ref, window=20),
+                            [q, k, v], dy.repeat(1, 1, 2, 1), torch.float32)
 
 def test_documents_begin_and_end():
     begin, end = documents(rows_of([3, 1, 2], [6]), 'triton')
-    assert begin.tolist() == [[0, 0, 0, 3, 4, 4], [0] * 6] and end.tolist() == [[3, 3, 3, 4, 6, 6], [6] * 6]
+    assert begin.tolist() == [[0, 0, 0, 3, 4, 4], [0] * 6]
+    assert end.tolist() == [[3, 3, 3, 4, 6, 6], [6] * 6]
     assert begin.dtype == end.dtype == torch.int32
 
 def of_one_tensor(docs, backend='triton'):
@@ -109,52 +122,66 @@ def of_one_tensor(docs, backend='triton'):
     return lambda qkv: attention(*qkv.split([4, 2, 2], dim=2), docs, backend=backend)
 
 def test_views_of_one_tensor(sm, small_tiles):
-    doc_start, qkv, dy = rows_of([40, 10], [50]), normal(2, 50, 8, 16), normal(2, 50, 4, 16)
-    assert_as_good_as_torch(['o', 'dqkv'], of_one_tensor(documents(doc_start, 'triton')),
-                            lambda x: attention_ref(*x.split([4, 2, 2], dim=2), doc_start), [qkv], dy, torch.float32)
+    doc_start = rows_of([40, 10], [50])
+    qkv = normal(2, 50, 8, 16)
+    dy = normal(2, 50, 4, 16)
+    def reference(qkv):
+        return attention_ref(*qkv.split([4, 2, 2], dim=2), doc_start)
+    assert_as_good_as_torch(['o', 'dqkv'], of_one_tensor(documents(doc_start, 'triton')), reference, [qkv], dy,
+                            torch.float32)
 
 def test_views_in_another_order_and_an_expanded_gradient(small_tiles):
     doc_start = rows_of([40, 10])
-    docs, inputs = documents(doc_start, 'triton'), [normal(1, heads, 50, 16).requires_grad_() for heads in (4, 2, 2)]
-    def gradients(f):
-        return torch.autograd.grad(f(*(x.transpose(1, 2) for x in inputs)).sum(), inputs) # from (B, H, T, D)
-    ours = gradients(lambda *x: attention(*x, docs, backend='triton'))
-    theirs = gradients(lambda *x: attention_ref(*x, doc_start))
-    for a, b in zip(ours, theirs):
+    docs = documents(doc_start, 'triton')
+    inputs = [normal(1, heads, 50, 16).requires_grad_() for heads in (4, 2, 2)] # (B, heads, T, D)
+    views = [x.transpose(1, 2) for x in inputs]
+    gradients = torch.autograd.grad(attention(*views, docs, backend='triton').sum(), inputs)
+    expected = torch.autograd.grad(attention_ref(*views, doc_start).sum(), inputs)
+    for a, b in zip(gradients, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 def test_the_gradient_is_the_same_every_time(small_tiles):
-    docs, qkv = documents(rows_of([40, 10]), 'triton'), normal(1, 50, 8, 16).requires_grad_()
-    first, second = (torch.autograd.grad(of_one_tensor(docs)(qkv).square().sum(), qkv)[0] for _ in range(2))
+    f = of_one_tensor(documents(rows_of([40, 10]), 'triton'))
+    qkv = normal(1, 50, 8, 16).requires_grad_()
+    first, second = (torch.autograd.grad(f(qkv).square().sum(), qkv)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 def test_compiled_is_eager(small_tiles):
-    doc_start, qkv, dy = rows_of([30, 10], [40]), normal(2, 40, 8, 16).requires_grad_(), normal(2, 40, 4, 16)
+    doc_start = rows_of([30, 10], [40])
+    qkv = normal(2, 40, 8, 16).requires_grad_()
+    dy = normal(2, 40, 4, 16)
     def eager(qkv):
         return of_one_tensor(documents(doc_start, 'triton'))(qkv)
     compiled = torch.compile(eager, fullgraph=True, backend='aot_eager')
-    (y, dqkv), (y2, dqkv2) = ((y, *torch.autograd.grad(y, qkv, dy)) for y in (eager(qkv), compiled(qkv)))
-    assert torch.equal(y, y2) and torch.equal(dqkv, dqkv2)
+    results = []
+    for f in (eager, compiled):
+        y = f(qkv)
+        results.append((y, *torch.autograd.grad(y, qkv, dy)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 def test_ops_are_as_they_are_declared(small_tiles):
+    ops = torch.ops.nanoslm
     q, k, v, do = normal(1, 20, 8, 16).split([3, 1, 1, 3], dim=2)
     docs = documents(rows_of([13, 7]), 'triton')
-    for slopes, softcap, window in ((None, 0.0, 0), (SLOPES[:3], 2.0, 5)):
-        how = slopes, 0.25, softcap, window
-        torch.library.opcheck(torch.ops.nanoslm.attention_forward.default, (q, k, v, docs[0], *how))
-        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, docs[0], *how)
-        torch.library.opcheck(torch.ops.nanoslm.attention_backward.default, (do, q, k, v, o, lse, *docs, *how, False))
+    plain = att.Options(slopes=None, scale=0.25, softcap=0.0, window=0)
+    for options in (plain, att.Options(slopes=SLOPES[:3], scale=0.25, softcap=2.0, window=5)):
+        torch.library.opcheck(ops.attention_forward.default, (q, k, v, docs[0], *options))
+        o, lse = ops.attention_forward(q, k, v, docs[0], *options)
+        arguments = do, q, k, v, o, lse, *docs, *options
+        torch.library.opcheck(ops.attention_backward.default, arguments, {'one_pass': False})
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
-    q, wide = normal(1, 4, 2, 16), normal(1, 4, 2, 512)
+    q = normal(1, 4, 2, 16)
+    q_256 = normal(1, 4, 2, 256)
+    q_512 = normal(1, 4, 2, 512)
     with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass' or 'sdpa'"):
         attention(q, q, q, backend='flash')
     with pytest.raises(Refused, match="no softcap"):
         attention(q, q, q, softcap=5.0, backend='sdpa')
     with pytest.raises(Refused, match="at most 256 channels, got torch.float32, 512"):
-        attention(wide, wide, wide, backend='triton')
+        attention(q_512, q_512, q_512, backend='triton')
     with pytest.raises(Refused, match="'one-pass': expected heads of at most 128 channels, got 256"):
-        attention(*[normal(1, 4, 2, 256)] * 3, backend='one-pass')
+        attention(q_256, q_256, q_256, backend='one-pass')
     monkeypatch.setattr(att, 'INTERPRETED', False)
     with pytest.raises(Refused, match="expected a GPU"):
         documents(rows_of([4]), 'triton')
@@ -165,5 +192,5 @@ def test_what_cannot_be_done_is_refused(monkeypatch):
 def test_sdpa_when_asked_for():
     q, k, v = normal(1, 30, 4, 16).split([2, 1, 1], dim=2)
     doc_start = rows_of([20, 10])
-    got = attention(q, k, v, documents(doc_start, 'sdpa'), window=7, backend='sdpa')
-    torch.testing.assert_close(got, attention_ref(q, k, v, doc_start, window=7), rtol=0, atol=1e-5)
+    o = attention(q, k, v, documents(doc_start, 'sdpa'), window=7, backend='sdpa')
+    torch.testing.assert_close(o, attention_ref(q, k, v, doc_start, window=7), rtol=0, atol=1e-5)

@@ -1,18 +1,25 @@
 """
-Measure a vocoder on spoken items that it was not trained on: words, naturalness, lengths, speed. To VOCODER/score.json.
+Scores a vocoder on spoken items that it was not trained on: words, naturalness, lengths, speed ->
+VOCODER/score.json
 
     python -m tiny.build.score_vocoder --items=out/build/speech/items-main --asr=openai/whisper-base
 
-Each item (its context and right ending) is heard as it was spoken; after wave -> mel -> Griffin-Lim, which knows the mel
-spectrum itself; after wave -> units -> vocoder with the units' own run lengths; and with those that the vocoder predicts.
+An item is its context with the right ending. Each item is scored in four versions:
 
-    wer        share of wrong words, as a Whisper hears them (evaluation/generation.py)
-    mos        naturalness, 1 to 5, as DistillMOS predicts it (Stahl and Gamper, 2025; the package carries its weights)
-    run_ms     how far a predicted run is from its own, mean in ms
-    length     predicted seconds / own seconds; length_off: how far an item's is from 1, mean
-    x_real_time    seconds of speech made in a second, of `threads` threads
+    original         as it was spoken
+    griffin_lim      wave -> mel -> Griffin-Lim, which is given the mel spectrum itself
+    own_runs         wave -> units -> vocoder with the run lengths of the units
+    predicted_runs   wave -> units -> vocoder with run lengths that it predicts
 
-The error beside a value is its standard error over items.
+    wer              share of wrong words in what a Whisper model hears (evaluation/generation.py)
+    mos              naturalness from 1 to 5, predicted by DistillMOS (Stahl and Gamper, 2025),
+                     whose package has its weights
+    run_ms           mean absolute error of a predicted run, in ms
+    length           predicted seconds / own seconds
+    length_off       mean over items of how far this ratio is from 1
+    x_real_time      seconds of speech made per second, with `threads` threads
+
+The error beside a value (_stderr) is its standard error over items.
 """
 import json
 import math
@@ -42,79 +49,121 @@ from tiny.build.speak import documents
 class Config:
     vocoder: str = 'tiny/vocoder'
     items: str = 'out/build/speech/items-main' # shards of tiny/build/speak.py
-    n: int = 100 # of them
+    n: int = 100 # items to score
     encoder: str = 'tiny/hubert'
     layer: int = 4
     asr: str = 'openai/whisper-base' # Whisper, a folder or hub id
-    versions: tuple = ('original', 'griffin_lim', 'own_runs', 'predicted_runs') # of the speech; rows of others stay as they are
+    # The versions to score. score.json keeps the rows of others.
+    versions: tuple = ('original', 'griffin_lim', 'own_runs', 'predicted_runs')
     threads: int = 2
 
 def log_mel(wave):
-    """(S,) -> (S // HOP, BANDS) natural log of the mel magnitudes; frame t is centered on sample t * HOP."""
+    """(S,) -> (S // HOP, BANDS): natural log of the mel magnitudes. Frame t is centered on sample t * HOP."""
     spectrum = torch.stft(wave, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)
     return (bands() @ spectrum.abs()).clamp(min=1e-5).log().T[:len(wave) // HOP]
 
 def griffin_lim(mel, iterations=60, momentum=0.99):
-    """Log-mel (T, BANDS) -> wave (T * HOP,): phases that make the magnitudes consistent, from a seeded random start (Griffin
-    and Lim, 1984; with the momentum of Perraudin et al., 2013)."""
+    """Log-mel (T, BANDS) -> wave (T * HOP,): finds phases that make the magnitudes consistent.
+
+    It starts from seeded random phases (Griffin and Lim, 1984; momentum of Perraudin et al., 2013).
+    """
     magnitude = (torch.linalg.pinv(bands()) @ mel.exp().T).clamp(min=1e-5) # (N_FFT / 2 + 1, T)
-    magnitude = F.pad(magnitude, (0, 1), mode='replicate') # the frame centered on the last sample
+    # One more frame, centered on the last sample.
+    magnitude = F.pad(magnitude, (0, 1), mode='replicate')
     phase = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0)) * (2 * torch.pi)
-    spectrum, last = torch.polar(torch.ones_like(magnitude), phase), torch.zeros_like(magnitude, dtype=torch.complex64)
+    spectrum = torch.polar(torch.ones_like(magnitude), phase)
+    previous = torch.zeros_like(spectrum)
     window = torch.hann_window(N_FFT)
-    invert = lambda s: torch.istft(magnitude * s, N_FFT, HOP, window=window, length=len(mel) * HOP)
+    def invert(spectrum):
+        return torch.istft(magnitude * spectrum, N_FFT, HOP, window=window, length=len(mel) * HOP)
     for _ in range(iterations):
         consistent = torch.stft(invert(spectrum), N_FFT, HOP, window=window, return_complex=True)
-        spectrum = consistent + momentum * (consistent - last)
-        spectrum, last = spectrum / spectrum.abs().clamp(min=1e-12), consistent
+        spectrum = consistent + momentum * (consistent - previous)
+        spectrum = spectrum / spectrum.abs().clamp(min=1e-12)
+        previous = consistent
     return invert(spectrum)
 
 def load_mos():
-    """A function from a wave to its predicted mean opinion score."""
+    """A function from a wave to its predicted mean opinion score. Raises Refused without the package distillmos."""
     try:
         import distillmos
     except ImportError as e:
-        raise Refused(f"{e}; pip install -r tiny/build/requirements.txt has what this measures with") from None
+        raise Refused(f"{e}; pip install -r tiny/build/requirements.txt installs what this script needs") from None
     model = distillmos.ConvTransformerSQAModel().eval()
-    return lambda wave: model(torch.from_numpy(wave)[None]).item()
+    def score(wave):
+        return model(torch.from_numpy(wave)[None]).item()
+    return score
 
 def ratio(counts):
-    """[(part, whole)] an item -> the share of the sums, and its standard error by the residuals."""
-    part, whole = np.array(counts, dtype=np.float64).T
-    share, n = part.sum() / whole.sum(), len(part)
-    return share, math.sqrt(((part - share * whole) ** 2).sum() * n / max(1, n - 1)) / whole.sum()
+    """[(part, total)] of the items -> sum of parts / sum of totals, and its standard error from the residuals."""
+    part, total = np.array(counts, dtype=np.float64).T
+    n = len(part)
+    share = part.sum() / total.sum()
+    variance = ((part - share * total) ** 2).sum() * n / max(1, n - 1)
+    return share, math.sqrt(variance) / total.sum()
+
+def run_errors(vocoder, units, runs, hop):
+    """{'run_ms', 'run_ms_stderr', 'length', 'length_off'} of the runs that the vocoder predicts for items."""
+    counts = []
+    lengths = []
+    for item_units, item_runs in zip(units, runs):
+        predicted = vocoder.predicted_runs(torch.from_numpy(item_units.astype(np.int64))).numpy()
+        counts.append((np.abs(predicted - item_runs).sum(), len(item_runs)))
+        lengths.append((predicted.sum(), item_runs.sum(dtype=np.int64)))
+    error, stderr = ratio(counts)
+    lengths = np.array(lengths)
+    return {
+        'run_ms': error * 1000 * hop / RATE,
+        'run_ms_stderr': stderr * 1000 * hop / RATE,
+        'length': np.divide(*lengths.sum(0)),
+        'length_off': np.abs(np.divide(*lengths.T) - 1).mean()}
 
 @torch.inference_mode()
 def main(cfg):
     torch.set_num_threads(cfg.threads)
-    encoder, vocoder = load_encoder(cfg.encoder, cfg.layer, None, 'cpu'), load_vocoder(cfg.vocoder)
-    asr, mos = load_asr(cfg.asr, 'cpu'), load_mos()
-    wanted = (pair for pair in with_joined(documents(cfg.items), PackConfig()) if pair[0]['id'].endswith('context+right'))
-    pairs = list(islice(wanted, cfg.n))
-    docs, waves = encode_part(pairs, encoder), [wave.astype(np.float32) / 32768 for _, wave in pairs]
-    units, runs = ([doc[key] for doc in docs] for key in ('units', 'runs'))
-    make = {'original': lambda: waves, 'griffin_lim': lambda: [griffin_lim(log_mel(torch.from_numpy(w))).numpy() for w in waves],
-            'own_runs': lambda: vocoder.speak(units, runs, encoder.hash), 'predicted_runs': lambda: vocoder.speak(units, None, encoder.hash)}
-    path, truth = Path(cfg.vocoder) / 'score.json', [''.join(word for word, _, _ in line['words']) for line, _ in pairs]
+    encoder = load_encoder(cfg.encoder, cfg.layer, None, 'cpu')
+    vocoder = load_vocoder(cfg.vocoder)
+    asr = load_asr(cfg.asr, 'cpu')
+    mos = load_mos()
+    items = (pair for pair in with_joined(documents(cfg.items), PackConfig())
+             if pair[0]['id'].endswith('context+right'))
+    pairs = list(islice(items, cfg.n))
+    docs = encode_part(pairs, encoder)
+    units = [doc['units'] for doc in docs]
+    runs = [doc['runs'] for doc in docs]
+    lines, waves = zip(*pairs)
+    texts = [''.join(word for word, _, _ in line['words']) for line in lines]
+    waves = [wave.astype(np.float32) / 32768 for wave in waves]
+
+    def speech(version):
+        if version == 'original':
+            return waves
+        if version == 'griffin_lim':
+            return [griffin_lim(log_mel(torch.from_numpy(wave))).numpy() for wave in waves]
+        return vocoder.speak(units, runs if version == 'own_runs' else None, encoder.hash)
+
+    path = Path(cfg.vocoder) / 'score.json'
     scores = json.loads(path.read_text()) if path.exists() else {'rows': {}, 'samples': {}}
-    for name in cfg.versions:
+    for version in cfg.versions:
         start = time.perf_counter()
-        made = make[name]()
-        speed, heard = sum(map(len, made)) / RATE / (time.perf_counter() - start), asr(made)
-        row = dict(zip(('wer', 'wer_stderr'), ratio([word_errors(*pair) for pair in zip(truth, heard)])), n=len(made))
-        row |= zip(('mos', 'mos_stderr'), mean_and_stderr([mos(wave) for wave in progress(made, desc='mos')]))
-        if name != 'original':
+        spoken = speech(version)
+        speed = sum(map(len, spoken)) / RATE / (time.perf_counter() - start)
+        transcripts = asr(spoken)
+        row = {}
+        row['wer'], row['wer_stderr'] = ratio(list(map(word_errors, texts, transcripts)))
+        row['n'] = len(spoken)
+        row['mos'], row['mos_stderr'] = mean_and_stderr([mos(wave) for wave in progress(spoken, desc='mos')])
+        if version != 'original':
             row['x_real_time'] = speed
-        if name == 'predicted_runs':
-            of = [vocoder.predicted_runs(torch.from_numpy(u.astype(np.int64))).numpy() for u in units]
-            off = ratio([(np.abs(a - b).sum(), len(b)) for a, b in zip(of, runs)])
-            row |= zip(('run_ms', 'run_ms_stderr'), (x * 1000 * encoder.hop / RATE for x in off))
-            lengths = np.array([(a.sum(), b.sum(dtype=np.int64)) for a, b in zip(of, runs)])
-            row['length'], row['length_off'] = np.divide(*lengths.sum(0)), np.abs(np.divide(*lengths.T) - 1).mean()
-        print(f"{name:16} wrong words {100 * row['wer']:.1f} % ± {100 * row['wer_stderr']:.1f}, naturalness {row['mos']:.2f} ± "
-              f"{row['mos_stderr']:.2f} (n = {len(made)}), {speed:.0f} x real time", flush=True)
-        scores['rows'][name] = {key: x if key == 'n' else float(x) for key, x in row.items()}
-        scores['samples'][name] = [{'id': line['id'], 'text': text, 'heard': h} for (line, _), text, h in list(zip(pairs, truth, heard))[:5]]
+        if version == 'predicted_runs':
+            row |= run_errors(vocoder, units, runs, encoder.hop)
+        print(f"{version:16} wrong words {100 * row['wer']:.1f} % ± {100 * row['wer_stderr']:.1f}, "
+              f"naturalness {row['mos']:.2f} ± {row['mos_stderr']:.2f} (n = {len(spoken)}), "
+              f"{speed:.0f} x real time", flush=True)
+        scores['rows'][version] = {key: x if key == 'n' else float(x) for key, x in row.items()}
+        scores['samples'][version] = [
+            {'id': line['id'], 'text': text, 'heard': transcript}
+            for line, text, transcript in zip(lines[:5], texts, transcripts)]
     write_json(path, scores | record(cfg))
 
 if __name__ == '__main__':

@@ -1,27 +1,35 @@
 """
-The embedded encoder, tiny/hubert/: a HubertModel of 2.77 M parameters with mHuBERT's 25 Hz strides. Build time only.
+Trains the embedded encoder, tiny/hubert/: a HubertModel of 2.77 M parameters with mHuBERT's 25 Hz
+strides. Only building the embedded corpus needs this script.
 
-    python -m tiny.build.train_encoder --stage=features    audio -> features of the teacher, once more when there is new audio
-    python -m tiny.build.train_encoder --stage=classes     k-means of the teacher's features, once: the classes stay
-    python -m tiny.build.train_encoder --stage=train       the student learns the classes; goes on where it was killed
+    python -m tiny.build.train_encoder --stage=features    audio -> features of the teacher; again whenever there is new audio
+    python -m tiny.build.train_encoder --stage=classes     k-means of the teacher's features; once, as the classes must stay
+    python -m tiny.build.train_encoder --stage=train       the student learns the classes; resumes where it was killed
     python -m tiny.build.train_encoder --stage=export      -> tiny/hubert/{config.json, model.safetensors, kmeans.safetensors}
     python -m tiny.build.train_encoder --stage=score       -> tiny/hubert/score.json
 
-The teacher is Whisper tiny.en: its third block's output, frames averaged in pairs (25 Hz), 500 k-means classes. It
-hears each utterance alone with a second of silence behind it instead of the usual padding to 30 s: 2.3 % of the classes
-change, and it is six times as fast. The student learns them from augmented audio, with the frame's own centroids as
-the head,
+The teacher is Whisper tiny.en: the output of its third block, with frames averaged in pairs (25 Hz)
+and clustered into 500 k-means classes. It hears each utterance alone, followed by a second of
+silence instead of the usual padding to 30 s. This changes 2.3 % of the classes and is six times as
+fast. The student learns the classes from augmented audio. Its head holds a centroid c_k for every
+class:
 
-    logits_k = s (h . c_k - |c_k|^2 / 2)        so the likeliest class is the nearest centroid: c_k are what is shipped
+    logits_k = s (h . c_k - |c_k|^2 / 2)
 
-Units are judged by phones from pocketsphinx's forced alignment: phone-normalized mutual information, corrected for
-chance, because with K = 500 and a few minutes shuffled units have a high one too:
+The likeliest class is thus the nearest centroid, and the c_k are shipped as the centroids of the
+units.
 
-    PNMI = I(phone; unit) / H(phone)            (PNMI - PNMI of shuffled units) / (1 - PNMI of shuffled units)
+Units are scored against phones from pocketsphinx's forced alignment by their phone-normalized
+mutual information. With K = 500 and a few minutes of speech even shuffled units score high, so the
+score is corrected for chance:
 
-Work lies in `build`: {train,held}/NAME/00000/ hold audio.npy int16 (N,), features.npy float16 (N / 640, 384),
-labels.npy uint16 (N / 640,) and utterances.json, where NAME is a folder of audio (in held with -new or -known behind
-it: its speakers are) and utterances follow one another without a gap.
+    PNMI = I(phone; unit) / H(phone)
+    corrected = (PNMI - PNMI of shuffled units) / (1 - PNMI of shuffled units)
+
+Intermediate results are in `build`: {train,held}/NAME/00000/ hold audio.npy int16 (N,),
+features.npy float16 (N / 640, 384), labels.npy uint16 (N / 640,) and utterances.json. NAME is a
+folder of audio. In held/ it ends with -new (the speaker was never trained on) or -known. Utterances
+follow one another without a gap.
 """
 import json
 import math
@@ -31,6 +39,7 @@ import time
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +63,18 @@ STAGES = ('features', 'classes', 'train', 'export', 'score')
 @dataclass(frozen=True)
 class Config:
     stage: str = 'features' # one of STAGES
-    human: tuple = () # folders of human speech: LibriSpeech's, or any of corpora/folder.py
+    human: tuple = () # folders of human speech: LibriSpeech's, or any that corpora/folder.py reads
     speech: tuple = () # folders of synthetic speech, as tiny/build/speak.py writes them
     held_speakers: tuple = ('118', '3947', '5789', '8629', 'am_puck') # never trained on
-    held_folders: tuple = ('librispeech_test-other', 'items-main', 'items-unseen') # nor these; of the rest, 1 in 50
-    hours: float = 8.0 # at most so much of each folder
-    teacher: str = 'out/build/whisper-tiny.en' # a Whisper folder, from tools of the build
-    teacher_layer: int = 3 # of 4; the last is poor
+    held_folders: tuple = ('librispeech_test-other', 'items-main', 'items-unseen') # nor are these, nor 1 in 50 others
+    hours: float = 8.0 # at most, of each folder
+    teacher: str = 'out/build/whisper-tiny.en' # a Whisper folder
+    teacher_layer: int = 3 # of 4; the last one gives poor classes
     n_units: int = 500
     kmeans_frames: int = 120_000 # half of them human
     build: str = 'out/build/encoder'
     out: str = 'tiny/hubert'
-    minutes: float = 60.0 # of training in CPU time, all runs together; the schedule ends there
+    minutes: float = 60.0 # CPU time of training, over all runs; the schedule ends there
     learning_rate: float = 1e-3
     human_share: float = 0.6 # of the training crops
     step_frames: int = 512 # frames a step, in crops of 64, 128 or 256
@@ -75,52 +84,73 @@ class Config:
     def __post_init__(self):
         if self.stage not in STAGES:
             raise Refused(f"--stage={self.stage}: expected one of {', '.join(STAGES)}")
-        if not self.minutes > 0 or not 0 < self.human_share < 1 or self.step_frames % 256:
+        if not (self.minutes > 0 and 0 < self.human_share < 1 and self.step_frames % 256 == 0):
             raise Refused("expected minutes above 0, human_share between 0 and 1, step_frames a multiple of 256")
 
 # ----------------------------------------------------------------------------------------------------------------
-# features: what the teacher hears
+# features of the teacher
 
 def recordings(folder):
-    """Dicts {id, path, start, end (seconds or None), text, speaker}: of tiny/build/speak.py, LibriSpeech or any folder."""
-    for docs in sorted(Path(folder).glob('*[0-9]/docs.jsonl')):
+    """Yields dicts {id, path, start, end, text, speaker}, with times in seconds or None.
+
+    The folder is one of tiny/build/speak.py, LibriSpeech's, or any that corpora/folder.py reads.
+    """
+    spoken_shards = sorted(Path(folder).glob('*[0-9]/docs.jsonl'))
+    for docs in spoken_shards:
         for _, u in read_lines(docs):
-            yield {**u, 'path': docs.with_name('audio.flac'), 'start': u['start'] / RATE,
-                   'end': (u['start'] + u['samples']) / RATE}
-    if next(Path(folder).glob('*[0-9]/docs.jsonl'), None):
+            yield {
+                **u,
+                'path': docs.with_name('audio.flac'),
+                'start': u['start'] / RATE,
+                'end': (u['start'] + u['samples']) / RATE}
+    if spoken_shards:
         return
-    texts = {}
+    texts = {} # LibriSpeech's transcripts
     for path in Path(folder).rglob('*.trans.txt'):
         texts |= dict(line.split(' ', 1) for line in path.read_text().splitlines())
     for u in utterances(folder):
         name = Path(u['path']).stem
         yield {**u, 'text': u['text'] or texts.get(name), 'speaker': u['speaker'] or name.split('-')[0]}
 
+def log_mel(extractor, wave):
+    """(1, 80, T) at 100 Hz from a WhisperFeatureExtractor, without its padding to 30 s."""
+    options = dict(padding='do_not_pad', truncation=False, return_tensors='pt')
+    return extractor(wave, sampling_rate=RATE, **options).input_features
+
 class Teacher:
-    """teacher(wave) -> (floor(N / 640), 384): a hidden layer of Whisper's encoder, frames averaged in pairs."""
+    """teacher(wave) -> (floor(N / 640), 384): a layer of Whisper's encoder, frames averaged in pairs."""
     def __init__(self, folder, layer):
         self.encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
-        self.mel, self.layer = WhisperFeatureExtractor.from_pretrained(folder), layer
+        self.mel = WhisperFeatureExtractor.from_pretrained(folder)
+        self.layer = layer
 
     @torch.inference_mode()
     def __call__(self, wave):
-        wave, e = np.pad(wave, (0, RATE)), self.encoder # at most 30 s together: so many positions there are
-        mel = self.mel(wave, sampling_rate=RATE, padding='do_not_pad', truncation=False, return_tensors='pt')
-        h = F.gelu(e.conv2(F.gelu(e.conv1(mel.input_features)))).transpose(1, 2) # (1, T, C) at 50 Hz
-        h = h + e.embed_positions.weight[:h.shape[1]]
-        for block in e.layers[:self.layer]:
+        frames = len(wave) // HOP
+        # With the second of silence there may be at most 30 s: that is how many positions Whisper has.
+        wave = np.pad(wave, (0, RATE))
+        encoder = self.encoder
+        h = F.gelu(encoder.conv1(log_mel(self.mel, wave)))
+        h = F.gelu(encoder.conv2(h)).transpose(1, 2) # (1, T, C) at 50 Hz
+        h = h + encoder.embed_positions.weight[:h.shape[1]]
+        for block in encoder.layers[:self.layer]:
             h = block(h, None)
-        frames = (len(wave) - RATE) // HOP
         return h[0, :2 * frames].view(frames, 2, -1).mean(1)
 
 def make_shard(path, group, teacher):
-    """The audio and features of a list of recordings -> a shard folder; one that holds just these is left."""
-    wanted = [u['id'] for u in group]
+    """Writes a shard folder with the audio and features of a list of recordings.
+
+    A folder that holds just these recordings is left as it is.
+    """
     if (path / 'utterances.json').exists():
-        if [u['id'] for u in json.loads((path / 'utterances.json').read_text())] == wanted:
+        present = json.loads((path / 'utterances.json').read_text())
+        if [row['id'] for row in present] == [u['id'] for u in group]:
             return
-        shutil.rmtree(path) # the folder of audio has grown
-    audio, features, rows = [], [], []
+        # The folder of audio has grown.
+        shutil.rmtree(path)
+    audio = []
+    features = []
+    rows = []
     for u in group:
         wave = load_audio(u['path'], u['start'], u['end'])[:29 * RATE]
         wave = wave[:len(wave) // HOP * HOP]
@@ -134,10 +164,12 @@ def make_shard(path, group, teacher):
         (tmp / 'utterances.json').write_text(json.dumps(rows))
 
 def part_of(cfg, name, u):
-    """Where an utterance of folder `name` belongs, below build."""
+    """The folder below build to which an utterance of the folder `name` belongs."""
     if u['speaker'] in cfg.held_speakers or name in cfg.held_folders:
         return f'held/{name}-new'
-    return f'held/{name}-known' if zlib.crc32(u['id'].encode()) % 50 == 0 else f'train/{name}'
+    if zlib.crc32(u['id'].encode()) % 50 == 0:
+        return f'held/{name}-known'
+    return f'train/{name}'
 
 def features(cfg):
     teacher = Teacher(cfg.teacher, cfg.teacher_layer)
@@ -145,11 +177,12 @@ def features(cfg):
         parts = defaultdict(list)
         for u in recordings(folder):
             parts[part_of(cfg, Path(folder).name, u)].append(u)
-        for part, found in parts.items():
-            seconds, started = 0, time.time()
-            for i in range(0, len(found), 200):
+        for part, group in parts.items():
+            seconds = 0
+            started = time.time()
+            for i in range(0, len(group), 200):
                 path = Path(cfg.build, part, f'{i // 200:05d}')
-                make_shard(path, found[i:i + 200], teacher)
+                make_shard(path, group[i:i + 200], teacher)
                 seconds += len(np.load(path / 'audio.npy', mmap_mode='r')) / RATE
                 if seconds > cfg.hours * 3600:
                     break
@@ -162,17 +195,23 @@ def features(cfg):
 
 def nearest(x, centroids):
     """(N, C), (K, C) -> (N,) index of the nearest centroid."""
-    half = centroids.square().sum(1) / 2
-    return torch.cat([(part @ centroids.T - half).argmax(1) for part in x.float().split(8192)])
+    half_squares = centroids.square().sum(1) / 2
+    return torch.cat([(part @ centroids.T - half_squares).argmax(1) for part in x.float().split(8192)])
 
 def kmeans(x, k, generator, rounds=25):
-    """(k, C) centroids of x (N, C): k-means++, then Lloyd; one that loses all its frames starts again at a frame."""
-    chosen, square = [torch.randint(len(x), (), generator=generator)], x.square().sum(1)
-    apart = torch.full((len(x),), math.inf)
-    while len(chosen) < k: # frames far from all centroids so far are likely to be the next
+    """(k, C) centroids of x (N, C): k-means++ seeding, then Lloyd's iterations.
+
+    A centroid that loses all its frames is moved to a random frame.
+    """
+    squares = x.square().sum(1)
+    # The squared distance of each frame to the nearest centroid so far.
+    distance = torch.full((len(x),), math.inf)
+    chosen = [torch.randint(len(x), (), generator=generator)]
+    while len(chosen) < k:
         i = chosen[-1]
-        apart = torch.minimum(apart, square - 2 * (x @ x[i]) + square[i]).clamp(min=0)
-        weights = apart.double().cumsum(0) + 1e-9
+        distance = torch.minimum(distance, squares - 2 * (x @ x[i]) + squares[i]).clamp(min=0)
+        # A frame is the next centroid with a probability proportional to its distance.
+        weights = distance.double().cumsum(0) + 1e-9
         draw = torch.rand((), generator=generator, dtype=torch.float64) * weights[-1]
         chosen.append(torch.searchsorted(weights, draw).clamp(max=len(x) - 1))
     centroids = x[torch.stack(chosen)]
@@ -185,25 +224,33 @@ def kmeans(x, k, generator, rounds=25):
     return centroids
 
 def shards(cfg, part, folders):
-    """Shard folders of build/part that come from `folders`, in order."""
-    names = {Path(f).name for f in folders}
-    return [p.parent for p in sorted(Path(cfg.build, part).glob('*/*/utterances.json'))
-            if re.sub('-(new|known)$', '', p.parent.parent.name) in names]
+    """The shard folders of build/part that come from `folders`, in order."""
+    names = {Path(folder).name for folder in folders}
+    paths = [p.parent for p in sorted(Path(cfg.build, part).glob('*/*/utterances.json'))]
+    return [p for p in paths if re.sub('-(new|known)$', '', p.parent.name) in names]
 
 def training_sample(cfg, read, n):
-    """n rows of the arrays read(shard) of the training part, half of them human, as float32; all if there are fewer."""
-    rng, out = np.random.default_rng(cfg.seed), []
+    """n random rows of the arrays read(shard) of the training part as float32, half of them human.
+
+    All rows if there are fewer.
+    """
+    rng = np.random.default_rng(cfg.seed)
+    samples = []
     for folders in (cfg.human, cfg.speech):
         arrays = [read(p) for p in shards(cfg, 'train', folders)]
         share = n / 2 / sum(map(len, arrays))
-        out += [a[np.sort(rng.permutation(len(a))[:round(share * len(a))])] for a in arrays]
-    return torch.from_numpy(np.concatenate(out).astype(np.float32))
+        for array in arrays:
+            rows = rng.permutation(len(array))[:round(share * len(array))]
+            samples.append(array[np.sort(rows)])
+    return torch.from_numpy(np.concatenate(samples).astype(np.float32))
 
 def classes(cfg):
     path = Path(cfg.build, 'classes.safetensors')
     if path.exists():
-        raise Refused(f"{path}: the classes are there already, and students learn them; remove it to begin anew")
-    x = training_sample(cfg, lambda p: np.load(p / 'features.npy', mmap_mode='r'), cfg.kmeans_frames)
+        raise Refused(f"{path}: the classes exist, and students learn them; remove it to start again")
+    def read(p):
+        return np.load(p / 'features.npy', mmap_mode='r')
+    x = training_sample(cfg, read, cfg.kmeans_frames)
     centroids = kmeans(x, cfg.n_units, torch.Generator().manual_seed(cfg.seed))
     with atomically(path) as tmp:
         save_file({'centroids': centroids}, tmp)
@@ -211,29 +258,43 @@ def classes(cfg):
     label(cfg)
 
 def label(cfg):
-    """labels.npy of every shard that lacks it."""
+    """Writes labels.npy into every shard that lacks it."""
     centroids = load_centroids(Path(cfg.build, 'classes.safetensors'))
-    for p in sorted(Path(cfg.build).glob('*/*/*/features.npy')):
-        if not (p.parent / 'labels.npy').exists():
-            labels = nearest(torch.from_numpy(np.load(p)), centroids).numpy().astype(np.uint16)
-            with atomically(p.parent / 'labels.npy') as tmp, open(tmp, 'wb') as f:
+    for features_path in sorted(Path(cfg.build).glob('*/*/*/features.npy')):
+        path = features_path.with_name('labels.npy')
+        if not path.exists():
+            x = torch.from_numpy(np.load(features_path))
+            labels = nearest(x, centroids).numpy().astype(np.uint16)
+            with atomically(path) as tmp, open(tmp, 'wb') as f:
                 np.save(f, labels)
 
 # ----------------------------------------------------------------------------------------------------------------
 # the student
 
 def hubert_config(**changes):
-    """2.77 M parameters. The first convolutions set the cost, so they are narrow; the layers cost hardly anything."""
+    """2.77 M parameters. The first convolutions set the cost, so they are narrow; layers cost little."""
     return HubertConfig(**{
-        'conv_dim': (64, 64, 96, 128, 128, 192, 192, 256), 'conv_kernel': (10, 3, 3, 3, 3, 2, 2, 2),
-        'conv_stride': (5, 2, 2, 2, 2, 2, 2, 2), 'num_feat_extract_layers': 8, 'feat_extract_norm': 'group',
-        'hidden_size': 256, 'num_hidden_layers': 4, 'num_attention_heads': 4, 'intermediate_size': 576,
-        'num_conv_pos_embeddings': 31, 'num_conv_pos_embedding_groups': 16, 'mask_time_prob': 0.1, 'layerdrop': 0.0,
-        'hidden_dropout': 0.05, 'attention_dropout': 0.0, 'activation_dropout': 0.0, 'feat_proj_dropout': 0.0,
+        'conv_dim': (64, 64, 96, 128, 128, 192, 192, 256),
+        'conv_kernel': (10, 3, 3, 3, 3, 2, 2, 2),
+        'conv_stride': (5, 2, 2, 2, 2, 2, 2, 2),
+        'num_feat_extract_layers': 8,
+        'feat_extract_norm': 'group',
+        'hidden_size': 256,
+        'num_hidden_layers': 4,
+        'num_attention_heads': 4,
+        'intermediate_size': 576,
+        'num_conv_pos_embeddings': 31,
+        'num_conv_pos_embedding_groups': 16,
+        'mask_time_prob': 0.1,
+        'layerdrop': 0.0,
+        'hidden_dropout': 0.05,
+        'attention_dropout': 0.0,
+        'activation_dropout': 0.0,
+        'feat_proj_dropout': 0.0,
         **changes})
 
 class Student(nn.Module):
-    """HubertModel and the head whose centroids are the units: audio (B, N) -> logits (B, N / 640, K)."""
+    """HubertModel with a head whose centroids are the units: audio (B, N) -> logits (B, N / 640, K)."""
     def __init__(self, config, n_units):
         super().__init__()
         self.hubert = HubertModel(config)
@@ -241,7 +302,8 @@ class Student(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def head(self, h):
-        return self.log_scale.exp() * (h @ self.centroids.T - self.centroids.square().sum(1) / 2)
+        half_squares = self.centroids.square().sum(1) / 2
+        return self.log_scale.exp() * (h @ self.centroids.T - half_squares)
 
     def forward(self, audio, mask=None):
         with torch.autocast('cpu', torch.bfloat16):
@@ -249,7 +311,7 @@ class Student(nn.Module):
         return self.head(h.float())
 
 class Stream:
-    """The training audio of some folders as one long tape with a class every 640 samples."""
+    """The audio of some shards as one long recording with a class every 640 samples."""
     def __init__(self, paths):
         self.audio = [np.load(p / 'audio.npy', mmap_mode='r') for p in paths]
         self.labels = [np.load(p / 'labels.npy') for p in paths]
@@ -264,96 +326,131 @@ class Stream:
         return wave, self.labels[i][first:first + frames].astype(np.int64)
 
 def augment(x, rng):
-    """Half of the rows (B, N) get some of: a random equalizer, a room of 0.1-0.5 s, noise or other talk, a gain."""
-    B, N = x.shape
-    spectrum, out = np.fft.rfft(x, 2 * N), np.array(x)
-    bins = np.linspace(0, 1, N + 1)
-    for row in np.flatnonzero(rng.random(B) < 0.5):
-        level = np.sqrt(np.mean(x[row] ** 2)) + 1e-5
-        s = spectrum[row]
-        if rng.random() < 0.6: # gains at 8 frequencies, +-8 dB
-            s = s * 10 ** (np.interp(bins, np.linspace(0, 1, 8) ** 2, rng.uniform(-8, 8, 8)) / 20)
-        if rng.random() < 0.4: # a decaying tail behind the direct sound
-            n = int(rng.uniform(0.1, 0.5) * RATE)
-            tail = rng.standard_normal(n) * np.exp(-6.9 * np.arange(n) / n)
-            tail *= rng.uniform(0.1, 0.7) / np.sqrt(np.sum(tail ** 2))
-            tail[0] = 1
-            s = s * np.fft.rfft(tail, 2 * N)
-        y = np.fft.irfft(s)[:N]
-        if rng.random() < 0.6: # white to brown noise, or another row of the batch, 5 to 40 dB below
-            color = rng.standard_normal(N + 1) + 1j * rng.standard_normal(N + 1)
-            noise = np.fft.irfft(color / (bins + 0.01) ** rng.uniform(0, 1))[:N]
-            if rng.random() < 0.3:
-                noise = x[(row + 1) % B]
-            y = y + noise * (level / (np.std(noise) + 1e-5) * 10 ** (-rng.uniform(5, 40) / 20))
-        out[row] = y * 10 ** (rng.uniform(-12, 6) / 20)
+    """Augments half of the rows (B, N): randomly an equalizer, a room, noise or other talk; and a gain."""
+    spectrum = np.fft.rfft(x, 2 * x.shape[1])
+    out = np.array(x)
+    for row in np.flatnonzero(rng.random(len(x)) < 0.5):
+        out[row] = _augment_row(x, row, spectrum[row], rng)
     return out.astype(np.float32)
 
+def _augment_row(x, row, spectrum, rng):
+    B, N = x.shape
+    level = np.sqrt(np.mean(x[row] ** 2)) + 1e-5
+    bins = np.linspace(0, 1, N + 1)
+    # An equalizer: gains of up to +-8 dB at 8 frequencies.
+    if rng.random() < 0.6:
+        gains = np.interp(bins, np.linspace(0, 1, 8) ** 2, rng.uniform(-8, 8, 8))
+        spectrum = spectrum * 10 ** (gains / 20)
+    # A room: a decaying tail of 0.1-0.5 s after the direct sound.
+    if rng.random() < 0.4:
+        n = int(rng.uniform(0.1, 0.5) * RATE)
+        tail = rng.standard_normal(n) * np.exp(-6.9 * np.arange(n) / n)
+        tail *= rng.uniform(0.1, 0.7) / np.sqrt(np.sum(tail ** 2))
+        tail[0] = 1
+        spectrum = spectrum * np.fft.rfft(tail, 2 * N)
+    y = np.fft.irfft(spectrum)[:N]
+    # White to brown noise, or another row of the batch, 5 to 40 dB below.
+    if rng.random() < 0.6:
+        color = rng.standard_normal(N + 1) + 1j * rng.standard_normal(N + 1)
+        noise = np.fft.irfft(color / (bins + 0.01) ** rng.uniform(0, 1))[:N]
+        if rng.random() < 0.3:
+            noise = x[(row + 1) % B]
+        scale = level / (np.std(noise) + 1e-5) * 10 ** (-rng.uniform(5, 40) / 20)
+        y = y + noise * scale
+    return y * 10 ** (rng.uniform(-12, 6) / 20)
+
 def batch(cfg, streams, step):
-    """Audio (B, N), classes (B, N / 640), masked frames: a pure function of (seed, step)."""
+    """Audio (B, N), classes (B, N / 640) and masked frames (B, N / 640) of a training step.
+
+    They depend only on (seed, step).
+    """
     rng = np.random.default_rng([cfg.seed, step])
-    frames = int(rng.choice([64, 128, 256])) # of all lengths, because the first norm runs over time
-    pairs = [streams[0 if rng.random() < cfg.human_share else 1].crop(rng, frames)
-             for _ in range(cfg.step_frames // frames)]
-    audio, labels = (np.stack(column) for column in zip(*pairs))
+    # Crops have several lengths because the first norm runs over time.
+    frames = int(rng.choice([64, 128, 256]))
+    crops = []
+    for _ in range(cfg.step_frames // frames):
+        stream = streams[0 if rng.random() < cfg.human_share else 1]
+        crops.append(stream.crop(rng, frames))
+    audio, labels = (np.stack(column) for column in zip(*crops))
+    # About 9 % of the frames are masked, in spans of less than 0.4 s.
     mask = np.zeros(labels.shape, bool)
     for row in range(len(mask)):
         for start in rng.integers(frames, size=frames // 64):
-            mask[row, start:start + int(rng.integers(2, 11))] = True # about 9 % of the frames, in spans below 0.4 s
+            mask[row, start:start + int(rng.integers(2, 11))] = True
     return torch.from_numpy(augment(audio, rng)), torch.from_numpy(labels), torch.from_numpy(mask)
 
 @torch.inference_mode()
 def top1(student, stream, seconds=240):
-    """Share of frames where the student finds the teacher's class."""
+    """The share of frames for which the student predicts the teacher's class."""
     student.eval()
-    rng, right = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    shares = []
     for _ in range(max(1, seconds * 25 // 1024)):
-        audio, labels = zip(*(stream.crop(rng, 256) for _ in range(4)))
-        right.append((student(torch.from_numpy(np.stack(audio))).argmax(-1).numpy() == np.stack(labels)).mean())
+        crops = [stream.crop(rng, 256) for _ in range(4)]
+        audio, labels = (np.stack(column) for column in zip(*crops))
+        predicted = student(torch.from_numpy(audio)).argmax(-1).numpy()
+        shares.append((predicted == labels).mean())
     student.train()
-    return float(np.mean(right))
+    return float(np.mean(shares))
 
 def save_state(path, student, optimizer, marks):
-    tensors = {'model.' + n: p.detach() for n, p in student.named_parameters()}
-    for n, p in student.named_parameters():
+    tensors = {}
+    for name, p in student.named_parameters():
+        tensors[f'model.{name}'] = p.detach().contiguous()
         for key, value in optimizer.state[p].items():
-            tensors[f'{key}.{n}'] = value
+            tensors[f'{key}.{name}'] = value.contiguous()
     with atomically(path) as tmp:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, tmp, {n: str(v) for n, v in marks.items()})
+        save_file(tensors, tmp, {key: str(value) for key, value in marks.items()})
 
 def load_state(path, student, optimizer, classes_hash):
-    """Fills student and optimizer (None: the student alone); -> steps and seconds so far."""
+    """Restores the student and the optimizer, unless it is None -> steps and seconds so far.
+
+    Raises Refused if the state learned other classes.
+    """
     with safe_open(path, 'pt') as f:
         marks = f.metadata()
     if marks['classes'] != classes_hash:
-        raise Refused(f"{path}: learned other classes; remove it to begin anew")
+        raise Refused(f"{path}: learned other classes; remove it to start again")
     tensors = load_file(path)
     with torch.no_grad():
-        for n, p in student.named_parameters():
-            p.copy_(tensors['model.' + n])
+        for name, p in student.named_parameters():
+            p.copy_(tensors[f'model.{name}'])
             if optimizer is not None:
-                optimizer.state[p] = {key: tensors[f'{key}.{n}'] for key in ('step', 'exp_avg', 'exp_avg_sq')}
+                optimizer.state[p] = {key: tensors[f'{key}.{name}'] for key in ('step', 'exp_avg', 'exp_avg_sq')}
     return int(marks['step']), float(marks['seconds'])
 
+def held_streams(cfg):
+    """{group: Stream} of the held-out groups of more than 5000 frames (200 s)."""
+    streams = {name: Stream(paths) for name, paths in held_groups(cfg).items()}
+    return {name: stream for name, stream in streams.items() if stream.ends[-1] > 5000}
+
 def train(cfg):
-    build, classes_hash = Path(cfg.build), sha256(Path(cfg.build, 'classes.safetensors'))
+    build = Path(cfg.build)
+    classes_hash = sha256(build / 'classes.safetensors')
     streams = [Stream(shards(cfg, 'train', folders)) for folders in (cfg.human, cfg.speech)]
-    held = {name: Stream(paths) for name, paths in held_groups(cfg).items()
-            if sum(len(np.load(p / 'labels.npy', mmap_mode='r')) for p in paths) > 5000}
+    held_out = held_streams(cfg)
     torch.manual_seed(cfg.seed)
     student = Student(hubert_config(), cfg.n_units).train()
     optimizer = torch.optim.AdamW(student.parameters(), cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    state, step, seconds, losses = build / 'state.safetensors', 0, 0.0, []
+    state = build / 'state.safetensors'
+    step = 0
+    seconds = 0.0
     if state.exists():
         step, seconds = load_state(state, student, optimizer, classes_hash)
     print(f"{sum(p.numel() for p in student.hubert.parameters()):,} parameters; "
           f"{streams[0].hours:.2f} h of human speech, {streams[1].hours:.2f} h synthetic; "
           f"from step {step}, minute {seconds / 60:.1f}", flush=True)
-    clock, saved = time.process_time() - seconds, seconds # CPU time: a busy machine changes nothing
+
+    # CPU time: a busy machine changes nothing.
+    clock = time.process_time() - seconds
+    saved = seconds
+    losses = []
     while seconds < 60 * cfg.minutes:
-        done = seconds / 60 / cfg.minutes
+        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of it.
+        progress = seconds / 60 / cfg.minutes
+        factor = min((step + 1) / 200, 0.505 + 0.495 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
-            group['lr'] = cfg.learning_rate * min((step + 1) / 200, 0.505 + 0.495 * math.cos(math.pi * done))
+            group['lr'] = cfg.learning_rate * factor
         audio, labels, mask = batch(cfg, streams, step)
         loss = F.cross_entropy(student(audio, mask).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
@@ -361,13 +458,15 @@ def train(cfg):
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        step, seconds = step + 1, time.process_time() - clock
+        step += 1
+        seconds = time.process_time() - clock
         if seconds - saved > 120 or seconds >= 60 * cfg.minutes:
-            right = {name: round(top1(student, stream), 3) for name, stream in held.items()}
             line = {'step': step, 'minute': round(seconds / 60, 1), 'loss': round(float(np.mean(losses)), 4)}
-            print(json.dumps({**line, 'top1': right}), flush=True)
+            line['top1'] = {name: round(top1(student, stream), 3) for name, stream in held_out.items()}
+            print(json.dumps(line), flush=True)
             save_state(state, student, optimizer, {'step': step, 'seconds': seconds, 'classes': classes_hash})
-            saved, losses = seconds, []
+            saved = seconds
+            losses = []
     write_json(build / 'train.json', {'steps': step, 'minutes': round(seconds / 60, 1), **record(cfg)})
 
 def held_groups(cfg):
@@ -379,13 +478,13 @@ def held_groups(cfg):
 
 def export(cfg):
     student = Student(hubert_config(), cfg.n_units).eval()
-    step, seconds = load_state(Path(cfg.build, 'state.safetensors'), student, None,
-                               sha256(Path(cfg.build, 'classes.safetensors')))
+    classes_hash = sha256(Path(cfg.build, 'classes.safetensors'))
+    step, seconds = load_state(Path(cfg.build, 'state.safetensors'), student, None, classes_hash)
     save_student(student, cfg.out)
     print(f"{cfg.out}: step {step}, minute {seconds / 60:.1f}")
 
 def save_student(student, out):
-    """The folder that tokenize_speech.py takes: fp16 weights and centroids."""
+    """Writes the encoder folder that tokenize_speech.py reads: fp16 weights and centroids."""
     student.hubert.half().save_pretrained(out)
     save_file({'centroids': student.centroids.detach().half()}, Path(out, 'kmeans.safetensors'))
 
@@ -397,95 +496,138 @@ def pnmi(phones, units):
     joint = np.zeros((phones.max() + 1, units.max() + 1))
     np.add.at(joint, (phones, units), 1)
     joint /= joint.sum()
-    p, u = joint.sum(1), joint.sum(0)
-    some = joint > 0
-    information = np.sum(joint[some] * np.log(joint[some] / np.outer(p, u)[some]))
-    return float(information / -np.sum(p[p > 0] * np.log(p[p > 0])))
+    p_phone = joint.sum(1)
+    p_unit = joint.sum(0)
+    seen = joint > 0
+    information = np.sum(joint[seen] * np.log(joint[seen] / np.outer(p_phone, p_unit)[seen]))
+    p_phone = p_phone[p_phone > 0]
+    entropy = -np.sum(p_phone * np.log(p_phone))
+    return float(information / entropy)
 
 def corrected(phones, units, seed=0):
-    """{'pnmi', 'shuffled', 'corrected'}: 1 for units that tell the phone, about 0 for units that know nothing of it."""
+    """{'pnmi', 'shuffled', 'corrected'}.
+
+    The corrected value is 1 for units that determine the phone and about 0 for random units.
+    """
     rng = np.random.default_rng(seed)
-    raw, chance = pnmi(phones, units), float(np.mean([pnmi(phones, rng.permutation(units)) for _ in range(5)]))
-    return {'pnmi': round(raw, 4), 'shuffled': round(chance, 4), 'corrected': round((raw - chance) / (1 - chance), 4)}
+    raw = pnmi(phones, units)
+    chance = float(np.mean([pnmi(phones, rng.permutation(units)) for _ in range(5)]))
+    return {
+        'pnmi': round(raw, 4),
+        'shuffled': round(chance, 4),
+        'corrected': round((raw - chance) / (1 - chance), 4)}
 
 def align_phones(pcm, text):
-    """int16 audio at 16 kHz, its text -> the phone at each frame's middle, by forced alignment; None where it fails."""
+    """int16 audio at 16 kHz and its text -> the phone at the middle of each frame, by forced alignment.
+
+    None if the alignment fails or a word is not in the dictionary.
+    """
     from pocketsphinx import Decoder
-    decoder = Decoder(lm=None, loglevel='FATAL') # a fresh one: a failed alignment spoils the next
+    # A new decoder each time, because a failed alignment spoils the next one.
+    decoder = Decoder(lm=None, loglevel='FATAL')
     words = re.findall(r"[a-z']+", (text or '').lower())
     if not words or any(decoder.lookup_word(word) is None for word in words):
         return None
     decoder.set_align_text(' '.join(words))
     try:
-        for phones_too in (False, True):
-            if phones_too:
+        # The first pass aligns words, the second their phones.
+        for align_phones_too in (False, True):
+            if align_phones_too:
                 decoder.set_alignment()
             decoder.start_utt()
             decoder.process_raw(pcm.tobytes(), full_utt=True)
             decoder.end_utt()
     except RuntimeError:
         return None
-    at = np.full(len(pcm) // 160 + 4, 'SIL', dtype='<U4') # 100 Hz
-    for phone in (phone for word in decoder.get_alignment() for phone in word):
-        at[phone.start:phone.start + phone.duration] = 'SIL' if phone.name.startswith('+') else phone.name
-    return at[2::4][:len(pcm) // HOP]
+    names = np.full(len(pcm) // 160 + 4, 'SIL', dtype='<U4') # 100 Hz
+    for word in decoder.get_alignment():
+        for phone in word:
+            name = 'SIL' if phone.name.startswith('+') else phone.name # '+' marks a filler
+            names[phone.start:phone.start + phone.duration] = name
+    return names[2::4][:len(pcm) // HOP]
 
-def mel_features(audio, rows, mel, cepstra):
-    """Baselines at 25 Hz, normalized over each utterance: 80 log-mels, or 13 cepstra with two differences."""
-    out, start = [], 0
+def mel_features(path, extractor, cepstra):
+    """Baseline features of a shard at 25 Hz, normalized over each utterance: (frames, C).
+
+    They are 80 log-mels, or 13 cepstra with their first and second differences.
+    """
+    audio = np.load(path / 'audio.npy')
+    rows = json.loads((path / 'utterances.json').read_text())
     dct = torch.cos(math.pi / 80 * (torch.arange(80) + 0.5) * torch.arange(13)[:, None])
+    features = []
+    start = 0
     for row in rows:
-        wave = audio[start * HOP:(start + row['frames']) * HOP] / np.float32(32767)
-        start += row['frames']
-        x = mel(wave, sampling_rate=RATE, padding='do_not_pad', truncation=False, return_tensors='pt').input_features[0]
+        frames = row['frames']
+        wave = audio[start * HOP:(start + frames) * HOP] / np.float32(32767)
+        start += frames
+        x = log_mel(extractor, wave)[0]
         if cepstra:
             x = dct @ x
             first = torch.gradient(x, dim=1)[0]
-            x = torch.cat([x, first, torch.gradient(first, dim=1)[0]])
+            second = torch.gradient(first, dim=1)[0]
+            x = torch.cat([x, first, second])
         x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
-        out.append(x[:, :4 * row['frames']].view(len(x), -1, 4).mean(2).T)
-    return torch.cat(out).numpy()
+        features.append(x[:, :4 * frames].view(len(x), -1, 4).mean(2).T)
+    return torch.cat(features).numpy()
 
 def score_shard(path, encoder, baselines):
-    """{'phones', 'teacher', 'student', each baseline: phones or units by frame} of the utterances that align."""
-    audio, rows = np.load(path / 'audio.npy'), json.loads((path / 'utterances.json').read_text())
-    starts = np.cumsum([0] + [row['frames'] for row in rows])
+    """{'phones', 'teacher', 'student', each baseline: the phone or unit of each frame}.
+
+    Utterances whose alignment fails are left out.
+    """
+    audio = np.load(path / 'audio.npy')
+    rows = json.loads((path / 'utterances.json').read_text())
+    ends = np.cumsum([row['frames'] for row in rows])
+    pcms = np.split(audio, ends[:-1] * HOP)
     units = {'teacher': np.load(path / 'labels.npy').astype(np.int64)}
-    waves = [audio[a * HOP:b * HOP] / np.float32(32767) for a, b in zip(starts, starts[1:])]
-    units['student'] = np.concatenate(encoder.encode(waves))
+    units['student'] = np.concatenate(encoder.encode([pcm / np.float32(32767) for pcm in pcms]))
     for name, (read, centroids) in baselines.items():
         units[name] = nearest(torch.from_numpy(read(path)), centroids).numpy()
-    phones = [align_phones(audio[a * HOP:b * HOP], row['text']) for a, b, row in zip(starts, starts[1:], rows)]
-    keep = np.concatenate([np.full(row['frames'], p is not None) for row, p in zip(rows, phones)])
-    found = [p for p in phones if p is not None]
-    return {'phones': np.concatenate(found) if found else np.zeros(0, '<U4'), **{n: u[keep] for n, u in units.items()}}
+    phones = [np.zeros(0, '<U4')]
+    aligned = []
+    for pcm, row in zip(pcms, rows):
+        names = align_phones(pcm, row['text'])
+        aligned += [names is not None] * row['frames']
+        if names is not None:
+            phones.append(names)
+    return {'phones': np.concatenate(phones), **{name: ids[aligned] for name, ids in units.items()}}
 
-def score(cfg):
-    mel = WhisperFeatureExtractor.from_pretrained(cfg.teacher)
-    encoder = Encoder(cfg.out, hubert_config().num_hidden_layers, load_centroids(Path(cfg.out, 'kmeans.safetensors')))
+def make_baselines(cfg):
+    """{'log-mel', 'mfcc': (read(shard) -> features, their centroids)}"""
+    extractor = WhisperFeatureExtractor.from_pretrained(cfg.teacher)
     baselines = {}
     for name, cepstra in (('log-mel', False), ('mfcc', True)):
-        read = lambda p, cepstra=cepstra: mel_features(np.load(p / 'audio.npy'),
-                                                       json.loads((p / 'utterances.json').read_text()), mel, cepstra)
+        read = partial(mel_features, extractor=extractor, cepstra=cepstra)
         x = training_sample(cfg, read, cfg.kmeans_frames // 2)
         baselines[name] = read, kmeans(x, cfg.n_units, torch.Generator().manual_seed(cfg.seed))
+    return baselines
+
+def score(cfg):
+    centroids = load_centroids(Path(cfg.out, 'kmeans.safetensors'))
+    encoder = Encoder(cfg.out, hubert_config().num_hidden_layers, centroids)
+    baselines = make_baselines(cfg)
     table = {}
     for group, paths in held_groups(cfg).items():
         parts = [score_shard(p, encoder, baselines) for p in paths]
-        found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        if len(found['phones']) < 1000:
+        frames = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        phone_names, phones = np.unique(frames.pop('phones'), return_inverse=True)
+        if len(phones) < 1000:
             continue
-        names, phones = np.unique(found.pop('phones'), return_inverse=True)
-        scores = {name: corrected(phones, units) for name, units in found.items()}
-        table[group] = {'minutes': round(len(phones) / 1500, 1), 'phones': len(names),
-                        'top1': round(float(np.mean(found['teacher'] == found['student'])), 3), **scores,
-                        'of teacher': round(scores['student']['corrected'] / scores['teacher']['corrected'], 3)}
+        scores = {name: corrected(phones, units) for name, units in frames.items()}
+        ratio = scores['student']['corrected'] / scores['teacher']['corrected']
+        table[group] = {
+            'minutes': round(len(phones) / 1500, 1),
+            'phones': len(phone_names),
+            'top1': round(float(np.mean(frames['teacher'] == frames['student'])), 3),
+            **scores,
+            'of teacher': round(ratio, 3)}
         print(group, json.dumps(table[group]), flush=True)
     write_json(Path(cfg.out, 'score.json'), {'groups': table, **record(cfg)})
 
 def main(cfg):
     torch.set_num_threads(cfg.threads)
-    {'features': features, 'classes': classes, 'train': train, 'export': export, 'score': score}[cfg.stage](cfg)
+    stages = {'features': features, 'classes': classes, 'train': train, 'export': export, 'score': score}
+    stages[cfg.stage](cfg)
 
 if __name__ == '__main__':
     run(main, Config)
