@@ -2,11 +2,10 @@
 Measures what a model says: continuations of spoken prompts, transcribed and judged as text.
 Rows go to MODEL/eval.json.
 
-    python -m evaluation.generation --model=out/x --prompts=bench/ssc    the papers' GenPPL and auto-BLEU
+    python -m evaluation.generation --model=out/x --prompts=bench/ssc          the papers' GenPPL and auto-BLEU
     python -m evaluation.generation --model=out/x --prompts=bench/ssc \\
-        --judge=https://api.openai.com/v1 --judge_model=gpt-4o           and an LLM's marks
-    python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER
-                                                                         word error rate of resynthesis
+        --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 and an LLM's marks
+    python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER   word error rate of resynthesis
 
 Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even N,
 in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
