@@ -54,11 +54,11 @@ class Config:
     tasks: str = 'tiny' # names of tasks, separated by commas; all: every task whose data is there
     root: str = 'out/bench' # folder of the tasks' data, as unpacked: each at ROOT/TASK
     where: str = '' # TASK=PATH, separated by commas: data that lies elsewhere
-    data: str = 'out/tokens/stories,out/tokens/talk' # token folders for the held-out loss; '' for none
+    data: str = 'out/tokens/stories,out/tokens/talk' # token folders of the held-out loss, separated by commas; '': none
     items: str = 'out/data/items' # units folder of the task tiny; '' leaves this task out
     out: str | None = None # JSON file for the results of all models; None: only each model's eval.json
     lead: str = 'none' # what is put before a document: none, separator or bos
-    directions: tuple = () # of S, S->T, T->S, T; (): all that the model reads and the items have parts for
+    directions: tuple = () # which of S, S->T, T->S, T; (): all that the model reads and the items have parts for
     max_items: int | None = None # number of items of each voice, part or type; None: all
     max_documents: int = 2000 # number of documents of each source of the held-out data
     row_tokens: int = 2048 # tokens in a forward pass; on a CPU, more is slower
