@@ -1,5 +1,5 @@
 """
-Trains a language model on token shards: a TextLM, or a speech or interleaved model that may start from one.
+Trains a language model on token shards: a TextLM, or a speech or interleaved model that starts from one.
 
     python train.py config/tiny.py [--key=value ...]                     one process, CPU or GPU
     torchrun --nproc_per_node=8 train.py config/qwen7b.py                one node
@@ -12,17 +12,16 @@ micro-batches of a step
     loss = sum of the targets' losses / number of targets     C = 6 N D (FLOPs, parameters, tokens)
 
 The same command resumes a run that was cut (to the bit, on as many ranks) and leaves a finished one
-alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers 30 s for that, or
---shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any rank is skipped on all
-ranks; five in a row end the run with status 17. At the end --out is a Hugging Face folder, also with
-log.jsonl (training/log.py), settings.json and the last two step-N/ (training/checkpoint.py).
+alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers 30 s for that,
+or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any rank is skipped on
+all ranks; five in a row end the run with status 17. At the end --out is a Hugging Face folder, with
+log.jsonl (training/log.py), settings.json and the last two step-N/ (training/checkpoint.py) in it.
 """
 import json
 import math
 import os
 import time
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,9 @@ from files import sha256
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
 from hub.tokenizer import TextTokenizer
-from kernels.attention import choose_backend
 from model import GPT
 from training import checkpoint
+from training.checks import check_attention, check_init, check_memory, check_settings, describe_memory
 from training.cost import ROOM, memory
 from training.log import Log, modality_means
 from training.processes import processes, set_gradient_sync, signals, to_device, wrap_distributed
@@ -50,12 +49,6 @@ BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # A run may be resumed with other values of these: at most the rounding of its results changes.
 MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile',
                         'memory', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
-CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
-           'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'), 'device': ('auto', 'cuda', 'cpu'),
-           'attention': (None, 'triton', 'one-pass', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
-           'recompute': ('none', 'selective', 'full'), 'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
-POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay',
-            'clip', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
 
 @dataclass(frozen=True)
 class Config:
@@ -103,7 +96,7 @@ class Config:
     compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
     dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
     memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
-    timeout: float = 600.0 # seconds a rank waits for another; at least an hour for checkpoints
+    timeout: float = 600.0 # seconds a rank waits for another until it ends the run; an hour for checkpoints
     log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
     eval_every: int = 1000 # steps between evaluations
     eval_rows: int = 64 # held-out rows to evaluate for each corpus and source, at most
@@ -114,7 +107,7 @@ class Config:
         check_settings(self, BUDGETS)
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
-        self._check_init()
+        check_init(self, SCRATCH)
         world = self.memory or int(os.environ.get('WORLD_SIZE', 1))
         unit = world * self.micro_batch * self.block_size
         if self.batch_tokens % unit:
@@ -123,51 +116,12 @@ class Config:
                           f"a multiple of world {world} x micro_batch {self.micro_batch} "
                           f"x block_size {self.block_size}")
 
-    def _check_init(self):
-        shape = [name for name in SCRATCH if getattr(self, name) is not None]
-        missing = {'n_layer', 'n_head', 'n_embd', 'n_ffn'}.difference(shape)
-        if self.init_config and self.init != 'scratch':
-            raise Refused(f"init_config={self.init_config!r}: goes with init='scratch', "
-                          f"not with init={self.init!r}")
-        folder = self.init_config or self.init
-        if folder != 'scratch':
-            if shape:
-                raise Refused(f"{shape[0]}: {folder} has one; it goes with init='scratch' alone")
-            return
-        if missing:
-            raise Refused(f"init='scratch': expected {', '.join(n for n in SCRATCH if n in missing)} too, "
-                          "or init_config=FOLDER to take its shape")
-        if self.vocab != 'speech' and not self.tokenizer:
-            raise Refused("init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data")
-
     @property
     def rows(self): # in a step, over all ranks
         return self.batch_tokens // self.block_size
 
 # ----------------------------------------------------------------------------------------------------------------
-# settings, schedule and optimizer, shared with dpo.py
-
-def check_settings(cfg, budgets):
-    """Refuses what no run can have: an unknown choice, a count of 0, two budgets, an impossible schedule."""
-    for name, choices in CHOICES.items():
-        value = getattr(cfg, name, choices[0])
-        if value not in choices:
-            raise Refused(f"{name}={value!r}: expected one of {', '.join(map(str, choices))}")
-    for name in POSITIVE:
-        value = getattr(cfg, name, None)
-        if value is not None and not value > 0:
-            raise Refused(f"{name}={value}: expected more than 0")
-    chosen = [name for name in budgets if getattr(cfg, name) is not None]
-    if len(chosen) != 1:
-        raise Refused(f"expected exactly one of {', '.join(budgets)}, got {' and '.join(chosen) or 'none'}")
-    if cfg.wandb and not find_spec('wandb'):
-        raise Refused(f"wandb={cfg.wandb!r}: expected its package; pip install wandb")
-    if not 0 <= cfg.min_lr <= cfg.lr:
-        raise Refused(f"min_lr={cfg.min_lr}: expected 0 to lr={cfg.lr}")
-    if not 0 <= cfg.warmup < 1 or cfg.schedule == 'wsd' and cfg.warmup + cfg.decay > 1:
-        raise Refused(f"warmup={cfg.warmup}, decay={cfg.decay}: expected shares of the budget, of sum 1 at most")
-    if cfg.schedule == 'inverse_sqrt' and cfg.warmup == 0:
-        raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
+# schedule and optimizer
 
 def learning_rate(cfg, t):
     """The rate at t, the share of the budget that is used when the step ends (0 to 1)."""
@@ -205,14 +159,14 @@ def make_optimizer(model, lr):
 # data
 
 def hash_of_init(init):
-    """A hash of the weights in a local folder; of no files for a hub id, which is compared by its name on resume."""
+    """A hash of the weights in a local folder. A hub id is taken to name the same weights each time."""
     return checkpoint.digest(map(sha256, sorted(Path(init).glob('*.safetensors'))))
 
 def open_data(cfg):
     """The data of these settings -> (Vocab, tokenizer, Loader to train on, held-out data, inputs).
 
-    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source: Loader}, where there
-    is at least one row. Inputs are {name: hash}, which must be the same when the run is resumed.
+    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source: Loader}
+    where there is at least one row. Inputs are {name: hash}, which must not change on resume.
     """
     check_names(cfg.data)
     corpora = [Path(folder) for folder in cfg.data.split(',')]
@@ -223,7 +177,7 @@ def open_data(cfg):
         if not folders[source]:
             raise Refused(f"{' and '.join(map(str, candidates))}: no such folder; "
                           "expected token shards as interleave.py writes them")
-    # Shards of text alone have a smaller vocabulary, and may be mixed with those that have the wanted one.
+    # The vocabulary may be that of some sources only: shards of text can be read in a joint one.
     vocabs = (Shards(paths[0]).vocab for paths in folders.values())
     vocab = next((vocab for vocab in vocabs if vocab.kind == cfg.vocab), None)
     if vocab is None:
@@ -244,9 +198,9 @@ def open_data(cfg):
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):
-    """A rank's part of a step -> (micro-batches, their number of targets, number of keys their tokens attend to).
+    """A rank's part of a step -> (micro-batches, their number of targets, of keys their tokens attend to).
 
-    A micro-batch is (tokens, doc_start, targets) on the device, each (micro_batch, block_size), see Loader.rows.
+    A micro-batch is (tokens, doc_start, targets) of Loader.rows on the device, (micro_batch, block_size) each.
     """
     micro_batches, n_targets, attended_keys = [], 0, 0
     positions = np.arange(1, cfg.block_size + 1)
@@ -259,7 +213,7 @@ def fetch(loader, cfg, step, rank, world, device):
     return micro_batches, weight, attended_keys
 
 def held_out(loader):
-    """(number of rows, read) for `evaluate`; read(first, n) gives tokens, doc_start and targets of n rows."""
+    """(number of rows, read) for `evaluate`: read(first, n) gives tokens, doc_start, targets of n rows."""
     def read(first, n):
         tokens, doc_start, targets, _ = loader.rows(first if n > 0 else 0, max(n, 1))
         # A rank without rows of its own evaluates one that has no targets.
@@ -281,31 +235,11 @@ def shape_of(cfg):
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
-    """{part: bytes} on each of `world` GPUs, by training/cost.py. vocab_size=None: that of the papers' 500 units."""
+    """{part: bytes} on each GPU, by training/cost.py. Without vocab_size: that of the papers' 500 units."""
     shape = shape_of(cfg)
     vocab_size = vocab_size or papers_vocab(cfg.vocab, shape.vocab_size).size
     shape = replace(shape, vocab_size=vocab_size)
     return memory(shape, cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype, cfg.recompute)
-
-def describe_memory(n_bytes, cfg, world):
-    parts = ', '.join(f'{name} {size / 1e9:.1f}' for name, size in n_bytes.items())
-    return (f"{sum(n_bytes.values()) / 1e9:.1f} GB on each of {world} GPUs at most ({parts}): {cfg.parallel}, "
-            f"{cfg.dtype}, recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")
-
-def check_memory(cfg, world, vocab_size, room):
-    """Refuses a run that cannot fit into `room` bytes on each GPU."""
-    n_bytes = memory_of(cfg, world, vocab_size)
-    needed = sum(n_bytes.values())
-    if cfg.rows == cfg.micro_batch: # without accumulation, gradients are made as activations go
-        needed -= n_bytes['gradients']
-    if needed > room:
-        raise Refused(f"{describe_memory(n_bytes, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller "
-                      "micro_batch, recompute='selective' or 'full', or parallel='fsdp'")
-
-def check_attention(cfg, shape, device):
-    """Refuses an attention backend that the device or the model cannot have."""
-    dtype = torch.float32 if cfg.dtype == 'float32' else torch.bfloat16
-    choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
 
 def set_up(model, cfg):
     """The model with the dtype, attention and recomputing of the settings."""
@@ -316,15 +250,16 @@ def set_up(model, cfg):
     return model
 
 def build_model(cfg, vocab, tokenizer, device):
-    """What a new run starts from: random weights, a TextLM with new rows for the units (TWIST), or a model of vocab."""
+    """The start of a new run: random weights, a TextLM with rows for the units (TWIST), or a model of vocab."""
     torch.manual_seed(cfg.seed)
     if cfg.init == 'scratch':
         shape = shape_of(cfg)
-        bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
+        bos = vocab.bos if vocab.kind == 'speech' else None
+        eos = vocab.bos if vocab.kind == 'speech' else TextTokenizer(tokenizer).eot
         ids = dict(vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos)
         return GPT(replace(shape, **ids, **_rope(cfg, shape))).to(device)
     init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
-    # A published model has no hash of its units, at most the hub id of their encoder: take them to be the shards'.
+    # A published model says at most the hub id of its units' encoder: take its units to be the shards'.
     if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
         init_vocab = replace(init_vocab, units=vocab.units)
     if init_vocab and init_vocab.kind != 'text' and init_vocab != vocab:
@@ -366,7 +301,7 @@ class LMObjective(torch.nn.Module):
 def evaluate(run, objective, sets):
     """{name: summary} over the first eval_rows rows of each of sets {name: (number of rows, read)}.
 
-    The ranks take micro-batches in turn. Those that have none left call forward too, as FSDP needs all of them.
+    The ranks take micro-batches in turn. One that has none left calls forward too: FSDP needs all ranks.
     """
     cfg = run.cfg
     rank, world, device, _ = run.place
@@ -388,7 +323,7 @@ def evaluate(run, objective, sets):
     return results
 
 def accumulate_gradients(run, net, micro_batches, weight):
-    """Forward and backward of a rank's micro-batches -> their sums to be logged. weight becomes that of all ranks."""
+    """Forward and backward of a rank's micro-batches -> their sums for the log; sums weight over the ranks."""
     world = run.place.world
     if world > 1:
         dist.all_reduce(weight)
@@ -403,7 +338,7 @@ def accumulate_gradients(run, net, micro_batches, weight):
     return sums
 
 def update_weights(optimizer, model, clip, step_stats, weight):
-    """Clips the gradients and steps, unless something is not finite -> (norm of the gradients, is it skipped)."""
+    """A step of the optimizer, skipped if anything is not finite -> (norm of the gradient, is it skipped)."""
     grad_norm = checkpoint.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
     # Global sums are equal on every rank, so all ranks skip the same steps.
     skip_step = ~(grad_norm.isfinite() & step_stats.isfinite().all())
@@ -427,13 +362,13 @@ def log_evaluation(run, log, step, val):
     run.say(*(f"step {step} | val {name} {means['loss']:.3f}" for name, means in val.items()), sep='\n')
 
 def training_loop(run, objective, steps, fetch, sets):
-    """Trains until the budget is spent or a signal comes -> (last step, is the budget spent, number of skipped steps).
+    """Trains to the end of the budget or to a stop signal -> (last step, is it the end, skipped steps).
 
-    objective     a module around .model: a micro-batch -> (the sum of its losses, sums over it to be logged), with
-                  .summary(sums). The loss of a step is its sum of losses / its sum of weights, over all ranks
-    steps         of the whole run; None: until max_seconds
-    fetch(step)   -> this rank's micro-batches, their weight, the number of keys that their tokens attend to
-    sets          what is held out, for evaluate
+    objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
+                 .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks
+    steps        of the whole run; None: until max_seconds
+    fetch(step)  -> this rank's micro-batches, their weight, the number of keys their tokens attend to
+    sets         held-out data for `evaluate`
     """
     cfg, state, model = run.cfg, run.state, objective.model
     rank, world, device, checkpoint_group = run.place
@@ -451,32 +386,31 @@ def training_loop(run, objective, steps, fetch, sets):
         lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
         optimizer.param_groups[0]['lr'] = lr
         n_tokens = sum(tokens.numel() for tokens, *_ in micro_batches)
-        sums = accumulate_gradients(run, net, micro_batches, weight)
-        # The device is busy with what was launched; meanwhile the host makes the batch of the next step.
+        loss_sums = accumulate_gradients(run, net, micro_batches, weight)
+        # The next batch is fetched one step ahead, as the device is busy now and the host is not.
         fetch_begin = time.perf_counter()
         micro_batches, next_weight, next_attended_keys = fetch(step + 1)
         fetch_seconds = time.perf_counter() - fetch_begin
-        # One all-reduce carries all that the ranks must agree on: the losses, whether a stop signal reached any
-        # rank, rank 0's clock (the others add 0), and the counts for tokens/s and MFU.
+        # One all-reduce carries all that the ranks must agree on: the losses, whether a stop signal
+        # reached any rank, rank 0's clock (the others add 0), and the counts for tokens/s and MFU.
         elapsed = time.monotonic() - started if rank == 0 else 0.0
         counts = torch.tensor([len(run.stop_signals), elapsed, attended_keys, n_tokens], dtype=torch.float64)
-        step_stats = torch.cat((sums, to_device(counts, device)))
+        step_stats = torch.cat((loss_sums, to_device(counts, device)))
         if world > 1:
             dist.all_reduce(step_stats)
         grad_norm, skip_step = update_weights(optimizer, model, cfg.clip, step_stats, weight)
         step, weight, attended_keys = step + 1, next_weight, next_attended_keys
 
-        # ---- the log, one step late: reading waits for the device, which has the next step to do by then
+        # ---- the log, read one step late: reading waits for the device, so the next step is launched first
         stop, seconds = read_log(run, log) or (stop, seconds) # of the step before
         log.post(step, steps, step_stats, grad_norm, skip_step, lr, fetch_seconds)
         done = step == steps if steps else seconds >= cfg.max_seconds
         to_evaluate = done or step % cfg.eval_every == 0
         to_save = done or stop or step % cfg.save_every == 0
-
         if not to_evaluate and not to_save:
             continue
 
-        # ---- at times an evaluation, a checkpoint; this step's own line is logged before
+        # ---- at times an evaluation, a checkpoint: this step is logged before them
         stop = read_log(run, log)[0] or stop
         if to_evaluate:
             log_evaluation(run, log, step, evaluate(run, objective, sets))
@@ -501,7 +435,7 @@ def main(cfg):
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
             gpu_memory = torch.cuda.get_device_properties(device).total_memory
-            check_memory(cfg, world, vocab.size, ROOM * gpu_memory)
+            check_memory(cfg, world, memory_of(cfg, world, vocab.size), ROOM * gpu_memory)
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']

@@ -32,7 +32,7 @@ from files import sha256
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer
 from model import GPT
-from training import checkpoint
+from training import checkpoint, checks
 from vocab import Vocab
 
 torch.set_num_threads(1)
@@ -643,13 +643,14 @@ def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
 
 def test_a_run_that_cannot_fit_is_refused(config):
     cfg = config(micro_batch=6)
-    need = sum(train.memory_of(cfg, 1, 300).values())
-    train.check_memory(cfg, 1, 300, need)
+    n_bytes = train.memory_of(cfg, 1, 300)
+    needed = sum(n_bytes.values())
+    train.check_memory(cfg, 1, n_bytes, needed)
     with pytest.raises(Refused, match="a GPU has 0.0 GB: expected a smaller micro_batch"):
-        train.check_memory(cfg, 1, 300, need - 1)
+        train.check_memory(cfg, 1, n_bytes, needed - 1)
     alone = config(micro_batch=12) # without accumulation gradients come as activations go
     n_bytes = train.memory_of(alone, 1, 300)
-    train.check_memory(alone, 1, 300, sum(n_bytes.values()) - n_bytes['gradients'])
+    train.check_memory(alone, 1, n_bytes, sum(n_bytes.values()) - n_bytes['gradients'])
 
 @pytest.mark.parametrize('world', [1, 2])
 @pytest.mark.parametrize('recompute', ['selective', 'full'])
@@ -730,7 +731,7 @@ def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
     assert [row for _, row in fake.rows] == rows_of(cfg.out) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
 
 def test_wandb_without_its_package_is_refused(config, monkeypatch):
-    monkeypatch.setattr(train, 'find_spec', lambda name: None)
+    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
     with pytest.raises(Refused, match="wandb='speech': expected its package; pip install wandb"):
         config(wandb='speech')
 
