@@ -1,4 +1,5 @@
 """What must never lose a run, over several processes; and nothing in the tree that runs what a file says."""
+# ruff: noqa: F401, F811 (fixtures of test_train)
 import ast
 import json
 import os
@@ -9,8 +10,8 @@ import pytest
 from test_train import (
     ROOT,
     before_each_fetch,
-    config,  # noqa: F401 (a fixture)
-    corpus,  # noqa: F401 (a fixture)
+    config,
+    corpus,
     interrupted_after,
     on_ranks,
     rows_of,
@@ -74,7 +75,7 @@ def without_times(rows):
     return [{key: value for key, value in row.items() if key not in ('ms', 'tok_s', 'data')} for row in rows]
 
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
-def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, parallel): # noqa: F811
+def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, parallel):
     cut, uncut = (config(out=str(tmp_path / name), micro_batch=3, parallel=parallel) for name in ('cut', 'uncut'))
     def work(rank):
         if rank == 1:
@@ -90,7 +91,7 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, pa
     assert without_times(rows_of(cut.out)) == without_times(rows_of(uncut.out))
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(config, tmp_path, number): # noqa: F811
+def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(config, tmp_path, number):
     """Rank 1 gets the signal as it begins step 6. Rank 0, when it has ended, kills rank 1, which may only be stopped.
 
     The timeout is far longer than any step, so that a busy machine does not end the ranks before.

@@ -1,6 +1,5 @@
-"""train.py on made-up shards: it learns; any cut, world size or accumulation gives the same run; refusals are lines."""
+"""train.py on made-up shards: it learns; a cut or accumulated run is the same run; refusals are lines."""
 import contextlib
-import importlib.machinery
 import json
 import math
 import multiprocessing
@@ -13,7 +12,6 @@ import sys
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from small import make_tokenizer
-from torch._inductor import config as inductor
-from torch.distributed.tensor import DTensor
 
-import model as model_file
 import train
 from configurator import Refused
 from data import ShardWriter
@@ -32,7 +27,7 @@ from files import sha256
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer
 from model import GPT
-from training import checkpoint, checks
+from training import checkpoint
 from vocab import Vocab
 
 torch.set_num_threads(1)
@@ -271,70 +266,6 @@ def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch
     for x, y in zip(rows_of(a.out), rows_of(b.out)):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
 
-@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
-@pytest.mark.parametrize('world, micro_batch', [(2, 3), (4, 1)])
-def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path, world, micro_batch, parallel):
-    """Same losses within 1e-5, in 2 or 3 micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on all."""
-    single = config(micro_batch=12, out=str(tmp_path / 'single'))
-    several = config(micro_batch=1, out=str(tmp_path / 'several'), parallel=parallel)
-    with not_finite({4}):
-        train.main(single)
-    def work(rank):
-        with not_finite({4 * 12 // world // micro_batch}, on_rank=1):
-            train.main(replace(several, micro_batch=micro_batch))
-    assert on_ranks(world, work) == [0] * world
-    a, b = rows_of(single.out), rows_of(several.out)
-    assert [r['step'] for r in b] == [*range(1, 21), 20]
-    assert [r.get('targets') for r in a] == [r.get('targets') for r in b]
-    for x, y in zip(a, b):
-        assert x.get('skipped') == y.get('skipped') == (True if x['step'] == 4 else None)
-        for name in ('loss', 'text', 'units', 'separators'):
-            if x.get(name) is not None and x['step'] != 4:
-                assert x[name] == pytest.approx(y[name], abs=1e-5), (x['step'], name)
-    for name, mean in a[-1]['val'].items():
-        assert mean['loss'] == pytest.approx(b[-1]['val'][name]['loss'], abs=1e-5)
-    _, _, loader, *_ = train.open_data(single)
-    counts = [(loader.rows(first, 3)[2] >= 0).sum() for first in (0, 3, 6, 9)]
-    assert counts[0] + counts[2] != counts[1] + counts[3] # so a mean of the ranks' means would have differed
-
-@pytest.mark.parametrize('dtype, within', [('float32', 1e-4), ('bfloat16', 0.05)])
-def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype, within):
-    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding.
-
-    Each checkpoint comes right after an evaluation, and has the float32 weights and moments all the same.
-    """
-    changes = dict(micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
-    runs = {name: config(out=str(tmp_path / name), **changes) for name in ('uncut', 'cut', '1', '2', '4')}
-    cut = runs['cut']
-    def run_cut(rank):
-        with interrupted_after(12):
-            train.main(cut)
-    def run_uncut(rank):
-        make_optimizer = train.make_optimizer
-        parameters = []
-        def spy(model, lr):
-            parameters.extend(model.parameters())
-            return make_optimizer(model, lr)
-        train.make_optimizer = spy
-        train.main(runs['uncut'])
-        assert parameters
-        assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters)
-    assert on_ranks(2, run_uncut) == on_ranks(2, run_cut) == [0, 0]
-    for world in (1, 2, 4):
-        shutil.copytree(cut.out, tmp_path / str(world))
-        assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
-    expected = load_file(tmp_path / 'uncut/model.safetensors')
-    for world in '124':
-        resumed = load_file(tmp_path / world / 'model.safetensors')
-        for name, value in expected.items():
-            if world == '2':
-                assert torch.equal(value, resumed[name]), name
-            assert (value - resumed[name]).abs().max() < within, name
-    table = expected['model.embed_tokens.weight']
-    assert not torch.equal(table, table.bfloat16().float())
-    moments = load_file(tmp_path / 'uncut/step-20/state.safetensors')
-    assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
-
 @pytest.mark.parametrize('part', ['loss', 'gradient'])
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, part):
     """The state after two steps and a poisoned third is the state after two steps; the row numbers are logged."""
@@ -401,15 +332,6 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_export_is_exported(con
         Path(cfg.out, name).unlink()
     assert train.main(cfg) == val and weights_of(cfg.out) == weights
     assert len(rows_of(cfg.out)) == 4 # three steps and one evaluation, none twice
-
-def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
-    cfg = config(max_steps=10, save_every=4)
-    with failing_at(8), pytest.raises(ZeroDivisionError):
-        train.main(cfg)
-    with open(Path(cfg.out, 'log.jsonl'), 'a') as log:
-        log.write('{"step": 9, "lo') # a line cut short
-    train.main(cfg)
-    assert [r['step'] for r in rows_of(cfg.out)] == [*range(1, 11), 10]
 
 # ---- starting points
 
@@ -516,33 +438,6 @@ def test_seconds_end_a_run_and_its_schedule(config, monkeypatch):
 
 # ---- refusals
 
-REFUSALS = [
-    (dict(attention='flash'), "attention='flash': expected one of None, triton, one-pass, sdpa"),
-    (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
-    (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
-    (dict(max_tokens=5),
-     "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got max_steps and max_tokens"),
-    (dict(max_steps=None), "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got none"),
-    (dict(min_lr=0.1), "min_lr=0.1: expected 0 to lr=0.01"),
-    (dict(warmup=1.0), "warmup=1.0, decay=0.2: expected shares of the budget, of sum 1 at most"),
-    (dict(schedule='inverse_sqrt', warmup=0.0),
-     "schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0"),
-    (dict(batch_tokens=400),
-     "batch_tokens=400: expected 384 or 576, a multiple of world 1 x micro_batch 6 x block_size 32"),
-    (dict(batch_tokens=100),
-     "batch_tokens=100: expected 192 or 384, a multiple of world 1 x micro_batch 6 x block_size 32"),
-    (dict(n_layer=None, n_ffn=None),
-     "init='scratch': expected n_layer, n_ffn too, or init_config=FOLDER to take its shape"),
-    (dict(tokenizer=None), "init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data"),
-    (dict(init='out/x'), "n_layer: out/x has one; it goes with init='scratch' alone"),
-    (dict(init='out/x', init_config='out/y'), "init_config='out/y': goes with init='scratch', not with init='out/x'")]
-
-@pytest.mark.parametrize('changes, message', REFUSALS)
-def test_refused_settings_say_what_was_expected(config, changes, message):
-    with pytest.raises(Refused) as refusal:
-        config(**changes)
-    assert str(refusal.value) == message
-
 def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
     cases = [(dict(data=str(tmp_path / 'none')),
               f"{tmp_path}/none/train/text: no such folder; expected token shards as interleave.py writes them"),
@@ -553,21 +448,6 @@ def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
               "by which losses are told apart; rename one"),
              (dict(weights=(1, 2)), "2 weights for 3 sources, expected one each")]
     for changes, message in cases:
-        with pytest.raises(Refused) as refusal:
-            train.main(config(**changes))
-        assert str(refusal.value) == message and not Path(config().out).exists()
-
-def test_an_attention_that_cannot_be_had_is_refused_before_any_weights_are_read(config, tmp_path):
-    hf = GPTConfig(family='gemma2', vocab_size=257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8).to_hf()
-    (tmp_path / 'config.json').write_text(json.dumps(hf)) # and no weights
-    none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None)
-    for changes, message in [
-            (dict(attention='triton'),
-             "attention backend 'triton': expected a GPU (or TRITON_INTERPRET=1), got cpu; take 'sdpa'"),
-            (dict(attention='sdpa', init=str(tmp_path), **none),
-             "attention backend 'sdpa': it has no softcap, which this model needs; expected None"),
-            (dict(attention='sdpa', init_config=str(tmp_path), **none),
-             "attention backend 'sdpa': it has no softcap, which this model needs; expected None")]:
         with pytest.raises(Refused) as refusal:
             train.main(config(**changes))
         assert str(refusal.value) == message and not Path(config().out).exists()
@@ -605,11 +485,11 @@ def test_changed_shards_are_refused_on_resume(config, tmp_path):
     with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}'; take"):
         train.main(cfg)
 
-# ---- processes
+# ---- the command line, and what the loop is given
 
-def command(cfg, **changes):
+def command(cfg):
     """The command line of a Config."""
-    settings = asdict(replace(cfg, **changes))
+    settings = asdict(cfg)
     defaults = {field.name: field.default for field in fields(cfg)}
     arguments = [f'--{name}={value}' for name, value in settings.items() if value != defaults[name]]
     return [sys.executable, 'train.py', *arguments]
@@ -629,126 +509,10 @@ def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_pat
     assert process.returncode == 0 and 'stopped by a signal, saved as' in rest
     assert len(checkpoint.folders(cfg.out)) == 1 and checkpoint.why_unusable(checkpoint.folders(cfg.out)[0]) is None
 
-def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
-    cfg = config(memory=2, data=str(tmp_path / 'none'), vocab='speech', parallel='fsdp')
-    assert train.main(cfg) is None and not Path(cfg.out).exists()
-    assert capsys.readouterr().out == (
-        "0.0 GB on each of 2 GPUs at most (weights 0.0, gradients 0.0, moments 0.0, copies 0.0, saved 0.0, head 0.0): "
-        "fsdp, float32, recompute=none, 6 x 32 tokens\n")
-    alone, shared = (train.memory_of(cfg, world) for world in (1, 2))
-    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ffn=32, vocab_size=502)) # the papers' 500 units, bos, pad
-    N = sum(p.numel() for p in model.parameters())
-    assert (alone['weights'], alone['gradients'], alone['moments']) == (4 * N, 4 * N, 8 * N)
-    assert shared['moments'] == 4 * N
-
-def test_a_run_that_cannot_fit_is_refused(config):
-    cfg = config(micro_batch=6)
-    n_bytes = train.memory_of(cfg, 1, 300)
-    needed = sum(n_bytes.values())
-    train.check_memory(cfg, 1, n_bytes, needed)
-    with pytest.raises(Refused, match="a GPU has 0.0 GB: expected a smaller micro_batch"):
-        train.check_memory(cfg, 1, n_bytes, needed - 1)
-    alone = config(micro_batch=12) # without accumulation gradients come as activations go
-    n_bytes = train.memory_of(alone, 1, 300)
-    train.check_memory(alone, 1, n_bytes, sum(n_bytes.values()) - n_bytes['gradients'])
-
-@pytest.mark.parametrize('world', [1, 2])
-@pytest.mark.parametrize('recompute', ['selective', 'full'])
-def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute, world):
-    a, b = (config(out=str(tmp_path / setting), max_steps=4, micro_batch=3, parallel='fsdp', recompute=setting)
-            for setting in ('none', recompute))
-    def work(cfg):
-        recomputed = model_file._again
-        calls = []
-        def spy(*args):
-            calls.append(args)
-            return recomputed(*args)
-        model_file._again = spy
-        train.main(cfg)
-        assert bool(calls) == (cfg.recompute != 'none')
-    for cfg in (a, b):
-        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
-    assert losses_of(a.out) == losses_of(b.out)
-
-def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
-    cfg = config(parallel='fsdp', micro_batch=2, max_steps=2) # 3 micro-batches a rank
-    def work(rank):
-        call = torch.nn.Module.__call__
-        have_shards = [] # before each micro-batch: which values `has_shard` takes over the parameters
-        def has_shard(p):
-            return p.grad is not None and p.grad.to_local().shape == p.to_local().shape
-        def spy(objective, *batch): # outside of FSDP's hooks, where the parameters are shards
-            have_shards.append({has_shard(p) for p in objective.model.parameters()})
-            return call(objective, *batch)
-        train.LMObjective.__call__ = spy
-        train.main(cfg)
-        assert have_shards[:6] == [{False}, {True}, {True}] * 2, have_shards
-    assert on_ranks(2, work) == [0, 0]
-
-@pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize('parallel, recompute, world', [
-    ('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
-def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
-    runs = [config(out=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
-                   compile=on) for on in (False, True)]
-    def work(cfg):
-        inductor.compile_threads = 1 # in this process: a pool does not outlive a fork
-        compile_function = torch.compile
-        compiled = []
-        def spy(function, **options):
-            compiled.append(function)
-            return compile_function(function, **options)
-        torch.compile = spy
-        train.main(cfg)
-        assert len(compiled) == cfg.compile # for the one layer
-    for cfg in runs:
-        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
-    for a, b in zip(*(rows_of(run.out)[:4] for run in runs)):
-        assert a['loss'] == pytest.approx(b['loss'], abs=1e-5)
-        assert a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
-    plain, compiled = (load_file(Path(run.out, 'model.safetensors')) for run in runs)
-    assert plain.keys() == compiled.keys()
-
-class FakeWandb:
-    """What train.py uses of the package."""
-    __spec__ = importlib.machinery.ModuleSpec('wandb', None)
-    def __init__(self):
-        self.runs, self.rows = [], []
-    def init(self, **settings):
-        self.runs.append(settings)
-        def log(row, step):
-            self.rows.append((step, row))
-        return SimpleNamespace(id=settings['id'] or 'new', log=log)
-
-def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', fake := FakeWandb())
-    cfg = config(wandb='speech', max_steps=4)
-    with interrupted_after(2):
-        train.main(cfg)
-    train.main(cfg)
-    assert [(run['project'], run['id'], run['config']['max_steps']) for run in fake.runs] == [
-        ('speech', None, 4), ('speech', 'new', 4)]
-    assert [row for _, row in fake.rows] == rows_of(cfg.out) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
-
-def test_wandb_without_its_package_is_refused(config, monkeypatch):
-    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
-    with pytest.raises(Refused, match="wandb='speech': expected its package; pip install wandb"):
-        config(wandb='speech')
-
 def test_the_command_line_refuses_in_one_line(config):
     line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (1, "train.py: --n_layr=4: no setting 'n_layr', did you mean 'n_layer'?\n")
-
-def test_every_step_is_given_the_time_it_took_and_no_evaluation(corpus, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(train.time, 'perf_counter', lambda: clock[0])
-    monkeypatch.setattr(train, 'fetch', after(0.05, clock, train.fetch)) # one a step
-    monkeypatch.setattr(train, 'evaluate', after(10.0, clock, train.evaluate))
-    train.main(small(corpus, tmp_path / 'run', max_steps=6, eval_every=3))
-    rows = map(json.loads, (tmp_path / 'run' / 'log.jsonl').read_text().splitlines())
-    steps = [row for row in rows if 'ms' in row][1:]
-    assert [(row['ms'], row['data']) for row in steps] == [(50.0, 1.0)] * 5
 
 def test_keys_of_a_batch_are_the_tokens_places_in_their_documents(config):
     cfg = config()

@@ -28,28 +28,34 @@ def check_settings(cfg, budgets):
             raise Refused(f"{name}={value}: expected more than 0")
     chosen = [name for name in budgets if getattr(cfg, name) is not None]
     if len(chosen) != 1:
-        raise Refused(f"expected exactly one of {', '.join(budgets)}, got {' and '.join(chosen) or 'none'}")
+        raise Refused(f"expected exactly one of {', '.join(budgets)}, "
+                      f"got {' and '.join(chosen) or 'none'}")
     if cfg.wandb and not find_spec('wandb'):
         raise Refused(f"wandb={cfg.wandb!r}: expected its package; pip install wandb")
     if not 0 <= cfg.min_lr <= cfg.lr:
         raise Refused(f"min_lr={cfg.min_lr}: expected 0 to lr={cfg.lr}")
     if not 0 <= cfg.warmup < 1 or cfg.schedule == 'wsd' and cfg.warmup + cfg.decay > 1:
-        raise Refused(f"warmup={cfg.warmup}, decay={cfg.decay}: expected shares of the budget, of sum 1 at most")
+        raise Refused(f"warmup={cfg.warmup}, decay={cfg.decay}: "
+                      "expected shares of the budget, of sum 1 at most")
     if cfg.schedule == 'inverse_sqrt' and cfg.warmup == 0:
-        raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
+        raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: "
+                      "expected warmup above 0")
 
 def check_init(cfg, shape_settings):
-    """Refuses a shape with an init that has one, and init='scratch' without a shape or a text tokenizer."""
+    """Refuses a shape beside an init that has one, and init='scratch' without shape or tokenizer."""
     shape = [name for name in shape_settings if getattr(cfg, name) is not None]
     if cfg.init_config and cfg.init != 'scratch':
-        raise Refused(f"init_config={cfg.init_config!r}: goes with init='scratch', not with init={cfg.init!r}")
+        raise Refused(f"init_config={cfg.init_config!r}: goes with init='scratch', "
+                      f"not with init={cfg.init!r}")
     if cfg.init_config or cfg.init != 'scratch':
         if shape:
-            raise Refused(f"{shape[0]}: {cfg.init_config or cfg.init} has one; it goes with init='scratch' alone")
+            raise Refused(f"{shape[0]}: {cfg.init_config or cfg.init} has one; "
+                          "it goes with init='scratch' alone")
         return
     missing = [name for name in ('n_layer', 'n_head', 'n_embd', 'n_ffn') if name not in shape]
     if missing:
-        raise Refused(f"init='scratch': expected {', '.join(missing)} too, or init_config=FOLDER to take its shape")
+        raise Refused(f"init='scratch': expected {', '.join(missing)} too, "
+                      "or init_config=FOLDER to take its shape")
     if cfg.vocab != 'speech' and not cfg.tokenizer:
         raise Refused("init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data")
 
@@ -64,10 +70,11 @@ def describe_memory(n_bytes, cfg, world):
             f"{cfg.dtype}, recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")
 
 def check_memory(cfg, world, n_bytes, room):
-    """Refuses a run whose {part: bytes} on a GPU, as training/cost.py counts them, exceed `room` bytes."""
+    """Refuses a run whose {part: bytes} on a GPU (training/cost.py) exceed `room` bytes."""
     needed = sum(n_bytes.values())
     if cfg.rows == cfg.micro_batch: # without accumulation, gradients are made as activations go
         needed -= n_bytes['gradients']
     if needed > room:
         raise Refused(f"{describe_memory(n_bytes, cfg, world)}; a GPU has {room / 1e9:.1f} GB: "
-                      "expected a smaller micro_batch, recompute='selective' or 'full', or parallel='fsdp'")
+                      "expected a smaller micro_batch, recompute='selective' or 'full', "
+                      "or parallel='fsdp'")
