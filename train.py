@@ -94,7 +94,7 @@ class Config:
     parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
     recompute: str = 'none' # to save memory, in the backward: 'selective' (norms, activations), 'full' (layers)
     compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
-    dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
+    dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': weights and moments too (papers' code)
     memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
     timeout: float = 600.0 # seconds a rank waits for another until it ends the run; an hour for checkpoints
     log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
