@@ -241,13 +241,9 @@ def memory_of(cfg, world, vocab_size=None):
     shape = replace(shape, vocab_size=vocab_size)
     return memory(shape, cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype, cfg.recompute)
 
-def set_up(model, cfg):
-    """The model with the dtype, attention and recomputing of the settings."""
-    model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
-    model.attention = cfg.attention
-    for block in model.layers:
-        block.recompute = cfg.recompute
-    return model
+def load_model(folder, cfg, device):
+    """The model of a folder, with the attention and recomputing of the settings."""
+    return GPT.from_pretrained(folder, device=device, attention=cfg.attention, recompute=cfg.recompute)
 
 def build_model(cfg, vocab, tokenizer, device):
     """The start of a new run: random weights, a TextLM with rows for the units (TWIST), or a model of vocab."""
@@ -257,7 +253,8 @@ def build_model(cfg, vocab, tokenizer, device):
         bos = vocab.bos if vocab.kind == 'speech' else None
         eos = vocab.bos if vocab.kind == 'speech' else TextTokenizer(tokenizer).eot
         ids = dict(vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos)
-        return GPT(replace(shape, **ids, **_rope(cfg, shape))).to(device)
+        shape = replace(shape, **ids, **_rope(cfg, shape))
+        return GPT(shape, cfg.attention, cfg.recompute).to(device)
     init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
     # A published model says at most the hub id of its units' encoder: take its units to be the shards'.
     if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
@@ -266,7 +263,7 @@ def build_model(cfg, vocab, tokenizer, device):
         raise Refused(f"{cfg.init}: its vocabulary ({init_vocab.kind}, {init_vocab.size} ids, {init_vocab.hash()}) "
                       f"is not that of the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); "
                       "expected that, or a TextLM")
-    model = GPT.from_pretrained(cfg.init, device=device)
+    model = load_model(cfg.init, cfg, device)
     model.cfg = replace(model.cfg, **_rope(cfg, model.cfg))
     if init_vocab != vocab:
         model.extend_vocabulary(vocab, cfg.new_rows, torch.Generator().manual_seed(cfg.seed))
@@ -442,10 +439,11 @@ def main(cfg):
 
         # ---- the model
         if run.folder:
-            model = GPT.from_pretrained(run.folder, device=device)
+            model = load_model(run.folder, cfg, device)
         else:
             model = build_model(cfg, vocab, tokenizer, device)
-        model = set_up(model, cfg)
+        if cfg.dtype == 'pure_bfloat16':
+            model = model.bfloat16()
         if cfg.compile:
             for block in model.layers: # the forward alone: FSDP gathers the weights in the call around it
                 block.forward = torch.compile(block.forward, dynamic=False)
