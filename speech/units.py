@@ -1,10 +1,13 @@
 """
 The units folder: what tokenize_speech.py writes and every later stage reads.
 
-    DIR/00000/units.npy, runs.npy   (R,) uint16   units without repeats, and how many frames each lasted
-    DIR/00000/offsets.npy           (n+1,) int64  document i has units[offsets[i]:offsets[i+1]]
-    DIR/00000/meta.jsonl            a line a document: {"id", "path", "seconds", "speaker", "text"}
-    DIR/info.json                   n_units, units_hash, hop, frame_hz, documents, hours, runs, ..., and how it was made
+    DIR/00000/units.npy     (R,) uint16, the units of all documents of the shard, one after another
+    DIR/00000/runs.npy      (R,) uint16, how many frames each lasted
+    DIR/00000/offsets.npy   (n+1,) int64, document i has units[offsets[i]:offsets[i+1]]
+    DIR/00000/meta.jsonl    a line a document: {"id", "path", "start", "end" (seconds in path, null: all of it),
+                            "seconds", "speaker", "text"}
+    DIR/info.json           n_units (K), units_hash, hop, frame_hz, encoder, layer, documents, hours, runs, ...,
+                            and how it was made; a folder without it is unfinished
 """
 import numpy as np
 
