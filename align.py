@@ -1,33 +1,27 @@
 """
 Words and their times -> a words folder, on the clock of the units.
 
-    python align.py --units=out/units/mine                  takes the words that the corpus gave
-    python align.py --units=out/units/mine --words=FILE     takes the words of a file or folder: JSON of
-                                                            whisper or WhisperX, TextGrids, slamkit's,
-                                                            our own (speech/word_files.py)
+    python align.py --units=out/units/mine                     the words that the corpus gave
+    python align.py --units=out/units/mine --words=FILE        those of a file or folder: JSON of whisper
+                                  or WhisperX, TextGrids, slamkit's, our own (speech/word_files.py)
     python align.py --units=out/units/mine --ctc=facebook/wav2vec2-base-960h
-                                                            finds the known text in the audio
+                                  finds the known text in the audio
     python align.py --units=out/units/mine --whisper=openai/whisper-large-v3-turbo
-                                                            transcribes the audio and finds the words
+                                  transcribes the audio, and finds the words in it
 
-The last two read the audio again (speech/ctc.py, speech/whisper.py). Under torchrun shard s belongs to
-rank s % world. A words folder has the shards and the documents of its units folder; a document may have
-no words:
+The last two read the audio again (speech/ctc.py, speech/whisper.py). The words folder
+(speech/words.py) has the shards and the documents of the units folder; a document may have no
+words. Under torchrun shard s belongs to rank s % world. The info.json of a shard has
 
-    words/info.json             documents, words, refused documents by reason, settings
-    words/00000/words.json      the distinct words in the order of their first occurrence, each with the
-                                leading space that it has in the text
-                word.npy        int32, indices into words.json
-                start.npy end.npy   int32, samples at 16 kHz: units begin on whole samples, ties are exact
-                offsets.npy     int64 (n+1), document i has the words offsets[i]:offsets[i+1]
-                ids.json        document ids
-                info.json       source: a hash of all that the words depend on; refused: [[id, reason], ...];
-                                repaired_words; unlike_text: [[id, share of the words that differ], ...]
+    source                     a hash of all that its words depend on; a run must find the same
+    refused                    [[id, reason], ...]: documents that keep their place, without words
+    repaired_words             how many words had their times moved
+    unlike_text                [[id, share of the words that differ from the text], ...]
 
-Times that are missing, outside the audio, reversed or overlapping are repaired if that moves them by at
-most 50 ms (speech/words.py, `repair`); else the document is refused, it keeps its place without words.
-Where a document's text is known, words of the same letters are spelled as in the text (`spelled`). At
-most a share of max_word_error of a text's words may differ, and such documents are counted.
+Times that are missing, outside the audio, reversed or overlapping are repaired if that moves them
+by at most 50 ms (`repair`); else the document is refused. Where its text is known, words of the
+same letters are spelled as in the text (`spelled`). Of the text's words, at most a share of
+max_word_error may differ.
 """
 import hashlib
 import json
@@ -52,7 +46,7 @@ class Config:
     words: str = '' # file or folder of words with times in seconds, matched by id; '': the corpus's own words
     ctc: str = '' # a transformers CTC model (wav2vec2, HuBERT), folder or hub id: aligns each document's text
     whisper: str = '' # a transformers Whisper, folder or hub id: transcribes and aligns
-    language: str = '' # language of the speech, for Whisper ('en', 'de', ...); '': detected for each file
+    language: str = '' # language of the speech, for Whisper ('en', 'de', ...); '': heard in each file's first 30 s
     min_score: float = -4.0 # lowest score under --ctc: log probability a letter, minus that of the likeliest letters
     max_word_error: float = 0.3 # share of a known text's words that may be left out, added or spelled otherwise
     out: str = '' # words folder to make; '': units/words, where interleave.py looks
@@ -72,8 +66,8 @@ class Config:
             raise Refused(f"workers = {self.workers}: expected 1 or more")
 
 # ----------------------------------------------------------------------------------------------------------------
-# Sources of words. Each is a function (shard, metas) -> [(words, starts, ends, reason)], one tuple for
-# each document of the shard, times in samples. A document with a reason, such as NO_AUDIO, is refused.
+# Sources of words: functions (shard, metas) -> [(words, starts, ends, reason)], one tuple for each
+# document of the shard, times in samples. A document with a reason, such as NO_AUDIO, is refused.
 
 NO_WORDS = ((), (), (), '')
 
@@ -140,7 +134,7 @@ def all_metas(shards):
             yield meta
 
 def model_source(cfg, shards):
-    """open_source for --ctc and --whisper."""
+    """What open_source returns for --ctc and --whisper."""
     if all(meta.get('path') is None for meta in all_metas(shards)):
         raise Refused(f"{cfg.units}: its meta.jsonl names no audio, which --ctc and --whisper need")
     if cfg.ctc and not any((meta.get('text') or '').strip() for meta in all_metas(shards)):
@@ -155,7 +149,7 @@ def model_source(cfg, shards):
     return words, json.dumps([aligner.hash, aligner.device.type, setting])
 
 def file_source(cfg, shards):
-    """open_source for --words."""
+    """What open_source returns for --words."""
     path = Path(cfg.words)
     if not path.exists():
         raise Refused(f"{cfg.words}: no such file or folder")
@@ -189,7 +183,7 @@ def open_source(cfg, shards):
 # the run
 
 def align_shard(metas, docs, max_word_error=0.3):
-    """docs: [(words, starts, ends, reason)] -> docs for write_words_shard, what info.json says of them."""
+    """docs: [(words, starts, ends, reason)] -> docs for write_words_shard, contents of info.json."""
     offsets = np.cumsum([0] + [len(words) for words, _, _, _ in docs])
     raw_starts = np.array([t for _, starts, _, _ in docs for t in starts], dtype=np.float64)
     raw_ends = np.array([t for _, _, ends, _ in docs for t in ends], dtype=np.float64)
@@ -235,7 +229,7 @@ def shard_info(folder, origin, out):
     return info
 
 def finish(cfg, info, shards, out, origin):
-    """Writes info.json of the folder, from its shards. Raises Refused if too many documents were refused."""
+    """Writes the folder's info.json from its shards. Too many refused documents raise Refused."""
     refused = Counter()
     totals = Counter()
     for shard in shards:

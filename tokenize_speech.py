@@ -8,30 +8,28 @@ Audio -> units: one id for every 40 ms of speech, repeats merged.
         --fit_kmeans=500 --kmeans=km.safetensors          fits 500 centroids and does nothing else
     torchrun --nproc_per_node=8 tokenize_speech.py --audio=... --out=...       one process a GPU
 
-corpora/folder.py says what FOLDER and list may hold; --corpus=NAME reads --audio by corpora/NAME.py.
-Audio becomes mono at the rate of the encoder (16 kHz; Mimi 24 kHz), a file of N samples N // step
-frames, each frame the number of its nearest centroid (speech/encoders.py), and
+corpora/folder.py says what FOLDER and list may hold; --corpus=NAME reads --audio by
+corpora/NAME.py. Audio becomes mono at the rate of the encoder (16 kHz; Mimi 24 kHz), a file of N
+samples N // step frames, each frame the number of its nearest centroid (speech/encoders.py), and
 
     units, runs = the units without repeats, and for how many frames each lasted
 
-    DIR/00000/units.npy runs.npy offsets.npy meta.jsonl    the documents (speech/units.py)
-    DIR/00000/words.jsonl     {"id", "words": [[word, start, end], ...]} in samples at 16 kHz,
-                              if the corpus has words
-    DIR/00000/failures.jsonl  {"id", "path", "class", "message"}: what cannot be used, and why;
-                              DIR/failures.jsonl has those of all shards
-    DIR/settings.json         what decides the bytes; a run with other settings is refused
-    DIR/info.json             encoder, n_units (K), frame_hz, units_hash, counts, ...; comes last
+The result is a units folder (speech/units.py), which has two further files:
 
-A shard holds the documents of shard_docs consecutive ids and depends on these alone. Shard s belongs
-to rank s % world, on one node or several; it is renamed into place when it is complete, and shards
-that are there are skipped. So the same command continues a killed run, with any number of processes,
-and ends with the same bytes. Processes never wait for each other; each that finds all shards
-complete writes the same info.json.
+    DIR/failures.jsonl    {"id", "path", "class", "message"} a line: what cannot be used, and why;
+                          each shard has its own, too
+    DIR/settings.json     what decides the bytes; a run with other settings is refused
 
-Threads decode the audio, about as fast as processes, as libsndfile and the resampling release Python's
-lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 for 16 kHz FLAC, 640 against 700
-for 44.1 kHz). A file of any length takes the memory of its first 30 minutes: 5 hours peaked at
-0.77 GB, half an hour at 0.76 GB.
+A shard holds the documents of shard_docs consecutive ids and depends on these alone. Shard s
+belongs to rank s % world, on one node or several; it is renamed into place when it is complete, and
+shards that are there are skipped. So the same command continues a killed run, with any number of
+processes, and ends with the same bytes. Processes never wait for each other; each that finds all
+shards complete writes the same info.json.
+
+Threads decode the audio, about as fast as processes, as libsndfile and the resampling release
+Python's lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 for 16 kHz FLAC, 640
+against 700 for 44.1 kHz). A file of any length takes the memory of its first 30 minutes: 5 hours
+peaked at 0.77 GB, half an hour at 0.76 GB.
 """
 import hashlib
 import itertools
@@ -217,7 +215,7 @@ def open_folder(out, settings, rank, world):
     path = out / 'settings.json'
     if out.exists() and not out.is_dir():
         raise Refused(f"{out}: is a file; take another --out")
-    # Looked up before settings.json: another rank may write that now, and its first shard soon after.
+    # Looked up before settings.json, which another rank may write now, and a shard soon after.
     has_results = out.exists() and ((out / 'info.json').exists() or complete(out))
     if path.exists():
         try:
@@ -249,7 +247,7 @@ class Failures:
     def check(self, shard=None, failed=()):
         """All failures; with `failed`, those of `shard`, if it is about to be written.
 
-        Raises Refused, after writing DIR/failures.jsonl, if they exceed max_fail_frac of all utterances.
+        Raises Refused, with DIR/failures.jsonl written, if they exceed max_fail_frac.
         """
         cfg = self.cfg
         limit = cfg.max_fail_frac * self.n_utterances

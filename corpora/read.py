@@ -1,7 +1,7 @@
 """
 Reads a corpus by its name: NAME is corpora/NAME.py, which defines a function utterances(root).
 
-An utterance is a dict {id, path, start, end, text, speaker, words}, as corpora/folder.py describes it.
+An utterance is a dict {id, path, start, end, text, speaker, words}: see corpora/folder.py.
 """
 import ast
 import importlib

@@ -1,5 +1,5 @@
 """
-Waves -> one unit a frame. There are three kinds of encoder; a folder's config.json says which it holds.
+Waves -> one unit a frame, by one of three kinds of encoder; config.json of its folder says which.
 
     encoder = Encoder('tiny/hubert', 4, load_centroids('tiny/hubert/kmeans.safetensors'))
     [units] = encoder.encode([wave])    float32 (N,) at encoder.rate -> int64 (N // encoder.step,)
@@ -13,20 +13,20 @@ Waves -> one unit a frame. There are three kinds of encoder; a folder's config.j
     mimi        24 kHz  1920  input of the semantic codebook, 12.5 Hz; the centroids are the 2,048 entries
                               of that codebook, neither L nor a k-means file is needed
 
-    unit_f = argmin_k |h_f - c_k|^2 = argmax_k (h_f . c_k - |c_k|^2 / 2), one product for a whole batch
+    unit_f = argmin_k |h_f - c_k|^2 = argmax_k (h_f . c_k - |c_k|^2 / 2), one product a batch
 
 Mimi uses the band up to 12 kHz: every file is resampled to 24 kHz from its own rate, and a file of
 16 kHz has nothing above 8 kHz. Only what decides the units is loaded and run: no layer above L, no
 decoder, no acoustic codebook. The output of a layer is taken before any norm that ends the encoder.
 
 Audio longer than window_s is cut into windows that overlap by 2 * margin_s; a frame comes from the
-window where it is at least margin_s from a cut. Windows depend on the file alone, and a file's units
-are the same alone and in any batch: HuBERT's norms over time see only the file's own frames, and its
-padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is causal.
-What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so near to a tie
-that its unit changes. In bf16, which is used on CUDA, up to 2 frames in 1,000 of the embedded encoder
-change, and 2 to 3 in 1,000 differ from float32 (measured with autocast on a CPU: Whisper tiny.en and
-the embedded encoder on 107 s of LibriSpeech).
+window where it is at least margin_s from a cut. Windows depend on the file alone, and a file's
+units are the same alone and in any batch: HuBERT's norms over time see only the file's own frames,
+and its padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is
+causal. What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so
+near to a tie that its unit changes. In bf16, which is used on CUDA, up to 2 frames in 1,000 of the
+embedded encoder change, and 2 to 3 in 1,000 differ from float32 (measured with autocast on a CPU:
+Whisper tiny.en and the embedded encoder on 107 s of LibriSpeech).
 """
 import hashlib
 import json
@@ -78,7 +78,7 @@ def kind_of(name):
 def _load(name, class_name, config, is_needed):
     """A model of transformers in float32, in eval mode.
 
-    Every weight for whose key is_needed(key) holds must be in the files; transformers would make up missing ones.
+    Every weight whose key is_needed must be in the files; transformers would make up missing ones.
     """
     with _transformers(name, class_name) as transformers:
         model, info = getattr(transformers, class_name).from_pretrained(
@@ -294,8 +294,8 @@ class Mimi:
 def windows(blocks, step, window, margin):
     """Cuts a wave that comes in blocks; yields (first frame, keep_from, keep_to, samples) of each window.
 
-    window and margin are in frames. Of a window, the frames keep_from..keep_to-1 are used, counted from
-    its own first. The samples behind the last complete frame belong to the last window.
+    window and margin are in frames. Of a window, the frames keep_from..keep_to-1 are used, counted
+    from its own first. The samples behind the last complete frame belong to the last window.
     """
     buffer = np.zeros(0, np.float32)
     first = 0
@@ -310,13 +310,14 @@ def windows(blocks, step, window, margin):
 class Encoder:
     """encoder.encode([wave, ...]) -> the units of each wave, one a frame.
 
-    name: folder or hub id of a HubertModel, WhisperModel or MimiModel; layer: the one whose output is
-    quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above; batch_s:
-    seconds of padded audio in a forward pass on CUDA, where Hubert and Whisper run in bf16. A CPU takes
-    one window at a time, in float32. Raises Refused for settings that do not fit together.
+    name: folder or hub id of a HubertModel, WhisperModel or MimiModel; layer: the one whose output
+    is quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above;
+    batch_s: seconds of padded audio in a forward pass on CUDA, where Hubert and Whisper run in
+    bf16. A CPU takes one window at a time, in float32. Settings that do not fit together raise
+    Refused.
 
-    Attributes: rate, Hz of the waves; step, samples a frame; hop, samples a frame at 16 kHz; n_units, K;
-    hash, of all that decides a unit; seconds, {part: time spent in it so far}.
+    Attributes: rate, Hz of the waves; step, samples a frame; hop, samples a frame at 16 kHz;
+    n_units, K; hash, of all that decides a unit; seconds, {part: time spent in it so far}.
     """
     def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0):
         self.kind, config = kind_of(name)
@@ -343,7 +344,7 @@ class Encoder:
                           f"of {self.step / self.rate:g} s, a window must have more than two margins")
         if net.limit and self.window * self.step > net.limit:
             raise Refused(f"window_s is {window_s:g}, {name} takes {net.limit / self.rate:g} s at once")
-        # Samples in a forward pass; 0: one window. Batches do not speed up a CPU, and one window is bit-exact.
+        # Samples in a forward pass; 0: one window, which is bit-exact and on a CPU as fast.
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0
         self.hash = _hash(*net.identity(), self.centroids)
         net.prepare(self.device)

@@ -42,8 +42,8 @@ def centroids_path(name, kmeans=None):
 def _assign(x, centroids, rows=16384):
     """x (n, C) -> the label (n,) of the nearest centroid and the squared distance (n,) to it.
 
-    Works on `rows` rows at a time.
-    |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2): the nearest centroid has the largest score in the brackets.
+    Works on `rows` rows at a time. |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2): the nearest centroid
+    has the largest score in the brackets.
     """
     half_square = centroids.square().sum(1) / 2
     best = [(part @ centroids.T - half_square).max(1) for part in x.split(rows)]
@@ -54,9 +54,9 @@ def _assign(x, centroids, rows=16384):
 def _first_centroids(x, K, generator):
     """k-means++: K rows of x (n, C).
 
-    The first row is drawn uniformly, each further one with a probability in proportion to its squared
-    distance to the nearest row so far. Of 2 + ln K draws, the one that lowers the sum of these distances
-    most is taken.
+    The first row is drawn uniformly, each further one with a probability in proportion to its
+    squared distance to the nearest row so far. Of 2 + ln K draws, the one that lowers the sum of
+    these distances most is taken.
     """
     tries = 2 + int(math.log(K))
     square = x.square().sum(1)
@@ -77,10 +77,10 @@ def _first_centroids(x, K, generator):
 def fit_kmeans(x, K, seed=0, iterations=100, tolerance=1e-4):
     """float32 x (n, C), n >= K -> centroids (K, C) and the mean squared distance to the nearest of them.
 
-    k-means++ and Lloyd's algorithm on x's device, until the mean squared distance falls by less than
-    `tolerance` of itself. Sums are products with 0/1 matrices, not atomic additions: the same seed on
-    the same machine gives the same bits. A centroid that is nearest to no row is moved to the row that
-    is farthest from its centroid.
+    k-means++ and Lloyd's algorithm on x's device, until the mean squared distance falls by less
+    than `tolerance` of itself. Sums are products with 0/1 matrices, not atomic additions: the same
+    seed on the same machine gives the same bits. A centroid that is nearest to no row is moved to
+    the row that is farthest from its centroid.
     """
     mean = x.mean(0)
     x = x - mean # distances that are computed by products lose fewer digits around 0

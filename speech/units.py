@@ -6,6 +6,9 @@ The units folder: what tokenize_speech.py writes and every later stage reads.
     DIR/00000/offsets.npy   (n+1,) int64, document i has units[offsets[i]:offsets[i+1]]
     DIR/00000/meta.jsonl    a line a document: {"id", "path", "start", "end" (seconds in path, null: all of it),
                             "seconds", "speaker", "text"}
+    DIR/00000/words.jsonl   {"id", "words": [[word, start, end], ...]}, times in samples at 16 kHz; only
+                            if the corpus has words
+    DIR/00000/failures.jsonl    the files that could not be used (tokenize_speech.py)
     DIR/info.json           n_units (K), units_hash, hop, frame_hz, encoder, layer, documents, hours, runs, ...,
                             and how it was made; a folder without it is unfinished
 """
@@ -18,9 +21,9 @@ from files import read_array, read_info, read_lines, shard_folders, write_shard
 def refuse_foreign_units(units, n_units, units_hash, made_for):
     """Raises Refused if a vocoder cannot speak these units.
 
-    units: arrays of ids, which must lie in 0..n_units-1. units_hash: the hash of the encoder that they
-    come from; made_for: the hash of the units that the vocoder was trained on. The two must be equal
-    where both are known.
+    units: arrays of ids, which must lie in 0..n_units-1. units_hash: the hash of the encoder that
+    they come from; made_for: the hash of the units that the vocoder was trained on. The two must be
+    equal where both are known.
     """
     if units_hash and made_for and units_hash != made_for:
         raise Refused(f"vocoder: made for units {made_for}, given units {units_hash}: train one for these units "
@@ -42,8 +45,8 @@ def deduplicate(frames):
 def write_units_shard(dir, index, docs, **lines):
     """Writes shard `index` of a units folder. docs: a list of (meta dict, units, runs).
 
-    lines: lists of dicts that become further .jsonl files of the shard: words=[...], failures=[...].
-    Raises Refused for numbers that uint16 cannot hold.
+    lines: lists of dicts that become further .jsonl files of the shard: words=[...],
+    failures=[...]. Raises Refused for numbers that uint16 cannot hold.
     """
     lengths = [len(units) for _, units, _ in docs]
     arrays = {'offsets': np.cumsum([0] + lengths, dtype=np.int64)}

@@ -2,12 +2,14 @@
 The words folder: which word is said when, as align.py writes and interleave.py reads it; the repair
 of word times; the spelling of words after a text.
 
-    DIR/info.json               documents, words, refused documents by reason, settings
-    DIR/00000/words.json        the distinct words, in the order of their first occurrence
+    DIR/00000/words.json        the distinct words in the order of their first occurrence, each with the
+                                leading space that it has in the text
     DIR/00000/word.npy          (W,) int32, indices into words.json
-    DIR/00000/start.npy end.npy (W,) int32, samples at 16 kHz
+    DIR/00000/start.npy end.npy (W,) int32, samples at 16 kHz: units begin on whole samples, ties are exact
     DIR/00000/offsets.npy       (n+1,) int64, document i has the words offsets[i]:offsets[i+1]
     DIR/00000/ids.json          document ids
+    DIR/00000/info.json         how its words were made (align.py)
+    DIR/info.json               documents, words, refused documents by reason, settings; comes last
 """
 import json
 import unicodedata
@@ -53,7 +55,7 @@ def repair(starts, ends, offsets, n_samples):
     # Each document gets a range of numbers of its own, so that one running maximum serves them all.
     base = doc * (n_samples.max(initial=0) + 1)
     edges += base
-    # The known edge before each edge, or the start of the audio; the known edge after it, or the end.
+    # The known edge before each edge (or the start of the audio), and the known edge after it.
     low = np.maximum.accumulate(np.where(missing, base, edges))
     high = np.minimum.accumulate(np.where(missing, base + length, edges)[::-1])[::-1]
     not_fixed = missing & (high - low > LIMIT)
@@ -76,7 +78,7 @@ def repair(starts, ends, offsets, n_samples):
 def with_spaces(words, text=None):
     """Words with the leading spaces that they have in the text.
 
-    Without a text, all words but the first get a space. Words that bring their own spaces stay as they are.
+    Without a text, all but the first get a space. Words that bring their own spaces keep them.
     """
     if any(word[:1].isspace() for word in words[1:]):
         return list(words)
@@ -160,8 +162,8 @@ def spelled(words, text):
     """Words with the spaces of the text, and with its spelling if the letters of both are the same.
 
     -> words, remains (a bool for each input word: one without letters may be left out), word_error.
-    A word <unk> (written by MFA for a word that its dictionary lacks) becomes the text's word at its
-    place if both have equally many words.
+    A word <unk> (written by MFA for a word that its dictionary lacks) becomes the text's word at
+    its place if both have equally many words.
     """
     remains = np.ones(len(words), bool)
     if text is None:
