@@ -7,12 +7,11 @@ Units back to speech (16 kHz, mono) by one of two vocoders, SourceFilter or HiFi
 
 SourceFilter is the vocoder of the embedded corpus, and can be trained on anybody's speech. It
 models a voice as a sound source followed by a filter (Fant, 1960). A small network predicts the
-pitch and the filters for every 10 ms; fixed signal processing, without weights, makes the wave from
-them:
+pitch and the filters for every 10 ms. Signal processing without weights makes the wave from them:
 
     units (R runs) --convolutions--> run lengths d (R,)   only for generated units, which have none
-    units --repeat d times--> F frames --convolutions--> x --upsample 4 times, convolutions-->
-        for each 10 ms: pitch, 80 log gains of the harmonics, 80 log gains of the noise
+    units --repeat d times--> F frames --convolutions, upsampling by 4, convolutions-->
+        for each 10 ms: pitch, harmonic_gains (80 log gains), noise_gains (80 log gains)
     pitch --> phase --> harmonics, all of equal strength --filter with harmonic_gains--> voiced
     white noise --filter with noise_gains--> unvoiced
     voiced + unvoiced --> wave (640 F samples at 25 frames a second)

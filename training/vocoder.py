@@ -3,9 +3,9 @@ Trains the source-filter vocoder (speech/vocoder.py) on the units and the audio 
 
     python -m training.vocoder --units=out/units/voice --out=out/vocoder      45 minutes of a CPU
 
-The loss compares the spectra of the generated and the recorded wave, their pitch, and the lengths
-of the runs (losses). After --critic_from of the minutes, an adversarial loss is added: a
-discriminator, which is trained alongside and not saved, judges the wave (Discriminator).
+The loss compares the generated wave with the recorded one by their spectra, their pitch and the
+lengths of the runs (losses). After the share --critic_from of the minutes, an adversarial loss is
+added. Its Discriminator is trained alongside and not saved.
 """
 import math
 import time
