@@ -37,24 +37,19 @@ forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recompu
 (FlashAttention-2, 2307.08691). In the optional one-pass backward the programs for dk and dv also
 add to dq: 5 products instead of 7, but in an order that differs from run to run.
 
-SDPA, for other devices and for what the Triton kernels do not support, with a boolean mask
-(B, 1, T, T). With a softcap, which SDPA lacks, the definition is computed instead.
-
-Blocks, on the CPU. A row is processed document by document, QUERIES queries at a time, so no score
-outside a document or window and few above the diagonal are computed. For documents of 100-200
-tokens in rows of 512 this is about 3 x faster, in bf16 and fp32, than SDPA with a mask, forward and
-backward. The softmax is float32 whatever the dtype of q; only p, and the derivative of the softcap,
-are saved for the backward.
+SDPA with a mask, for other devices and for what the Triton kernels do not support; and blocks of
+queries on the CPU. Both are in kernels/attention_torch.py, and so is attention_decode, which callers
+import from here like attention.
 """
 import os
 from functools import partial
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from configurator import Refused
+from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
+from kernels.attention_torch import attention_decode as attention_decode
 
 try:
     import triton
@@ -63,11 +58,6 @@ try:
 except ImportError: # e.g. macOS
     triton = None
 
-
-# Queries of a block on the CPU: more would waste work above the diagonal, fewer starve the GEMMs.
-QUERIES = 256
-# Queries of a block with a dense mask: more than a row of the papers' training has.
-DENSE = 2048
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1' # Triton's kernels run on the CPU, slowly
 
 # (sm, head size, pass): queries and keys of a tile, warps, stages; chosen by bench/aot.py's spills.
@@ -95,13 +85,6 @@ CONFIGS = {
     (90, 256, 'dq'): (64, 32, 8, 2),
     (90, 256, 'dkv'): (16, 64, 8, 2),
 }
-
-class Options(NamedTuple):
-    """The options of `attention` that all backends share."""
-    slopes: torch.Tensor | None # (H,)
-    scale: float | None # None: 1 / sqrt(D)
-    softcap: float # 0: none
-    window: int # 0: none
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
     """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D).
@@ -170,157 +153,6 @@ def documents(doc_start, backend=None, gap=None):
     if chosen != 'blocks':
         return _mask(doc_start, gap)
     return _blocks(_spans(doc_start, gap))
-
-def _mask(doc_start, gap=None):
-    """(B, T) -> (B, 1, T, T), True where query t (dim 2) sees key j (dim 3)."""
-    j = torch.arange(doc_start.size(1), device=doc_start.device)
-    seen = (j <= j[:, None]) & (j >= doc_start[:, :, None])
-    if gap is not None:
-        seen = seen & ~((j >= gap[..., :1]) & (j < gap[..., 1:]))
-    return seen[:, None]
-
-def _spans(doc_start, gap):
-    """-> (row, begin, end, prefix) of each document or branch, in order.
-
-    prefix: the indices of the beginning that a branch shares; None where there is no gap.
-    """
-    T = doc_start.size(1)
-    span_start = doc_start if gap is None else torch.where(gap[..., 1] > 0, gap[..., 1], doc_start)
-    starts = (span_start == torch.arange(T)).nonzero().tolist() # (row, begin)
-    spans = []
-    for (row, begin), (next_row, next_begin) in zip(starts, [*starts[1:], (None, T)]):
-        end = next_begin if row == next_row else T
-        prefix = None
-        if gap is not None and gap[row, begin, 1]:
-            prefix = torch.arange(doc_start[row, begin], gap[row, begin, 0])
-        spans.append((row, begin, end, prefix))
-    return spans
-
-class Block(NamedTuple):
-    """Queries start..end-1 of a row and the keys they see, the last of which are their own."""
-    row: int
-    keys: slice | torch.Tensor # indices; a tensor where a shared beginning precedes them
-    start: int
-    end: int
-
-def _blocks(spans):
-    """-> an object whose .all is the list of the Blocks of the spans. For a bare list, torch.compile
-    would make a new graph whenever its length changes."""
-    blocks = []
-    for row, begin, span_end, prefix in spans:
-        for start in range(begin, span_end, QUERIES):
-            end = min(start + QUERIES, span_end)
-            keys = slice(begin, end)
-            if prefix is not None:
-                keys = torch.cat((prefix, torch.arange(begin, end)))
-            blocks.append(Block(row, keys, start, end))
-    return SimpleNamespace(all=blocks)
-
-# --------------------------------------------------------------------------------------------------
-# blocks: the CPU
-
-def _count(keys):
-    return keys.stop - keys.start if isinstance(keys, slice) else len(keys)
-
-def _last(keys, n):
-    """The last n of keys, or all where there are fewer."""
-    if isinstance(keys, slice):
-        return slice(max(keys.start, keys.stop - n), keys.stop)
-    return keys[-n:]
-
-def _group(x, HK):
-    """(n, H, D) -> (HK, G*n, D): stacks the G query heads of a key head, so K and V are never expanded."""
-    n, H, D = x.shape
-    return x.view(n, HK, H // HK, D).permute(1, 2, 0, 3).reshape(HK, H // HK * n, D)
-
-def _store_group(out, x):
-    """The inverse of _group: copies x (HK, G*n, D) into out (n, H, D)."""
-    HK, _, D = x.shape
-    n, H, _ = out.shape
-    out.view(n, HK, -1, D).copy_(x.view(HK, H // HK, n, D).permute(2, 0, 1, 3))
-
-def _sum_group(p, x, n):
-    """p (HK, G*n, m)' x (HK, G*n, D) -> (m, HK, D)"""
-    HK, _, D = x.shape
-    if p.dtype.itemsize < 4: # summed in float32 inside the product
-        return torch.bmm(p.transpose(1, 2), x).transpose(0, 1)
-    # Head by head: in float32, one sum over G*n rows would round more than attention_ref does.
-    per_head = torch.bmm(p.view(-1, n, p.size(-1)).transpose(1, 2), x.view(-1, n, D)) # (HK*G, m, D)
-    return per_head.view(HK, -1, p.size(-1), D).sum(1).transpose(0, 1)
-
-def _causal_bias(n, window):
-    """(n, n): 0 where query t sees key j, -inf in the future and before the window."""
-    bias = torch.full((n, n), -torch.inf).triu_(1)
-    if window:
-        bias += torch.full((n, n), -torch.inf).tril_(-window)
-    return bias
-
-class _Blocks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, blocks, options):
-        slopes, scale, softcap, window = options
-        H, HK, D = q.size(2), k.size(2), q.size(3)
-        fp32 = torch.promote_types(q.dtype, torch.float32) # float64 stays float64
-        scale = scale or D ** -0.5
-        blocks = blocks.all
-        if window: # drop the keys before the window of a block's first query
-            blocks = [b._replace(keys=_last(b.keys, b.end - b.start + window - 1)) for b in blocks]
-        causal_bias = _causal_bias(max((_count(b.keys) for b in blocks), default=0), window)
-        q = q * scale
-        o = q.new_empty(q.shape)
-        saved_p = []
-        saved_tanh_grad = []
-        for row, keys, start, end in blocks:
-            n = end - start # queries
-            m = _count(keys)
-            q_block = _group(q[row, start:end], HK)
-            s = torch.bmm(q_block, k[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            s = s.view(HK, H // HK, n, m)
-            if softcap:
-                tanh = s.to(fp32).div(softcap).tanh_()
-                s = tanh * softcap
-                tanh_grad = tanh.square_().neg_().add_(1).to(q.dtype).view(HK, -1, m)
-            if slopes is not None:
-                distance = torch.arange(m - n, m)[:, None] - torch.arange(m) # (n, m)
-                s = s - slopes.view(HK, -1, 1, 1) * distance
-            s = s + causal_bias[m - n:m, :m] # at least float32 from here to the softmax
-            p = s.softmax(-1).to(q.dtype).view(HK, -1, m)
-            _store_group(o[row, start:end], torch.bmm(p, v[row, keys].transpose(0, 1)))
-            if any(ctx.needs_input_grad):
-                saved_p.append(p)
-                if softcap:
-                    saved_tanh_grad.append(tanh_grad)
-        ctx.save_for_backward(q, k, v, *saved_p, *saved_tanh_grad)
-        ctx.blocks = blocks
-        ctx.scale = scale
-        return o
-
-    @staticmethod
-    def backward(ctx, do):
-        q, k, v, *saved = ctx.saved_tensors # q is already scaled
-        saved_tanh_grad = saved[len(ctx.blocks):] # empty without a softcap
-        HK = k.size(2)
-        dq = q.new_empty(q.shape)
-        dk = k.new_zeros(k.shape)
-        dv = v.new_zeros(v.shape)
-        do = do.contiguous()
-        for i, (row, keys, start, end) in enumerate(ctx.blocks):
-            p = saved[i]
-            do_block = _group(do[row, start:end], HK)
-            dp = torch.bmm(do_block, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            # p * (dp - sum_j p * dp), as autograd computes it. The function is private to torch, but
-            # the formula in separate operations takes more time and rounds differently.
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            if saved_tanh_grad:
-                ds *= saved_tanh_grad[i]
-            q_block = _group(q[row, start:end], HK)
-            dv[row, keys] += _sum_group(p, do_block, end - start)
-            dk[row, keys] += _sum_group(ds, q_block, end - start)
-            _store_group(dq[row, start:end], torch.bmm(ds, k[row, keys].transpose(0, 1)))
-        return dq.mul_(ctx.scale), dk, dv, None, None
-
-# Compiled, every new length of a document would be a new graph.
-_by_blocks = torch.compiler.disable(_Blocks.apply)
 
 # --------------------------------------------------------------------------------------------------
 # Triton: the kernels
@@ -675,61 +507,6 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return o.transpose(1, 2)
     return _by_mask(q, k, v, docs, options)
-
-def _by_mask(q, k, v, mask, options):
-    """By SDPA with a mask (B, 1, T, T), True where a key is seen; None: causal. DENSE queries at a time,
-    as torch may save all their scores."""
-    slopes, scale, softcap, window = options
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)
-    t = torch.arange(q.size(2), device=q.device)
-    outputs = []
-    for start in range(0, len(t), DENSE):
-        queries = slice(start, start + DENSE)
-        distance = t[queries, None] - t # (queries, T)
-        bias = distance >= 0 if mask is None else mask[:, :, queries]
-        if window:
-            bias = bias & (distance < window)
-        if slopes is not None:
-            alibi = -slopes[:, None, None] * distance # (H, queries, T)
-            bias = alibi.masked_fill(~bias, -torch.inf).to(q.dtype) # (B or 1, H, queries, T)
-        outputs.append(_dense(q[:, :, queries], k, v, bias, scale, softcap, enable_gqa=True))
-    return torch.cat(outputs, 2).transpose(1, 2)
-
-def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
-    """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to the
-    scores; None: every key is seen."""
-    if not softcap:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=enable_gqa)
-    if enable_gqa:
-        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
-        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
-    s = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * (scale or q.size(-1) ** -0.5)
-    s = softcap * torch.tanh(s / softcap)
-    if bias is not None:
-        s = s.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else s + bias
-    return s.softmax(-1).to(q.dtype) @ v
-
-def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """attention for one new token: q (B, 1, H, D) -> (B, 1, H, D).
-
-    k and v (B, HK, N, D) are the keys and values so far, the new token's own last. begin (B, 1): the
-    index among the N at which each row's document begins; None: 0.
-    """
-    B, _, H, D = q.shape
-    HK, N = k.shape[1:3]
-    first = max(0, N - window) if window else 0
-    if first:
-        k = k[:, :, first:]
-        v = v[:, :, first:]
-    bias = None
-    if begin is not None:
-        bias = (torch.arange(first, N, device=q.device) >= begin)[:, None, None] # (B, 1, 1, keys)
-    if slopes is not None:
-        distance = torch.arange(first - N + 1, 1, device=q.device) # negative: j - t
-        alibi = (slopes.view(HK, -1, 1) * distance).to(q.dtype) # (HK, G, keys)
-        bias = alibi if bias is None else alibi.masked_fill(~bias, -torch.inf)
-    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head.
-    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap).reshape(B, 1, H, D)
 
 # --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""The house keeps its order: what stands at the top, who may import whom, how wide a line and how long the README may be."""
+"""
+The order of the repository: what is at the top level, which folder may import which, how wide a line and how long the
+README may be.
+"""
 import ast
 import subprocess
 from pathlib import Path
@@ -6,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {'tokenize_speech', 'align', 'interleave', 'train', 'dpo', 'eval', 'sample'} # what one runs, in the data's order
+# What one runs, in the data's order.
+STAGES = {'tokenize_speech', 'align', 'interleave', 'train', 'dpo', 'eval', 'sample'}
 READ_FIRST = {'model', 'data', 'vocab', 'configurator', 'files'}
 TOP_FILES = {f'{name}.py' for name in STAGES | READ_FIRST} | {
     'README.md', 'setup.sh', 'speedrun.sh', 'test.sh', 'requirements.txt', 'pyproject.toml'}
@@ -74,7 +78,9 @@ def test_rooms_import_only_what_is_below_them():
 def test_the_import_rule_would_see_a_violation(tmp_path):
     (tmp_path / 'x.py').write_text('def f():\n    from hub.folders import read_config\n')
     assert imported(tmp_path / 'x.py', modules().keys()) == {'hub.folders'}
-    assert 'hub' not in MAY_IMPORT['speech'] and 'model' not in MAY_IMPORT['data'] and 'train' not in MAY_IMPORT['training']
+    assert 'hub' not in MAY_IMPORT['speech']
+    assert 'model' not in MAY_IMPORT['data']
+    assert 'train' not in MAY_IMPORT['training']
 
 @pytest.mark.parametrize('room', sorted(ROOMS | {'tiny/build'}))
 def test_a_room_says_what_it_holds_and_what_it_may_import(room):

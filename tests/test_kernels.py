@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from kernels import attention as att
+from kernels import attention_torch
 from kernels import cross_entropy as ce
 from kernels.attention import attention, attention_decode, attention_ref, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
@@ -88,8 +88,8 @@ VARIANTS = {'softcap': dict(softcap=2.0),
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('name', VARIANTS)
 def test_attention_variants_are_as_good_as_torch(name, dtype, monkeypatch):
-    monkeypatch.setattr(att, 'QUERIES', 32)
-    monkeypatch.setattr(att, 'DENSE', 50)
+    monkeypatch.setattr(attention_torch, 'QUERIES', 32)
+    monkeypatch.setattr(attention_torch, 'DENSE', 50)
     options = VARIANTS[name]
     doc_start = rows_of([90, 7, 33], [130])
     *qkv, dy = random_inputs(2, 130, 6, 2, 8)
@@ -102,13 +102,13 @@ def test_attention_variants_are_as_good_as_torch(name, dtype, monkeypatch):
 @pytest.mark.parametrize('name', VARIANTS)
 def test_attention_variants_by_a_mask_are_the_definition(name, monkeypatch):
     """What a GPU runs where Triton's kernels cannot."""
-    monkeypatch.setattr(att, 'DENSE', 50)
+    monkeypatch.setattr(attention_torch, 'DENSE', 50)
     options = dict(slopes=None, scale=None, softcap=0.0, window=0) | VARIANTS[name]
     doc_start = rows_of([90, 7, 33], [130])
     q, k, v, _ = random_inputs(2, 130, 6, 2, 8)
     causal_mask = (torch.arange(130) >= doc_start[:, :, None]).tril()[:, None]
     for mask, starts in ((causal_mask, doc_start), (None, None)):
-        o = att._by_mask(q, k, v, mask, att.Options(**options))
+        o = attention_torch._by_mask(q, k, v, mask, attention_torch.Options(**options))
         torch.testing.assert_close(o, attention_ref(q, k, v, starts, **options), rtol=0, atol=1e-5)
 
 def test_attention_ref_by_hand():
@@ -149,7 +149,7 @@ def test_attention_of_a_document_does_not_see_the_others():
         torch.testing.assert_close(y[:, document], alone, rtol=0, atol=1e-6)
 
 def test_attention_gradcheck(monkeypatch):
-    monkeypatch.setattr(att, 'QUERIES', 4) # several blocks a document
+    monkeypatch.setattr(attention_torch, 'QUERIES', 4) # several blocks a document
     q, k, v = (normal(2, 9, heads, 4, seed=heads, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2))
     docs = documents(rows_of([6, 3], [9]))
     for options in ({}, dict(scale=0.4, softcap=1.5, window=3, slopes=SLOPES[:4])):

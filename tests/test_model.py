@@ -20,7 +20,7 @@ from configurator import Refused
 from evaluation.likelihood import document_losses
 from hub import folders as hub
 from hub.families import FAMILIES, GPTConfig
-from kernels import attention as attention_kernel
+from kernels import attention_torch
 from model import GPT
 from vocab import Vocab
 
@@ -96,7 +96,7 @@ def test_documents_that_share_a_beginning_score_as_each_alone(pair, backend, mon
     if backend and (model.cfg.window or model.cfg.position == 'alibi' or model.cfg.attn_softcap):
         pytest.skip('documents are apart there')
     monkeypatch.setattr(model, 'attention', backend)
-    monkeypatch.setattr(attention_kernel, 'QUERIES', 8) # a branch of several blocks, a beginning longer than one
+    monkeypatch.setattr(attention_torch, 'QUERIES', 8) # a branch of several blocks, a beginning longer than one
     def ids(seed, n):
         return some_tokens(model.cfg.vocab_size, n, seed=seed).numpy()
     contexts = [ids(0, 13), ids(1, 3), ids(2, 5)]

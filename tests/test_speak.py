@@ -1,6 +1,6 @@
 """
-tiny/build/speak.py: word times from phone durations, rooms and noise, shards. espeak's phones are recorded below, and a
-made-up engine speaks. The last tests run the real ones where they are installed:
+tiny/build/speak.py and engines.py: word times from phone durations, rooms and noise, shards. espeak's phones are
+recorded below, and a made-up engine speaks. The last tests run the real ones where they are installed:
 
     PIPER=VOICE.onnx KOKORO=FOLDER pytest tests/test_speak.py
 """
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from configurator import Refused
-from tiny.build import speak
-from tiny.build.speak import RATE, Config, Unspeakable
+from tiny.build import engines, speak
+from tiny.build.engines import Unspeakable
+from tiny.build.speak import RATE, Config
 
 # How espeak says words and phrases that stand alone.
 ALONE = {'Tom': 'tˈɑːm', 'the': 'ðə', 'fox': 'fˈɑːks', 'was': 'wʌz', 'a': 'ˈeɪ', 'friend': 'fɹˈɛnd', 'of': 'ʌv',
@@ -38,7 +39,7 @@ SPLITS = [
 class Recorded:
     """A Phonemizer of ALONE and SPLITS. A phrase that is in neither is said word by word."""
     known = ALONE | {sentence: phones for sentence, phones, _ in SPLITS}
-    forms = speak.Phonemizer.forms
+    forms = engines.Phonemizer.forms
 
     def __call__(self, text):
         if text in self.known:
@@ -67,7 +68,7 @@ def pitch_of(phone):
 
 @pytest.mark.parametrize('sentence, phones, pieces', SPLITS)
 def test_every_word_gets_its_own_phones_where_espeak_joins_words(sentence, phones, pieces):
-    spans = speak.word_tokens(sentence, phones, Recorded())
+    spans = engines.word_tokens(sentence, phones, Recorded())
     assert [phones[a:b] for a, b in spans] == pieces.split()
     assert len(spans) == len(sentence.split())
 
@@ -82,20 +83,20 @@ def test_phones_that_do_not_spell_the_words_are_refused(sentence, phones):
     recorded = Recorded()
     recorded.known = recorded.known | {'The': 'ðə'}
     with pytest.raises(Unspeakable):
-        speak.word_tokens(sentence, phones, recorded)
+        engines.word_tokens(sentence, phones, recorded)
 
 def test_the_middle_of_a_space_is_the_boundary_and_pauses_belong_to_no_word():
     phones = 'ab c, d.'
     spans = [(0, 2), (3, 4), (6, 7)] # words ab, c and d
     samples = np.array([5, 10, 10, 4, 10, 30, 8, 10, 20, 3]) # of the beginning, each of phones, the end
-    starts, ends = speak.word_times(phones, spans, samples)
+    starts, ends = engines.word_times(phones, spans, samples)
     assert starts.tolist() == [5, 27, 73] # 5 | 5+20+4/2 | 5+20+4+10+30+8/2
     assert ends.tolist() == [27, 39, 87]  # the comma, the space behind it and the period are left out
 
 def test_words_of_a_join_share_a_boundary_without_a_gap():
     sentence, phones, _ = SPLITS[0]
-    spans = speak.word_tokens(sentence, phones, Recorded())
-    starts, ends = speak.word_times(phones, spans, np.full(len(phones) + 2, 4))
+    spans = engines.word_tokens(sentence, phones, Recorded())
+    starts, ends = engines.word_times(phones, spans, np.full(len(phones) + 2, 4))
     assert (ends[:-1] == starts[1:]).all()
     assert starts[0] == 4 and ends[-1] == 4 * (len(phones) + 2 - 2)
 
@@ -107,9 +108,9 @@ def test_a_word_that_falls_silent_ends_with_its_sound_and_others_as_the_duration
     wave[12_000:13_000] = 0.0005 * np.sin(np.arange(1000)) # 46 dB down
     starts = np.array([2000, 4000, 9000])
     ends = np.array([4000, 8800, 15_990])
-    assert speak.ends_of_sound(wave, rate, starts, ends).tolist() == [4000, 5600, 12_000] # 62 ms of silence stay
+    assert engines.ends_of_sound(wave, rate, starts, ends).tolist() == [4000, 5600, 12_000] # 62 ms of silence stay
     short = np.array([4000, 6800, 12_500])
-    assert speak.ends_of_sound(wave, rate, starts, short).tolist() == [4000, 6800, 12_500]
+    assert engines.ends_of_sound(wave, rate, starts, short).tolist() == [4000, 6800, 12_500]
 
 def spoken(doc_id='t000001', diverse=False, sentences=3, **settings):
     """(line, wave) of a document of the first sentences of SPLITS."""
@@ -135,7 +136,7 @@ def test_a_tone_is_heard_where_its_word_is():
     line, wave = spoken()
     words = iter(line['words'])
     for sentence, phones, _ in SPLITS[:3]:
-        for first, last in speak.word_tokens(sentence, phones, Recorded()):
+        for first, last in engines.word_tokens(sentence, phones, Recorded()):
             _, start, end = next(words)
             end -= 200 * (phones[last] == ' ') # half a space belongs to the word: 12.5 ms
             tail = wave[end - 350:end - 50].astype(float) # the word's last phone: the shortest token has 400 samples
@@ -349,8 +350,8 @@ def test_bad_settings_and_missing_voices_are_refused(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 def test_the_unseen_voice_is_not_in_training_and_every_voice_has_a_gain():
-    assert speak.UNSEEN not in speak.VOICES and speak.MAIN not in speak.VOICES and len(speak.VOICES) >= 6
-    assert set(speak.GAINS) == {speak.MAIN, speak.UNSEEN, *speak.VOICES}
+    assert engines.UNSEEN not in engines.VOICES and engines.MAIN not in engines.VOICES and len(engines.VOICES) >= 6
+    assert set(engines.GAINS) == {engines.MAIN, engines.UNSEEN, *engines.VOICES}
 
 def test_items_are_four_segments_and_both_voices_say_the_same():
     main = list(speak.groups(Config(part='items-main', items=6)))
@@ -360,14 +361,14 @@ def test_items_are_four_segments_and_both_voices_say_the_same():
         return [[doc['sentences'] for doc in group] for group in groups]
     assert sentences_of(main) == sentences_of(unseen)
     assert [len(doc['sentences']) for doc in main[0]] == [2, 1, 1, 1]
-    assert unseen[0][0]['id'] == 'u00000/context' and unseen[0][0]['speaker'] == speak.UNSEEN
+    assert unseen[0][0]['id'] == 'u00000/context' and unseen[0][0]['speaker'] == engines.UNSEEN
 
 # ----------------------------------------------------------------------------------------------------------------
 # the real ones
 
 def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
     pytest.importorskip('piper', reason='tiny/build/requirements.txt is not installed')
-    phonemize = speak.Phonemizer()
+    phonemize = engines.Phonemizer()
     refused = []
     n_sentences = 0
     for part in ('stories', 'talk'):
@@ -376,22 +377,22 @@ def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
                 n_sentences += 1
                 try:
                     phones = phonemize(sentence)
-                    spans = speak.word_tokens(sentence, phones, phonemize)
+                    spans = engines.word_tokens(sentence, phones, phonemize)
                     assert len(spans) == len(sentence.split())
                     assert all(first < end for first, end in spans)
                 except Unspeakable as e:
                     refused.append((str(e), sentence))
     assert len(refused) <= 0.01 * n_sentences, refused
 
-@pytest.mark.parametrize('engine, variable, voice', [(speak.Piper, 'PIPER', 'joe'),
-                                                     (speak.Kokoro, 'KOKORO', 'am_puck')], ids=['Piper', 'Kokoro'])
+@pytest.mark.parametrize('engine, variable, voice', [(engines.Piper, 'PIPER', 'joe'),
+                                                     (engines.Kokoro, 'KOKORO', 'am_puck')], ids=['Piper', 'Kokoro'])
 def test_durations_sum_to_the_samples_and_speech_repeats(engine, variable, voice):
     for package in ('piper', 'onnxruntime', 'onnx'):
         pytest.importorskip(package, reason='tiny/build/requirements.txt is not installed')
     if variable not in os.environ:
         pytest.skip(f'{variable} does not name a voice')
     engine = engine(os.environ[variable])
-    phonemize = speak.Phonemizer()
+    phonemize = engines.Phonemizer()
     for sentence in ('Tom was a friend of the owl.', 'She put it on the table, and went out.'):
         phones = phonemize(sentence)
         wave, samples = engine(phones, voice, np.random.default_rng(1))

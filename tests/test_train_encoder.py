@@ -1,6 +1,7 @@
 """
-tiny/build/train_encoder.py on data made here: k-means against planted clusters, the head against distances, PNMI against a
-table done by hand, the exported folder against the trained student, and a few steps of training on tones.
+tiny/build/train_encoder.py and score_encoder.py on data made here: k-means against planted clusters, the head against
+distances, PNMI against a table done by hand, the exported folder against the trained student, a few steps of training
+on tones, and the score of tones.
 
 Not tested: the teacher and pocketsphinx, which are not installed where the tests run.
 """
@@ -14,6 +15,7 @@ pytest.importorskip('transformers')
 from configurator import Refused
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
+from tiny.build import score_encoder
 from tiny.build import train_encoder as te
 
 SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -22,7 +24,8 @@ SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attent
 def small(monkeypatch):
     """A student of 30 thousand parameters in place of the 2.8 million."""
     config = te.hubert_config
-    monkeypatch.setattr(te, 'hubert_config', lambda: config(**SMALL, num_conv_pos_embeddings=7))
+    for module in (te, score_encoder):
+        monkeypatch.setattr(module, 'hubert_config', lambda: config(**SMALL, num_conv_pos_embeddings=7))
 
 def tones(path, folder, labels):
     """Writes shards whose class is the pitch: class k is a tone of 300 + 200 k Hz for five frames."""
@@ -65,16 +68,16 @@ def test_pnmi_equals_a_table_done_by_hand():
     information = 3 / 8 * np.log2(3 / 8 / (1 / 2 * 3 / 8))
     information += 1 / 8 * np.log2(1 / 8 / (1 / 2 * 5 / 8))
     information += 1 / 2 * np.log2(1 / 2 / (1 / 2 * 5 / 8))
-    assert te.pnmi(phones, units) == pytest.approx(information)
-    assert te.pnmi(phones, phones + 7) == pytest.approx(1) # ids need not be dense
+    assert score_encoder.pnmi(phones, units) == pytest.approx(information)
+    assert score_encoder.pnmi(phones, phones + 7) == pytest.approx(1) # ids need not be dense
 
 def test_chance_correction_takes_shuffled_units_to_zero():
     rng = np.random.default_rng(0)
     phones = rng.integers(40, size=3000)
     units = rng.integers(500, size=3000)
-    assert te.pnmi(phones, units) > 0.3 # few frames, many units: looks like knowledge
-    assert abs(te.corrected(phones, units)['corrected']) < 0.02
-    assert te.corrected(phones, phones)['corrected'] == 1
+    assert score_encoder.pnmi(phones, units) > 0.3 # few frames, many units: looks like knowledge
+    assert abs(score_encoder.corrected(phones, units)['corrected']) < 0.02
+    assert score_encoder.corrected(phones, phones)['corrected'] == 1
 
 def test_batches_repeat_and_noise_leaves_half_of_the_rows_alone(tmp_path):
     tones(tmp_path, 'h', np.arange(300) % 4)
@@ -142,6 +145,28 @@ def test_training_lowers_the_loss_and_goes_on_after_a_kill(tmp_path, small, caps
     te.save_file({'centroids': torch.ones(4, 2)}, tmp_path / 'classes.safetensors')
     with pytest.raises(Refused, match='learned other classes'):
         te.train(cfg)
+
+def test_the_score_is_one_where_the_units_are_the_phones(tmp_path, small, monkeypatch):
+    def pitches(pcm, text):
+        """In place of pocketsphinx: the phone of a frame is its pitch."""
+        spectrum = np.abs(np.fft.rfft(pcm.reshape(-1, te.HOP)))
+        return (spectrum.argmax(1) * te.RATE // te.HOP).astype('<U4')
+    monkeypatch.setattr(score_encoder, 'align_phones', pitches)
+    tones(tmp_path, 'h', np.arange(400) % 4)
+    tones(tmp_path, 's', np.arange(300) % 4)
+    torch.manual_seed(0)
+    te.save_student(te.Student(te.hubert_config(), 4), tmp_path / 'out')
+    te.WhisperFeatureExtractor().save_pretrained(tmp_path / 'teacher')
+    te.main(te.Config(stage='score', human=('h',), speech=('s',), n_units=4, teacher=str(tmp_path / 'teacher'),
+                      build=str(tmp_path), out=str(tmp_path / 'out')))
+    groups = json.loads((tmp_path / 'out' / 'score.json').read_text())['groups']
+    assert groups.keys() == {'h-known', 's-known'}
+    for name, minutes in (('h-known', 1.3), ('s-known', 1.0)):
+        group = groups[name]
+        assert group['minutes'] == minutes and group['phones'] == 4
+        assert group['teacher']['corrected'] == 1 # the classes are the pitches
+        assert group['student']['corrected'] < 0.9 # not trained
+        assert group['of teacher'] == pytest.approx(group['student']['corrected'], abs=1e-3)
 
 def test_refusals_come_before_work():
     with pytest.raises(Refused, match='--stage=trian: expected one of features, classes, train, export, score'):

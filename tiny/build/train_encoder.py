@@ -2,11 +2,13 @@
 Trains the embedded encoder, tiny/hubert/: a HubertModel of 2.77 M parameters with mHuBERT's 25 Hz
 strides. Only building the embedded corpus needs this script.
 
-    python -m tiny.build.train_encoder --stage=features    audio -> features of the teacher; again whenever there is new audio
-    python -m tiny.build.train_encoder --stage=classes     k-means of the teacher's features; once, as the classes must stay
-    python -m tiny.build.train_encoder --stage=train       the student learns the classes; resumes where it was killed
-    python -m tiny.build.train_encoder --stage=export      -> tiny/hubert/{config.json, model.safetensors, kmeans.safetensors}
-    python -m tiny.build.train_encoder --stage=score       -> tiny/hubert/score.json
+    python -m tiny.build.train_encoder --stage=STAGE
+
+    features    audio -> features of the teacher; again whenever there is new audio
+    classes     k-means of the teacher's features; once, as the classes must stay
+    train       the student learns the classes; resumes where it was killed
+    export      -> tiny/hubert/{config.json, model.safetensors, kmeans.safetensors}
+    score       -> tiny/hubert/score.json
 
 The teacher is Whisper tiny.en: the output of its third block, with frames averaged in pairs (25 Hz)
 and clustered into 500 k-means classes. It hears each utterance alone, followed by a second of
@@ -19,12 +21,7 @@ class:
 The likeliest class is thus the nearest centroid, and the c_k are shipped as the centroids of the
 units.
 
-Units are scored against phones from pocketsphinx's forced alignment by their phone-normalized
-mutual information. With K = 500 and a few minutes of speech even shuffled units score high, so the
-score is corrected for chance:
-
-    PNMI = I(phone; unit) / H(phone)
-    corrected = (PNMI - PNMI of shuffled units) / (1 - PNMI of shuffled units)
+tiny/build/score_encoder.py scores the units against phones, with a correction for chance.
 
 Intermediate results are in `build`: {train,held}/NAME/00000/ hold audio.npy int16 (N,),
 features.npy float16 (N / 640, 384), labels.npy uint16 (N / 640,) and utterances.json. NAME is a
@@ -39,7 +36,6 @@ import time
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +50,6 @@ from configurator import Refused, run
 from corpora.folder import utterances
 from files import atomically, read_lines, record, sha256, write_json
 from speech.audio import RATE, load_audio
-from speech.encoders import Encoder
 from speech.kmeans import load_centroids
 
 HOP = 640 # samples a frame: 25 Hz
@@ -489,142 +484,11 @@ def save_student(student, out):
     save_file({'centroids': student.centroids.detach().half()}, Path(out, 'kmeans.safetensors'))
 
 # ----------------------------------------------------------------------------------------------------------------
-# score
-
-def pnmi(phones, units):
-    """I(phone; unit) / H(phone) of two equally long arrays of ids."""
-    joint = np.zeros((phones.max() + 1, units.max() + 1))
-    np.add.at(joint, (phones, units), 1)
-    joint /= joint.sum()
-    p_phone = joint.sum(1)
-    p_unit = joint.sum(0)
-    seen = joint > 0
-    information = np.sum(joint[seen] * np.log(joint[seen] / np.outer(p_phone, p_unit)[seen]))
-    p_phone = p_phone[p_phone > 0]
-    entropy = -np.sum(p_phone * np.log(p_phone))
-    return float(information / entropy)
-
-def corrected(phones, units, seed=0):
-    """{'pnmi', 'shuffled', 'corrected'}.
-
-    The corrected value is 1 for units that determine the phone and about 0 for random units.
-    """
-    rng = np.random.default_rng(seed)
-    raw = pnmi(phones, units)
-    chance = float(np.mean([pnmi(phones, rng.permutation(units)) for _ in range(5)]))
-    return {
-        'pnmi': round(raw, 4),
-        'shuffled': round(chance, 4),
-        'corrected': round((raw - chance) / (1 - chance), 4)}
-
-def align_phones(pcm, text):
-    """int16 audio at 16 kHz and its text -> the phone at the middle of each frame, by forced alignment.
-
-    None if the alignment fails or a word is not in the dictionary.
-    """
-    from pocketsphinx import Decoder
-    # A new decoder each time, because a failed alignment spoils the next one.
-    decoder = Decoder(lm=None, loglevel='FATAL')
-    words = re.findall(r"[a-z']+", (text or '').lower())
-    if not words or any(decoder.lookup_word(word) is None for word in words):
-        return None
-    decoder.set_align_text(' '.join(words))
-    try:
-        # The first pass aligns words, the second their phones.
-        for align_phones_too in (False, True):
-            if align_phones_too:
-                decoder.set_alignment()
-            decoder.start_utt()
-            decoder.process_raw(pcm.tobytes(), full_utt=True)
-            decoder.end_utt()
-    except RuntimeError:
-        return None
-    names = np.full(len(pcm) // 160 + 4, 'SIL', dtype='<U4') # 100 Hz
-    for word in decoder.get_alignment():
-        for phone in word:
-            name = 'SIL' if phone.name.startswith('+') else phone.name # '+' marks a filler
-            names[phone.start:phone.start + phone.duration] = name
-    return names[2::4][:len(pcm) // HOP]
-
-def mel_features(path, extractor, cepstra):
-    """Baseline features of a shard at 25 Hz, normalized over each utterance: (frames, C).
-
-    They are 80 log-mels, or 13 cepstra with their first and second differences.
-    """
-    audio = np.load(path / 'audio.npy')
-    rows = json.loads((path / 'utterances.json').read_text())
-    dct = torch.cos(math.pi / 80 * (torch.arange(80) + 0.5) * torch.arange(13)[:, None])
-    features = []
-    start = 0
-    for row in rows:
-        frames = row['frames']
-        wave = audio[start * HOP:(start + frames) * HOP] / np.float32(32767)
-        start += frames
-        x = log_mel(extractor, wave)[0]
-        if cepstra:
-            x = dct @ x
-            first = torch.gradient(x, dim=1)[0]
-            second = torch.gradient(first, dim=1)[0]
-            x = torch.cat([x, first, second])
-        x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
-        features.append(x[:, :4 * frames].view(len(x), -1, 4).mean(2).T)
-    return torch.cat(features).numpy()
-
-def score_shard(path, encoder, baselines):
-    """{'phones', 'teacher', 'student', each baseline: the phone or unit of each frame}.
-
-    Utterances whose alignment fails are left out.
-    """
-    audio = np.load(path / 'audio.npy')
-    rows = json.loads((path / 'utterances.json').read_text())
-    ends = np.cumsum([row['frames'] for row in rows])
-    pcms = np.split(audio, ends[:-1] * HOP)
-    units = {'teacher': np.load(path / 'labels.npy').astype(np.int64)}
-    units['student'] = np.concatenate(encoder.encode([pcm / np.float32(32767) for pcm in pcms]))
-    for name, (read, centroids) in baselines.items():
-        units[name] = nearest(torch.from_numpy(read(path)), centroids).numpy()
-    phones = [np.zeros(0, '<U4')]
-    aligned = []
-    for pcm, row in zip(pcms, rows):
-        names = align_phones(pcm, row['text'])
-        aligned += [names is not None] * row['frames']
-        if names is not None:
-            phones.append(names)
-    return {'phones': np.concatenate(phones), **{name: ids[aligned] for name, ids in units.items()}}
-
-def make_baselines(cfg):
-    """{'log-mel', 'mfcc': (read(shard) -> features, their centroids)}"""
-    extractor = WhisperFeatureExtractor.from_pretrained(cfg.teacher)
-    baselines = {}
-    for name, cepstra in (('log-mel', False), ('mfcc', True)):
-        read = partial(mel_features, extractor=extractor, cepstra=cepstra)
-        x = training_sample(cfg, read, cfg.kmeans_frames // 2)
-        baselines[name] = read, kmeans(x, cfg.n_units, torch.Generator().manual_seed(cfg.seed))
-    return baselines
-
-def score(cfg):
-    centroids = load_centroids(Path(cfg.out, 'kmeans.safetensors'))
-    encoder = Encoder(cfg.out, hubert_config().num_hidden_layers, centroids)
-    baselines = make_baselines(cfg)
-    table = {}
-    for group, paths in held_groups(cfg).items():
-        parts = [score_shard(p, encoder, baselines) for p in paths]
-        frames = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        phone_names, phones = np.unique(frames.pop('phones'), return_inverse=True)
-        if len(phones) < 1000:
-            continue
-        scores = {name: corrected(phones, units) for name, units in frames.items()}
-        ratio = scores['student']['corrected'] / scores['teacher']['corrected']
-        table[group] = {
-            'minutes': round(len(phones) / 1500, 1),
-            'phones': len(phone_names),
-            'top1': round(float(np.mean(frames['teacher'] == frames['student'])), 3),
-            **scores,
-            'of teacher': round(ratio, 3)}
-        print(group, json.dumps(table[group]), flush=True)
-    write_json(Path(cfg.out, 'score.json'), {'groups': table, **record(cfg)})
 
 def main(cfg):
+    # score_encoder.py imports this file, so this file cannot import it at the top.
+    from tiny.build.score_encoder import score
+
     torch.set_num_threads(cfg.threads)
     stages = {'features': features, 'classes': classes, 'train': train, 'export': export, 'score': score}
     stages[cfg.stage](cfg)
