@@ -581,7 +581,7 @@ BROKEN = {
     'a tensor twice': (header(f'{{{ENTRY}, {SECOND_ENTRY}}}'), 'not a whole safetensors'),
     'a tensor in two files': (split_twice, 'norm.weight is there twice'),
     'no weights': (remove('model.safetensors'), 'no model.safetensors'),
-    'no config': (remove('config.json'), 'config.json: missing'),
+    'no config': (remove('config.json'), "config.json: no such file; transformers' save_pretrained writes it"),
     'config is no JSON': (write('config.json', b'{"a'), 'config.json: not JSON'),
     'config lacks a field': (configure(hidden_size='gone'), "config.json: 'hidden_size' is missing"),
     'another family': (configure(model_type='mamba'), "model_type 'mamba' is not supported"),
