@@ -3,11 +3,17 @@ Settings for every script, nanoGPT's way, but checked:
 
     python train.py config/tiny.py --learning_rate=1e-3
 
-Each script has one frozen dataclass `Config`; its commented fields are the documentation (`--help` prints them).
-Config files and --key=value arguments apply from left to right. A config file is Python syntax but is parsed,
-never executed: `name = expression` lines, where an expression is a number, string, True, False, None, a tuple or
-list, arithmetic, or an earlier name (of the file, or a setting so far). Names that start with _ are the file's own.
-An unknown key, a wrong type or any other statement is refused in one line.
+Each script has one frozen dataclass `Config`; the comments on its fields are the documentation, and --help prints them.
+Config files and --key=value arguments apply from left to right. What a value looks like depends on the field's type:
+
+    --out=out/a --init=None         text, without quotes; None where the field allows it
+    --max_tokens=15e9               a number, or arithmetic; a whole float will do for an int
+    --verify                        a bool's name alone is --verify=True
+    --directions=S,T                a tuple, ('S', 'T'); one word is a tuple of one: --sources=textless
+
+A config file is Python syntax but is parsed, never executed: `name = expression` lines, where an expression is a
+number, string, True, False, None, a tuple or list, arithmetic, or an earlier name (of the file, or a setting so far).
+Names that start with _ are the file's own. An unknown key, a wrong type or any other statement is refused in one line.
 """
 import ast
 import inspect
@@ -32,7 +38,7 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
              ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 def _value(node, names):
-    """The value of a parsed expression; ValueError for anything that is not plain data and arithmetic."""
+    """The value of a parsed expression; ValueError for anything but plain data, arithmetic and `names`."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str, type(None))): # bool is an int
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):
@@ -40,10 +46,11 @@ def _value(node, names):
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        left, right = _value(node.left, names), _value(node.right, names)
-        if isinstance(node.op, ast.Pow) and abs(right) > 100:
+        first = _value(node.left, names)
+        second = _value(node.right, names)
+        if isinstance(node.op, ast.Pow) and abs(second) > 100:
             raise ValueError(ast.unparse(node)) # 9**9**9 would hang the parser
-        return OPERATORS[type(node.op)](left, right)
+        return OPERATORS[type(node.op)](first, second)
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.operand, names))
     raise ValueError(ast.unparse(node))
@@ -58,43 +65,50 @@ def _read_config(path, settings):
         raise Refused(f"{path}:{getattr(e, 'lineno', 1)}: not Python: {getattr(e, 'msg', e)}") from None
     new = {}
     for statement in tree.body:
-        where = f"{path}:{statement.lineno}"
+        place = f"{path}:{statement.lineno}"
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             continue # a docstring
-        if not (isinstance(statement, ast.Assign) and len(statement.targets) == 1
-                and isinstance(statement.targets[0], ast.Name)):
-            raise Refused(f"{where}: expected `name = value`, got `{ast.unparse(statement).splitlines()[0]}`")
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
+            raise Refused(f"{place}: expected `name = value`, got `{ast.unparse(statement).splitlines()[0]}`")
         try:
-            new[statement.targets[0].id] = _value(statement.value, {**settings, **new})
+            new[targets[0].id] = _value(statement.value, {**settings, **new})
         except (ValueError, TypeError, ArithmeticError) as e:
-            raise Refused(f"{where}: expected numbers, strings, tuples, arithmetic or earlier names, got `{e}`") from None
+            expected = "numbers, strings, tuples, arithmetic or earlier names"
+            raise Refused(f"{place}: expected {expected}, got `{e}`") from None
     return {name: value for name, value in new.items() if not name.startswith('_')}
 
-def _from_command_line(text, want):
-    """'1e-3' -> 0.001 where a number is wanted, plain text where a string is, 'S,T' -> ('S', 'T') where a tuple is."""
-    if str in (want, *get_args(want)):
-        return None if text == 'None' and want is not str else text
+def _types(kind):
+    """The types that a field's annotation allows: int | None -> (int, NoneType)."""
+    return get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+def _from_command_line(text, allowed):
+    """The value of an argument's text for a field of these types; of a wrong type where the text fits none of them."""
+    if str in allowed:
+        return None if text == 'None' and type(None) in allowed else text
     try:
         value = _value(ast.parse(text, mode='eval').body, {})
     except (SyntaxError, ValueError, TypeError, ArithmeticError):
-        value = text # a word, or words; else let the type check name it
-    if tuple not in (want, *get_args(want)) or value is None or type(value) is tuple:
+        value = text # words
+    if tuple not in allowed or value is None or type(value) is tuple:
         return value
-    return tuple(word.strip() for word in text.split(',') if word.strip()) if type(value) is str else (value,)
+    if type(value) is str:
+        return tuple(word.strip() for word in value.split(',') if word.strip())
+    return (value,)
 
 def _checked(key, value, kinds, source):
+    """The value, as the type that the setting `key` has; Refused if it is of another."""
     if key not in kinds:
         close = get_close_matches(key, kinds, n=1)
         raise Refused(f"{source}: no setting '{key}'" + (f", did you mean '{close[0]}'?" if close else ""))
-    want = kinds[key]
-    allowed = get_args(want) if isinstance(want, types.UnionType) else (want,)
+    allowed = _types(kinds[key])
     if float in allowed and type(value) is int:
         value = float(value) # --learning_rate=1 is fine
     if int in allowed and float not in allowed and type(value) is float and value.is_integer():
         value = int(value) # and so is --max_tokens=15e9
-    if type(value) not in allowed: # exact: a bool is no int
+    if type(value) not in allowed: # exactly: a bool is no int
         names = ' or '.join('None' if kind is type(None) else kind.__name__ for kind in allowed)
-        raise Refused(f"{source}: {key} wants {names}, got {value!r}")
+        raise Refused(f"{source}: {key} must be {names}, got {value!r}")
     return value
 
 def configure(Config, argv):
@@ -103,28 +117,30 @@ def configure(Config, argv):
     Raises Refused with one line for an unknown key, a wrong type, a missing file or a statement that is no setting.
     """
     if '--help' in argv or '-h' in argv:
-        print(*(inspect.getsource(c) for c in Config.__mro__[:-1]), sep='\n') # the comments are the help
+        for cls in Config.__mro__[:-1]:
+            print(inspect.getsource(cls)) # the comments are the help
         raise SystemExit(0)
-    kinds, settings = get_type_hints(Config), {f.name: f.default for f in fields(Config)}
+    kinds = get_type_hints(Config)
+    settings = {field.name: field.default for field in fields(Config)}
     for arg in argv:
         if arg.startswith('-'):
             key, equals, text = arg.removeprefix('--').partition('=')
             if not equals and kinds.get(key) is bool:
-                text = 'True' # --verify is --verify=True
+                text = 'True'
             elif not equals or not arg.startswith('--'):
                 raise Refused(f"{arg}: expected --key=value")
-            new = {key: _from_command_line(text, kinds.get(key, str))}
+            new = {key: _from_command_line(text, _types(kinds.get(key, str)))}
         else:
             new = _read_config(arg, settings)
         for key, value in new.items():
             value = _checked(key, value, kinds, arg)
-            if value != settings[key] and int(os.environ.get('RANK', 0)) == 0:
+            if value != settings[key] and ranks()[0] == 0:
                 print(f"overriding: {key} = {value!r} (was {settings[key]!r})")
             settings[key] = value
     return Config(**settings)
 
 def script_name():
-    """The running script as the repository names it: train.py, scaling/plan.py; its file name where it is from elsewhere."""
+    """The running script's path in the repository (train.py, scaling/plan.py), or its file name if it is not in it."""
     path = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parent
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -137,21 +153,21 @@ def run(main, Config):
         raise SystemExit(f"{script_name()}: {e}") from None
 
 def ranks():
-    """This process's number and of how many, by torchrun's RANK and WORLD_SIZE; 0 and 1 without it."""
+    """(rank of this process, number of processes), which torchrun sets; (0, 1) without it."""
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 def pick_device(device):
-    """'auto' -> cuda:LOCAL_RANK or cpu, and makes it the current one, on which Triton starts its kernels; refuses a GPU that is
-    not there."""
-    import torch  # here, because scripts that only read files need not wait for it
+    """Resolves 'auto' to cuda:LOCAL_RANK or cpu, makes the GPU the current one, and refuses one that is not there."""
+    import torch  # not at the top: scripts that only read files need not wait for it
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == 'auto':
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus else 'cpu'
+    if device == 'cpu':
+        return device
     kind, _, index = device.partition(':')
-    if device != 'cpu' and not (kind == 'cuda' and gpus and (not index or index.isdecimal())):
+    if kind != 'cuda' or not gpus or not (index or '0').isdecimal():
         raise Refused(f"device is {device}, expected auto, cpu, or cuda where there is one")
-    if int(index or 0) >= max(gpus, 1):
-        raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process a GPU")
-    if device != 'cpu':
-        torch.cuda.set_device(int(index or 0))
+    if int(index or 0) >= gpus:
+        raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process per GPU")
+    torch.cuda.set_device(int(index or 0)) # the current device, on which Triton starts its kernels
     return device

@@ -1,39 +1,35 @@
 """
-Token shards, packing, and the mixture of sources that a run reads.
+Token shards on disk, documents packed into rows, and the mixture of sources that a run reads.
 
-    python -m corpora.table --data=out                           # tables of all below: token folders, and hours and units a second of units
-    python -m corpora.table --data=out/tokens/a --block_size=512 --verify=True
+A token folder (ShardWriter, Shards) holds NAME_000000.bin, ... and index.json. A shard is little-endian:
 
-A folder holds NAME_000000.bin ... and index.json. A shard, little-endian:
-
-    header      64 bytes: magic 'slmtoken', version u32, bytes per token u32 (2 or 4), tokens u64, documents u64,
-                hash of the vocabulary (8 bytes), zeros
-    tokens      uint16 where the vocabulary has at most 65,536 ids, else uint32; zeros up to a multiple of 8 bytes
+    header      64 bytes: magic 'slmtoken', version u32, bytes per token u32 (2 or 4), tokens u64,
+                documents u64, hash of the vocabulary (8 bytes), zeros
+    tokens      uint16 if the vocabulary has at most 65,536 ids, else uint32; zeros up to a multiple of 8 bytes
     ends        int64 (documents,): where each document ends, in tokens
 
-A shard is written to .tmp, fsynced, renamed; index.json (sha256, counts, largest id of each; the vocabulary; settings)
-comes last, so a folder without it is unfinished. Shards are mapped, not read: never edit one that a run has open.
+A shard is written to NAME.bin.tmp, fsynced and renamed. index.json (sha256, counts and largest id of each shard, the
+vocabulary, the settings) comes last: a folder without it is unfinished. Shards are memory-mapped, so never edit one
+that a run has open.
 
-Packing: a row is T tokens of one source. Documents longer than T are cut into pieces of T and a rest; rests go into
-rows by best fit, longest first, over the histogram of lengths (so the time hardly depends on their number); rows are
-broken up to fill others only where fill would stay under 99.5 %. The plan is cached beside the shards, and mapped.
+Packing (pack): a row holds T tokens of one source. Longer documents are cut into pieces of T and a remainder. The
+remainders go into rows by best fit, longest first, in groups of equal length, so that their number hardly matters.
+Rows are cut up to fill others only where less than 99.5 % of all places would hold a token. A row is
 
-    tokens[t]      zeros in the tail that nothing filled
+    tokens[t]      ids; zeros behind the last piece
     doc_start[t]   index in the row where token t's piece begins: attention and positions start there
-    targets[t]     tokens[t + 1] if that belongs to the same piece, else -100
+    targets[t]     tokens[t + 1] if it belongs to the same piece, else -100
 
-Mixture: row g of a run is a pure function of (seed, g). Sources alternate so that after any number of rows each is
-within one row of its weight; a source's rows are permuted anew for each pass, none repeated before all were seen.
+Mixture (Loader): row g of a run is a pure function of (seed, g). Sources alternate so that after any number of rows
+each is within one row of its share. A source's rows are permuted anew each epoch; all are read before any is repeated.
 """
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import struct
 from bisect import bisect_left, insort
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +38,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
-from files import atomically, sha256, write_json
+from files import atomically, read_json, sha256, write_json
 from vocab import MODALITIES, Vocab
 
 MAGIC, VERSION = b'slmtoken', 1 # of a shard
@@ -51,50 +47,42 @@ HEADER = struct.Struct('<8sIIQQ8s24x') # magic, version, bytes per token, tokens
 FILL = 0.995     # least share of a row's places that hold tokens
 MAX_T = 65535    # the longest row: lengths are sorted as uint16
 IGNORE = -100    # cross-entropy's "no target here"
-PERIOD = 10_000  # weights are met exactly in each so many rows, or fewer
-
-@contextmanager
-def _locked(folder, wait):
-    """An exclusive lock on a folder, dropped by the kernel with the process. Yields False if taken and not wait."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+PERIOD = 10_000  # the order of the sources repeats after so many rows at most
 
 # ----------------------------------------------------------------------------------------------------------------
 # writing
 
 class ShardWriter:
-    """Writes documents of one vocabulary into a folder, as shards of at most shard_tokens; a longer document has its own.
+    """Writes documents of one vocabulary into a folder, as shards of at most shard_tokens.
 
         with ShardWriter('out/tokens/train/text', 'text', vocab, record(cfg)) as writer:
-            writer.add(tokens, lengths)   # 1-D ids of many documents, and how many belong to each
+            writer.add(tokens, lengths)   # 1-D ids of many documents, and the length of each
 
-    The bytes depend on the documents alone, not on how add's batches were cut. A folder that is complete (has its
-    index.json) or that another process is writing is refused; what a killed writer left is swept away.
+    A longer document has a shard of its own. The bytes depend on the documents alone, not on how add gets them. A
+    folder that is complete or that another process is writing is refused; what a killed writer left is deleted.
     """
 
     def __init__(self, folder, name, vocab, record=None, shard_tokens=2**28):
-        self.folder, self.name, self.vocab = Path(folder), name, vocab
+        self.folder = Path(folder)
+        self.name = name
+        self.vocab = vocab
         self.record, self.shard_tokens = record, shard_tokens
         self.dtype = np.dtype('<u2' if vocab.size <= 65536 else '<u4')
-        self.shards, self.counts, self.file = [], np.zeros(3, dtype=np.int64), None # counts: a number for each of MODALITIES
+        self.shards = [] # entries of index.json
+        self.counts = np.zeros(len(MODALITIES), dtype=np.int64) # tokens of each modality
+        self.file = None # the shard being written
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise Refused(f"{folder}: is a file, expected a folder to write shards in") from None
-        self.lock = _locked(self.folder, wait=False)
-        if not self.lock.__enter__():
-            self._unlock()
-            raise Refused(f"{folder}: another process is writing here")
+        self.lock = os.open(self.folder, os.O_RDONLY) # locks the folder until it is closed or the process ends
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.lock)
+            raise Refused(f"{folder}: another process is writing here") from None
         if (self.folder / 'index.json').exists():
-            self._unlock()
+            os.close(self.lock)
             raise Refused(f"{folder}: already complete (has index.json); remove the folder to write it again")
         for stale in [*self.folder.glob(f'{name}_*.bin*'), *self.folder.glob('index.json.tmp')]:
             stale.unlink()
@@ -102,35 +90,42 @@ class ShardWriter:
             shutil.rmtree(stale)
 
     def add(self, tokens, lengths):
-        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-        if len(tokens) != lengths.sum() or (lengths < 1).any():
+        """Appends documents: their ids end to end, and the length of each. Ids outside the vocabulary are refused."""
+        tokens = np.asarray(tokens)
+        lengths = np.asarray(lengths)
+        n_empty = (lengths < 1).sum()
+        if len(tokens) != lengths.sum() or n_empty:
             raise Refused(f"{self.folder}: {len(tokens)} tokens for documents of {int(lengths.sum())} in all, "
-                          f"{(lengths < 1).sum()} of them empty; expected equal sums and no empty document")
+                          f"{n_empty} of them empty; expected equal sums and no empty document")
         if not len(lengths):
             return
-        if not 0 <= tokens.min() <= tokens.max() < self.vocab.size: # before any cast: ids must not wrap
-            at = np.flatnonzero((tokens < 0) | (tokens >= self.vocab.size))[0]
-            document = np.searchsorted(np.cumsum(lengths), at, 'right')
-            raise Refused(f"{self.folder}: id {tokens[at]} in document {document} of the batch, "
+        ends = np.cumsum(lengths)
+        if not 0 <= tokens.min() <= tokens.max() < self.vocab.size: # checked before a cast could wrap them
+            first_bad = np.flatnonzero((tokens < 0) | (tokens >= self.vocab.size))[0]
+            document = np.searchsorted(ends, first_bad, 'right')
+            raise Refused(f"{self.folder}: id {tokens[first_bad]} in document {document} of the batch, "
                           f"expected 0..{self.vocab.size - 1}")
-        ends, done, base = np.cumsum(lengths), 0, 0
-        while done < len(ends):
+        first = begin = 0 # the next document, and its first token
+        while first < len(ends):
             if self.file is None:
                 self._open()
-            room = self.shard_tokens - self.n_tokens
-            until = int(np.searchsorted(ends, base + room, 'right')) # the last that fits, + 1
-            if until == done and self.n_tokens:
+            shard_end = begin + self.shard_tokens - self.n_tokens
+            last = int(np.searchsorted(ends, shard_end, 'right')) # documents first..last - 1 fit
+            if last == first and not self.n_tokens:
+                last += 1 # longer than a shard: it has one to itself
+            if last > first:
+                end = int(ends[last - 1])
+                self._write(tokens[begin:end], ends[first:last] - begin)
+                first, begin = last, end
+            if first < len(ends):
                 self._finish()
-                continue
-            until = max(until, done + 1) # a document longer than a shard has one to itself
-            self._write(tokens[base:ends[until - 1]], ends[done:until] - base)
-            done, base = until, int(ends[until - 1])
 
     def _open(self):
         self.path = self.folder / f'{self.name}_{len(self.shards):06d}.bin'
         self.file = open(f'{self.path}.tmp', 'wb')
         self.file.write(bytes(HEADER.size))
-        self.n_tokens, self.max_id, self.ends = 0, 0, []
+        self.n_tokens = self.max_id = 0
+        self.ends = []
 
     def _write(self, tokens, ends):
         self.file.write(tokens.astype(self.dtype).data)
@@ -138,7 +133,7 @@ class ShardWriter:
         self.n_tokens += len(tokens)
         self.max_id = max(self.max_id, int(tokens.max()))
         modality = self.vocab.modality(tokens)
-        self.counts += [len(tokens) - np.count_nonzero(modality), (modality == 1).sum(), (modality == 2).sum()]
+        self.counts += [np.count_nonzero(modality == i) for i in range(len(MODALITIES))]
 
     def _finish(self):
         ends = np.concatenate(self.ends).astype('<i8')
@@ -156,17 +151,15 @@ class ShardWriter:
                             'max_id': self.max_id, 'sha256': sha256(self.path)})
 
     def close(self):
-        """Finishes the last shard and writes index.json: from here on the folder can be read."""
+        """Finishes the last shard and writes index.json: from now on the folder can be read."""
         if self.file is not None:
             self._finish()
+        n_documents = sum(shard['documents'] for shard in self.shards)
+        n_tokens = dict(zip(MODALITIES, self.counts.tolist()))
         write_json(self.folder / 'index.json', {
-            'version': INDEX_VERSION, 'vocab': asdict(self.vocab), 'documents': sum(s['documents'] for s in self.shards),
-            'tokens': int(self.counts.sum()), **dict(zip(MODALITIES, self.counts.tolist())), 'shards': self.shards,
-            'record': self.record})
-        self._unlock()
-
-    def _unlock(self):
-        self.lock.__exit__(None, None, None)
+            'version': INDEX_VERSION, 'vocab': asdict(self.vocab), 'documents': n_documents,
+            'tokens': sum(n_tokens.values()), **n_tokens, 'shards': self.shards, 'record': self.record})
+        os.close(self.lock)
 
     def __enter__(self):
         return self
@@ -174,82 +167,90 @@ class ShardWriter:
     def __exit__(self, kind, *_):
         if kind is None:
             return self.close()
-        if self.file is not None: # no index.json is written, so nobody reads what is there
+        if self.file is not None: # no index.json is written, so nobody reads the shards before this one
             self.file.close()
             os.unlink(f'{self.path}.tmp')
-        self._unlock()
+        os.close(self.lock)
 
 # ----------------------------------------------------------------------------------------------------------------
 # reading
 
-def _read_index(folder):
+def read_index(folder):
+    """index.json of a token folder, its 'vocab' as a Vocab; refused if it is missing or contradicts itself."""
     path = Path(folder) / 'index.json'
     if not Path(folder).is_dir():
         raise Refused(f"{folder}: no such folder, expected one of token shards (interleave.py writes them)")
+    if not path.exists():
+        raise Refused(f"{path}: missing; not a token folder, or its writer was stopped: write it again")
+    index = read_json(folder, 'index.json', 'interleave.py')
     try:
-        index = json.loads(path.read_text(encoding='utf-8'))
         index['vocab'] = Vocab(**index['vocab'])
-        for key in ('documents', 'tokens'):
-            found = sum(shard[key] for shard in index['shards'])
-            if index[key] != found:
-                raise Refused(f"{path}: says {index[key]} {key}, its shards sum to {found}")
         if index.get('version') == 1:
             index['separators'] = index.pop('other')
-        parts = [index[name] for name in MODALITIES]
-        if index['tokens'] != sum(parts):
-            raise Refused(f"{path}: says {index['tokens']} tokens, by modality {' + '.join(map(str, parts))}")
+        for key in ('documents', 'tokens'):
+            in_shards = sum(shard[key] for shard in index['shards'])
+            if index[key] != in_shards:
+                raise Refused(f"{path}: says {index[key]} {key}, its shards sum to {in_shards}")
+        counts = [index[name] for name in MODALITIES]
+        if index['tokens'] != sum(counts):
+            raise Refused(f"{path}: says {index['tokens']} tokens, by modality {' + '.join(map(str, counts))}")
         for shard in index['shards']:
             if Path(shard['file']).name != shard['file'] or not {'max_id', 'sha256'} <= shard.keys():
                 raise Refused(f"{path}: shard {shard['file']!r}, expected a plain file name with max_id and sha256")
-    except FileNotFoundError:
-        raise Refused(f"{path}: missing; not a token folder, or its writer was stopped: write it again") from None
-    except Refused:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError) as e:
         raise Refused(f"{path}: corrupt, expected what ShardWriter writes ({type(e).__name__}: {e})") from None
     return index
 
+class Shard(NamedTuple):
+    path: Path
+    entry: dict        # of index.json
+    tokens: np.ndarray # uint16 or uint32 (tokens,), memory-mapped
+    ends: np.ndarray   # int64 (documents,), memory-mapped
+
 def _open_shard(path, entry, vocab):
-    """(tokens, ends) of a shard, mapped, after its header, its size and its entry in the index agree."""
+    """The Shard, None if it is empty; refused if its header or size contradicts its entry in index.json."""
     try:
         with open(path, 'rb') as f:
-            head = f.read(HEADER.size)
+            header = f.read(HEADER.size)
         size = path.stat().st_size
     except OSError:
         raise Refused(f"{path}: missing, index.json lists it") from None
-    if len(head) < HEADER.size:
+    if len(header) < HEADER.size:
         raise Refused(f"{path}: {size} bytes, expected at least the header's {HEADER.size}")
-    magic, version, width, n_tokens, n_documents, vocab_hash = HEADER.unpack(head)
-    want_width = 2 if vocab.size <= 65536 else 4
-    want_size = HEADER.size + (n_tokens * width + 7) // 8 * 8 + n_documents * 8
-    for what, found, expected in (
-            ('magic', magic, MAGIC), ('version', version, VERSION), ('bytes per token', width, want_width),
-            ('vocabulary', vocab_hash.hex(), vocab.hash()), ('tokens', n_tokens, entry['tokens']),
-            ('documents', n_documents, entry['documents']), ('bytes', size, want_size)):
-        if found != expected:
-            raise Refused(f"{path}: {what} {found}, expected {expected}")
+    magic, version, width, n_tokens, n_documents, vocab_hash = HEADER.unpack(header)
+    expected_size = HEADER.size + (n_tokens * width + 7) // 8 * 8 + n_documents * 8
+    checks = [('magic', magic, MAGIC), ('version', version, VERSION),
+              ('bytes per token', width, 2 if vocab.size <= 65536 else 4),
+              ('vocabulary', vocab_hash.hex(), vocab.hash()), ('tokens', n_tokens, entry['tokens']),
+              ('documents', n_documents, entry['documents']), ('bytes', size, expected_size)]
+    for field, value, expected in checks:
+        if value != expected:
+            raise Refused(f"{path}: {field} {value}, expected {expected}")
     if not n_tokens:
+        print(f"{path}: no documents, skipped")
         return None
     tokens = np.memmap(path, f'<u{width}', 'r', HEADER.size, (n_tokens,)).view(np.ndarray)
     ends = np.memmap(path, '<i8', 'r', size - n_documents * 8, (n_documents,)).view(np.ndarray)
     if ends[-1] != n_tokens:
         raise Refused(f"{path}: documents end at {ends[-1]}, expected {n_tokens}")
-    return tokens, ends
+    return Shard(path, entry, tokens, ends)
 
 class Shards:
-    """Token folders as one source of documents. Opening checks every shard (see _open_shard) and reads none.
+    """Token folders as one source of .documents and .tokens. Opening checks every shard (_open_shard) and reads none.
 
-    .documents .tokens .lengths (documents,)   .read(i) -> int64 ids of document i   .plan(T)   .verify()
-    vocab: the model's; folders in another that it does not accept are refused (None: the first folder's).
+    vocab: the model's, None for that of the first folder. A folder whose vocabulary it does not accept is refused.
     """
 
     def __init__(self, folders, vocab=None):
-        folders = [Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
+        folders = [folders] if isinstance(folders, (str, Path)) else folders
+        folders = [Path(folder) for folder in folders]
         if not folders:
             raise Refused("no token folders given")
-        self.name, self.folder, self.shards = ','.join(map(str, folders)), folders[0], []
+        self.name = ','.join(map(str, folders))
+        self.folder = folders[0]
+        self.shards = []
         for folder in folders:
-            index = _read_index(folder)
+            index = read_index(folder)
             self.vocab = vocab = vocab or index['vocab']
             if not vocab.accepts(index['vocab']):
                 raise Refused(f"{folder}: written in {index['vocab']}, expected {vocab}")
@@ -257,49 +258,54 @@ class Shards:
                 path = folder / entry['file']
                 if entry['max_id'] >= vocab.size:
                     raise Refused(f"{path}: id {entry['max_id']}, the vocabulary has {vocab.size}")
-                mapped = _open_shard(path, entry, index['vocab'])
-                if mapped is None:
-                    print(f"{path}: no documents, skipped")
-                    continue
-                self.shards.append((path, entry, *mapped))
+                shard = _open_shard(path, entry, index['vocab'])
+                if shard:
+                    self.shards.append(shard)
         if not self.shards:
             raise Refused(f"{self.name}: no documents")
-        self.data = [tokens for _, _, tokens, _ in self.shards]
-        self.first = np.cumsum([0, *map(len, self.data)]) # a shard's first token in the source's one long stream
+        # first[s]: the first token of shard s in the source's stream, which is all its shards end to end
+        self.first = np.cumsum([0, *(len(shard.tokens) for shard in self.shards)])
         self.tokens = int(self.first[-1])
-        self.documents = sum(len(ends) for *_, ends in self.shards)
-        self.hash = hashlib.sha256(' '.join(entry['sha256'] for _, entry, *_ in self.shards).encode()).hexdigest()
+        self.documents = sum(len(shard.ends) for shard in self.shards)
+        self.hash = hashlib.sha256(' '.join(shard.entry['sha256'] for shard in self.shards).encode()).hexdigest()
 
     @cached_property
     def lengths(self):
-        out = np.empty(self.documents, dtype=np.int32)
-        at = 0
-        for path, _, _, ends in self.shards:
-            part = out[at:at + len(ends)]
-            part[0], part[1:], at = ends[0], np.diff(ends), at + len(ends)
+        """Tokens of each document, int32 (documents,)."""
+        lengths = np.empty(self.documents, dtype=np.int32)
+        first = 0
+        for shard in self.shards:
+            part = lengths[first:first + len(shard.ends)]
+            part[:] = np.diff(shard.ends, prepend=0)
+            first += len(part)
             if part.min() < 1:
-                raise Refused(f"{path}: document {part.argmin()} has {part.min()} tokens, expected at least 1")
-        return out
+                raise Refused(f"{shard.path}: document {part.argmin()} has {part.min()} tokens, expected at least 1")
+        return lengths
 
     def read(self, document):
-        for _, _, tokens, ends in self.shards:
-            if document < len(ends):
-                return tokens[ends[document - 1] if document else 0:ends[document]].astype(np.int64)
-            document -= len(ends)
+        """The ids of a document, int64."""
+        for shard in self.shards:
+            if document < len(shard.ends):
+                begin = shard.ends[document - 1] if document else 0
+                return shard.tokens[begin:shard.ends[document]].astype(np.int64)
+            document -= len(shard.ends)
         raise IndexError(document)
 
     def verify(self):
-        """Reads everything: sha256, counts and largest id of every shard as index.json says, or Refused."""
-        for path, entry, tokens, _ in self.shards:
-            for what, found in (('max_id', int(tokens.max())), ('sha256', sha256(path))):
-                if found != entry[what]:
-                    raise Refused(f"{path}: {what} {found}, index.json says {entry[what]}: the file was changed")
+        """Reads all shards, refuses one whose largest id or sha256 differs from index.json, and returns the lengths."""
+        for shard in self.shards:
+            for key, value in (('max_id', int(shard.tokens.max())), ('sha256', sha256(shard.path))):
+                if value != shard.entry[key]:
+                    raise Refused(f"{shard.path} was changed: {key} {value}, index.json says {shard.entry[key]}")
         return self.lengths
 
     def plan(self, T):
         """pack(self.lengths, T), cached beside the first folder's shards under the hash of all shards' content."""
         path = self.folder / f'plan_T{T}_{self.hash[:16]}'
-        with _locked(self.folder, wait=True): # ranks of a run come here together: one packs, the others map
+        # The ranks of a run come here together: the first to lock the folder packs, the others map its result.
+        lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 plan = pack(self.lengths, T)
                 try:
@@ -310,6 +316,8 @@ class Shards:
                 except OSError as e:
                     print(f"{path}: not written ({e.strerror}); packing again next time")
                     return plan
+        finally:
+            os.close(lock)
         try:
             plan = Plan(*(np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in Plan._fields))
             if len(plan.start) != len(plan.length) or plan.rows[-1] != len(plan.start):
@@ -334,106 +342,115 @@ class Plan(NamedTuple):
     cuts: np.ndarray   # int64 (): pieces cut again, beyond those of documents longer than T
 
     def fill(self, T):
+        """The share of the rows' places that hold a token."""
         return self.length.sum(dtype=np.int64) / ((len(self.rows) - 1) * T)
 
 def _best_fit(counts, T):
-    """Rows for counts[l] pieces of each length l < T: groups (rows, pattern), a pattern is [(length, how many), ...].
+    """Packs counts[l] pieces of each length l < T into rows of T places by best fit, longest first.
 
-    Best fit, longest first, on whole groups of equal rows. A group's pattern is a linked list, shared by its splits.
+    -> [(n_rows, pattern)]: groups of equal rows, which have n pieces of `length` for every (length, n) in the pattern.
     """
-    groups, rooms = defaultdict(list), [] # room left -> [(rows, pattern)]; the rooms that have any, ascending
-    def put(room, rows, pattern):
-        if not groups[room]:
-            insort(rooms, room)
-        groups[room].append((rows, pattern))
+    groups = defaultdict(list) # free places in a row: [(n_rows, pattern)]
+    free_sizes = []            # the keys of the groups that are not empty, ascending
+    def put(free, n_rows, pattern):
+        if not groups[free]:
+            insort(free_sizes, free)
+        groups[free].append((n_rows, pattern))
     for length in range(T - 1, 0, -1):
-        left = int(counts[length])
-        while left:
-            at = bisect_left(rooms, length)
-            room = rooms[at] if at < len(rooms) else T
-            rows, pattern = groups[room].pop() if at < len(rooms) else (left, None) # else: open new rows
-            if at < len(rooms) and not groups[room]:
-                del rooms[at]
-            each = min(room // length, left) # pieces of this length a row takes
-            taking = min(rows, left // each)
-            if pattern is not None and taking < rows:
-                put(room, rows - taking, pattern)
-            put(room - each * length, taking, (pattern, length, each))
-            left -= taking * each
-    for room in sorted(groups):
-        for rows, pattern in groups[room]:
-            steps = []
-            while pattern is not None:
-                pattern, length, each = pattern
-                steps.append((length, each))
-            yield rows, steps[::-1]
+        remaining = int(counts[length])
+        while remaining:
+            # The fullest rows that still have room for the piece, else new ones.
+            i = bisect_left(free_sizes, length)
+            if i < len(free_sizes):
+                free = free_sizes[i]
+                n_rows, pattern = groups[free].pop()
+                if not groups[free]:
+                    del free_sizes[i]
+            else:
+                free, n_rows, pattern = T, remaining, ()
+            per_row = min(free // length, remaining)
+            n_filled = min(n_rows, remaining // per_row)
+            if pattern and n_filled < n_rows:
+                put(free, n_rows - n_filled, pattern)
+            put(free - per_row * length, n_filled, (*pattern, (length, per_row)))
+            remaining -= n_filled * per_row
+    return [group for free in sorted(groups) for group in groups[free]]
 
 def pack(lengths, T):
-    """Plan of rows of T for documents of these lengths laid end to end; every token is in exactly one piece."""
+    """The Plan of rows of T for documents of these lengths laid end to end; every token is in exactly one piece."""
     lengths = np.asarray(lengths)
     if not 2 <= T <= MAX_T:
         raise Refused(f"block_size {T}, expected 2..{MAX_T}")
     ends = np.cumsum(lengths, dtype=np.int64)
-    whole = lengths // T # pieces that fill a row
-    rest = (lengths - whole * T).astype(np.uint16)
-    long = np.flatnonzero(whole)
-    nth = np.arange(whole[long].sum()) - np.repeat(np.cumsum(whole[long]) - whole[long], whole[long])
-    start = [np.repeat(ends[long] - lengths[long], whole[long]) + nth * T]
-    length, n_pieces = [np.full(len(nth), T, dtype=np.int32)], [np.ones(len(nth), dtype=np.int64)]
-    # documents by length of their rest, shuffled within a length: neighbors of the corpus are not put together
-    order = np.empty(len(lengths), dtype=np.int32 if len(lengths) < 2**31 else np.int64)
-    for at in range(0, len(order), 2**16):
-        order[at:at + 2**16] = permute(np.arange(at, min(at + 2**16, len(order))), len(order), 'pack')
-    order = order[np.argsort(rest[order], kind='stable')] # radix on uint16
+    # Pieces of T tokens fill a row each; `long` is the document of each, `nth` the number of the piece in it.
+    n_full = lengths // T
+    long = np.repeat(np.flatnonzero(n_full), n_full[n_full > 0])
+    nth = np.arange(len(long)) - np.searchsorted(long, long)
+    start = [ends[long] - lengths[long] + nth * T]
+    length = [np.full(len(long), T, dtype=np.int32)]
+    n_pieces = [np.ones(len(long), dtype=np.int64)]
+    # Remainders share rows. `document` lists the documents by remainder (uint16: a radix sort), in random order where
+    # that is equal, so that neighbors of the corpus are not packed together.
+    rest = (lengths - n_full * T).astype(np.uint16)
+    document = np.empty(len(rest), dtype=np.int32 if len(rest) < 2**31 else np.int64)
+    for first in range(0, len(rest), 2**16): # in chunks, whose temporaries are small
+        chunk = np.arange(first, min(first + 2**16, len(rest)))
+        document[chunk] = permute(chunk, len(rest), 'pack')
+    document = document[np.argsort(rest[document], kind='stable')]
     counts = np.bincount(rest, minlength=T)
-    taken = np.cumsum(counts) - counts # per length: the next of `order`
-    for rows, pattern in _best_fit(counts, T):
-        width, column = sum(each for _, each in pattern), 0
-        documents, piece = np.empty((rows, width), dtype=order.dtype), np.empty(width, dtype=np.int32)
-        for size, each in pattern:
-            documents[:, column:column + each] = order[taken[size]:taken[size] + rows * each].reshape(rows, each)
-            piece[column:column + each] = size
-            taken[size] += rows * each
-            column += each
-        start.append((ends[documents] - piece).reshape(-1))
-        length.append(np.tile(piece, rows))
-        n_pieces.append(np.full(rows, width))
-    start, length, n_pieces = np.concatenate(start), np.concatenate(length), np.concatenate(n_pieces)
-    return _cut_to_fill(np.concatenate([[0], np.cumsum(n_pieces)]), start, length, T)
+    taken = np.cumsum(counts) - counts # by length: the next index into `document`
+    for n_rows, pattern in _best_fit(counts, T):
+        columns = []
+        for size, per_row in pattern:
+            n = n_rows * per_row
+            columns.append(document[taken[size]:taken[size] + n].reshape(n_rows, per_row))
+            taken[size] += n
+        row_lengths = np.repeat(*np.array(pattern, dtype=np.int32).T)
+        start.append((ends[np.concatenate(columns, axis=1)] - row_lengths).reshape(-1))
+        length.append(np.tile(row_lengths, n_rows))
+        n_pieces.append(np.full(n_rows, len(row_lengths)))
+    rows = np.concatenate([[0], np.cumsum(np.concatenate(n_pieces))])
+    return _cut_to_fill(rows, np.concatenate(start), np.concatenate(length), T)
 
 def _cut_to_fill(rows, start, length, T):
-    """The plan, with its emptiest rows cut up to fill the room of the others where fill is under FILL."""
-    used = np.add.reduceat(length, rows[:-1], dtype=np.int64) # tokens in each row
-    wanted = max(-(-used.sum() // T), int(used.sum() / (FILL * T))) # rows
-    if len(used) <= wanted:
+    """The Plan of these rows; where they are filled less than FILL, the emptiest are cut up to fill the others."""
+    tokens_in = np.add.reduceat(length, rows[:-1], dtype=np.int64) # (rows,)
+    n_tokens = tokens_in.sum()
+    n_emptied = len(tokens_in) - max(-(-n_tokens // T), int(n_tokens / (FILL * T)))
+    if n_emptied <= 0:
         return Plan(rows, start, length, np.int64(0))
-    by_use = np.argsort(used, kind='stable')
-    n_donors = len(used) - wanted
-    donor = np.zeros(len(used), dtype=bool)
-    donor[by_use[:n_donors]] = True
-    row = np.repeat(np.arange(len(used)), np.diff(rows)) # of each piece
-    given, kept = np.flatnonzero(donor[row]), np.flatnonzero(~donor[row])
-    pieces_end = np.cumsum(length[given], dtype=np.int64) # the donors' tokens as one stream, cut where a piece or ...
-    takers = by_use[n_donors:] # ... the room of a row ends; the rows with most room take first
-    room_end = np.minimum(np.cumsum(T - used[takers]), pieces_end[-1])
-    cut = np.union1d(pieces_end, room_end[room_end > 0])
-    begin = np.concatenate([[0], cut[:-1]])
-    source = np.searchsorted(pieces_end, begin, 'right')
-    new_row = takers[np.searchsorted(room_end, begin, 'right')]
-    new_start = start[given][source] + begin - (pieces_end - length[given])[source]
-    row = np.concatenate([row[kept], new_row])
+    rows_by_fill = np.argsort(tokens_in, kind='stable')
+    is_emptied = np.zeros(len(tokens_in), dtype=bool)
+    is_emptied[rows_by_fill[:n_emptied]] = True
+    row = np.repeat(np.arange(len(tokens_in)), np.diff(rows)) # (pieces,)
+    stays = ~is_emptied[row]
+    # Lay the emptied rows' tokens end to end and pour them into the free places of the other rows, the emptiest row
+    # first. The stream is cut wherever a piece ends or a row is full.
+    poured = length[~stays]
+    stream_ends = np.cumsum(poured, dtype=np.int64)
+    filled_rows = rows_by_fill[n_emptied:]
+    free_ends = np.minimum(np.cumsum(T - tokens_in[filled_rows]), stream_ends[-1])
+    new_ends = np.union1d(stream_ends, free_ends[free_ends > 0])
+    new_begins = np.concatenate([[0], new_ends[:-1]])
+    new_row = filled_rows[np.searchsorted(free_ends, new_begins, 'right')]
+    old_piece = np.searchsorted(stream_ends, new_begins, 'right')
+    new_start = start[~stays][old_piece] + new_begins - (stream_ends - poured)[old_piece]
+    # Sort the pieces by row, those that stay in a row before those poured into it.
+    row = np.concatenate([row[stays], new_row])
     order = np.argsort(row, kind='stable')
-    n_pieces = np.bincount(row, minlength=len(used))[~donor]
-    return Plan(np.concatenate([[0], np.cumsum(n_pieces)]), np.concatenate([start[kept], new_start])[order],
-                np.concatenate([length[kept], (cut - begin).astype(np.int32)])[order], np.int64(len(cut) - len(given)))
+    n_pieces = np.bincount(row, minlength=len(tokens_in))[~is_emptied]
+    rows = np.concatenate([[0], np.cumsum(n_pieces)])
+    start = np.concatenate([start[stays], new_start])[order]
+    length = np.concatenate([length[stays], (new_ends - new_begins).astype(np.int32)])[order]
+    return Plan(rows, start, length, np.int64(len(new_ends) - len(poured)))
 
 # ----------------------------------------------------------------------------------------------------------------
 # order
 
 def permute(i, n, *key):
-    """Where a permutation of 0..n-1, drawn by `key`, takes each of i.
+    """The images of i, an array of numbers in 0..n-1, under a permutation of 0..n-1 drawn by `key`.
 
-    A 4-round Feistel cipher, walked until it lands below n: no state, no table, the same on every machine and numpy.
+    A 4-round Feistel cipher, applied again until the result is below n: no table, and the same on every machine.
     """
     half = np.uint64(max(3, (n.bit_length() + 1) // 2)) # bits; the cipher permutes 2^(2 half) >= n numbers
     mask = np.uint64((1 << int(half)) - 1)
@@ -441,37 +458,40 @@ def permute(i, n, *key):
     x = np.array(i, dtype=np.uint64)
     walking = np.ones(x.shape, dtype=bool)
     while walking.any():
-        left, right = x[walking] >> half, x[walking] & mask
+        high = x[walking] >> half
+        low = x[walking] & mask
         for k in keys:
-            mixed = (right ^ k) * np.uint64(0x9E3779B97F4A7C15) # multiplication wraps mod 2^64
+            mixed = (low ^ k) * np.uint64(0x9E3779B97F4A7C15) # multiplication wraps mod 2^64
             mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            left, right = right, left ^ (mixed >> (np.uint64(64) - half))
-        x[walking] = (left << half) | right
+            high, low = low, high ^ (mixed >> (np.uint64(64) - half))
+        x[walking] = (high << half) | low
         walking[walking] = x[walking] >= n
     return x.astype(np.int64)
 
 def _schedule(weights):
-    """Sources of one period of rows (P,), and how many rows each has had before: (P + 1, sources).
+    """The source of each row of one period (P,), and how many rows of each source come before it (P + 1, sources).
 
-    The shortest period up to PERIOD that meets the weights exactly, else PERIOD rows with shares rounded. In it the
-    next row goes to the earliest deadline among the sources that are not ahead: each stays within a row of its share.
+    The period is the shortest that meets the weights exactly, at most PERIOD rows, where shares are rounded. Each row
+    goes to the earliest deadline among the sources that are not ahead: each stays within a row of its share.
     """
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    periods = np.arange(1, PERIOD + 1)
-    exact = np.flatnonzero(np.abs(np.outer(periods, share) - np.rint(np.outer(periods, share))).max(1) < 1e-6)
-    period = int(periods[exact[0]]) if len(exact) else PERIOD
+    rows_in = np.outer(np.arange(1, PERIOD + 1), share) # (period, source)
+    is_exact = np.abs(rows_in - np.rint(rows_in)).max(1) < 1e-6
+    period = int(is_exact.argmax()) + 1 if is_exact.any() else PERIOD
     quota = np.floor(share * period + 1e-6).astype(int)
-    quota[np.argsort(quota - share * period, kind='stable')[:period - quota.sum()]] += 1 # largest remainders
+    by_remainder = np.argsort(quota - share * period, kind='stable')
+    quota[by_remainder[:period - quota.sum()]] += 1
     if quota.min() < 1:
-        raise Refused(f"weights {tuple(weights)}: a share under 1/{PERIOD} is no share, leave the source out")
-    had, order = np.zeros((period + 1, len(quota)), dtype=np.int64), np.zeros(period, dtype=np.int64)
+        raise Refused(f"weights {tuple(weights)}: a share below 1/{PERIOD} is too small, leave the source out")
+    order = []
+    rows_before = [np.zeros_like(quota)]
     for t in range(period):
-        n = had[t]
-        deadline = np.where(n * period < quota * (t + 1), -(-(n + 1) * period // quota), period + 1)
-        order[t] = deadline.argmin()
-        had[t + 1] = n
-        had[t + 1, order[t]] += 1
-    return order, had
+        n = rows_before[t]
+        deadline = -(-(n + 1) * period // quota)
+        is_ahead = n * period >= quota * (t + 1)
+        order.append(np.where(is_ahead, period + 1, deadline).argmin())
+        rows_before.append(n + (np.arange(len(n)) == order[t]))
+    return np.array(order), np.array(rows_before)
 
 class Loader:
     """Rows of several sources, mixed by weight. Row g is a pure function of (seed, g): any world size takes its slice.
@@ -492,16 +512,17 @@ class Loader:
                 raise Refused(f"{source.name}: {source.tokens} tokens, fewer than one row of {T}")
         self.sources, self.T, self.seed = sources, T, seed
         self.plans = [source.plan(T) for source in sources]
-        self.n_rows = np.array([len(plan.rows) - 1 for plan in self.plans]) # of one pass over each source
-        self.order, self.had = _schedule(weights)
+        self.n_rows = np.array([len(plan.rows) - 1 for plan in self.plans]) # of an epoch of each source
+        self.order, self.rows_before = _schedule(weights)
         self.identity = {'block_size': T, 'seed': seed, 'weights': [float(w) for w in weights],
                          'sources': [source.hash for source in sources], 'rows': self.n_rows.tolist()}
 
     def locate(self, g):
         """(source, epoch, row of its plan) of global rows g, each int64 like g."""
-        cycle, at = np.divmod(np.asarray(g, dtype=np.int64), len(self.order))
-        source = self.order[at]
-        epoch, step = np.divmod(cycle * self.had[-1][source] + self.had[at, source], self.n_rows[source])
+        cycle, place = np.divmod(np.asarray(g, dtype=np.int64), len(self.order))
+        source = self.order[place]
+        rows_before = cycle * self.rows_before[-1][source] + self.rows_before[place, source]
+        epoch, step = np.divmod(rows_before, self.n_rows[source])
         row = np.empty_like(step)
         for s, e in set(zip(source.tolist(), epoch.tolist())):
             same = (source == s) & (epoch == e)
@@ -509,28 +530,31 @@ class Loader:
         return source, epoch, row
 
     def rows(self, first, count):
-        """tokens int64, doc_start int32, targets int64, each (count, T), and source int64 (count,), from row `first`."""
+        """tokens int64, doc_start int32, targets int64 (count, T) each, and source int64 (count,), from row `first`."""
         source, _, row = self.locate(np.arange(first, first + count))
         tokens = np.zeros((count, self.T), dtype=np.int64)
-        begins = np.ones((count, self.T), dtype=bool) # each place of the tail is a piece of its own
-        for i, (s, r) in enumerate(zip(source.tolist(), row.tolist())):
-            self._fill(self.sources[s], self.plans[s], r, tokens[i], begins[i])
-        if tokens.max() >= self.sources[0].vocab.size: # index.json's max_id was wrong: say so before a GPU does
-            bad = np.flatnonzero(tokens.max(1) >= self.sources[0].vocab.size)[0]
-            raise Refused(f"{self.sources[source[bad]].name}: id {tokens[bad].max()}, the vocabulary has "
-                          f"{self.sources[0].vocab.size}; a shard was changed after it was written")
+        begins = np.ones((count, self.T), dtype=bool) # a piece begins here; each place behind the last is its own piece
+        for i in range(count):
+            self._fill(self.sources[source[i]], self.plans[source[i]], row[i], tokens[i], begins[i])
+        vocab_size = self.sources[0].vocab.size
+        if tokens.max() >= vocab_size: # said here, before a GPU fails on an id without an embedding
+            i = (tokens.max(1) >= vocab_size).argmax()
+            raise Refused(f"{self.sources[source[i]].name}: id {tokens[i].max()}, the vocabulary has {vocab_size}; "
+                          "a shard was changed after it was written")
         doc_start = np.maximum.accumulate(begins * np.arange(self.T, dtype=np.int32), axis=1)
         targets = np.full_like(tokens, IGNORE)
         np.copyto(targets[:, :-1], tokens[:, 1:], where=~begins[:, 1:])
         return tokens, doc_start, targets, source
 
     @staticmethod
-    def _fill(shards, plan, r, tokens, begins):
+    def _fill(source, plan, r, tokens, begins):
+        """Writes row r of a plan into tokens (T,), and False into begins (T,) inside its pieces."""
         pieces = slice(plan.rows[r], plan.rows[r + 1])
         start = plan.start[pieces]
-        shard = np.searchsorted(shards.first, start, 'right') - 1
-        at = 0
-        for s, a, n in zip(shard.tolist(), (start - shards.first[shard]).tolist(), plan.length[pieces].tolist()):
-            tokens[at:at + n] = shards.data[s][a:a + n]
-            begins[at + 1:at + n] = False
-            at += n
+        shard = np.searchsorted(source.first, start, 'right') - 1
+        offset = start - source.first[shard]
+        t = 0
+        for s, a, n in zip(shard.tolist(), offset.tolist(), plan.length[pieces].tolist()):
+            tokens[t:t + n] = source.shards[s].tokens[a:a + n]
+            begins[t + 1:t + n] = False
+            t += n

@@ -514,7 +514,7 @@ class GPT(nn.Module):
             vocab.save(folder)
         # A speech vocabulary makes its tokenizer without files to start from.
         if tokenizer is not None or vocab is not None and vocab.kind == 'speech':
-            from vocab import export_tokenizer
+            from hub.tokenizer import export_tokenizer
             export_tokenizer(tokenizer, vocab, folder)
 
     @classmethod

@@ -1,40 +1,35 @@
 """
 Audio -> units: one id for every 40 ms of speech, repeats merged.
 
-    python tokenize_speech.py --audio=FOLDER --out=out/units/mine            the embedded encoder
-    python tokenize_speech.py --audio=list.jsonl --out=out/units/mine --encoder=slprl/mhubert-base-25hz --layer=11 \
-                              --kmeans=km500.safetensors                     (speech/convert.py makes it of the published file)
-    python tokenize_speech.py --audio=FOLDER --encoder=openai/whisper-base --layer=4 --fit_kmeans=500 --kmeans=km.safetensors
-    torchrun --nproc_per_node=8 tokenize_speech.py --audio=... --out=...     a GPU a process; several nodes likewise
+    python tokenize_speech.py --audio=FOLDER --out=out/units/mine       the embedded encoder
+    python tokenize_speech.py --audio=list.jsonl --out=out/units/mine --layer=11 \
+        --encoder=slprl/mhubert-base-25hz --kmeans=km500.safetensors    (made by speech/convert.py)
+    python tokenize_speech.py --audio=FOLDER --encoder=openai/whisper-base --layer=4 \
+        --fit_kmeans=500 --kmeans=km.safetensors          fits 500 centroids and does nothing else
+    torchrun --nproc_per_node=8 tokenize_speech.py --audio=... --out=...       one process a GPU
 
-FOLDER or list: see corpora/folder.py; --corpus=NAME reads --audio by corpora/NAME.py instead. Audio becomes mono at the rate
-of the encoder (speech/audio.py: 16 kHz; Mimi 24 kHz), a file of N samples N // step frames, each frame the number of its nearest
-centroid (speech/encoders.py: HuBERT, Whisper, Mimi), and
+corpora/folder.py says what FOLDER and list may hold; --corpus=NAME reads --audio by
+corpora/NAME.py. Audio becomes mono at the rate of the encoder (16 kHz; Mimi 24 kHz), a file of N
+samples N // step frames, each frame the number of its nearest centroid (speech/encoders.py), and
 
     units, runs = the units without repeats, and for how many frames each lasted
 
---fit_kmeans=K takes fit_seconds of random files and writes their K centroids to --kmeans; nothing is tokenized.
+The result is a units folder (speech/units.py), which has two further files:
 
-A units folder (its one writer and its one reader are both here):
+    DIR/failures.jsonl    {"id", "path", "class", "message"} a line: what cannot be used, and why;
+                          each shard has its own, too
+    DIR/settings.json     what decides the bytes; a run with other settings is refused
 
-    DIR/00000/units.npy     uint16, the units of all documents of the shard, one after another
-    DIR/00000/runs.npy      uint16, how many frames each lasted
-    DIR/00000/offsets.npy   int64 (n+1), document i is units[offsets[i]:offsets[i+1]]
-    DIR/00000/meta.jsonl    {"id", "path", "start", "end" (seconds in path, null: all), "seconds", "speaker", "text"} a line
-    DIR/00000/words.jsonl   {"id", "words": [[word, start, end], ...]} in samples at 16 kHz, if the corpus has words
-    DIR/00000/failures.jsonl  {"id", "path", "class", "message"}: what could not be used, and why
-    DIR/failures.jsonl      those of all shards
-    DIR/settings.json       what decides the bytes; a run with others is refused
-    DIR/info.json           encoder, layer, n_units (K), frame_hz, hop, units_hash, counts, how it was made; comes last
+A shard holds the documents of shard_docs consecutive ids and depends on these alone. Shard s
+belongs to rank s % world, on one node or several; it is renamed into place when it is complete, and
+shards that are there are skipped. So the same command continues a killed run, with any number of
+processes, and ends with the same bytes. Processes never wait for each other; each that finds all
+shards complete writes the same info.json.
 
-A shard holds the documents of shard_docs consecutive ids and is a function of these alone. Shard s belongs to rank
-s % world; it is renamed into place when complete, and shards that are there are skipped: a run that was killed goes on
-where it stopped, at any number of processes, and ends with the same bytes. Processes never wait for each other; each
-that finds all shards complete writes info.json, the same.
-
-Threads decode: libsndfile and the resampling let go of Python's lock, so that four are about as quick as four processes (on two
-cores 3,700 x real time against 3,500 for 16 kHz FLAC, 640 against 700 for 44.1 kHz: bench/prepare.py), and simpler.
-A file of any length takes the memory of its first 30 minutes: 5 hours peaked at 0.77 GB, half an hour at 0.76.
+Threads decode the audio, about as fast as processes, as libsndfile and the resampling release
+Python's lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 for 16 kHz FLAC, 640
+against 700 for 44.1 kHz). A file of any length takes the memory of its first 30 minutes: 5 hours
+peaked at 0.77 GB, half an hour at 0.76 GB.
 """
 import hashlib
 import itertools
@@ -64,27 +59,28 @@ LONG = 1800 # a file of more seconds is encoded while it is read, a window at a 
 
 @dataclass(frozen=True)
 class Config:
-    audio: str = '' # a folder of audio, or a .jsonl list; or whatever corpora/NAME.py reads
-    out: str = '' # the units folder
-    corpus: str = 'folder' # corpora/NAME.py
+    audio: str = '' # a folder of audio, a .jsonl list of files, or whatever corpora/NAME.py reads
+    out: str = '' # the units folder to make
+    corpus: str = 'folder' # NAME of the file corpora/NAME.py that reads --audio
     encoder: str = 'tiny/hubert' # a HubertModel, WhisperModel or MimiModel: local folder or hub id
-    layer: int = 4 # whose output is quantized, 1 is the first (mHuBERT-25Hz: 11, HuBERT-base: 9); Mimi: not used
+    layer: int = 4 # the layer to quantize, the first is 1 (mHuBERT-25Hz: 11, HuBERT-base: 9); not used for Mimi
     kmeans: str | None = None # safetensors with 'centroids' (K, C); None: kmeans.safetensors in the encoder's folder
-    device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda where there is one, cuda:LOCAL_RANK under torchrun (in bf16)
+    device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, in bf16, else cpu
     window_s: float = 30.0 # longer audio is cut into windows of this many seconds
     margin_s: float = 2.0 # frames nearer than this to a cut come from the neighboring window
     batch_s: float = 120.0 # seconds of padded audio in a forward pass on CUDA; a CPU takes one window at a time
-    max_seconds: float = 21600.0 # a longer file is TOO_LONG
+    max_seconds: float = 21600.0 # longer files are not used and are counted as TOO_LONG
     shard_docs: int = 2000 # utterances in a shard
     max_fail_frac: float = 0.01 # share of unusable files above which the run stops
-    workers: int = 4 # threads that decode; never changes the result
-    fit_kmeans: int = 0 # K: fit so many centroids, write them to --kmeans and stop
-    fit_seconds: float = 10800.0 # of audio that they are fitted on: 1 GB of features at 25 Hz and C = 768
-    seed: int = 0 # of fit_kmeans
+    workers: int = 4 # threads that decode audio; never changes the result
+    fit_kmeans: int = 0 # K above 0: fit so many centroids, write them to --kmeans and stop
+    fit_seconds: float = 10800.0 # seconds of audio for fit_kmeans: 3 h take 1 GB of memory at 25 Hz and C = 768
+    seed: int = 0 # random seed of fit_kmeans
 
     def __post_init__(self):
         if not self.audio or not (self.kmeans if self.fit_kmeans else self.out):
-            raise Refused("expected --audio=FOLDER_OR_JSONL and --out=DIR; or --fit_kmeans=K with --kmeans=NEW.safetensors")
+            raise Refused("expected --audio=FOLDER_OR_JSONL and --out=DIR; "
+                          "or --fit_kmeans=K with --kmeans=NEW.safetensors")
         if not 0 <= 2 * self.margin_s < self.window_s:
             raise Refused(f"margin_s is {self.margin_s}: two margins must fit into window_s, {self.window_s}")
         for key in ('layer', 'batch_s', 'max_seconds', 'shard_docs', 'workers', 'fit_seconds'):
@@ -98,162 +94,202 @@ class Config:
 # ----------------------------------------------------------------------------------------------------------------
 # audio -> shards
 
-def ahead(pool, function, items, n):
-    """Like pool.map, but at most n results wait."""
-    waiting = deque()
-    for item in items:
-        waiting.append((item, pool.submit(function, item)))
-        if len(waiting) > n:
-            item, future = waiting.popleft()
-            yield item, future.result()
-    for item, future in waiting:
-        yield item, future.result()
-
 def decode(utterance, step, max_seconds, rate=RATE):
-    """The utterance's wave at `rate`, or its blocks if it is longer than LONG, or the BadAudio that says why not."""
+    """An utterance's wave at `rate`, float32 (N,), or an iterator over its blocks if it is longer than LONG.
+
+    If it cannot be used: the BadAudio that says why.
+    """
+    path = utterance['path']
+    first_blocks = []
+    n = 0
     try:
-        blocks, held, n = stream_audio(utterance['path'], utterance['start'], utterance['end'], max_seconds, rate), [], 0
+        blocks = stream_audio(path, utterance['start'], utterance['end'], max_seconds, rate)
         for block in blocks:
-            held.append(block)
+            first_blocks.append(block)
             n += len(block)
             if n > LONG * rate:
-                return itertools.chain(held, blocks)
-        wave = np.concatenate(held)
-        if len(wave) < step:
-            raise BadAudio('TOO_SHORT', utterance['path'], f"{len(wave)} samples at {rate // 1000} kHz, a frame has {step}")
+                return itertools.chain(first_blocks, blocks)
+        wave = np.concatenate(first_blocks)
+        if n < step:
+            raise BadAudio('TOO_SHORT', path, f"{n} samples at {rate // 1000} kHz, a frame has {step}")
         if wave.min() == wave.max():
-            raise BadAudio('SILENT', utterance['path'], f"all {len(wave)} samples are {wave[0]:g}")
+            raise BadAudio('SILENT', path, f"all {n} samples are {wave[0]:g}")
         return wave
     except BadAudio as e:
         return e
 
-def encode_long(blocks, utterance, encoder, pool):
-    """Blocks -> units a frame, and how many samples there were; the next block is decoded meanwhile. Raises BadAudio."""
-    n, lowest, highest = 0, math.inf, -math.inf
+def decoded(cfg, encoder, utterances, pool):
+    """Yields (utterance, what decode returns) in order while threads of the pool decode the next ones."""
+    waiting = deque()
+    for u in utterances:
+        waiting.append((u, pool.submit(decode, u, encoder.step, cfg.max_seconds, encoder.rate)))
+        if len(waiting) > 2 * cfg.workers:
+            u, future = waiting.popleft()
+            yield u, future.result()
+    for u, future in waiting:
+        yield u, future.result()
 
-    def watched():
+def encode_long(blocks, utterance, encoder, pool):
+    """Blocks of a wave -> the unit of each frame, the number of samples; a thread decodes ahead.
+
+    Raises BadAudio for what only the end of the file shows.
+    """
+    n = 0
+    lowest = math.inf
+    highest = -math.inf
+
+    def read_ahead():
         nonlocal n, lowest, highest
         future = pool.submit(next, blocks, None)
         while (block := future.result()) is not None:
             future = pool.submit(next, blocks, None)
             if len(block):
-                n, lowest, highest = n + len(block), min(lowest, block.min()), max(highest, block.max())
+                n += len(block)
+                lowest = min(lowest, block.min())
+                highest = max(highest, block.max())
             yield block
 
-    frames = encoder.encode_blocks(watched())
+    frames = encoder.encode_blocks(read_ahead())
     if lowest == highest:
         raise BadAudio('SILENT', utterance['path'], f"all {n} samples are {lowest:g}")
     return frames, n
 
-def encode_shard(cfg, encoder, batch, pool, bar):
-    """Utterances -> docs for write_units_shard, words, failures, all in the order of ids."""
-    docs, words, failures, waiting = [], [], [], []
+def in_samples(seconds):
+    """A time in samples at 16 kHz; None where it is unknown."""
+    return None if seconds is None else round(seconds * RATE)
 
-    def add(u, samples, frames):
+def encode_shard(cfg, encoder, batch, pool, bar):
+    """Utterances -> docs for write_units_shard, lines of words.jsonl and of failures.jsonl, in order of ids."""
+    docs = []
+    words = []
+    failures = []
+    waiting = [] # (utterance, wave) that will be encoded together
+
+    def fail(u, error):
+        failures.append({'id': u['id'], 'path': u['path'], 'class': error.kind, 'message': error.why})
+
+    def add(u, n_samples, frames):
         units, runs = deduplicate(frames)
         if runs.max() > 65535:
-            failures.append((u, BadAudio('SILENT', u['path'], f"one unit for {runs.max()} frames")))
-            return
-        docs.append(({'id': u['id'], 'path': u['path'], 'seconds': samples / encoder.rate,
-                      'start': u['start'], 'end': u['end'], 'speaker': u['speaker'], 'text': u['text']}, units, runs))
-        words.append({'id': u['id'], 'words': u['words'] and [
-            [word, *(None if t is None else round(t * RATE) for t in times)] for word, *times in u['words']]})
+            return fail(u, BadAudio('SILENT', u['path'], f"one unit for {runs.max()} frames"))
+        meta = {'id': u['id'], 'path': u['path'], 'seconds': n_samples / encoder.rate,
+                'start': u['start'], 'end': u['end'], 'speaker': u['speaker'], 'text': u['text']}
+        docs.append((meta, units, runs))
+        timed = u['words'] and [[word, in_samples(start), in_samples(end)] for word, start, end in u['words']]
+        words.append({'id': u['id'], 'words': timed})
 
-    def flush():
+    def encode_waiting():
         for (u, wave), frames in zip(waiting, encoder.encode([wave for _, wave in waiting])):
             add(u, len(wave), frames)
         waiting.clear()
 
-    for u, wave in ahead(pool, lambda u: decode(u, encoder.step, cfg.max_seconds, encoder.rate), batch, 2 * cfg.workers):
+    for u, wave in decoded(cfg, encoder, batch, pool):
         if isinstance(wave, BadAudio):
-            failures.append((u, wave))
+            fail(u, wave)
         elif isinstance(wave, np.ndarray):
             waiting.append((u, wave))
-        else:
-            flush() # the order stays that of the ids
+        else: # the blocks of a long wave
+            encode_waiting() # first, to keep the order of ids
             try:
-                frames, samples = encode_long(wave, u, encoder, pool)
-                add(u, samples, frames)
-            except BadAudio as e: # what only its end shows
-                failures.append((u, e))
-        if sum(len(wave) for _, wave in waiting) > POOL * encoder.rate: # enough to sort by length; bounds the memory
-            flush()
+                frames, n_samples = encode_long(wave, u, encoder, pool)
+                add(u, n_samples, frames)
+            except BadAudio as e:
+                fail(u, e)
+        # This is enough audio to find windows of similar length; more would only take memory.
+        if sum(len(wave) for _, wave in waiting) > POOL * encoder.rate:
+            encode_waiting()
         bar.update()
-    flush()
-    failures = [{'id': u['id'], 'path': u['path'], 'class': e.kind, 'message': e.why} for u, e in failures]
-    return docs, words, sorted(failures, key=lambda f: f['id'])
+    encode_waiting()
+    return docs, words, sorted(failures, key=lambda failure: failure['id'])
 
-def open_folder(out, wanted, rank, world):
-    """Makes `out`, or checks that it was begun with the same settings."""
-    out, path = Path(out), Path(out) / 'settings.json'
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out}: is a file; take another --out")
-    # looked up before settings.json, which a rank that is ahead writes before its shards
-    foreign = out.exists() and ((out / 'info.json').exists() or complete(out))
-    if path.exists():
-        try:
-            was = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError:
-            raise Refused(f"{path}: not JSON; take another --out, or delete {out}") from None
-        other = [f"{key} was {was.get(key)!r}, is now {wanted[key]!r}" for key in wanted if was.get(key) != wanted[key]]
-        if other:
-            raise Refused(f"{out}: begun with other settings ({'; '.join(other)}); take another --out, or delete it")
-    elif foreign:
-        raise Refused(f"{out}: is there already, and no units folder of this script; take another --out")
-    else:
-        write_json(path, wanted, f'.{rank}')
-    for left in out.glob('*.json*.tmp'): # of a killed run: this rank's, or a rank's that no longer is
-        if (owner := left.name.split('.')[-2]) == str(rank) or owner.isdecimal() and int(owner) >= world:
-            left.unlink(missing_ok=True)
+# ----------------------------------------------------------------------------------------------------------------
+# the units folder
 
 def complete(out):
     """The numbers of the shards that are there."""
     return sorted(int(name) for name in os.listdir(out) if name.isdecimal() and len(name) >= 5)
 
+def open_folder(out, settings, rank, world):
+    """Begins the units folder `out`, or checks that it was begun with the same settings. Raises Refused."""
+    out = Path(out)
+    path = out / 'settings.json'
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{out}: is a file; take another --out")
+    # Looked up before settings.json, which another rank may write now, and a shard soon after.
+    has_results = out.exists() and ((out / 'info.json').exists() or complete(out))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding='utf-8'))
+        except ValueError:
+            raise Refused(f"{path}: not JSON; take another --out, or delete {out}") from None
+        changes = [f"{key} was {before.get(key)!r}, is now {value!r}"
+                   for key, value in settings.items() if before.get(key) != value]
+        if changes:
+            raise Refused(f"{out}: begun with other settings ({'; '.join(changes)}); "
+                          "take another --out, or delete it")
+    elif has_results:
+        raise Refused(f"{out}: is there already, and no units folder of this script; take another --out")
+    else:
+        write_json(path, settings, f'.{rank}')
+    # NAME.RANK.tmp is of a killed run if RANK is this rank, or one that this run lacks.
+    for tmp in out.glob('*.json*.tmp'):
+        owner = tmp.name.split('.')[-2]
+        if owner == str(rank) or owner.isdecimal() and int(owner) >= world:
+            tmp.unlink(missing_ok=True)
+
 class Failures:
-    """The failures of all complete shards, read once each, and those of a shard that is about to be written."""
-    def __init__(self, cfg, total, rank):
-        self.cfg, self.total, self.rank, self.of = cfg, total, rank, {}
+    """The failures of all complete shards, each shard's read once."""
+    def __init__(self, cfg, n_utterances):
+        self.cfg = cfg
+        self.n_utterances = n_utterances
+        self.by_shard = {}
 
     def check(self, shard=None, failed=()):
-        """The list; refuses, after it wrote DIR/failures.jsonl, if it is more than max_fail_frac of all utterances."""
+        """All failures; with `failed`, those of `shard`, if it is about to be written.
+
+        Raises Refused, with DIR/failures.jsonl written, if they exceed max_fail_frac.
+        """
         cfg = self.cfg
+        limit = cfg.max_fail_frac * self.n_utterances
         for s in complete(cfg.out):
-            if s not in self.of:
-                self.of[s] = [f for _, f in read_lines(Path(cfg.out, f'{s:05d}', 'failures.jsonl'))]
-        of = self.of if shard is None else {**self.of, shard: failed}
-        found = [failure for s in sorted(of) for failure in of[s]]
-        if len(found) > cfg.max_fail_frac * self.total:
-            self.write(found)
-            counts = Counter(failure['class'] for failure in found)
-            over = sum(map(len, self.of.values())) > cfg.max_fail_frac * self.total # ranks that finished at once
-            remedy = "; when mended, delete the shards that list them and run again" if over else ''
-            raise Refused(f"{cfg.audio}: {len(found)} of {self.total} files cannot be used "
-                          f"({', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))}), max_fail_frac is "
-                          f"{cfg.max_fail_frac:g}; see {cfg.out}/failures.jsonl{remedy}")
-        return found
+            if s not in self.by_shard:
+                lines = read_lines(Path(cfg.out, f'{s:05d}', 'failures.jsonl'))
+                self.by_shard[s] = [failure for _, failure in lines]
+        by_shard = self.by_shard if shard is None else {**self.by_shard, shard: failed}
+        failures = [failure for s in sorted(by_shard) for failure in by_shard[s]]
+        if len(failures) <= limit:
+            return failures
+        self.write(failures)
+        counts = Counter(failure['class'] for failure in failures)
+        kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))
+        # Shards that ranks complete at the same time may exceed the limit together.
+        in_complete = sum(map(len, self.by_shard.values())) > limit
+        remedy = "; when mended, delete the shards that list them and run again" if in_complete else ''
+        raise Refused(f"{cfg.audio}: {len(failures)} of {self.n_utterances} files cannot be used ({kinds}), "
+                      f"max_fail_frac is {cfg.max_fail_frac:g}; see {cfg.out}/failures.jsonl{remedy}")
 
-    def write(self, found):
-        """DIR/failures.jsonl."""
-        with atomically(Path(self.cfg.out) / 'failures.jsonl', f'.{self.rank}') as tmp:
-            write_lines(tmp, found)
+    def write(self, failures):
+        """Writes DIR/failures.jsonl."""
+        with atomically(Path(self.cfg.out) / 'failures.jsonl', f'.{ranks()[0]}') as tmp:
+            write_lines(tmp, failures)
 
-def finish(cfg, encoder, kmeans, failures, rank):
-    """info.json, with counts that come from the shards."""
+def finish(cfg, encoder, kmeans, failures):
+    """Writes info.json, with counts that come from the shards."""
     folders = shard_folders(cfg.out)
     seconds = [meta['seconds'] for folder in folders for _, meta in read_lines(folder / 'meta.jsonl')]
     if not seconds:
         raise Refused(f"{cfg.audio}: not one usable file, see {cfg.out}/failures.jsonl")
+    n_units = sum(len(read_array(folder / 'units.npy', np.uint16)) for folder in folders)
+    counts = Counter(failure['class'] for failure in failures)
     info = {'encoder': cfg.encoder, 'kind': encoder.kind, 'layer': encoder.layer, 'kmeans': kmeans and sha256(kmeans),
             'units_hash': encoder.hash, 'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop,
-            'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4),
-            'runs': sum(len(read_array(folder / 'units.npy', np.uint16)) for folder in folders),
-            'failures': dict(sorted(Counter(failure['class'] for failure in failures).items())), **record(cfg)}
-    write_json(Path(cfg.out) / 'info.json', info, f'.{rank}')
-    print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {info['runs']:,} units, {len(failures)} failed")
+            'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
+            'failures': dict(sorted(counts.items())), **record(cfg)}
+    write_json(Path(cfg.out) / 'info.json', info, f'.{ranks()[0]}')
+    print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
 
 def fit(cfg, docs, device):
-    """--fit_kmeans: centroids of fit_seconds of the corpus -> safetensors at --kmeans."""
+    """--fit_kmeans: centroids of fit_seconds of random files -> safetensors at --kmeans."""
     kind, config = kind_of(cfg.encoder)
     if kind == 'mimi':
         raise Refused(f"{cfg.encoder}: Mimi has its own codebook, there is nothing to fit")
@@ -261,80 +297,102 @@ def fit(cfg, docs, device):
         raise Refused("fit_kmeans runs in one process, without torchrun")
     if os.path.exists(cfg.kmeans):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
-    encoder = Encoder(cfg.encoder, cfg.layer, torch.zeros(1, config.hidden_size), device, cfg.window_s, cfg.margin_s,
-                      cfg.batch_s) # no centroids yet
-    order, rows, seconds, files = np.random.default_rng(cfg.seed).permutation(len(docs)), [], 0, 0
+    placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
+    encoder = Encoder(cfg.encoder, cfg.layer, placeholder, device, cfg.window_s, cfg.margin_s, cfg.batch_s)
+    order = np.random.default_rng(cfg.seed).permutation(len(docs))
+    features = []
+    seconds = 0
     with ThreadPoolExecutor(cfg.workers) as pool, progress(total=round(cfg.fit_seconds), unit='s') as bar:
-        read = lambda i: decode(docs[i], encoder.step, cfg.max_seconds, encoder.rate)
-        for _, wave in ahead(pool, read, order, 2 * cfg.workers):
+        for _, wave in decoded(cfg, encoder, (docs[i] for i in order), pool):
             if isinstance(wave, BadAudio):
-                continue # counted when the corpus is tokenized
+                continue # it is listed when the corpus is tokenized
             if not isinstance(wave, np.ndarray):
-                wave = next(wave) # of a long file the first block
+                wave = next(wave) # the first block of a long file
             wave = wave[:max(encoder.step, round((cfg.fit_seconds - seconds) * encoder.rate))]
-            rows.append(encoder.features(wave))
-            seconds, files = seconds + len(wave) / encoder.rate, files + 1
+            features.append(encoder.features(wave))
+            seconds += len(wave) / encoder.rate
             bar.update(round(len(wave) / encoder.rate))
             if seconds >= cfg.fit_seconds:
                 break
-    x = torch.from_numpy(np.concatenate(rows)) if rows else torch.zeros(0, 1)
+    x = torch.from_numpy(np.concatenate(features)) if features else torch.zeros(0, 1)
     if len(x) < cfg.fit_kmeans:
         raise Refused(f"{cfg.audio}: {len(x)} frames, too few for {cfg.fit_kmeans} centroids")
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
     with atomically(cfg.kmeans) as tmp:
-        made = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
-        save_file({'centroids': centroids.cpu()}, tmp, {'made': json.dumps(made)})
-    print(f"{cfg.kmeans}: {cfg.fit_kmeans} centroids of {len(x):,} frames, {seconds / 3600:.2f} h in {files} files; "
-          f"mean squared distance {inertia:.4g}, of the frames' own mean {x.var(0, correction=0).sum():.4g}")
+        origin = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
+        save_file({'centroids': centroids.cpu()}, tmp, {'made': json.dumps(origin)})
+    print(f"{cfg.kmeans}: {cfg.fit_kmeans} centroids of {len(x):,} frames, {seconds / 3600:.2f} h "
+          f"in {len(features)} files; mean squared distance {inertia:.4g}, "
+          f"of the frames' own mean {x.var(0, correction=0).sum():.4g}")
+
+def encode_shards(cfg, encoder, docs, shards, failures):
+    """Encodes and writes the shards of these numbers, and prints a line for each."""
+    rank, world = ranks()
+    has_words = any(u['words'] for u in docs)
+    n_shards = -(-len(docs) // cfg.shard_docs)
+    batches = {s: docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs] for s in shards}
+    todo = sum(map(len, batches.values()))
+    done = 0
+    hours = 0.0
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(cfg.workers) as pool, progress(total=todo, unit='doc', position=rank) as bar:
+        for s, batch in batches.items():
+            start = time.perf_counter()
+            before = dict(encoder.seconds)
+            encoded, words, failed = encode_shard(cfg, encoder, batch, pool, bar)
+            failures.check(s, failed) # before the shard is written: a later run reads the mended files
+            n_missing = sum(failure['class'] == 'MISSING' for failure in failed)
+            if n_missing > max(10, len(batch) / 2): # probably a disk that is not mounted
+                raise Refused(f"shard {s}: {n_missing} of its {len(batch)} files are not there, "
+                              f"the first is {failed[0]['path']}; bring them back and run again")
+            optional = {'words': words} if has_words else {}
+            write_units_shard(cfg.out, s, encoded, failures=failed, **optional)
+
+            elapsed = time.perf_counter() - start
+            seconds = sum(meta['seconds'] for meta, _, _ in encoded)
+            hours += seconds / 3600
+            done += len(batch)
+            minutes_left = (time.perf_counter() - begin) / done * (todo - done) / 60
+            shares = {part: (encoder.seconds[part] - before[part]) / elapsed for part in before}
+            shares['waiting for audio'] = 1 - sum(shares.values())
+            shares = ', '.join(f'{part} {share:.0%}' for part, share in shares.items())
+            prefix = f"rank {rank}: " if world > 1 else ''
+            print(f"{prefix}shard {s + 1}/{n_shards} | {len(encoded)} documents, {seconds / 3600:.2f} h | "
+                  f"{len(failed)} failed | {seconds / elapsed:.0f} x real time ({shares}) | {hours:.2f} h done, "
+                  f"{minutes_left:.0f} min left", flush=True)
 
 def main(cfg):
     rank, world = ranks()
-    docs, device = read_corpus(cfg), pick_device(cfg.device)
+    docs = read_corpus(cfg)
+    device = pick_device(cfg.device)
     if cfg.fit_kmeans:
         return fit(cfg, docs, device)
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
-    encoder = Encoder(cfg.encoder, cfg.layer, kmeans and load_centroids(kmeans), device, cfg.window_s, cfg.margin_s,
-                      cfg.batch_s)
-    settings = {key: getattr(cfg, key)
-                for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds')}
-    open_folder(cfg.out, {'documents': len(docs), 'corpus': hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16],
-                          'units_hash': encoder.hash, 'device': encoder.device.type, **settings}, rank, world)
-    failures, has_words = Failures(cfg, len(docs), rank), any(u['words'] for u in docs)
-    count = -(-len(docs) // cfg.shard_docs)
-    mine = range(rank, count, world)
-    if count < world and rank == 0:
-        print(f"{count} shards for {world} processes: --shard_docs={-(-len(docs) // world)} would give each one")
-    missing = [s for s in mine if not Path(cfg.out, f'{s:05d}').exists()]
-    todo, hours, begin = sum(len(docs[s * cfg.shard_docs:][:cfg.shard_docs]) for s in missing), 0.0, time.perf_counter()
-    left = todo
-    with ThreadPoolExecutor(cfg.workers) as pool, progress(total=todo, unit='doc', position=rank) as bar:
-        for s in missing:
-            start, spent = time.perf_counter(), dict(encoder.seconds)
-            batch = docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs]
-            done, words, failed = encode_shard(cfg, encoder, batch, pool, bar)
-            failures.check(s, failed) # before the shard is there: mend the files and run again
-            gone = sum(failure['class'] == 'MISSING' for failure in failed)
-            if gone > max(10, len(batch) / 2): # a disk that is away, not files that are
-                raise Refused(f"shard {s}: {gone} of its {len(batch)} files are not there, the first is {failed[0]['path']}; "
-                              "bring them back and run again")
-            write_units_shard(cfg.out, s, done, failures=failed, **({'words': words} if has_words else {}))
-            seconds, took = sum(meta['seconds'] for meta, _, _ in done), time.perf_counter() - start
-            hours, left = hours + seconds / 3600, left - len(batch)
-            share = {part: (encoder.seconds[part] - spent[part]) / took for part in spent}
-            share['waiting for audio'] = 1 - sum(share.values())
-            eta = (time.perf_counter() - begin) / (todo - left) * left
-            print((f"rank {rank}: " if world > 1 else '') + f"shard {s + 1}/{count} | {len(done)} documents, "
-                  f"{seconds / 3600:.2f} h | {len(failed)} failed | {seconds / took:.0f} x real time "
-                  f"({', '.join(f'{part} {x:.0%}' for part, x in share.items())}) | {hours:.2f} h done, "
-                  f"{eta / 60:.0f} min left", flush=True)
-    if len(missing) < len(mine):
-        print(f"{len(mine) - len(missing)} of {len(mine)} shards were there already")
-    if (others := count - len(complete(cfg.out))) > 0:
-        print(f"rank {rank} is done, {others} of {count} shards are other ranks'; the last one done writes info.json")
+    centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
+    encoder = Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s)
+    corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
+    settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type}
+    for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds'):
+        settings[key] = getattr(cfg, key)
+    open_folder(cfg.out, settings, rank, world)
+
+    n_shards = -(-len(docs) // cfg.shard_docs)
+    if n_shards < world and rank == 0:
+        print(f"{n_shards} shards for {world} processes: --shard_docs={-(-len(docs) // world)} would give each one")
+    shards = range(rank, n_shards, world)
+    missing = [s for s in shards if not Path(cfg.out, f'{s:05d}').exists()]
+    failures = Failures(cfg, len(docs))
+    encode_shards(cfg, encoder, docs, missing, failures)
+    if len(missing) < len(shards):
+        print(f"{len(shards) - len(missing)} of {len(shards)} shards were there already")
+    n_others = n_shards - len(complete(cfg.out))
+    if n_others > 0:
+        print(f"rank {rank} is done, {n_others} of {n_shards} shards are other ranks'; "
+              "the last one done writes info.json")
         return
-    found = failures.check()
-    failures.write(found)
-    finish(cfg, encoder, kmeans, found, rank)
+    all_failures = failures.check()
+    failures.write(all_failures)
+    finish(cfg, encoder, kmeans, all_failures)
 
 if __name__ == '__main__':
     run(main, Config)

@@ -5,22 +5,23 @@ Trains a language model on token shards: a TextLM, or a speech or interleaved mo
     torchrun --nproc_per_node=8 train.py config/qwen7b.py                one node
     torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29400 train.py ...   on each node
 
-A step is batch_tokens / block_size rows, numbered step*rows ... on: row g is a pure function of (seed, g), so any world
-size and any micro-batch sees the same samples. Over all ranks and micro-steps of a step
+Step s trains on n = batch_tokens / block_size rows, numbers s n to (s + 1) n - 1. Row g is a pure
+function of (seed, g): any number of ranks and any micro-batch see the same rows. Over all ranks and
+micro-batches of a step
 
-    loss = sum of the targets' losses / number of targets          C = 6 N D  (N parameters, D tokens)
+    loss = sum of the targets' losses / number of targets     C = 6 N D (FLOPs, parameters, tokens)
 
-The same command resumes a run that was cut (to the bit, at the same world size) and leaves a finished one alone.
-SIGTERM, SIGINT or SIGHUP saves and exits 0 (torchrun gives its workers 30 s for it, or --shutdown-timeout=SECONDS). A step whose loss or gradient is not finite on any rank is skipped on all; five in
-a row end the run with status 17. At the end the folder --out is a Hugging Face folder, with log.jsonl (one line a step, and one
-an evaluation), settings.json and the last two step-N/ (training/checkpoint.py).
+The same command resumes a run that was cut (to the bit, on as many ranks) and leaves a finished one
+alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers 30 s for that,
+or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any rank is skipped on
+all ranks; five in a row end the run with status 17. At the end --out is a Hugging Face folder, with
+log.jsonl (training/log.py), settings.json and the last two step-N/ (training/checkpoint.py) in it.
 """
 import json
 import math
 import os
 import time
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,129 +35,93 @@ from files import sha256
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
 from hub.tokenizer import TextTokenizer
-from kernels.attention import choose_backend
 from model import GPT
 from training import checkpoint
+from training.checks import check_attention, check_init, check_memory, check_settings, describe_memory
 from training.cost import ROOM, memory
 from training.log import Log, modality_means
-from training.processes import processes, signals, to_device, wrap_distributed
+from training.processes import processes, set_gradient_sync, signals, to_device, wrap_distributed
 from vocab import papers_vocab
 
-SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # settings that only init='scratch' takes
+PATIENCE = 5 # skipped steps in a row that end a run
+SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # only for init='scratch'
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
-# to change on resume: at most the rounding differs
-MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile', 'memory', 'timeout',
-        'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
-CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
-           'device': ('auto', 'cuda', 'cpu'), 'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'),
-           'attention': (None, 'triton', 'one-pass', 'sdpa'), 'parallel': ('ddp', 'fsdp'), 'recompute': ('none', 'selective', 'full'),
-           'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
-POSITIVE = (*SCRATCH, *BUDGETS, 'rope_theta', 'block_size', 'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip',
-            'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
+# A run may be resumed with other values of these: at most the rounding of its results changes.
+MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile',
+                        'memory', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
 
 @dataclass(frozen=True)
 class Config:
     # data
-    data: str = 'out/tokens/stories,out/tokens/talk' # corpora as interleave.py writes them
-    sources: tuple = ('text', 'speech', 'interleaved') # what is mixed: folders of data/train; or ('textless',)
-    weights: tuple | None = None # share of each source's rows; None: equal
+    data: str = 'out/tokens/stories,out/tokens/talk' # folders of interleave.py, separated by commas
+    sources: tuple = ('text', 'speech', 'interleaved') # folders of data/train to mix; or ('textless',)
+    weights: tuple | None = None # share of the rows for each source; None: equal shares
     vocab: str = 'joint' # 'joint' (text and units), 'speech' (units alone), 'text' (a TextLM)
-    tokenizer: str | None = None # text tokenizer of the data, folder or hub id; None: the one of init
+    tokenizer: str | None = None # text tokenizer of the data, a folder or hub id; None: that of init
     # model
-    init: str = 'scratch' # a folder or hub id (TextLM or SLM), or 'scratch': random weights of the shape below
-    init_config: str | None = None # scratch in the shape of this folder's config.json or hub id (the papers' GSLM)
-    n_layer: int | None = None
+    init: str = 'scratch' # TextLM or SLM to start from, a folder or hub id; 'scratch': random weights
+    init_config: str | None = None # with 'scratch': folder or hub id of the shape (the papers' GSLM)
+    n_layer: int | None = None # this and the next five: the shape for 'scratch' without init_config
     n_head: int | None = None
     n_kv_head: int | None = None # None: n_head
     n_embd: int | None = None
     head_dim: int | None = None # None: n_embd / n_head
     n_ffn: int | None = None
-    rope_theta: float | None = None # None: as init has it, 1e6 from scratch
-    new_rows: str = 'hf' # how rows of new tokens start: 'hf' (the papers' code), 'mean', 'normal'
+    rope_theta: float | None = None # base of the rotary positions; None: init's, or 1e6 from scratch
+    new_rows: str = 'hf' # initial embeddings of new tokens: 'hf' (the papers' code), 'mean', 'normal'
     # batch
-    block_size: int = 2048 # tokens a row
-    batch_tokens: int = 147456 # tokens a step, over all ranks: 72 rows of 2,048
-    micro_batch: int = 8 # rows a forward, on each rank; the accumulation follows
-    # optimizer: AdamW 0.9, 0.999, 1e-8, no decay
-    lr: float = 5e-4 # the peak
-    min_lr: float = 5e-5
+    block_size: int = 2048 # tokens in a row
+    batch_tokens: int = 147456 # tokens in a step, over all ranks: 72 rows of 2,048
+    micro_batch: int = 8 # rows in one forward of a rank; their gradients add up over a step
+    # optimizer: AdamW with betas 0.9 and 0.999, eps 1e-8, no weight decay
+    lr: float = 5e-4 # peak of the learning rate
+    min_lr: float = 5e-5 # where 'cosine' and 'wsd' end
     schedule: str = 'cosine' # 'cosine', 'constant', 'inverse_sqrt', 'wsd' (warm-up, stable, linear decay)
     warmup: float = 0.01 # share of the budget
-    decay: float = 0.2 # share of the budget, for wsd
-    clip: float = 0.5 # norm of the gradient
-    # budget, exactly one; the schedule ends where it ends
+    decay: float = 0.2 # share of the budget, for 'wsd'
+    clip: float = 0.5 # largest norm of the gradient
+    # budget: exactly one of these; the schedule ends with it
     max_steps: int | None = None
     max_tokens: int | None = None
     max_flops: float | None = None # C = 6ND
-    max_seconds: float | None = None # of training, by rank 0's clock (not bit-equal on resume)
+    max_seconds: float | None = None # of training, by rank 0's clock; does not resume to the bit
     # run
-    out: str = 'out/model'
+    out: str = 'out/model' # folder of the model, its checkpoints and its log
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    attention: str | None = None # 'triton', 'one-pass' (its faster backward, not the same to the bit every time), 'sdpa'
-    # (torch's; no soft-cap, which Gemma2 needs); None: the device's fastest that repeats its bits
-    parallel: str = 'ddp' # several processes: each a copy ('ddp'), or a shard of weights, gradients, moments ('fsdp')
-    recompute: str = 'none' # in the backward, to save memory: 'selective' (norms and activations), 'full' (layers)
-    compile: bool = False # torch.compile of each layer, around our kernels: seconds at the start, fewer passes after
-    dtype: str = 'bfloat16' # of the compute; 'pure_bfloat16': of weights and moments too, as the papers' code
-    memory: int = 0 # print what each of so many GPUs holds at most, and end: no GPU, weights or data are needed
-    timeout: float = 600.0 # seconds without an answer from another rank end the run; an hour where a checkpoint is written
-    log_every: int = 10 # steps a terminal line; log.jsonl has every step
-    eval_every: int = 1000 # steps
-    eval_rows: int = 64 # rows of each corpus and source, at most
-    save_every: int = 500 # steps
-    wandb: str = '' # a project of Weights & Biases that log.jsonl is sent to as well, by its own package; '' is none
+    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which Gemma2 needs
+    attention: str | None = None # 'triton', 'one-pass', 'sdpa' (torch's); None: the fastest that repeats its bits
+    parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
+    recompute: str = 'none' # to save memory, in the backward: 'selective' (norms, activations), 'full' (layers)
+    compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
+    dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': weights and moments too (papers' code)
+    memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
+    timeout: float = 600.0 # seconds a rank waits for another until it ends the run; an hour for checkpoints
+    log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
+    eval_every: int = 1000 # steps between evaluations
+    eval_rows: int = 64 # held-out rows to evaluate for each corpus and source, at most
+    save_every: int = 500 # steps between checkpoints
+    wandb: str = '' # project of Weights & Biases that gets the log too, if its package is installed
 
     def __post_init__(self):
         check_settings(self, BUDGETS)
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
-        self._check_init()
+        check_init(self, SCRATCH)
         world = self.memory or int(os.environ.get('WORLD_SIZE', 1))
         unit = world * self.micro_batch * self.block_size
         if self.batch_tokens % unit:
             near = max(self.batch_tokens // unit, 1) * unit
-            raise Refused(f"batch_tokens={self.batch_tokens}: expected {near} or {near + unit}, a multiple of "
-                          f"world {world} x micro_batch {self.micro_batch} x block_size {self.block_size}")
-
-    def _check_init(self):
-        shape = [name for name in SCRATCH if getattr(self, name) is not None]
-        lacking = [name for name in ('n_layer', 'n_head', 'n_embd', 'n_ffn') if name not in shape]
-        if self.init_config and self.init != 'scratch':
-            raise Refused(f"init_config={self.init_config!r}: goes with init='scratch', not with init={self.init!r}")
-        if (self.init_config or self.init != 'scratch') and shape:
-            raise Refused(f"{shape[0]}: {self.init_config or self.init} has one; it goes with init='scratch' alone")
-        if self.init == 'scratch' and not self.init_config and lacking:
-            raise Refused(f"init='scratch': expected {', '.join(lacking)} too, or init_config=FOLDER to take its shape")
-        if self.init == 'scratch' and not self.init_config and self.vocab != 'speech' and not self.tokenizer:
-            raise Refused("init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data")
+            raise Refused(f"batch_tokens={self.batch_tokens}: expected {near} or {near + unit}, "
+                          f"a multiple of world {world} x micro_batch {self.micro_batch} "
+                          f"x block_size {self.block_size}")
 
     @property
-    def rows(self): # a step, over all ranks
+    def rows(self): # in a step, over all ranks
         return self.batch_tokens // self.block_size
 
 # ----------------------------------------------------------------------------------------------------------------
-# pure helpers, shared with dpo.py
-
-def check_settings(cfg, budgets):
-    """Refuses what no run can be: a choice that is none, a count of 0, no budget or two, an impossible schedule."""
-    for name, allowed in CHOICES.items():
-        if (value := getattr(cfg, name, allowed[0])) not in allowed:
-            raise Refused(f"{name}={value!r}: expected one of {', '.join(map(str, allowed))}")
-    for name in POSITIVE:
-        if (value := getattr(cfg, name, None)) is not None and not value > 0:
-            raise Refused(f"{name}={value}: expected more than 0")
-    given = [name for name in budgets if getattr(cfg, name) is not None]
-    if len(given) != 1:
-        raise Refused(f"expected exactly one of {', '.join(budgets)}, got {' and '.join(given) or 'none'}")
-    if cfg.wandb and not find_spec('wandb'):
-        raise Refused(f"wandb={cfg.wandb!r}: expected its package; pip install wandb")
-    if not 0 <= cfg.min_lr <= cfg.lr:
-        raise Refused(f"min_lr={cfg.min_lr}: expected 0 to lr={cfg.lr}")
-    if not 0 <= cfg.warmup < 1 or cfg.schedule == 'wsd' and cfg.warmup + cfg.decay > 1:
-        raise Refused(f"warmup={cfg.warmup}, decay={cfg.decay}: expected shares of the budget, of sum 1 at most")
-    if cfg.schedule == 'inverse_sqrt' and cfg.warmup == 0:
-        raise Refused("schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0")
+# schedule and optimizer
 
 def learning_rate(cfg, t):
     """The rate at t, the share of the budget that is used when the step ends (0 to 1)."""
@@ -168,14 +133,14 @@ def learning_rate(cfg, t):
         return cfg.lr
     if cfg.schedule == 'inverse_sqrt':
         return cfg.lr * math.sqrt(cfg.warmup / t)
-    # 3) down to min_lr at t = 1: a half cosine from the warm-up on, or a line over the last `decay`
+    # 3) down to min_lr at t = 1: a half cosine after the warm-up, or a line over the last `decay`
     start = cfg.warmup if cfg.schedule == 'cosine' else 1 - cfg.decay
     x = min(max((t - start) / (1 - start), 0.0), 1.0)
-    fall = 0.5 * (1 + math.cos(math.pi * x)) if cfg.schedule == 'cosine' else 1 - x
-    return cfg.min_lr + (cfg.lr - cfg.min_lr) * fall
+    height = 0.5 * (1 + math.cos(math.pi * x)) if cfg.schedule == 'cosine' else 1 - x
+    return cfg.min_lr + (cfg.lr - cfg.min_lr) * height
 
 def total_steps(cfg, flops):
-    """Steps the budget buys, rounded down, at so many FLOPs a step; None where it is wall time."""
+    """Steps the budget buys at `flops` FLOPs a step, rounded down; None if the budget is wall time."""
     if cfg.max_seconds is not None:
         return None
     steps = cfg.max_steps or int(cfg.max_tokens // cfg.batch_tokens if cfg.max_tokens else cfg.max_flops // flops)
@@ -184,42 +149,79 @@ def total_steps(cfg, flops):
     return steps
 
 def make_optimizer(model, lr):
-    """AdamW, fused (on a CPU too: a third of the time of the unfused); its `found_inf` skips a step on the device."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    """AdamW, fused: three times as fast, on a CPU too, and its `found_inf` can skip a step on the device."""
+    settings = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True, **settings)
     optimizer.grad_scale = None
     return optimizer
 
 # ----------------------------------------------------------------------------------------------------------------
-# data and model
+# data
 
 def hash_of_init(init):
-    """Of a local folder's weights; a hub id stands for itself."""
+    """A hash of the weights in a local folder. A hub id is taken to name the same weights each time."""
     return checkpoint.digest(map(sha256, sorted(Path(init).glob('*.safetensors'))))
 
 def open_data(cfg):
-    """Vocabulary, text tokenizer ('' for speech), Loader, {corpus/source: Loader} held out, {input: its hash}."""
+    """The data of these settings -> (Vocab, tokenizer, Loader to train on, held-out data, inputs).
+
+    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source: Loader}
+    where there is at least one row. Inputs are {name: hash}, which must not change on resume.
+    """
     check_names(cfg.data)
-    corpora = [Path(p) for p in cfg.data.split(',')]
-    folders = {s: [c / 'train' / s for c in corpora if (c / 'train' / s).is_dir()] for s in cfg.sources}
-    for source, found in folders.items():
-        if not found:
-            raise Refused(f"{' and '.join(str(c / 'train' / source) for c in corpora)}: no such folder; "
+    corpora = [Path(folder) for folder in cfg.data.split(',')]
+    folders = {}
+    for source in cfg.sources:
+        candidates = [corpus / 'train' / source for corpus in corpora]
+        folders[source] = [folder for folder in candidates if folder.is_dir()]
+        if not folders[source]:
+            raise Refused(f"{' and '.join(map(str, candidates))}: no such folder; "
                           "expected token shards as interleave.py writes them")
-    vocab = next((v for found in folders.values() if (v := Shards(found[0]).vocab).kind == cfg.vocab), None)
+    # The vocabulary may be that of some sources only: shards of text can be read in a joint one.
+    vocabs = (Shards(paths[0]).vocab for paths in folders.values())
+    vocab = next((vocab for vocab in vocabs if vocab.kind == cfg.vocab), None)
     if vocab is None:
         raise Refused(f"vocab={cfg.vocab!r}: no shards of {cfg.data} ({', '.join(cfg.sources)}) have such a vocabulary")
     tokenizer = '' if vocab.kind == 'speech' else cfg.tokenizer or cfg.init_config or cfg.init
-    if tokenizer and (found := TextTokenizer(tokenizer).hash) != vocab.tokenizer:
-        raise Refused(f"{tokenizer}: its text tokenizer ({found}) did not make the shards ({vocab.tokenizer} did)")
-    sources = [Shards(found, vocab) for found in folders.values()]
-    loader = Loader(sources, cfg.weights, cfg.block_size, cfg.seed)
-    held_out = {f'{c.name}/{s}': c / 'val' / s for s in cfg.sources for c in corpora}
-    val = {name: Loader([Shards(folder, vocab)], None, cfg.block_size, 0) for name, folder in held_out.items()
-           if (folder / 'index.json').is_file() # and at least a row
-           and json.loads((folder / 'index.json').read_text())['tokens'] >= cfg.block_size}
-    inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash(),
-              **{f'{name} shards': source.hash[:16] for name, source in zip(folders, sources)}}
+    if tokenizer and (text_hash := TextTokenizer(tokenizer).hash) != vocab.tokenizer:
+        raise Refused(f"{tokenizer}: its text tokenizer ({text_hash}) did not make the shards ({vocab.tokenizer} did)")
+    shards = {source: Shards(paths, vocab) for source, paths in folders.items()}
+    loader = Loader(list(shards.values()), cfg.weights, cfg.block_size, cfg.seed)
+    val = {}
+    for source in cfg.sources:
+        for corpus in corpora:
+            index = corpus / 'val' / source / 'index.json'
+            if index.is_file() and json.loads(index.read_text())['tokens'] >= cfg.block_size:
+                val[f'{corpus.name}/{source}'] = Loader([Shards(index.parent, vocab)], None, cfg.block_size, 0)
+    inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}
+    inputs |= {f'{source} shards': opened.hash[:16] for source, opened in shards.items()}
     return vocab, tokenizer, loader, val, inputs
+
+def fetch(loader, cfg, step, rank, world, device):
+    """A rank's part of a step -> (micro-batches, their number of targets, of keys their tokens attend to).
+
+    A micro-batch is (tokens, doc_start, targets) of Loader.rows on the device, (micro_batch, block_size) each.
+    """
+    micro_batches, n_targets, attended_keys = [], 0, 0
+    positions = np.arange(1, cfg.block_size + 1)
+    for first in range(step * cfg.rows, (step + 1) * cfg.rows, world * cfg.micro_batch):
+        tokens, doc_start, targets, _ = loader.rows(first + rank * cfg.micro_batch, cfg.micro_batch)
+        n_targets += int((targets >= 0).sum())
+        attended_keys += int((positions - doc_start).sum())
+        micro_batches.append([to_device(x, device) for x in (tokens, doc_start, targets)])
+    weight = to_device(torch.tensor(float(n_targets), dtype=torch.float64), device)
+    return micro_batches, weight, attended_keys
+
+def held_out(loader):
+    """(number of rows, read) for `evaluate`: read(first, n) gives tokens, doc_start, targets of n rows."""
+    def read(first, n):
+        tokens, doc_start, targets, _ = loader.rows(first if n > 0 else 0, max(n, 1))
+        # A rank without rows of its own evaluates one that has no targets.
+        return tokens, doc_start, targets if n > 0 else np.full_like(targets, -100)
+    return int(loader.n_rows[0]), read
+
+# ----------------------------------------------------------------------------------------------------------------
+# model
 
 def _rope(cfg, shape):
     if cfg.rope_theta and shape.position != 'rope':
@@ -227,130 +229,143 @@ def _rope(cfg, shape):
     return {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
 
 def shape_of(cfg):
-    """The GPTConfig that a new run starts from, with the vocabulary it has there."""
+    """The GPTConfig that a new run starts from, before it gets the vocabulary of the data."""
     if cfg.init != 'scratch' or cfg.init_config:
         return read_config(cfg.init_config or cfg.init)
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
-    """Bytes on each of `world` GPUs, as cost.memory; without a vocab_size it is that of the papers' 500 units."""
+    """{part: bytes} on each GPU, by training/cost.py. Without vocab_size: that of the papers' 500 units."""
     shape = shape_of(cfg)
     vocab_size = vocab_size or papers_vocab(cfg.vocab, shape.vocab_size).size
-    return memory(replace(shape, vocab_size=vocab_size), cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype,
-                  cfg.recompute)
+    shape = replace(shape, vocab_size=vocab_size)
+    return memory(shape, cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype, cfg.recompute)
 
-def table_of(held, cfg, world):
-    each = ', '.join(f'{name} {size / 1e9:.1f}' for name, size in held.items())
-    return (f"{sum(held.values()) / 1e9:.1f} GB on each of {world} GPUs at most ({each}): {cfg.parallel}, {cfg.dtype}, "
-            f"recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")
-
-def check_memory(cfg, world, vocab_size, room):
-    """Refuses a run that cannot fit into so many bytes a GPU."""
-    held = memory_of(cfg, world, vocab_size)
-    need = sum(held.values()) - (held['gradients'] if cfg.rows == cfg.micro_batch else 0) # made as activations go, then
-    if need > room:
-        raise Refused(f"{table_of(held, cfg, world)}; a GPU has {room / 1e9:.1f} GB: expected a smaller micro_batch, "
-                      "recompute='selective' or 'full', or parallel='fsdp'")
-
-def check_attention(cfg, shape, device):
-    """Refuses a backend that cfg asks for and that device or model cannot have."""
-    dtype = torch.float32 if cfg.dtype == 'float32' else torch.bfloat16
-    choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
-
-def set_up(model, cfg):
-    """The model with the dtype, attention and recomputing of the settings."""
-    model = model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
-    model.attention = cfg.attention
-    for block in model.layers:
-        block.recompute = cfg.recompute
-    return model
+def load_model(folder, cfg, device):
+    """The model of a folder, with the attention and recomputing of the settings."""
+    return GPT.from_pretrained(folder, device=device, attention=cfg.attention, recompute=cfg.recompute)
 
 def build_model(cfg, vocab, tokenizer, device):
-    """What a new run starts from: random, a TextLM with rows for the units (TWIST), or a model of this vocabulary."""
+    """The start of a new run: random weights, a TextLM with rows for the units (TWIST), or a model of vocab."""
     torch.manual_seed(cfg.seed)
     if cfg.init == 'scratch':
         shape = shape_of(cfg)
-        bos, eos = (vocab.bos, vocab.bos) if vocab.kind == 'speech' else (None, TextTokenizer(tokenizer).eot)
-        return GPT(replace(shape, vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos, **_rope(cfg, shape))).to(device)
-    theirs = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # none: a TextLM
-    if theirs and (not theirs.units or '/' in theirs.units): # nothing to compare with the shards' hash
-        theirs = replace(theirs, units=vocab.units)
-    if theirs and theirs.kind != 'text' and theirs != vocab:
-        raise Refused(f"{cfg.init}: its vocabulary ({theirs.kind}, {theirs.size} ids, {theirs.hash()}) is not that of "
-                      f"the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); expected that, or a TextLM")
-    model = GPT.from_pretrained(cfg.init, device=device)
+        bos = vocab.bos if vocab.kind == 'speech' else None
+        eos = vocab.bos if vocab.kind == 'speech' else TextTokenizer(tokenizer).eot
+        ids = dict(vocab_size=vocab.size, bos_token_id=bos, eos_token_id=eos)
+        shape = replace(shape, **ids, **_rope(cfg, shape))
+        return GPT(shape, cfg.attention, cfg.recompute).to(device)
+    init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
+    # A published model says at most the hub id of its units' encoder: take its units to be the shards'.
+    if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
+        init_vocab = replace(init_vocab, units=vocab.units)
+    if init_vocab and init_vocab.kind != 'text' and init_vocab != vocab:
+        raise Refused(f"{cfg.init}: its vocabulary ({init_vocab.kind}, {init_vocab.size} ids, {init_vocab.hash()}) "
+                      f"is not that of the shards ({vocab.kind}, {vocab.size} ids, {vocab.hash()}); "
+                      "expected that, or a TextLM")
+    model = load_model(cfg.init, cfg, device)
     model.cfg = replace(model.cfg, **_rope(cfg, model.cfg))
-    if theirs != vocab:
+    if init_vocab != vocab:
         model.extend_vocabulary(vocab, cfg.new_rows, torch.Generator().manual_seed(cfg.seed))
     return model
 
 class LMObjective(torch.nn.Module):
-    """The sum of a micro-batch's losses, and that sum and the number of targets of each modality: text, unit, other."""
+    """The loss of a micro-batch, and by modality (text, units, separators) the sums of its losses and targets."""
 
     def __init__(self, model, vocab):
         super().__init__()
         self.model = model
-        kinds = torch.as_tensor(vocab.modality(torch.arange(vocab.size)))
-        self.register_buffer('kinds', kinds.to(next(model.parameters()).device), persistent=False) # (V,)
+        modality = torch.as_tensor(vocab.modality(torch.arange(vocab.size))) # (V,)
+        self.register_buffer('modality', modality.to(next(model.parameters()).device), persistent=False)
 
     def forward(self, tokens, doc_start, targets): # (B, T) each
-        loss, losses = self.model.loss_sum(tokens, doc_start, targets) # (), (B*T,) float32, 0 where there is no target
-        flat = targets.flatten()
-        kind = torch.where(flat >= 0, self.kinds[flat.clamp(min=0)].long(), 3)
-        is_kind = kind == torch.arange(3, device=kind.device)[:, None] # (3, B*T)
-        sums = (is_kind * losses).sum(1, dtype=torch.float64)
-        return loss, torch.cat((sums, is_kind.sum(1))) # (), (6,)
+        loss, losses = self.model.loss_sum(tokens, doc_start, targets) # (), (B*T,) float32, 0 without a target
+        targets = targets.flatten()
+        modality = torch.where(targets >= 0, self.modality[targets.clamp(min=0)].long(), 3) # 3: no target
+        is_modality = modality == torch.arange(3, device=modality.device)[:, None] # (3, B*T)
+        loss_sums = (is_modality * losses).sum(1, dtype=torch.float64)
+        return loss, torch.cat((loss_sums, is_modality.sum(1))) # (), (6,)
 
     @staticmethod
-    def summary(parts):
-        """What is logged of the parts of a step or an evaluation."""
-        return modality_means(parts[:3], parts[3:]) | {'targets': int(sum(parts[3:]))}
-
-def fetch(loader, cfg, step, rank, world, device):
-    """This rank's micro-batches of a step, on the device, the number of their targets there, and the keys they see."""
-    micro, n_targets, keys, place = [], 0, 0, np.arange(1, cfg.block_size + 1)
-    for first in range(step * cfg.rows, (step + 1) * cfg.rows, world * cfg.micro_batch):
-        tokens, doc_start, targets, _ = loader.rows(first + rank * cfg.micro_batch, cfg.micro_batch)
-        n_targets += int((targets >= 0).sum())
-        keys += int((place - doc_start).sum())
-        micro.append(tuple(to_device(x, device) for x in (tokens, doc_start, targets)))
-    return micro, to_device(torch.tensor(float(n_targets), dtype=torch.float64), device), keys
-
-def held_out(loader):
-    """(rows of a Loader, what evaluate reads of it: tokens, doc_start, targets of n rows, nothing to predict for n < 1)"""
-    def read(first, n):
-        *batch, targets, _ = loader.rows(first if n > 0 else 0, max(n, 1))
-        return *batch, targets if n > 0 else np.full_like(targets, -100)
-    return int(loader.n_rows[0]), read
+    def summary(sums):
+        """What is logged of the sums over a step or an evaluation."""
+        return modality_means(sums[:3], sums[3:]) | {'targets': int(sum(sums[3:]))}
 
 # ----------------------------------------------------------------------------------------------------------------
-# the loop, of train.py and of dpo.py
+# the loop, also of dpo.py
 
 @torch.no_grad()
 def evaluate(run, objective, sets):
-    """{name: summary} over eval_rows rows of each of sets {name: (rows, read)}; every world-th micro-batch on a rank."""
-    cfg, result = run.cfg, {}
+    """{name: summary} over the first eval_rows rows of each of sets {name: (number of rows, read)}.
+
+    The ranks take micro-batches in turn. One that has none left calls forward too: FSDP needs all ranks.
+    """
+    cfg = run.cfg
     rank, world, device, _ = run.place
-    for name, (rows, read) in sets.items():
-        rows, parts = min(cfg.eval_rows, rows), 0
-        for first in range(rank * cfg.micro_batch, rows + rank * cfg.micro_batch, world * cfg.micro_batch):
-            batch = read(first, min(cfg.micro_batch, rows - first)) # shards: all ranks call forward equally often
+    results = {}
+    for name, (n_rows, read) in sets.items():
+        n_rows = min(cfg.eval_rows, n_rows)
+        sums = 0
+        for offset in range(0, n_rows, world * cfg.micro_batch):
+            first = offset + rank * cfg.micro_batch
+            batch = read(first, min(cfg.micro_batch, n_rows - first))
             with run.autocast():
-                parts = parts + objective(*(to_device(x, device) for x in batch))[1]
+                sums = sums + objective(*(to_device(x, device) for x in batch))[1]
         if world > 1:
-            dist.all_reduce(parts)
-        result[name] = objective.summary(parts.tolist())
+            dist.all_reduce(sums)
+        results[name] = objective.summary(sums.tolist())
     if isinstance(objective, FSDPModule):
-        objective.reshard() # without a backward its own weights stay gathered, and a checkpoint would save those, in bf16
-    return result
+        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save those.
+        objective.reshard()
+    return results
+
+def accumulate_gradients(run, net, micro_batches, weight):
+    """Forward and backward of a rank's micro-batches -> their sums for the log; sums weight over the ranks."""
+    world = run.place.world
+    if world > 1:
+        dist.all_reduce(weight)
+    scale = (world / weight.clamp(min=1)).float() # DDP and FSDP average over the ranks, we want the sum
+    sums = 0
+    for i, micro_batch in enumerate(micro_batches):
+        set_gradient_sync(net, i == len(micro_batches) - 1)
+        with run.autocast():
+            loss, micro_sums = net(*micro_batch)
+        (loss * scale).backward()
+        sums = sums + micro_sums
+    return sums
+
+def update_weights(optimizer, model, clip, step_stats, weight):
+    """A step of the optimizer, skipped if anything is not finite -> (norm of the gradient, is it skipped)."""
+    grad_norm = checkpoint.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+    # Global sums are equal on every rank, so all ranks skip the same steps.
+    skip_step = ~(grad_norm.isfinite() & step_stats.isfinite().all())
+    optimizer.found_inf = (skip_step | (weight == 0)).float() # 1: weights and moments stay as they are
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm, skip_step
+
+def read_log(run, log):
+    """Log.read; ends the run with status 17 when PATIENCE steps in a row were skipped."""
+    finished_step = log.read()
+    if log.streak >= PATIENCE:
+        last = next(iter(checkpoint.folders(run.cfg.out)), 'none: it never saved')
+        print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {last}")
+        raise SystemExit(17)
+    return finished_step
+
+def log_evaluation(run, log, step, val):
+    run.state['val'] = val
+    log.write({'step': step, 'val': val})
+    run.say(*(f"step {step} | val {name} {means['loss']:.3f}" for name, means in val.items()), sep='\n')
 
 def training_loop(run, objective, steps, fetch, sets):
-    """Steps to the end of the budget, or to a signal -> (the last step, is it the end, how many were skipped).
+    """Trains to the end of the budget or to a stop signal -> (last step, is it the end, skipped steps).
 
-    objective   a module around .model: a micro-batch -> (the sum of its losses, parts: sums over it to be logged),
-                with .summary(parts) of a step; its loss is the sum of losses / the sum of weights, over all ranks
-    fetch(step) -> this rank's micro-batches, their weight, the keys that their tokens see
-    sets        what is held out, for evaluate
+    objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
+                 .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks
+    steps        of the whole run; None: until max_seconds
+    fetch(step)  -> this rank's micro-batches, their weight, the number of keys their tokens attend to
+    sets         held-out data for `evaluate`
     """
     cfg, state, model = run.cfg, run.state, objective.model
     rank, world, device, checkpoint_group = run.place
@@ -360,55 +375,44 @@ def training_loop(run, objective, steps, fetch, sets):
         checkpoint.load_optimizer(run.folder, model, optimizer)
     log = Log(cfg, state, model, rank, world, device, objective.summary)
     step, seconds = state['step'], state['seconds']
-    started, stop, done = time.monotonic() - seconds, False, state['finished']
-    batch, weight, keys = fetch(step)
+    started = time.monotonic() - seconds
+    stop, done = False, state['finished']
+    micro_batches, weight, attended_keys = fetch(step)
     while not (done or stop):
         # ---- the step
         lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
         optimizer.param_groups[0]['lr'] = lr
+        n_tokens = sum(tokens.numel() for tokens, *_ in micro_batches)
+        loss_sums = accumulate_gradients(run, net, micro_batches, weight)
+        # The next batch is fetched one step ahead, as the device is busy now and the host is not.
+        fetch_begin = time.perf_counter()
+        micro_batches, next_weight, next_attended_keys = fetch(step + 1)
+        fetch_seconds = time.perf_counter() - fetch_begin
+        # One all-reduce carries all that the ranks must agree on: the losses, whether a stop signal
+        # reached any rank, rank 0's clock (the others add 0), and the counts for tokens/s and MFU.
+        elapsed = time.monotonic() - started if rank == 0 else 0.0
+        counts = torch.tensor([len(run.stop_signals), elapsed, attended_keys, n_tokens], dtype=torch.float64)
+        step_stats = torch.cat((loss_sums, to_device(counts, device)))
         if world > 1:
-            dist.all_reduce(weight) # of the whole global batch
-        scale = (world / weight.clamp(min=1)).float() # DDP averages, we want the sum
-        parts, tokens = 0, sum(micro[0].numel() for micro in batch)
-        for i, micro in enumerate(batch):
-            if world > 1:
-                net.sync(i == len(batch) - 1)
-            with run.autocast():
-                loss, part = net(*micro)
-            (loss * scale).backward()
-            parts = parts + part
-        begin = time.perf_counter()
-        batch, next_weight, next_keys = fetch(step + 1) # while the device works
-        data = time.perf_counter() - begin
-        own = [len(run.asked), time.monotonic() - started if rank == 0 else 0.0, keys, tokens] # signals; rank 0's clock
-        shared = torch.cat((parts, to_device(torch.tensor(own, dtype=torch.float64), device)))
-        if world > 1:
-            dist.all_reduce(shared)
-        norm = checkpoint.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
-        bad = ~(norm.isfinite() & shared.isfinite().all()) # the same on every rank: both are sums over all
-        optimizer.found_inf = (bad | (weight == 0)).float() # 1: this step changes neither weights nor moments
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, weight, keys = step + 1, next_weight, next_keys
+            dist.all_reduce(step_stats)
+        grad_norm, skip_step = update_weights(optimizer, model, cfg.clip, step_stats, weight)
+        step, weight, attended_keys = step + 1, next_weight, next_attended_keys
 
-        # ---- the log, a step late; at times an evaluation, a checkpoint
-        late = log.read() # the step before; every rank reads the same
-        log.post(step, steps, torch.cat((shared, torch.stack((norm, bad)).double())), lr, data)
-        stop, seconds = late or (stop, seconds)
+        # ---- the log, read one step late: reading waits for the device, so the next step is launched first
+        stop, seconds = read_log(run, log) or (stop, seconds) # of the step before
+        log.post(step, steps, step_stats, grad_norm, skip_step, lr, fetch_seconds)
         done = step == steps if steps else seconds >= cfg.max_seconds
-        to_evaluate, to_save = done or step % cfg.eval_every == 0, done or stop or step % cfg.save_every == 0
+        to_evaluate = done or step % cfg.eval_every == 0
+        to_save = done or stop or step % cfg.save_every == 0
         if not to_evaluate and not to_save:
             continue
-        stop = log.read()[0] or stop # nothing waits while the log is evaluated on or saved with
+
+        # ---- at times an evaluation, a checkpoint: this step is logged before them
+        stop = read_log(run, log)[0] or stop
         if to_evaluate:
-            state['val'] = evaluate(run, objective, sets)
-            log.write({'step': step, 'val': state['val']})
-            run.say(*(f"step {step} | val {name} {mean['loss']:.3f}" for name, mean in state['val'].items()), sep='\n')
+            log_evaluation(run, log, step, evaluate(run, objective, sets))
         if to_save or stop:
-            state |= {'step': step, 'seconds': time.monotonic() - started, 'skipped': log.skipped,
-                      'streak': log.streak, 'finished': done, 'run': run.identity}
-            log.sync()
-            checkpoint.save(Path(cfg.out), step, model, optimizer, state, run.vocab, run.tokenizer, rank)
+            checkpoint.save_run(run, step, model, optimizer, log, time.monotonic() - started, done)
         if world > 1:
             dist.barrier(group=checkpoint_group) # rank 0 may be writing
         log.skip_time()
@@ -418,39 +422,46 @@ def training_loop(run, objective, steps, fetch, sets):
 
 def main(cfg):
     if cfg.memory:
-        return print(table_of(memory_of(cfg, cfg.memory), cfg, cfg.memory))
-    with processes(cfg) as place, signals() as asked:
+        return print(describe_memory(memory_of(cfg, cfg.memory), cfg, cfg.memory))
+    with processes(cfg) as place, signals() as stop_signals:
         rank, world, device, _ = place
-        if cfg.attention: # refused here where it cannot be had
+        if cfg.attention: # refused before any weights are read
             check_attention(cfg, shape_of(cfg), device)
 
-        # ---- the data, and what an earlier run of this command left
+        # ---- the data, and what an earlier start of this command left
         vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
-            check_memory(cfg, world, vocab.size, ROOM * torch.cuda.get_device_properties(device).total_memory)
-        run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, asked, vocab, tokenizer, inputs)
+            gpu_memory = torch.cuda.get_device_properties(device).total_memory
+            check_memory(cfg, world, memory_of(cfg, world, vocab.size), ROOM * gpu_memory)
+        run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']
 
         # ---- the model
-        model = GPT.from_pretrained(run.folder, device=device) if run.folder else build_model(cfg, vocab, tokenizer, device)
-        model = set_up(model, cfg)
-        for block in model.layers if cfg.compile else []: # forward alone: what gathers shards is called around it
-            block.forward = torch.compile(block.forward, dynamic=False)
-        flops = 6 * model.num_params() * cfg.batch_tokens # a step
+        if run.folder:
+            model = load_model(run.folder, cfg, device)
+        else:
+            model = build_model(cfg, vocab, tokenizer, device)
+        if cfg.dtype == 'pure_bfloat16':
+            model = model.bfloat16()
+        if cfg.compile:
+            for block in model.layers: # the forward alone: FSDP gathers the weights in the call around it
+                block.forward = torch.compile(block.forward, dynamic=False)
+        flops = 6 * model.num_params() * cfg.batch_tokens # of a step
         steps = total_steps(cfg, flops) # None: until max_seconds
+        budget = f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s"
         run.say(f"{model.num_params():,} parameters on {world} x {device.type}, {cfg.batch_tokens:,} tokens a step, "
-                + (f"{steps:,} steps, {flops * steps:.2e} FLOPs" if steps else f"{cfg.max_seconds} s")
-                + f"; held out: {', '.join(val) or 'nothing'}")
+                f"{budget}; held out: {', '.join(val) or 'nothing'}")
 
         # ---- the loop, and the end
-        batches = lambda step: fetch(loader, cfg, step, rank, world, device)
-        sets = {name: held_out(of) for name, of in val.items()}
-        step, done, skipped = training_loop(run, LMObjective(model, vocab), steps, batches, sets)
-        made = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
-        checkpoint.export(run, model, done, step, made)
+        def fetch_step(step):
+            return fetch(loader, cfg, step, rank, world, device)
+        sets = {name: held_out(val_loader) for name, val_loader in val.items()}
+        step, done, skipped = training_loop(run, LMObjective(model, vocab), steps, fetch_step, sets)
+        counts = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
+        checkpoint.export(run, model, done, step, counts)
         if done:
-            run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch_tokens:,} tokens")
+            run.say(f"done: {cfg.out}, {step:,} steps, {counts['tokens']:,} tokens")
         return run.state['val'] if done else None
 
 if __name__ == '__main__':

@@ -1,51 +1,69 @@
 """
-The vocabularies, and the text tokenizer under them. Units are integers end to end: ids here, never '<Un12>' strings.
+Which id is what, and how documents and prompts are written in ids.
 
-    joint  (SIMS)   text 0..T-1 | unit u = T + u, u in 0..K-1 | <speech> = T + K | <text> = T + K + 1     size T + K + 2
-    speech (Slam)   pad 0 | bos = eos 1 | unit u = 2 + u                                                  size K + 2
-    text            text 0..T-1                                                                           size T
+    joint  (SIMS)   text 0..n_text-1 | unit u = n_text + u | <speech> = n_text + K | <text> = n_text + K + 1
+    speech (Slam)   pad 0 | bos = eos 1 | unit u = 2 + u
+    text            text 0..n_text-1
 
-T is the number of ids of the text tokenizer (its len, not the padded rows of an embedding), K the number of units.
-A vocabulary travels as `vocab.json` beside whatever is written in it; `hash` names it, `accepts` says what it may read:
-itself, and a text-only set of the same tokenizer, whose ids are the same.
+n_text is the number of ids of the text tokenizer (its len, not the padded rows of an embedding), K the number of units.
+Units are integers end to end: ids here, never '<Un12>' strings. Text never becomes markup: '<speech>', '<Un5>' or
+'<|endoftext|>' in a transcript is encoded letter by letter.
 
-Text never becomes markup: '<speech>', '<Un5>' or '<|endoftext|>' in a transcript is encoded letter by letter.
+A Vocab travels as vocab.json in a model's folder, and in the index.json of token shards. Its hash names it; it accepts
+what is written in itself or in a text vocabulary of the same tokenizer. papers_vocab is one to plan with.
+
+A document begins with bos in a speech vocabulary, else with what the tokenizer puts first (a BOS or nothing). Where it
+has both modalities, <speech> or <text> stands before each change. Text that is not first has a space before it.
+`document` writes one of a benchmark in a direction (S speech, T text, S->T, T->S; directions_of: those that are
+possible), prompt_ids one to be continued; allowed_ids says what may follow, spans_of what was generated.
 """
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from configurator import Refused
-from files import write_json
+from files import read_json, write_json
 
 KINDS = ('text', 'joint', 'speech')
 MODALITIES = ('text', 'units', 'separators') # what Vocab.modality numbers; the last also has bos and pad
 TEXT, UNITS, SEPARATORS = range(3)
+DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)} # that a kind can read
 
-def _digest(value):
+PUBLISHED = 'slprl/mhubert-base-25hz' # the units of the published models, by their cards
+PUBLISHED_LAYER = 11
+PAPERS_UNITS = 500 # K of both papers
+
+def short_hash(value):
+    """The first 16 hex digits of a JSON value's sha256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+def _int64(x):
+    """A torch tensor as int64; anything else as a new int64 array."""
+    return x.long() if hasattr(x, 'long') else np.array(x, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Vocab:
     kind: str           # 'text', 'joint' or 'speech'
-    n_text: int = 0     # T; 0 for speech
+    n_text: int = 0     # text ids; 0 for speech
     n_units: int = 0    # K; 0 for text
     tokenizer: str = '' # TextTokenizer.hash; '' for speech
-    units: str = ''     # hash of the encoder and its centroids, or its hub id; '' for text, and where nothing says it
+    units: str = ''     # hash of encoder and centroids, or the encoder's hub id; '' for text, and where it is unknown
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise Refused(f"vocabulary kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        for name, absent in (('n_text', 'speech'), ('n_units', 'text')):
+        for name, kind_without in (('n_text', 'speech'), ('n_units', 'text')):
             n = getattr(self, name)
-            if type(n) is not int or (n != 0 if self.kind == absent else n < 1):
-                raise Refused(f"{self.kind} vocabulary with {name} = {n!r}, expected "
-                              + ("0" if self.kind == absent else "a whole number of at least 1"))
+            is_absent = self.kind == kind_without
+            if type(n) is not int or (n != 0 if is_absent else n < 1):
+                expected = "0" if is_absent else "a whole number of at least 1"
+                raise Refused(f"{self.kind} vocabulary with {name} = {n!r}, expected {expected}")
 
     @property
     def size(self):
@@ -55,15 +73,27 @@ class Vocab:
     def unit_offset(self):
         return 2 if self.kind == 'speech' else self.n_text
 
-    def _only(self, kind, what, value):
+    def _only(self, kind, name, token):
         if self.kind != kind:
-            raise Refused(f"a {self.kind} vocabulary has no {what}; only a {kind} one has")
-        return value
+            raise Refused(f"a {self.kind} vocabulary has no {name}; only a {kind} one has")
+        return token
 
-    speech = property(lambda self: self._only('joint', '<speech>', self.n_text + self.n_units))
-    text   = property(lambda self: self._only('joint', '<text>', self.n_text + self.n_units + 1))
-    pad    = property(lambda self: self._only('speech', 'pad', 0))
-    bos    = property(lambda self: self._only('speech', 'bos', 1)) # eos is the same id
+    @property
+    def speech(self):
+        return self._only('joint', '<speech>', self.n_text + self.n_units)
+
+    @property
+    def text(self):
+        return self._only('joint', '<text>', self.n_text + self.n_units + 1)
+
+    @property
+    def pad(self):
+        return self._only('speech', 'pad', 0)
+
+    @property
+    def bos(self):
+        """Also eos."""
+        return self._only('speech', 'bos', 1)
 
     def unit_to_token(self, units):
         """Ids of units 0..K-1 as int64; numpy array, torch tensor or list."""
@@ -79,118 +109,144 @@ class Vocab:
         return units
 
     def modality(self, tokens):
-        """uint8 per id: 0 text, 1 unit, 2 separator, bos or pad."""
+        """TEXT, UNITS or SEPARATORS (which bos and pad are too) for each id, as uint8."""
         tokens = tokens if hasattr(tokens, 'dtype') else np.asarray(tokens)
-        first, last = self.unit_offset, self.unit_offset + self.n_units
-        unit = (tokens >= first) & (tokens < last)
-        other = tokens < first if self.kind == 'speech' else tokens >= last
-        as_uint8 = (lambda x: x.astype(np.uint8)) if isinstance(tokens, np.ndarray) else (lambda x: x.byte())
-        return as_uint8(unit) * UNITS + as_uint8(other) * SEPARATORS
+        units_end = self.unit_offset + self.n_units
+        is_unit = (tokens >= self.unit_offset) & (tokens < units_end)
+        is_separator = tokens < self.unit_offset if self.kind == 'speech' else tokens >= units_end
+        if isinstance(tokens, np.ndarray):
+            return is_unit.astype(np.uint8) * UNITS + is_separator.astype(np.uint8) * SEPARATORS
+        return is_unit.byte() * UNITS + is_separator.byte() * SEPARATORS
 
     def hash(self):
-        return _digest(asdict(self))
+        return short_hash(asdict(self))
 
-    def accepts(self, other):
-        """May a model or set of this vocabulary take tokens written in `other`?"""
-        text_of_mine = other.kind == 'text' and self.kind == 'joint' and \
-            (other.tokenizer, other.n_text) == (self.tokenizer, self.n_text)
-        return self == other or text_of_mine
+    def accepts(self, source):
+        """Can a model or data set of this vocabulary take tokens written in the Vocab `source`?"""
+        same_tokenizer = (source.tokenizer, source.n_text) == (self.tokenizer, self.n_text)
+        return self == source or (self.kind == 'joint' and source.kind == 'text' and same_tokenizer)
 
     def speaks(self, units_hash, encoder):
-        """Are units of this hash, made by the encoder of this name, those of the vocabulary? One that was published names its
-        encoder, for want of a hash."""
-        return units_hash == self.units or '/' in self.units and Path(encoder or '').name == Path(self.units).name
+        """Are units of this hash, made by the encoder of this name, those of the vocabulary?"""
+        names_encoder = '/' in self.units # the published ones do, for want of a hash
+        return units_hash == self.units or (names_encoder and Path(encoder or '').name == Path(self.units).name)
 
     def save(self, folder):
         write_json(Path(folder) / 'vocab.json', asdict(self))
 
     @staticmethod
     def load(folder):
-        path = Path(folder) / 'vocab.json'
+        fields = read_json(folder, 'vocab.json', 'train.py')
         try:
-            return Vocab(**json.loads(path.read_text(encoding='utf-8')))
-        except FileNotFoundError:
-            raise Refused(f"{path}: no such file; a model or token folder of this project has one") from None
-        except (ValueError, TypeError) as e: # not JSON, other fields, or values that Vocab refuses
-            raise Refused(f"{path}: not a vocabulary of this project: {e}") from None
-
-PAPERS_UNITS = 500 # K of both papers; a corpus says its own in the info.json of its units
+            return Vocab(**fields)
+        except (ValueError, TypeError) as e: # values that Vocab refuses, or other fields
+            raise Refused(f"{folder}/vocab.json: not a vocabulary of this project: {e}") from None
 
 def papers_vocab(kind, n_text):
-    """The Vocab of a kind with n_text text ids and the papers' number of units: a size to plan with, before there is data."""
+    """The Vocab of a kind with n_text text ids and the papers' number of units, to plan with before there is data."""
     return Vocab(kind, 0 if kind == 'speech' else n_text, 0 if kind == 'text' else PAPERS_UNITS)
 
-def _int64(x):
-    return x.long() if hasattr(x, 'long') else np.array(x, dtype=np.int64) # a copy: token_to_unit writes into it
+def _document_start(vocab, tokenizer, lead=()):
+    """The ids before all others: bos, what the tokenizer puts first, or else `lead`."""
+    return [vocab.bos] if vocab.kind == 'speech' else list(tokenizer.first or lead)
 
-DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)}
+def _separator(vocab, modality):
+    return vocab.speech if modality == UNITS else vocab.text
+
+def _part_ids(vocab, tokenizer, parts, separated):
+    """The ids of each of a document's parts, given as [(UNITS, units) or (TEXT, text)].
+
+    separated: <speech> or <text> stands before a part of another modality than the one before it. Text that does not
+    come first has a space before it.
+    """
+    ids_of_parts = []
+    last = None
+    for modality, content in parts:
+        ids = [_separator(vocab, modality)] if separated and modality != last else []
+        if modality == UNITS:
+            ids += vocab.unit_to_token(content).tolist()
+        else:
+            ids += tokenizer.encode(content if last is None else ' ' + content)
+        ids_of_parts.append(ids)
+        last = modality
+    return ids_of_parts
 
 def directions_of(vocab, candidate):
-    """The directions that the vocabulary reads and the candidate has the parts for."""
-    (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
-    there = {'S': candidate['joined'] is not None, 'T': prompt is not None and ending is not None,
-             'S->T': prompt_units is not None and ending is not None, 'T->S': bool(prompt) and ending_units is not None}
-    return [direction for direction in DIRECTIONS[vocab.kind] if there[direction]]
+    """The directions that the vocabulary reads and the candidate (see document) has the parts for."""
+    prompt, prompt_units = candidate['prompt']
+    ending, ending_units = candidate['ending']
+    has_parts = {'S': candidate['joined'] is not None,
+                 'T': prompt is not None and ending is not None,
+                 'S->T': prompt_units is not None and ending is not None,
+                 'T->S': bool(prompt) and ending_units is not None}
+    return [direction for direction in DIRECTIONS[vocab.kind] if has_parts[direction]]
 
 def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
-    """A candidate's ids in one direction, and where its ending begins among them (None: the task does not say).
+    """A benchmark's document: (its ids as int64, where the ending begins among them or None if the task does not say).
 
-    lead: ids put first where the tokenizer puts none; separate: <speech> or <text> first in S and T of a joint vocabulary.
+    candidate: {'prompt': (text, units), 'ending': (text, units), 'joined': (units of both, where the ending begins)}
+    lead: ids put first where the tokenizer puts none; separate: <speech> or <text> also in S and T, if joint.
     """
-    (prompt, prompt_units), (ending, ending_units) = candidate['prompt'], candidate['ending']
-    text = lambda s: tokenizer.encode(s)
-    head = [vocab.bos] if vocab.kind == 'speech' else list(tokenizer.first or lead)
-    if direction in ('S', 'T') and separate and vocab.kind == 'joint':
-        head.append(vocab.speech if direction == 'S' else vocab.text)
+    prompt, prompt_units = candidate['prompt']
+    ending, ending_units = candidate['ending']
+    begin = None
     if direction == 'S':
         units, begin = candidate['joined']
-        end = [vocab.bos] if vocab.kind == 'speech' and len(units) else []
-        return np.array([*head, *vocab.unit_to_token(units), *end], dtype=np.int64), None if begin is None else len(head) + begin
-    if direction == 'T':
-        parts = (text(prompt), text(' ' + ending)) if prompt else ([], text(ending))
+        parts = [(UNITS, units)]
+    elif direction == 'T':
+        parts = [(TEXT, prompt), (TEXT, ending)] if prompt else [(TEXT, ending)]
     elif direction == 'S->T':
-        parts = [vocab.speech, *vocab.unit_to_token(prompt_units)], [vocab.text, *text(' ' + ending)]
+        parts = [(UNITS, prompt_units), (TEXT, ending)]
     else:
-        parts = [vocab.text, *text(prompt)], [vocab.speech, *vocab.unit_to_token(ending_units)]
-    head = [*head, *parts[0]]
-    return np.array([*head, *parts[1]], dtype=np.int64), len(head) if prompt or direction == 'S->T' else None
-
-PUBLISHED = 'slprl/mhubert-base-25hz' # whose units the published models have, by their cards
-
-PUBLISHED_LAYER = 11
+        parts = [(TEXT, prompt), (UNITS, ending_units)]
+    separated = '->' in direction or (separate and vocab.kind == 'joint')
+    start = _document_start(vocab, tokenizer, lead)
+    *before, last = _part_ids(vocab, tokenizer, parts, separated)
+    ids = [*start, *sum(before, []), *last]
+    if direction == 'S':
+        if begin is not None:
+            begin += len(ids) - len(units)
+        if vocab.kind == 'speech' and len(units):
+            ids.append(vocab.bos)
+    elif prompt or direction == 'S->T':
+        begin = len(ids) - len(last)
+    return np.array(ids, dtype=np.int64), begin
 
 def prompt_ids(parts, output, vocab, tokenizer):
-    """The ids that the continuation follows."""
-    kinds, wanted = {part['kind'] for part in parts}, {'speech': {UNITS}, 'text': {TEXT}, 'free': {UNITS, TEXT}}[output]
-    for kind, knows in (('speech', UNITS), ('text', TEXT)):
-        if vocab.kind == kind and kinds | wanted != {knows}:
+    """The ids that the continuation follows: the parts, and the separator before an output of another modality.
+
+    parts: [{'kind': UNITS, 'units': ...} or {'kind': TEXT, 'text': ...}]; output: 'speech', 'text', or 'free' for both.
+    """
+    modalities = {part['kind'] for part in parts}
+    outputs = {'speech': {UNITS}, 'text': {TEXT}, 'free': {UNITS, TEXT}}[output]
+    for kind, modality in (('speech', UNITS), ('text', TEXT)):
+        if vocab.kind == kind and modalities | outputs != {modality}:
             raise Refused(f"a {kind}-only model reads and writes {kind} alone: give such prompts, and --output={kind}")
-    ids, last = [] if vocab.kind == 'speech' else [*tokenizer.first], None
-    ids += [vocab.bos] if vocab.kind == 'speech' else []
-    mixed = len(kinds | wanted) > 1
-    begin = lambda kind: [vocab.speech if kind == UNITS else vocab.text] if mixed and kind != last else []
-    for part in parts:
-        ids += begin(part['kind'])
-        if part['kind'] == UNITS:
-            ids += vocab.unit_to_token(part['units']).tolist()
-        else: # words inside a document have their space
-            ids += tokenizer.encode(part['text'].strip() if last is None else ' ' + part['text'].strip())
-        last = part['kind']
-    return ids + (begin(*wanted) if len(wanted) == 1 else [])
+    separated = len(modalities | outputs) > 1
+    contents = [(UNITS, part['units']) if part['kind'] == UNITS else (TEXT, part['text'].strip()) for part in parts]
+    ids = sum(_part_ids(vocab, tokenizer, contents, separated), _document_start(vocab, tokenizer))
+    if separated and output != 'free' and parts[-1]['kind'] not in outputs:
+        ids.append(_separator(vocab, *outputs))
+    return ids
 
 def allowed_ids(vocab, tokenizer, output):
-    """(V,) bool: the ids of the wanted modality, of both with their separators, and what ends a document; the ids that end it."""
-    kind, stop = vocab.modality(np.arange(vocab.size)), {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
-    allowed = torch.from_numpy(np.ones_like(kind, bool) if output == 'free' else kind == (UNITS if output == 'speech' else TEXT))
+    """(bool (V,): ids of the output's modality, all if 'free', and those that end a document; the last as a set)."""
+    stop = {vocab.bos} if vocab.kind == 'speech' else {tokenizer.eot} - {None}
+    allowed = torch.ones(vocab.size, dtype=torch.bool)
+    if output != 'free':
+        modality = vocab.modality(np.arange(vocab.size))
+        allowed = torch.from_numpy(modality == (UNITS if output == 'speech' else TEXT))
     allowed[list(stop)] = True
     return allowed, stop
 
 def spans_of(tokens, vocab, tokenizer):
     """Generated ids -> [{'kind', 'units' or 'text'}], one for each stretch of a modality; separators only part them."""
     spans = []
-    for kind, part in groupby(tokens, key=lambda t: int(vocab.modality(np.array([t]))[0])):
-        if kind == UNITS:
-            spans.append({'kind': UNITS, 'units': vocab.token_to_unit(list(part)).tolist()})
-        elif kind != SEPARATORS:
-            spans.append({'kind': TEXT, 'text': tokenizer.decode(list(part)).strip()})
+    modalities = vocab.modality(np.array(tokens, dtype=np.int64)).tolist()
+    for modality, group in groupby(zip(modalities, tokens), key=itemgetter(0)):
+        ids = [token for _, token in group]
+        if modality == UNITS:
+            spans.append({'kind': UNITS, 'units': vocab.token_to_unit(ids).tolist()})
+        elif modality == TEXT:
+            spans.append({'kind': TEXT, 'text': tokenizer.decode(ids).strip()})
     return spans

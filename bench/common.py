@@ -1,8 +1,14 @@
 """
-What the scripts of bench/ share: the machine, times of ways to do the same, this machine's ceilings, tables and results.
+What the scripts of bench/ share: a description of the machine, interleaved timing of several
+implementations of the same work, the speed limits of this device, and the printing and saving of
+results.
+
+A script prints its rows as a Markdown table and writes bench/results/NAME.json: the machine, the
+command, and the rows. With --dry it runs once on tiny shapes and writes nothing.
 """
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -12,21 +18,20 @@ from pathlib import Path
 
 import torch
 
-from files import progress, write_json
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from files import progress, write_json
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-FLUSH = 2 ** 31 # bytes, written before a call on a GPU
+FLUSH = 2 ** 31 # bytes that are overwritten before each timed call on a GPU
 
-def _line(*command):
-    """The first line a command prints; '' where it fails."""
+def _first_line(*command):
+    """The first line that a command prints, or '' if the command fails."""
     try:
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return said.partition('\n')[0].strip()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ''
+    return done.stdout.partition('\n')[0].strip()
 
 def _version(package):
     try:
@@ -35,100 +40,153 @@ def _version(package):
         return None
 
 def commit():
-    """What git calls the tree, '+' behind it when it was changed; $COMMIT where the tree came without its .git."""
-    return os.environ.get('COMMIT') or _line('git', 'describe', '--always', '--dirty=+', '--exclude=*')
+    """What `git describe` calls this tree, with '+' appended if it was changed.
+
+    $COMMIT takes precedence: it names the commit of a tree that was copied without its .git.
+    """
+    return os.environ.get('COMMIT') or _first_line(
+        'git', 'describe', '--always', '--dirty=+', '--exclude=*')
 
 def machine():
-    """What a number needs beside it."""
-    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                if line.startswith('model name')), platform.processor())
-    driver = _line('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader')
-    gpu = {'gpu': torch.cuda.get_device_name(), 'driver': driver} if DEVICE == 'cuda' else {}
-    return {**gpu, 'machine': cpu, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'triton': _version('triton'), 'transformers': _version('transformers'), 'commit': commit()}
+    """The hardware and the versions that a measured number depends on, as a dict."""
+    cpuinfo = Path('/proc/cpuinfo').read_text()
+    model_name = re.search(r'(?m)^model name.*?:([^:\n]*)', cpuinfo)
+    cpu = model_name[1].strip() if model_name else platform.processor()
+    gpu = {}
+    if DEVICE == 'cuda':
+        driver = _first_line('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader')
+        gpu = {'gpu': torch.cuda.get_device_name(), 'driver': driver}
+    return {**gpu,
+            'machine': cpu,
+            'threads': torch.get_num_threads(),
+            'torch': torch.__version__,
+            'triton': _version('triton'),
+            'transformers': _version('transformers'),
+            'commit': commit()}
 
-def asked_dry(doc):
-    """Whether the command line says --dry. Without it, and without a GPU, there is nothing to measure."""
-    if sys.argv[1:] not in ([], ['--dry']):
-        raise SystemExit(doc)
-    if not sys.argv[1:] and DEVICE == 'cpu':
-        raise SystemExit(f"{Path(sys.argv[0]).name}: expected a CUDA GPU; --dry runs it once on tiny shapes without one")
-    return bool(sys.argv[1:])
+def parse_dry(usage):
+    """Whether the command line is --dry (True) or empty (False).
+
+    Ends the process with `usage` for anything else, and with a message if a real run is started
+    without a GPU.
+    """
+    script, *arguments = sys.argv
+    if arguments not in ([], ['--dry']):
+        raise SystemExit(usage)
+    if not arguments and DEVICE == 'cpu':
+        raise SystemExit(f"{Path(script).name}: expected a CUDA GPU; "
+                         "--dry runs it once on tiny shapes without one")
+    return bool(arguments)
 
 # ----------------------------------------------------------------------------------------------------------------
+# timing
 
-def _now(device, clock=time.perf_counter):
-    """This moment on the device's clock: an event recorded, or on a CPU the time."""
+def _timestamp(device, clock):
+    """A point in time: a recorded CUDA event on a GPU, the clock's seconds on a CPU."""
     if device == 'cpu':
         return clock()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 
-def _warmed(way, device):
-    """What a way holds at most on the GPU in a call, with all it made in an earlier one; or why it cannot be called."""
-    held = torch.cuda.memory_allocated() # 0 without a GPU
+def _warm_up(call, device):
+    """Calls once on a CPU -> {}, twice on a GPU -> {'peak_mb'}; {'error'} if the call raises.
+
+    The peak is that of the second call, above what was allocated before the first. It includes what
+    the first call leaves on the GPU, such as a model that it builds.
+    """
+    allocated = torch.cuda.memory_allocated() # 0 without a GPU
     try:
-        way() # compiles
+        call() # compiles
         if device == 'cpu':
             return {}
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        way()
+        call()
         torch.cuda.synchronize()
-    except Exception as e: # whatever a competitor raises belongs in its row
+    except Exception as e: # whatever an implementation raises is reported in its row
         return {'error': f'{type(e).__name__}: {e}'.splitlines()[0][:160]}
-    return {'peak_mb': round((torch.cuda.max_memory_allocated() - held) / 2 ** 20)}
+    return {'peak_mb': round((torch.cuda.max_memory_allocated() - allocated) / 2 ** 20)}
 
-def measure(ways, repeats, device=DEVICE, clock=time.perf_counter):
-    """{name: way()} -> {name: {'ms', 'least', 'most', 'peak_mb'}}, or {'error'} of a way that raises.
+def measure(calls, repeats, device=DEVICE, clock=time.perf_counter):
+    """Times calls: {name: function()} -> {name: {'ms', 'least', 'most', 'peak_mb'}}.
 
-    Medians of interleaved repeats, so that what else the machine does meets all alike. On a GPU 2 GiB are overwritten
-    before each call: the L2 cache is cold for all, and the host launches while the device is busy, so its gaps do not count.
-    clock: of a CPU; time.process_time where others have their share of it (sensible for one thread alone).
+    ms is the median of the repeats, least and most are their extremes; peak_mb is measured on a GPU
+    only. A call that raises has {'error'} instead. The calls take turns, so that other load on the
+    machine affects all of them alike. On a GPU, 2 GiB are overwritten before each call: every call
+    starts with a cold L2 cache, and the host launches kernels while the device is busy, so its gaps
+    do not count.
+
+    clock: of a CPU. time.process_time ignores other processes; it is meaningful for one thread only.
     """
-    rows = {name: _warmed(way, device) for name, way in ways.items()}
-    marks = {name: [] for name in ways if 'error' not in rows[name]}
+    rows = {name: _warm_up(call, device) for name, call in calls.items()}
+    intervals = {name: [] for name in calls if 'error' not in rows[name]}
     if device == 'cuda':
-        torch.cuda.empty_cache() # of those that failed
+        torch.cuda.empty_cache() # of the calls that failed
     flush = torch.empty(FLUSH if device == 'cuda' else 0, dtype=torch.uint8, device=device)
     for _ in progress(range(repeats), desc='repeats'):
-        for name in marks:
+        for name in intervals:
             flush.zero_()
-            begin = _now(device, clock)
-            ways[name]()
-            marks[name].append((begin, _now(device, clock)))
+            begin = _timestamp(device, clock)
+            calls[name]()
+            intervals[name].append((begin, _timestamp(device, clock)))
     if device == 'cuda':
         torch.cuda.synchronize()
-    for name, pairs in marks.items():
-        ms = [(end - begin) * 1e3 if device == 'cpu' else begin.elapsed_time(end) for begin, end in pairs]
-        rows[name] |= {'ms': round(statistics.median(ms), 4), 'least': round(min(ms), 4), 'most': round(max(ms), 4)}
+    for name, pairs in intervals.items():
+        if device == 'cpu':
+            ms = [(end - begin) * 1e3 for begin, end in pairs]
+        else:
+            ms = [begin.elapsed_time(end) for begin, end in pairs]
+        rows[name] |= {'ms': round(statistics.median(ms), 4),
+                       'least': round(min(ms), 4),
+                       'most': round(max(ms), 4)}
     return rows
 
 def ceilings(dry):
-    """What this device does at best, now: TFLOP/s of a bf16 product and GB/s, read and written, of a copy."""
+    """Measures the speed limits of this device -> {'tflops', 'gbs'}.
+
+    tflops is the rate of a bf16 product, gbs the GB/s that a copy reads and writes.
+    """
     n, size = (64, 2 ** 16) if dry else (8192, 2 ** 30)
     a, b = torch.randn(2, n, n, device=DEVICE).bfloat16()
     source = torch.randn(size, device=DEVICE)
     target = torch.empty_like(source)
-    rows = measure({'product': lambda: a @ b, 'copy': lambda: target.copy_(source)}, 2 if dry else 20)
-    return {'tflops': 2 * n ** 3 / rows['product']['ms'] / 1e9, 'gbs': 8 * size / rows['copy']['ms'] / 1e6}
+    calls = {'product': lambda: a @ b, 'copy': lambda: target.copy_(source)}
+    rows = measure(calls, 2 if dry else 20)
+    return {'tflops': 2 * n ** 3 / rows['product']['ms'] / 1e9,
+            'gbs': 8 * size / rows['copy']['ms'] / 1e6}
 
-def table(rows, *columns, keep=lambda rows: None):
-    """Prints rows as Markdown, each as it is made, and gives them as a list; keep is called with those made so far, so that
-    a run that is cut short keeps them. An error stands in the last column."""
+# ----------------------------------------------------------------------------------------------------------------
+# results
+
+def table(rows, *columns, on_row=None):
+    """Prints rows, dicts, as a Markdown table, each as soon as it is computed, and returns them as a list.
+
+    An error is printed in the last column. on_row is called after each row with all rows so far, so
+    that a run that is interrupted can keep them.
+    """
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     done = []
     for row in rows:
-        *cells, last = (f'{x:.4g}' if isinstance(x, float) else str(x) for x in (row.get(c, '') for c in columns))
-        print('|', ' | '.join([*cells, row.get('error', last)]), '|', flush=True)
+        values = [row.get(column, '') for column in columns]
+        cells = [f'{x:.4g}' if isinstance(x, float) else str(x) for x in values]
+        cells[-1] = row.get('error', cells[-1])
+        print('|', ' | '.join(cells), '|', flush=True)
         done.append(row)
-        keep(done)
+        if on_row:
+            on_row(done)
     return done
 
-def save(name, dry, **found):
-    """bench/results/NAME.json, or nothing if it is only a dry run."""
+def _portable(argument):
+    """An argument of the command line: a path below ROOT relative to it, only the name of any other path."""
+    if not os.path.exists(argument):
+        return argument
+    path = Path(argument)
+    return os.path.relpath(path, ROOT) if path.resolve().is_relative_to(ROOT) else path.name
+
+def save(name, dry, **results):
+    """Writes bench/results/NAME.json, unless this is a dry run."""
     if not dry:
-        near = lambda path: os.path.relpath(path, ROOT) if Path(path).resolve().is_relative_to(ROOT) else Path(path).name
-        command = ' '.join(['python', *(near(arg) if os.path.exists(arg) else arg for arg in sys.argv)])
-        write_json(ROOT / 'bench' / 'results' / f'{name}.json', {**machine(), 'command': command, **found})
+        command = ' '.join(['python', *map(_portable, sys.argv)])
+        path = ROOT / 'bench' / 'results' / f'{name}.json'
+        write_json(path, {**machine(), 'command': command, **results})

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The standing GPU queue: what only a GPU can show, unattended.
+# Runs all checks and measurements that need a GPU, one after another and unattended.
 #
 #   bench/gpu.sh                    all parts on one CUDA GPU, each in less than 9 minutes
-#   bench/gpu.sh kernels training   some of: correctness, kernels, training, large, runs
-#   bench/gpu.sh --dry [PART ...]   every part once on tiny shapes, nothing written, also without a GPU: about a minute
+#   bench/gpu.sh kernels training   some of the parts: correctness, kernels, training, large, runs
+#   bench/gpu.sh --dry [PART ...]   each part once on tiny shapes, nothing written, also without a GPU:
+#                                   about a minute
 #
-# Results go to bench/results/gpu-PART.json as they are made, tables to the terminal. A part that fails or runs out of time
-# does not stop the next; the exit status is 1 then. If the python3 of the PATH has torch and triton, that one is used (a
-# machine without a network); else setup.sh's .venv. COMMIT=... names the commit where the tree came without its .git.
+# Tables are printed, and results written to bench/results/gpu-PART.json, as they are measured. A part
+# that fails or runs out of time does not stop the next, but the exit status is then 1. If the python3
+# on the PATH has torch and triton, it is used (for a machine without a network); otherwise the .venv
+# of setup.sh. COMMIT=... names the commit of a tree that was copied without its .git.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A scripts=([correctness]=correctness.py [kernels]=kernel_speed.py [training]='training.py small'
@@ -21,9 +23,12 @@ for arg; do
   esac
 done
 [ ${#parts[@]} -gt 0 ] || parts=(correctness kernels training large runs)
-python3 -c 'import torch, triton' 2>/dev/null || { source ./setup.sh; set +e; } # of which the -e would stop the queue
+# setup.sh sets -e, with which a part that fails would stop the queue.
+python3 -c 'import torch, triton' 2>/dev/null || { source ./setup.sh; set +e; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-[ ${#dry[@]} -eq 0 ] || nvidia-smi >/dev/null 2>&1 || export TRITON_INTERPRET=1
+if [ ${#dry[@]} -gt 0 ] && ! nvidia-smi >/dev/null 2>&1; then
+  export TRITON_INTERPRET=1
+fi
 
 status=0
 for part in "${parts[@]}"; do

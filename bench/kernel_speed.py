@@ -1,17 +1,20 @@
 """
-The kernels beside what else does their work, on a GPU:
+Times the kernels beside other implementations of the same work, on a GPU:
 
     python bench/kernel_speed.py [--dry]      --dry: tiny shapes, nothing written, also without a GPU
 
-    attention       16,384 tokens in rows of 2,048, bf16. FLOPs: 4 D a query head and pair of tokens that sees one another
-                    in its document, 2.5 x that backward, whatever a way computes besides
-    cross-entropy   8,192 rows, a head of 152,320, bf16, forward + backward: 6 n V d. Ours masks the last 153 columns
-    norm, RoPE, SwiGLU   as model.py has them, 16,384 tokens. Bytes: each tensor read or written once
+    attention            16,384 tokens in rows of 2,048, in bf16. FLOPs: 4 D for each query head and
+                         pair of tokens in which one attends to the other, and 2.5 times as many
+                         backward, whatever else an implementation computes
+    cross-entropy        8,192 rows of 152,320 logits, in bf16, forward + backward. FLOPs: 6 n V d.
+                         Ours masks the last 153 columns
+    norm, RoPE, SwiGLU   as in model.py, of 16,384 tokens. Bytes: each tensor is read or written once
 
-Each row has its share of what this device did minutes before with a bf16 product of 8,192^3 (TFLOP/s) or a copy (GB/s), and
-peak_mb: what a way holds at most, its inputs included, and its forward's where the pass is the backward. A mask is
-made once a batch, so it is not timed. A way that cannot do it has why. Then the goals of an H200. Exit status 1 if one
-of our own rows has an error.
+`share` is the share of the rate that this device reached minutes before in a bf16 product of 8,192^3
+(TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs, and in
+the backward pass with the results of the forward. A mask is made once per batch, so it is not timed.
+The row of an implementation that cannot run has its error. The goals for an H200 come last. The exit
+status is 1 if one of our own rows has an error.
 
 Writes bench/results/gpu-kernels.json.
 """
@@ -28,195 +31,329 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
-from bench.common import DEVICE, asked_dry, ceilings, measure, save, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.common import DEVICE, ceilings, measure, parse_dry, save, table
 from hub.families import GPTConfig
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 from model import Norm, _Rotary, _rotate
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 DTYPE = torch.bfloat16 if DEVICE == 'cuda' else torch.float32
 OURS = 'nanoSLM'
-COLUMNS = ('case', 'pass', 'of', 'ms', 'least', 'most', 'tflops', 'gbs', 'share', 'peak_mb')
-D64, D128 = 'attention 14/2 x 64, documents of ', 'attention 28/4 x 128, documents of '
+COLUMNS = ('case', 'pass', 'of', 'ms', 'least', 'most',
+           'tflops', 'gbs', 'share', 'peak_mb')
+D64 = 'attention 14/2 x 64, documents of 2048'
+D128 = 'attention 28/4 x 128, documents of 2048'
 CE = 'cross-entropy 8192 x {} x 152320'
-GOALS = [ # case, pass, what is at least so much: a rate, or a time (or memory) of another in ours
-    (D64 + '2048', 'forward', 'tflops', 300), (D64 + '2048', 'backward', 'tflops', 215),
-    (D128 + '2048', 'forward', 'tflops', 340), (D128 + '2048', 'backward', 'tflops', 235),
-    (D64 + '2048', 'forward', 'ms of varlen', 1.15), (D64 + '2048', 'backward', 'ms of varlen', 0.95),
-    (D128 + '2048', 'forward', 'ms of varlen', 1.15), (D128 + '2048', 'backward', 'ms of varlen', 0.95),
-    (CE.format(896), 'both', 'tflops', 536), (CE.format(896), 'both', 'ms of Liger', 3.5), # 12.5 ms
-    (CE.format(896), 'both', 'ms of torch.compile', 1.0), (CE.format(896), 'both', 'peak_mb of torch.compile', 3.0),
-    (CE.format(3584), 'both', 'tflops', 638), (CE.format(3584), 'both', 'ms of Liger', 1.5), # 42 ms
-    (CE.format(3584), 'both', 'ms of torch.compile', 1.0), (CE.format(3584), 'both', 'peak_mb of torch.compile', 3.0)]
+# (case, pass, number, goal): our rate is at least the goal; or the time or memory 'of' another
+# implementation, divided by ours, is.
+GOALS = [
+    (D64, 'forward', 'tflops', 300),
+    (D64, 'backward', 'tflops', 215),
+    (D128, 'forward', 'tflops', 340),
+    (D128, 'backward', 'tflops', 235),
+    (D64, 'forward', 'ms of varlen', 1.15),
+    (D64, 'backward', 'ms of varlen', 0.95),
+    (D128, 'forward', 'ms of varlen', 1.15),
+    (D128, 'backward', 'ms of varlen', 0.95),
+    (CE.format(896), 'both', 'tflops', 536),
+    (CE.format(896), 'both', 'ms of Liger', 3.5), # 12.5 ms
+    (CE.format(896), 'both', 'ms of torch.compile', 1.0),
+    (CE.format(896), 'both', 'peak_mb of torch.compile', 3.0),
+    (CE.format(3584), 'both', 'tflops', 638),
+    (CE.format(3584), 'both', 'ms of Liger', 1.5), # 42 ms
+    (CE.format(3584), 'both', 'ms of torch.compile', 1.0),
+    (CE.format(3584), 'both', 'peak_mb of torch.compile', 3.0)]
 
 def compiled(f):
-    return torch.compile(f, dynamic=False, backend='inductor' if DEVICE == 'cuda' else 'aot_eager')
+    backend = 'inductor' if DEVICE == 'cuda' else 'aot_eager'
+    return torch.compile(f, dynamic=False, backend=backend)
 
-def call_of(f, inputs, what):
-    """A call of f ('forward'), of its gradients after a forward in the first call ('backward'), or of both, f a scalar.
-    Its inputs are its own: some ways write into theirs."""
-    made = []
+def call_of(f, inputs, which):
+    """A function that runs one pass of f on copies of the inputs; some implementations overwrite theirs.
+
+    which: 'forward'; 'backward', after a forward in the first call; or 'both', of a scalar f.
+    """
+    copies = []
+    forward = [] # y and its gradient, for the backward
     def call():
-        if not made:
-            made.append([x.detach().clone().requires_grad_() for x in inputs])
-        if what == 'forward':
-            return f(*made[0])
-        if what == 'both':
-            return torch.autograd.grad(f(*made[0]), made[0])
-        if len(made) == 1:
-            y = f(*made[0])
-            made.extend((y, torch.randn_like(y)))
-        return torch.autograd.grad(made[1], made[0], made[2], retain_graph=True)
+        if not copies:
+            copies.extend(x.detach().clone().requires_grad_() for x in inputs)
+        if which == 'forward':
+            return f(*copies)
+        if which == 'both':
+            return torch.autograd.grad(f(*copies), copies)
+        if not forward:
+            y = f(*copies)
+            forward.extend((y, torch.randn_like(y)))
+        y, dy = forward
+        return torch.autograd.grad(y, copies, dy, retain_graph=True)
     return call
 
-def rows_of(case, what, ways, inputs, limit, unit, work, repeats):
-    """A row a way. work: FLOPs or bytes, as unit is 'tflops' or 'gbs'."""
-    rows = measure({name: call_of(f, inputs, what) for name, f in ways.items()}, repeats)
-    for name, row in rows.items():
+def rows_of(case, which, implementations, inputs, limits, unit, work, repeats):
+    """Yields a row for each of {name: f}. work: FLOPs if unit is 'tflops', bytes if it is 'gbs'."""
+    calls = {name: call_of(f, inputs, which) for name, f in implementations.items()}
+    for name, row in measure(calls, repeats).items():
         if 'ms' in row:
             rate = work / row['ms'] / (1e9 if unit == 'tflops' else 1e6)
-            row |= {unit: round(rate, 1), 'share': round(rate / limit[unit], 3)}
-        yield {'case': case, 'pass': what, 'of': name, **row}
+            row |= {unit: round(rate, 1), 'share': round(rate / limits[unit], 3)}
+        yield {'case': case, 'pass': which, 'of': name, **row}
 
 # ----------------------------------------------------------------------------------------------------------------
+# attention
 
 def packed(B, T, mean):
-    """doc_start (B, T) of documents of 1 to 2 mean - 1 tokens one after another, cut where a row ends; mean T: of T."""
+    """doc_start (B, T) of documents of random lengths from 1 to 2 mean - 1, cut where a row ends.
+
+    If mean is T, each row is one document.
+    """
     begins = torch.zeros(B * T, dtype=torch.bool)
     if mean < T:
-        ends = torch.randint(1, 2 * mean, (B * T,), generator=torch.Generator().manual_seed(0)).cumsum(0)
+        generator = torch.Generator().manual_seed(0)
+        ends = torch.randint(1, 2 * mean, (B * T,), generator=generator).cumsum(0)
         begins[ends[ends < B * T]] = True
-    return torch.where(begins.view(B, T), torch.arange(T), 0).cummax(1).values.to(DEVICE)
+    begin_positions = torch.where(begins.view(B, T), torch.arange(T), 0)
+    return begin_positions.cummax(1).values.to(DEVICE)
 
-def attention_ways(doc_start):
-    """{name: f(q, k, v)}, (B, T, heads, D) each."""
-    (B, T), docs = doc_start.shape, documents(doc_start, BACKEND)
-    mask = documents(doc_start, 'sdpa') if doc_start.any() else None # without one SDPA has faster ways
-    begins = (doc_start == torch.arange(T, device=DEVICE)).flatten().nonzero()[:, 0]
-    ends = torch.cat((begins, begins.new_tensor([B * T]))).int()
-    longest = ends.diff().max().item()
-    known = inspect.signature(varlen_attn).parameters
-    gqa = {'enable_gqa': True} if 'enable_gqa' in known else {} # torch 2.11 takes grouped heads without a word
-    flex = compiled(flex_attention)
-    @cache
-    def block_mask():
-        seen = lambda b, h, t, j: (j <= t) & (j >= doc_start[b, t])
-        return create_block_mask(seen, B, None, T, T, device=DEVICE)
-    def heads_first(f):
-        return lambda *qkv: f(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2)
+def heads_first(f):
+    """f, of tensors (B, heads, T, D), as a function of tensors (B, T, heads, D)."""
+    def transposed(*qkv):
+        y = f(*(x.transpose(1, 2) for x in qkv))
+        return y.transpose(1, 2)
+    return transposed
+
+def attention_implementations(doc_start):
+    """{name: f(q, k, v)}; q, k, v and the result have the shape (B, T, heads, D)."""
+    B, T = doc_start.shape
+    docs = documents(doc_start, BACKEND)
+    # A mask excludes the fast kernels of SDPA, so there is none where each row is one document.
+    mask = documents(doc_start, 'sdpa') if doc_start.any() else None
+    is_begin = doc_start == torch.arange(T, device=DEVICE)
+    begins = is_begin.flatten().nonzero()[:, 0]
+    bounds = torch.cat((begins, begins.new_tensor([B * T])))
+    bounds = bounds.int()
+    longest = bounds.diff().max().item()
+    # torch 2.11 has no such option: its varlen_attn always accepts grouped heads.
+    has_option = 'enable_gqa' in inspect.signature(varlen_attn).parameters
+    gqa = {'enable_gqa': True} if has_option else {}
+    compiled_flex = compiled(flex_attention)
+
+    def ours(*qkv):
+        return attention(*qkv, docs, backend=BACKEND)
+
+    def one_pass(*qkv):
+        return attention(*qkv, docs, backend=BACKEND and 'one-pass')
+
+    def ref(q, k, v):
+        return attention_ref(q, k, v, doc_start)
+
     def sdpa(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+
     def cudnn(q, k, v):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return sdpa(q, k, v)
-    ref = lambda q, k, v: attention_ref(q, k, v, doc_start)
-    one_pass = BACKEND and 'one-pass'
-    return {OURS: lambda *qkv: attention(*qkv, docs, backend=BACKEND),
-            f'{OURS}, one pass': lambda *qkv: attention(*qkv, docs, backend=one_pass), 'torch': ref, 'torch.compile': compiled(ref),
-            'SDPA': heads_first(sdpa), 'SDPA, cuDNN': heads_first(cudnn),
-            'FlexAttention': heads_first(lambda *qkv: flex(*qkv, block_mask=block_mask(), enable_gqa=True)),
-            'varlen': lambda *qkv: varlen_attn(*(x.flatten(0, 1) for x in qkv), ends, ends, longest, longest,
-                                              window_size=(-1, 0), **gqa).view_as(qkv[0])}
 
-def attention_rows(dry, limit):
+    @cache
+    def block_mask(): # made in the first call
+        def attends(b, h, t, j):
+            return (j <= t) & (j >= doc_start[b, t])
+        return create_block_mask(attends, B, None, T, T, device=DEVICE)
+
+    def flex(*qkv):
+        return compiled_flex(*qkv, block_mask=block_mask(), enable_gqa=True)
+
+    def varlen(*qkv):
+        flat = (x.flatten(0, 1) for x in qkv)
+        y = varlen_attn(*flat, bounds, bounds, longest, longest,
+                        window_size=(-1, 0), **gqa)
+        return y.view_as(qkv[0])
+
+    return {OURS: ours,
+            f'{OURS}, one pass': one_pass,
+            'torch': ref,
+            'torch.compile': compiled(ref),
+            'SDPA': heads_first(sdpa),
+            'SDPA, cuDNN': heads_first(cudnn),
+            'FlexAttention': heads_first(flex),
+            'varlen': varlen}
+
+def attention_rows(dry, limits):
     B, T, means = (2, 48, (48, 12)) if dry else (8, 2048, (2048, 512))
-    for H, HK, D in ((2, 1, 64),) if dry else ((14, 2, 64), (28, 4, 128)):
+    shapes = [(14, 2, 64), (28, 4, 128)]
+    if dry:
+        shapes = [(2, 1, 64)]
+    for H, HK, D in shapes:
         for mean in means:
             doc_start = packed(B, T, mean)
-            inputs = [torch.randn(B, T, heads, D, device=DEVICE).to(DTYPE) for heads in (H, HK, HK)]
-            flops = 4 * D * H * (torch.arange(1, T + 1, device=DEVICE) - doc_start).sum().item()
-            case = f"attention {H}/{HK} x {D}, documents of {'mean ' * (mean < T)}{mean}"
-            ways = attention_ways(doc_start)
-            for what, work in (('forward', flops), ('backward', 2.5 * flops)):
-                yield from rows_of(case, what, ways, inputs, limit, 'tflops', work, 1 if dry else 30)
+            inputs = [torch.randn(B, T, n, D, device=DEVICE).to(DTYPE)
+                      for n in (H, HK, HK)]
+            keys = torch.arange(1, T + 1, device=DEVICE) - doc_start # that a token attends to
+            flops = 4 * D * H * keys.sum().item()
+            length = f'mean {mean}' if mean < T else mean
+            case = f'attention {H}/{HK} x {D}, documents of {length}'
+            implementations = attention_implementations(doc_start)
+            for which, work in (('forward', flops), ('backward', 2.5 * flops)):
+                yield from rows_of(case, which, implementations, inputs, limits, 'tflops', work,
+                                   1 if dry else 30)
             torch.compiler.reset()
 
 # ----------------------------------------------------------------------------------------------------------------
+# cross-entropy
 
-def cross_entropy_rows(dry, limit):
+def cross_entropy_rows(dry, limits):
     n, V, widths = (64, 500, (32,)) if dry else (8192, 152_167, (896, 3584))
-    Vp = -(-V // 256) * 256
+    padded = -(-V // 256) * 256
     for C in widths:
-        inputs = torch.randn(n, C, device=DEVICE).to(DTYPE), torch.randn(Vp, C, device=DEVICE).to(DTYPE) / C ** 0.5
+        x = torch.randn(n, C, device=DEVICE).to(DTYPE)
+        weight = torch.randn(padded, C, device=DEVICE).to(DTYPE) / C ** 0.5
         targets = torch.randint(V, (n,), device=DEVICE)
-        def ref(x, weight):
-            return linear_cross_entropy_ref(x, weight, targets, Vp).sum() # a width of V would cost its GEMM the alignment
+
+        def ours(x, weight):
+            return linear_cross_entropy_sum(x, weight, targets, V)[0]
+
+        def per_row(x, weight):
+            return linear_cross_entropy(x, weight, targets, V).sum()
+
+        def ref(x, weight): # of all columns: a width of V would cost the product its alignment
+            return linear_cross_entropy_ref(x, weight, targets, padded).sum()
+
         def liger(x, weight):
             from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
             return LigerFusedLinearCrossEntropyLoss()(weight, x, targets)
-        ways = {OURS: lambda x, weight: linear_cross_entropy_sum(x, weight, targets, V)[0],
-                f'{OURS}, a loss a row': lambda x, weight: linear_cross_entropy(x, weight, targets, V).sum(),
-                'torch': ref, 'torch.compile': compiled(ref), 'Liger': liger,
-                'F.linear_cross_entropy': lambda x, weight: F.linear_cross_entropy(x, weight, targets)} # of torch 2.13
-        yield from rows_of(f'cross-entropy {n} x {C} x {Vp}', 'both', ways, inputs, limit, 'tflops', 6 * n * Vp * C,
-                           1 if dry else 10)
+
+        def torch_fused(x, weight): # since torch 2.13
+            return F.linear_cross_entropy(x, weight, targets)
+
+        implementations = {OURS: ours,
+                           f'{OURS}, a loss a row': per_row,
+                           'torch': ref,
+                           'torch.compile': compiled(ref),
+                           'Liger': liger,
+                           'F.linear_cross_entropy': torch_fused}
+        yield from rows_of(f'cross-entropy {n} x {C} x {padded}', 'both',
+                           implementations, (x, weight), limits,
+                           'tflops', 6 * n * padded * C, 1 if dry else 10)
         torch.compiler.reset()
 
 # ----------------------------------------------------------------------------------------------------------------
+# norm, RoPE, SwiGLU
+
+def norm_implementations(C):
+    """{name: f(x, weight)} of RMSNorm, x (B, T, C)."""
+    norm = Norm(GPTConfig(n_embd=C, n_head=1)).to(DEVICE)
+
+    def ours(x, w):
+        return functional_call(norm, {'weight': w}, (x,))
+
+    def plain(x, w):
+        return F.rms_norm(x, w.shape, w, norm.eps)
+
+    def liger(x, w):
+        from liger_kernel.transformers.functional import liger_rms_norm
+        return liger_rms_norm(x, w, norm.eps, in_place=False)
+
+    return {OURS: ours,
+            'torch': plain,
+            'torch.compile': compiled(plain),
+            'Liger': liger}
+
+def rope_implementations(cos, sin):
+    """{name: f(qk)} of the rotation of queries and keys, qk (B, T, heads, D)."""
+    def ours(qk):
+        return _Rotary.apply(qk, cos, sin)
+
+    def plain(qk):
+        return _rotate(qk, cos, sin)
+
+    return {OURS: ours,
+            'torch': plain,
+            'torch.compile': compiled(plain)}
+
+def swiglu_implementations():
+    """{name: f(h)} of SwiGLU, h (B, T, 2 n_ffn)."""
+    def ours(h):
+        gate, up = h.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def liger(h):
+        from liger_kernel.transformers.functional import liger_swiglu
+        return liger_swiglu(*h.chunk(2, -1))
+
+    return {OURS: ours,
+            'torch.compile': compiled(ours),
+            'Liger': liger}
 
 def elementwise_cases(dry):
-    """(name, ways, inputs, bytes a forward, bytes a backward); what trains is bf16, but the residual stream float32."""
-    for C, heads, D, n_ffn in ((32, 3, 16, 48),) if dry else ((896, 16, 64, 4864), (3584, 32, 128, 18944)):
-        B, T = (2, 24) if dry else (8, 2048)
-        x, w = torch.randn(B, T, C, device=DEVICE), torch.ones(C, device=DEVICE)
-        norm = Norm(GPTConfig(n_embd=C, n_head=1)).to(DEVICE)
-        plain = lambda x, w: F.rms_norm(x, w.shape, w, norm.eps)
-        def liger_norm(x, w):
-            from liger_kernel.transformers.functional import liger_rms_norm
-            return liger_rms_norm(x, w, norm.eps, in_place=False)
-        ways = {OURS: lambda x, w: functional_call(norm, {'weight': w}, (x,)), 'torch': plain,
-                'torch.compile': compiled(plain), 'Liger': liger_norm}
-        yield f'RMSNorm {B * T} x {C}, float32', ways, (x, w), 2 * x.nbytes, 3 * x.nbytes
+    """Yields (name, {name: f}, inputs, bytes moved by a forward, bytes moved by a backward).
 
-        qk, cos, sin = (torch.randn(B, T, n, D, device=DEVICE) for n in (heads, 1, 1))
-        qk, table_bytes = qk.to(DTYPE), cos.nbytes + sin.nbytes
-        plain = lambda qk: _rotate(qk, cos, sin)
-        ways = {OURS: lambda qk: _Rotary.apply(qk, cos, sin), 'torch': plain, 'torch.compile': compiled(plain)}
-        yield f'RoPE {B * T} x {heads} x {D}', ways, (qk,), 2 * qk.nbytes + table_bytes, 2 * qk.nbytes + table_bytes
+    Training has bf16 tensors, except for the residual stream, which is float32.
+    """
+    B, T = (2, 24) if dry else (8, 2048)
+    n = B * T
+    shapes = [(896, 16, 64, 4864), (3584, 32, 128, 18944)]
+    if dry:
+        shapes = [(32, 3, 16, 48)]
+    for C, heads, D, n_ffn in shapes:
+        x = torch.randn(B, T, C, device=DEVICE)
+        weight = torch.ones(C, device=DEVICE)
+        yield (f'RMSNorm {n} x {C}, float32', norm_implementations(C), (x, weight),
+               2 * x.nbytes, 3 * x.nbytes)
+
+        qk = torch.randn(B, T, heads, D, device=DEVICE)
+        cos = torch.randn(B, T, 1, D, device=DEVICE)
+        sin = torch.randn(B, T, 1, D, device=DEVICE)
+        qk = qk.to(DTYPE)
+        moved = 2 * qk.nbytes + cos.nbytes + sin.nbytes
+        yield f'RoPE {n} x {heads} x {D}', rope_implementations(cos, sin), (qk,), moved, moved
 
         h = torch.randn(B, T, 2 * n_ffn, device=DEVICE).to(DTYPE)
-        def swiglu(h):
-            g, u = h.chunk(2, -1)
-            return F.silu(g) * u
-        def liger_swiglu(h):
-            from liger_kernel.transformers.functional import liger_swiglu
-            return liger_swiglu(*h.chunk(2, -1))
-        ways = {OURS: swiglu, 'torch.compile': compiled(swiglu), 'Liger': liger_swiglu}
-        yield f'SwiGLU {B * T} x {n_ffn}', ways, (h,), h.nbytes * 3 // 2, h.nbytes * 5 // 2
+        yield (f'SwiGLU {n} x {n_ffn}', swiglu_implementations(), (h,),
+               h.nbytes * 3 // 2, h.nbytes * 5 // 2)
 
-def elementwise_rows(dry, limit):
-    for case, ways, inputs, *moved in elementwise_cases(dry):
-        for what, work in zip(('forward', 'backward'), moved):
-            yield from rows_of(case, what, ways, inputs, limit, 'gbs', work, 1 if dry else 30)
+def elementwise_rows(dry, limits):
+    for case, implementations, inputs, *moved in elementwise_cases(dry):
+        for which, work in zip(('forward', 'backward'), moved):
+            yield from rows_of(case, which, implementations, inputs, limits, 'gbs', work,
+                               1 if dry else 30)
         torch.compiler.reset()
 
 # ----------------------------------------------------------------------------------------------------------------
 
 def goals(rows):
-    """A row a goal; one that could not be measured has neither `got` nor `met`."""
-    found = {(row['case'], row['pass'], row['of']): row for row in rows}
-    for case, what, unit, wanted in GOALS:
-        key, _, other = unit.partition(' of ')
-        ours, theirs = (found.get((case, what, name), {}).get(key) for name in (OURS, other or OURS))
-        row = {'case': case, 'pass': what, 'goal': unit, 'wanted': wanted}
-        if ours is not None and theirs is not None:
-            got = theirs / ours if other else ours
-            row |= {'got': round(got, 2), 'met': got >= wanted, 'share': round(got / wanted, 3)}
+    """Yields a row for each of GOALS; one that could not be measured has neither 'got' nor 'met'."""
+    measured = {(row['case'], row['pass'], row['of']): row for row in rows}
+    for case, which, number, goal in GOALS:
+        key, _, implementation = number.partition(' of ')
+        value = measured.get((case, which, OURS), {}).get(key)
+        baseline = measured.get((case, which, implementation or OURS), {}).get(key)
+        row = {'case': case, 'pass': which, 'goal': number, 'wanted': goal}
+        if value is not None and baseline is not None:
+            result = baseline / value if implementation else value
+            row |= {'got': round(result, 2),
+                    'met': result >= goal,
+                    'share': round(result / goal, 3)}
         yield row
 
 def main():
-    dry, rows = asked_dry(__doc__), []
+    dry = parse_dry(__doc__)
     torch.manual_seed(0)
-    functorch.donated_buffer = False # which a graph that is run again does not allow
-    limit = ceilings(dry)
-    print(f"this device's best: a bf16 product {limit['tflops']:.0f} TFLOP/s, a copy {limit['gbs']:.0f} GB/s")
-    for make in (cross_entropy_rows, attention_rows, elementwise_rows):
-        rows += table(make(dry, limit), *COLUMNS, keep=lambda new: save(
-            'gpu-kernels', dry, ceilings=limit, rows=rows + new, goals=list(goals(rows + new))))
-    table(list(goals(rows)), 'case', 'pass', 'goal', 'wanted', 'got', 'met', 'share')
+    functorch.donated_buffer = False # else a compiled backward cannot run twice
+    limits = ceilings(dry)
+    print(f"this device's best: a bf16 product {limits['tflops']:.0f} TFLOP/s, "
+          f"a copy {limits['gbs']:.0f} GB/s")
+    rows = []
+
+    def save_partial(new):
+        so_far = rows + new
+        save('gpu-kernels', dry, ceilings=limits, rows=so_far,
+             goals=list(goals(so_far)))
+
+    for rows_of_kernel in (cross_entropy_rows, attention_rows, elementwise_rows):
+        rows += table(rows_of_kernel(dry, limits), *COLUMNS, on_row=save_partial)
+    table(goals(rows), 'case', 'pass', 'goal', 'wanted', 'got', 'met', 'share')
     return int(any('error' in row for row in rows if row['of'].startswith(OURS)))
 
 if __name__ == '__main__':

@@ -1,12 +1,14 @@
 """
-The embedded corpus from audio to a talking model, speedrun.sh as it is, in a copy of the tree where nothing is done yet:
+Runs speedrun.sh, from audio to a talking model, in a fresh copy of this tree:
 
-    python bench/runs.py [--dry]      --dry: makes the copy and asks bash whether it can read the script
+    python bench/runs.py [--dry]      --dry: only makes the copy and checks the script's syntax
 
-The copy's .venv is a door to the Python that runs this, so nothing is installed. Where the script stops (without soundfile
-it stops at the audio), the results say where and why, and keep what it had measured. Exit status 1 unless it ended well.
+Nothing is installed: the copy's .venv/bin/python starts the Python that runs this. If the script
+stops (without soundfile it stops at the audio), the results say where and why, and keep what was
+measured until then. The exit status is 1 unless the script succeeds.
 
-Writes bench/results/gpu-runs.json: seconds in all and of each stage, the evaluation, the last lines of a failure.
+Writes bench/results/gpu-runs.json: seconds in all and of each stage, the evaluation, and the last
+lines of the output of a script that failed.
 """
 import json
 import os
@@ -18,42 +20,55 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import ROOT, asked_dry, save
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.common import ROOT, parse_dry, save
 
-SECONDS = '500' # then it has failed, with status 124
+TIMEOUT = '500' # seconds; `timeout` then ends the script and exits with status 124
 
-def copy_of(tree, folder):
-    """The tree in folder, set up as setup.sh leaves it."""
+def copy_tree(tree, folder):
+    """Copies the tree to folder without its outputs, with a .venv as setup.sh leaves it -> folder."""
     skip = shutil.ignore_patterns('.git', '.venv', 'venv', 'out', 'data', '__pycache__')
     shutil.copytree(tree, folder, ignore=skip, symlinks=True)
-    (folder / '.venv' / 'bin').mkdir(parents=True)
-    shutil.copy(tree / 'requirements.txt', folder / '.venv' / 'installed')
-    door = folder / '.venv' / 'bin' / 'python'
-    more = os.environ.get('PYTHONPATH', '') # setup.sh sets its own
-    door.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{more}" exec "{sys.executable}" "$@"\n')
-    door.chmod(0o755)
+    venv = folder / '.venv'
+    python = venv / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    shutil.copy(tree / 'requirements.txt', venv / 'installed')
+    # setup.sh sets a PYTHONPATH of its own, so that of this process is appended to it.
+    path = os.environ.get('PYTHONPATH', '')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     return folder
 
 def run(folder, *command):
-    """{'seconds', 'exit', 'stages', 'eval'}, and what it printed last where it failed."""
-    begin = time.perf_counter() # timeout ends the children of the command too
-    done = subprocess.run(['timeout', SECONDS, *command], cwd=folder, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-    found = {'seconds': round(time.perf_counter() - begin, 1), 'exit': done.returncode,
-             'stages': {name.strip(): int(s) for s, name in re.findall(r'^ *(\d+) s  (.{,46})', done.stdout, re.M)}}
+    """Runs a command in folder -> {'seconds', 'exit', 'stages', 'eval', 'failure'}.
+
+    eval: the contents of eval.json, if it was written; failure: the last lines of a failed command.
+    """
+    begin = time.perf_counter()
+    done = subprocess.run(
+        ['timeout', TIMEOUT, *command], # which also ends the children of the command
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    seconds = time.perf_counter() - begin
+    stages = re.findall(r'^ *(\d+) s  (.{,46})', done.stdout, re.M)
+    results = {'seconds': round(seconds, 1),
+               'exit': done.returncode,
+               'stages': {name.strip(): int(s) for s, name in stages}}
     scores = folder / 'out' / 'speedrun' / 'eval.json'
-    found |= {'eval': json.loads(scores.read_text())} if scores.is_file() else {}
-    return found | ({'failure': done.stdout.splitlines()[-6:]} if done.returncode else {})
+    if scores.is_file():
+        results['eval'] = json.loads(scores.read_text())
+    if done.returncode:
+        results['failure'] = done.stdout.splitlines()[-6:]
+    return results
 
 def main():
-    dry = asked_dry(__doc__)
+    dry = parse_dry(__doc__)
+    command = ('bash', '-n', 'speedrun.sh') if dry else ('./speedrun.sh',)
     with tempfile.TemporaryDirectory() as tmp:
-        found = run(copy_of(ROOT, Path(tmp) / 'tree'), *(('bash', '-n', 'speedrun.sh') if dry else ('./speedrun.sh',)))
-    save('gpu-runs', dry, **found)
-    print(json.dumps({name: value for name, value in found.items() if name != 'eval'}, indent=1))
-    return int(found['exit'] != 0)
+        results = run(copy_tree(ROOT, Path(tmp) / 'tree'), *command)
+    save('gpu-runs', dry, **results)
+    results.pop('eval', None)
+    print(json.dumps(results, indent=1))
+    return int(results['exit'] != 0)
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -1,16 +1,21 @@
 """
-Decoding as sample.py does it, beside transformers' generate on the same weights: tokens a second, in one run.
+Decoding as in sample.py, beside transformers' generate with the same weights, in tokens a second.
 
-    python bench/sample.py            a Qwen-shaped joint model: batches of 1 and 32, prompts of 64 tokens, 128 new ones
-    python bench/sample.py --one      by one thread, in its CPU time: for a machine that others use meanwhile
+    python bench/sample.py            a Qwen-shaped joint model: batches of 1 and 32, prompts of 64
+                                      tokens, 128 new tokens
+    python bench/sample.py --one      with one thread, in CPU time: for a machine that is shared
     python bench/sample.py --dry      once on tiny shapes, nothing written
 
-The model is 6 layers of 256 channels, 4 heads over 2, with the vocabulary of a small joint model: 2,048 text ids, 500 units,
-4 others; float32. Ways to choose: greedily among all ids; and as sample.py does, temperature 0.8, top-k 25, among all ids
-(--output=free) or units alone (speech). Both sides have the same threads and weights, a cache, scaled_dot_product_attention, prompts of one length and
-no early end; transformers is timed with its dynamic and its static cache, and masks other ids by one masked_fill. Medians of
-interleaved repeats; with them what nobody goes below: each weight read once, and the products of a step at the speed of
-a large one. Greedy tokens of both sides are compared first.
+The model has 6 layers of 256 channels, 4 query heads over 2 key heads, and the vocabulary of a small
+joint model: 2,048 text ids, 500 units, 4 others; in float32. It decodes greedily among all ids; and as
+sample.py does, with temperature 0.8 and top-k 25, among all ids (--output=free) or units only
+(--output=speech).
+
+Both sides have the same threads and weights, a cache, scaled_dot_product_attention, prompts of one
+length, and no early stop. transformers is timed with its dynamic and its static cache, and excludes
+other ids by one masked_fill. Times are medians of interleaved repeats. The row `floor` is a bound
+that no implementation can beat: reading each weight once, or the products of a step at the speed of
+one large product. Greedy tokens of both sides are compared first.
 
 Writes bench/results/sample.json.
 """
@@ -22,83 +27,118 @@ from pathlib import Path
 import torch
 import transformers
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import measure, save, table
 from configurator import Refused
 from hub.families import GPTConfig
 from model import GPT
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-V, UNITS = 2552, slice(2048, 2548)
+V = 2552
+UNITS = slice(2048, 2548)
 GREEDY = 'all, greedy'
-HOW = {GREEDY: slice(V), 'all, top-k 25': slice(V), 'units, top-k 25': UNITS} # the ids that may be chosen
+# {name of a mode: the ids that may be chosen}
+MODES = {GREEDY: slice(V), 'all, top-k 25': slice(V), 'units, top-k 25': UNITS}
 
-class Only(transformers.LogitsProcessor):
-    """Ids that are not allowed, (V,) bool, get no probability."""
+class OnlyAllowed(transformers.LogitsProcessor):
+    """Gives no probability to ids that are not allowed; allowed (V,) bool."""
     def __init__(self, allowed):
-        self.others = ~allowed
+        self.excluded = ~allowed
 
     def __call__(self, ids, scores):
-        return scores.masked_fill(self.others, -torch.inf)
+        return scores.masked_fill(self.excluded, -torch.inf)
 
-def ways(ours, theirs, B, prompt, new, how):
-    """{name: a function that generates B x new ids, and gives them}"""
+def decoders(model, hf_model, B, n_prompt, n_new, mode):
+    """{name: a function that generates n_new ids for each of B prompts and returns them as lists}"""
     allowed = torch.zeros(V, dtype=torch.bool)
-    allowed[HOW[how]] = True
-    sampled = how != GREEDY
-    start = torch.randint(UNITS.start, UNITS.stop, (B, prompt), generator=torch.Generator().manual_seed(B))
-    settings = {'temperature': 0.8, 'top_k': 25} if sampled else {'temperature': 0}
-    def transformers_(cache):
-        only = transformers.LogitsProcessorList([] if allowed.all() else [Only(allowed)])
-        return theirs.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=new, min_new_tokens=new, pad_token_id=0,
-                               logits_processor=only, cache_implementation=cache, do_sample=sampled,
-                               **(settings if sampled else {}))[:, prompt:].tolist()
-    return {'nanoSLM': lambda: ours.generate(start.tolist(), new, allowed=allowed, **settings),
-            'transformers, dynamic cache': lambda: transformers_('dynamic'),
-            'transformers, static cache': lambda: transformers_('static')}
+    allowed[MODES[mode]] = True
+    generator = torch.Generator().manual_seed(B)
+    prompts = torch.randint(UNITS.start, UNITS.stop, (B, n_prompt), generator=generator)
+    sampling = {'temperature': 0.8, 'top_k': 25}
 
-def floors(ours, B, ids):
-    """{name: what a step of B tokens cannot do without}: reading the weights, and their products"""
-    weights = [p.detach() for name, p in ours.named_parameters() if p.ndim == 2 and name != 'embed']
-    weights.append(ours.embed.detach()[ids]) # the head
-    n = round((B * sum(w.numel() for w in weights)) ** (1 / 3)) # n^3 multiplications, as many as a step has
+    def generate():
+        settings = {'temperature': 0} if mode == GREEDY else sampling
+        return model.generate(prompts.tolist(), n_new, allowed=allowed, **settings)
+
+    def hf_generate(cache):
+        processors = [] if allowed.all() else [OnlyAllowed(allowed)]
+        settings = {'do_sample': False} if mode == GREEDY else {'do_sample': True, **sampling}
+        ids = hf_model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=n_new,
+            min_new_tokens=n_new,
+            pad_token_id=0,
+            logits_processor=transformers.LogitsProcessorList(processors),
+            cache_implementation=cache,
+            **settings)
+        return ids[:, n_prompt:].tolist()
+
+    return {'nanoSLM': generate,
+            'transformers, dynamic cache': lambda: hf_generate('dynamic'),
+            'transformers, static cache': lambda: hf_generate('static')}
+
+def floors(model, B, ids):
+    """{name: a function that does what no step of B tokens can avoid}"""
+    weights = [p.detach() for name, p in model.named_parameters() if p.ndim == 2 and name != 'embed']
+    weights.append(model.embed.detach()[ids]) # the head
+    # A product of n x n matrices has n^3 multiplications, as many as a step has.
+    n = round((B * sum(w.numel() for w in weights)) ** (1 / 3))
     a, b = torch.randn(2, n, n)
     return {'weights read': lambda: [w.sum() for w in weights], 'products': lambda: a @ b}
 
-def rows(dry, clock):
-    torch.manual_seed(0)
-    prompt, new, repeats = (4, 3, 1) if dry else (64, 128, 5)
-    ours = GPT(GPTConfig(vocab_size=V, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64, n_ffn=704)).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        ours.save_pretrained(folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation='sdpa').eval()
-    for B in (1, 2 if dry else 32):
-        for how, ids in HOW.items():
-            of = ways(ours, theirs, B, prompt, new, how)
-            if how == GREEDY and len(said := {str(way()) for way in of.values()}) > 1:
-                raise Refused(f"batch {B}: greedy tokens are not the same, there are {len(said)} kinds")
-            with torch.inference_mode():
-                times = measure(of, repeats, 'cpu', clock)
-                least = measure(floors(ours, B, ids), 2 if dry else 50, 'cpu', clock)
-            if errors := [row['error'] for row in times.values() if 'error' in row]:
-                raise Refused(errors[0])
-            mine, *others = (row['ms'] for row in times.values())
-            for name, row in times.items():
-                yield {'batch': B, 'ids': how, 'of': name,
-                       'tokens/s': round(B * new / row['ms'] * 1e3, 1), **row, 'here, times as fast': round(row['ms'] / mine, 2)}
-            yield {'batch': B, 'ids': how, 'of': 'floor', # reading and computing overlap
-                   'tokens/s': round(B / max(row['ms'] for row in least.values()) * 1e3, 1),
-                   **{f'{name}, ms a step': row['ms'] for name, row in least.items()}}
+def measured_rows(dry, clock):
+    """Yields a row for each batch size, mode and implementation, and one for each floor.
 
-def main(*args):
-    if args not in ((), ('--one',), ('--dry',)):
+    Raises Refused if the greedy tokens differ, or an implementation raises.
+    """
+    torch.manual_seed(0)
+    n_prompt, n_new, repeats = (4, 3, 1) if dry else (64, 128, 5)
+    model = GPT(GPTConfig(vocab_size=V, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64,
+                          n_ffn=704)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        hf_model = load(folder, attn_implementation='sdpa').eval()
+    for B in (1, 2 if dry else 32):
+        for mode, ids in MODES.items():
+            calls = decoders(model, hf_model, B, n_prompt, n_new, mode)
+            if mode == GREEDY:
+                n_outputs = len({str(call()) for call in calls.values()})
+                if n_outputs > 1:
+                    raise Refused(f"batch {B}: greedy decoding gives {n_outputs} different outputs, "
+                                  "expected the same from all")
+            with torch.inference_mode():
+                times = measure(calls, repeats, 'cpu', clock)
+                floor = measure(floors(model, B, ids), 2 if dry else 50, 'cpu', clock)
+            for row in times.values():
+                if 'error' in row:
+                    raise Refused(row['error'])
+            for name, row in times.items():
+                yield {'batch': B,
+                       'ids': mode,
+                       'of': name,
+                       'tokens/s': round(B * n_new / row['ms'] * 1e3, 1),
+                       **row,
+                       'here, times as fast': round(row['ms'] / times['nanoSLM']['ms'], 2)}
+            slowest = max(row['ms'] for row in floor.values()) # reading and computing overlap
+            yield {'batch': B,
+                   'ids': mode,
+                   'of': 'floor',
+                   'tokens/s': round(B / slowest * 1e3, 1),
+                   **{f'{name}, ms a step': row['ms'] for name, row in floor.items()}}
+
+def main(*arguments):
+    if arguments not in ((), ('--one',), ('--dry',)):
         raise SystemExit(__doc__)
-    dry, one = args == ('--dry',), args == ('--one',)
-    torch.set_num_threads(1 if one else torch.get_num_threads())
+    dry = '--dry' in arguments
+    clock = time.perf_counter
+    if '--one' in arguments:
+        torch.set_num_threads(1)
+        clock = time.process_time
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    save('sample', dry, rows=table(rows(dry, time.process_time if one else time.perf_counter),
-                                   'batch', 'ids', 'of', 'tokens/s', 'here, times as fast'))
+    rows = table(measured_rows(dry, clock), 'batch', 'ids', 'of', 'tokens/s', 'here, times as fast')
+    save('sample', dry, rows=rows)
 
 if __name__ == '__main__':
     try:

@@ -1,11 +1,14 @@
 """
-Chooses the tiles of the Triton kernels by their times on this GPU, and writes them into the kernels' files:
+Chooses the tiles of the Triton kernels by timing them on this GPU, and writes them into the kernels' files:
 
-    python bench/tune.py            attention's CONFIGS for this architecture, and cross-entropy's BLOCK and WARPS
-    python bench/tune.py --dry      two candidates on tiny shapes, nothing written: with TRITON_INTERPRET=1, no GPU
+    python bench/tune.py            attention's CONFIGS for this architecture, and cross-entropy's BLOCK
+                                    and WARPS
+    python bench/tune.py --dry      two candidates on tiny shapes, nothing written; runs without a GPU
+                                    under TRITON_INTERPRET=1
 
-A candidate is timed with the other passes as they stand. One that does not compile, wants more shared memory than there
-is, or breaks the limits of bench/aot.py in any variant is dropped. Afterwards: ./test.sh --all and bench/gpu.sh correctness.
+A candidate is timed while the other passes keep their tiles. One that does not compile, needs more
+shared memory than there is, or exceeds the limits of bench/aot.py in any variant is dropped.
+Afterwards, run ./test.sh --all and bench/gpu.sh correctness.
 """
 import os
 import re
@@ -17,126 +20,176 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import aot
-from bench.common import DEVICE, ROOT, asked_dry, measure, table
+from bench.common import DEVICE, ROOT, measure, parse_dry, table
 from bench.kernel_speed import DTYPE, call_of, packed
 from files import atomically, progress
 from kernels import attention as att
 from kernels import cross_entropy as ce
 from kernels.attention import INTERPRETED
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)} # Qwen2.5-0.5B, 7B, Gemma2-2B
+# {head size: (query heads, key heads)} of Qwen2.5-0.5B, Qwen2.5-7B and Gemma2-2B.
+HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)}
 PASSES = 'forward', 'dq', 'dkv', 'one-pass'
-REGISTERS = 200 # a thread, of the accumulators and the scores alone
+REGISTERS = 200 # per thread, for the accumulators and the scores alone
+
+# ----------------------------------------------------------------------------------------------------------------
+# attention
 
 def candidates(D, step):
-    """Tiles, warps and stages whose accumulators fit the registers."""
+    """Yields (queries of a tile, keys of a tile, warps, stages) whose accumulators fit into registers."""
     for BM, BN, warps, stages in product((16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3)):
-        floats = {'dkv': 2 * BN * (D + BM), 'one-pass': 2 * BN * (D + BM) + BM * D}.get(step, BM * (D + BN))
-        if BM * BN >= 1024 and floats <= REGISTERS * 32 * warps:
+        accumulated = BM * (D + BN)
+        if step in ('dkv', 'one-pass'):
+            accumulated = 2 * BN * (D + BM)
+        if step == 'one-pass':
+            accumulated += BM * D
+        if BM * BN >= 1024 and accumulated <= REGISTERS * 32 * warps:
             yield BM, BN, warps, stages
 
 def timed(D, step, heads, T, rows):
-    """config -> a call of the pass with it: the forward, or the whole backward."""
+    """config -> a function that runs a pass with it: the forward, or the whole backward."""
     H, HK = heads
-    docs, backend = att.documents(packed(rows, T, T), 'triton'), 'one-pass' if step == 'one-pass' else 'triton'
+    backend = 'one-pass' if step == 'one-pass' else 'triton'
+    docs = att.documents(packed(rows, T, T), 'triton')
     inputs = [torch.randn(rows, T, n, D, device=DEVICE).to(DTYPE) for n in (H, HK, HK)]
-    call = call_of(lambda *qkv: att.attention(*qkv, docs, backend=backend), inputs,
-                   'forward' if step == 'forward' else 'backward')
-    def of(config):
-        def way():
+
+    def attention(*qkv):
+        return att.attention(*qkv, docs, backend=backend)
+
+    call = call_of(attention, inputs, 'forward' if step == 'forward' else 'backward')
+
+    def with_config(config):
+        def run():
             att.CONFIGS[att._sm(inputs[0].device), D, step] = config
             return call()
-        return way
-    return of
+        return run
+    return with_config
 
 def compile_one(job):
-    """In a process of its own, into Triton's cache. What cannot be compiled shows when it is timed."""
+    """Compiles a candidate into Triton's cache, in a worker process. A failure shows later, when it is timed."""
     D, step, config = job
     measure({config: timed(D, step, HEADS[D], 256, 1)(config)}, 1)
 
 def fits(key, config):
-    """Whether the limits of bench/aot.py hold in every variant, as tests/test_aot.py has it."""
+    """Whether every variant keeps the limits of bench/aot.py, as tests/test_aot.py requires."""
     sm, D, step = key
-    shipped, att.CONFIGS = att.CONFIGS, {key: config}
+    shipped = att.CONFIGS
+    att.CONFIGS = {key: config}
     try:
-        made = [aot.compiled(sm, *case) for _, _, *case in aot.cases() if case[0].fn.__module__ == att.__name__]
+        rows = [aot.compiled(sm, kernel, *rest) for _, _, kernel, *rest in aot.cases()
+                if kernel.fn.__module__ == att.__name__]
     finally:
         att.CONFIGS = shipped
-    return all(row['spills'] <= aot.SPILLS and row['shared'] <= aot.SHARED[sm]
-               and (sm < 90 or row['wgmma'] or D == 256 and step != 'forward') for row in made)
+    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too small.
+    needs_wgmma = sm >= 90 and (D != 256 or step == 'forward')
+    return all(row['spills'] <= aot.SPILLS
+               and row['shared'] <= aot.SHARED[sm]
+               and (row['wgmma'] or not needs_wgmma) for row in rows)
 
-def outcome(key, rows, ranked, old, new):
-    ms = lambda config: rows.get(config, {}).get('ms')
-    return {'pass': key, 'tried': len(rows), 'ran': len(ranked), 'old': old, 'old ms': ms(old), 'new': new,
-            'new ms': ms(new)}
+def fastest_first(rows):
+    """The configs that ran, rows as `measure` gives them, by their times."""
+    return sorted((config for config in rows if 'ms' in rows[config]),
+                  key=lambda config: (rows[config]['ms'], config))
+
+def outcome(key, rows, shipped, chosen):
+    """A row of the printed table."""
+    def ms(config):
+        return rows.get(config, {}).get('ms')
+    return {'pass': key,
+            'tried': len(rows),
+            'ran': len(fastest_first(rows)),
+            'old': shipped,
+            'old ms': ms(shipped),
+            'new': chosen,
+            'new ms': ms(chosen)}
 
 def best_tiles(key, dry):
-    """The fastest configuration of a (sm, head size, pass) that fits."""
+    """The fastest config that fits, for key = (sm, head size, pass) -> (config, row of the table)."""
     _, D, step = key
-    tried, shipped = list(candidates(D, step)), att.CONFIGS[key]
-    tried, of = (tried[:2], timed(D, step, (2, 1), 48, 1)) if dry else (tried, timed(D, step, HEADS[D], 2048, 8))
-    rows = measure({config: of(config) for config in tried}, 1 if dry else 20)
+    tried = list(candidates(D, step))
+    shipped = att.CONFIGS[key]
+    if dry:
+        tried = tried[:2]
+        with_config = timed(D, step, (2, 1), 48, 1)
+    else:
+        with_config = timed(D, step, HEADS[D], 2048, 8)
+    rows = measure({config: with_config(config) for config in tried}, 1 if dry else 20)
     att.CONFIGS[key] = shipped
-    ranked = sorted((row['ms'], config) for config, row in rows.items() if 'ms' in row)
-    chosen = next((config for _, config in ranked if INTERPRETED or fits(key, config)), shipped)
-    return chosen, outcome(key, rows, ranked, shipped, chosen)
-
-def best_block(dry):
-    """BLOCK and WARPS of cross-entropy's pass, for the sum."""
-    n, V = (8, 512) if dry else (4096, 152_320)
-    z, targets = torch.randn(n, V, device=DEVICE).to(DTYPE), torch.randint(V, (n,), device=DEVICE)
-    shipped = ce.BLOCK, ce.WARPS
-    def of(config):
-        def way():
-            ce.BLOCK, ce.WARPS = config
-            return ce._pass_triton(z, targets, None, V, 0.0, True)
-        return way
-    tried = list(product((1024, 2048, 4096, 8192), (4, 8, 16)))[:2 if dry else None]
-    rows = measure({config: of(config) for config in tried}, 1 if dry else 20)
-    ce.BLOCK, ce.WARPS = shipped
-    ranked = sorted((row['ms'], config) for config, row in rows.items() if 'ms' in row)
-    return ranked[0][1], outcome('cross-entropy', rows, ranked, shipped, ranked[0][1])
+    chosen = shipped
+    for config in fastest_first(rows):
+        if INTERPRETED or fits(key, config):
+            chosen = config
+            break
+    return chosen, outcome(key, rows, shipped, chosen)
 
 # ----------------------------------------------------------------------------------------------------------------
+# cross-entropy
 
-def with_table(text, table):
-    """kernels/attention.py with another table between the braces of CONFIGS, a pass a line."""
-    lines = ''.join(f"    {' '.join(f'{key}: {value},' for key, value in of)}\n"
-                    for _, of in groupby(table.items(), lambda entry: entry[0][::2])) # of an (sm, pass)
+def best_block(dry):
+    """The fastest (BLOCK, WARPS) of cross-entropy's pass for the sum -> (config, row of the table)."""
+    n, V = (8, 512) if dry else (4096, 152_320)
+    z = torch.randn(n, V, device=DEVICE).to(DTYPE)
+    targets = torch.randint(V, (n,), device=DEVICE)
+    shipped = ce.BLOCK, ce.WARPS
+
+    def with_config(config):
+        def run():
+            ce.BLOCK, ce.WARPS = config
+            return ce._pass_triton(z, targets, None, V, 0.0, True)
+        return run
+
+    tried = list(product((1024, 2048, 4096, 8192), (4, 8, 16)))[:2 if dry else None]
+    rows = measure({config: with_config(config) for config in tried}, 1 if dry else 20)
+    ce.BLOCK, ce.WARPS = shipped
+    chosen = fastest_first(rows)[0]
+    return chosen, outcome('cross-entropy', rows, shipped, chosen)
+
+# ----------------------------------------------------------------------------------------------------------------
+# the kernels' files
+
+def with_table(text, configs):
+    """The text of kernels/attention.py with other CONFIGS; the head sizes of an (sm, pass) share a line."""
+    lines = ''
+    for _, entries in groupby(configs.items(), lambda entry: entry[0][::2]):
+        lines += f"    {' '.join(f'{key}: {config},' for key, config in entries)}\n"
     new, n = re.subn(r'(?ms)^(CONFIGS = \{[^\n]*\n).*?^\}', lambda match: f'{match[1]}{lines}}}', text)
     assert n == 1, f"{n} tables named CONFIGS, expected 1"
     return new
 
 def with_block(text, block, warps):
-    """kernels/cross_entropy.py with other numbers behind BLOCK, WARPS."""
+    """The text of kernels/cross_entropy.py with other values of BLOCK and WARPS."""
     new, n = re.subn(r'(?m)^BLOCK, WARPS = \d+, \d+', f'BLOCK, WARPS = {block}, {warps}', text)
     assert n == 1, f"{n} lines that begin BLOCK, WARPS =, expected 1"
     return new
 
+def rewrite(name, change, *values):
+    """Replaces the text of kernels/NAME.py by change(text, *values)."""
+    path = ROOT / 'kernels' / f'{name}.py'
+    with atomically(path) as tmp:
+        tmp.write_text(change(path.read_text(), *values))
+
 def main():
-    dry = asked_dry(__doc__)
+    dry = parse_dry(__doc__)
     torch.manual_seed(0)
-    sm, heads = att._sm(torch.device(DEVICE)), [64] if dry else list(HEADS)
-    keys = [(sm, D, step) for D in heads for step in PASSES if (sm, D, step) in att.CONFIGS] # no one-pass of 256
+    sm = att._sm(torch.device(DEVICE))
+    keys = list(product([sm], [64] if dry else HEADS, PASSES))
+    keys = [key for key in keys if key in att.CONFIGS] # 256 has no one-pass
     if not dry:
         jobs = [(D, step, config) for _, D, step in keys for config in candidates(D, step)]
         with ProcessPoolExecutor(min(12, os.cpu_count()), get_context('spawn')) as pool:
             list(progress(pool.map(compile_one, jobs), total=len(jobs), desc='compiling'))
-    chosen, rows = dict(att.CONFIGS), []
+    configs = dict(att.CONFIGS)
+    rows = []
     for key in progress(keys, desc='passes'):
-        chosen[key], row = best_tiles(key, dry)
+        configs[key], row = best_tiles(key, dry)
         rows.append(row)
     block, row = best_block(dry)
     table([*rows, row], *row)
     if not dry:
-        for name, new in (('attention', lambda text: with_table(text, chosen)),
-                          ('cross_entropy', lambda text: with_block(text, *block))):
-            path = ROOT / 'kernels' / f'{name}.py'
-            with atomically(path) as tmp:
-                tmp.write_text(new(path.read_text()))
+        rewrite('attention', with_table, configs)
+        rewrite('cross_entropy', with_block, *block)
 
 if __name__ == '__main__':
     main()

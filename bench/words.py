@@ -1,10 +1,11 @@
 """
-Word times beside those of a manifest (corpora/folder.py), for the words that both have.
+Compares word times with those of a manifest (corpora/folder.py), for the words that both have.
 
     python bench/words.py --words=out/units/words --manifest=DIR/manifest.jsonl --name=words-whisper-base
 
-Words match in order and by their letters, case and accents aside. Errors are ours minus theirs, in ms: the median and the
-mean of their sizes, the share under 100 ms, and their median with its sign (bias). Writes bench/results/NAME.json.
+Words match in order and by their letters, ignoring case and accents. An error is a time of --words
+minus that of --manifest, in ms. Printed are the median and the mean of the absolute errors, the share
+under 100 ms, and the median of the signed errors (bias). Writes bench/results/NAME.json.
 """
 import sys
 from dataclasses import dataclass
@@ -13,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, machine
 from configurator import Refused, run
 from corpora.folder import utterances
 from files import write_json
 from speech.audio import RATE
 from speech.words import Words, letters_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,56 @@ class Config:
         if not (self.words and self.manifest and self.name):
             raise Refused("expected --words=DIR, --manifest=FILE.jsonl and --name=NAME")
 
-def differences(words, truth):
-    """Start and end errors in ms, (n, 2), of the words of a Words folder that truth, {id: [[word, start, end]]}, has too."""
-    out = [np.zeros((0, 2))]
-    letters = lambda w: ''.join(c for c, _ in letters_of(w))
+def letters(word):
+    """The letters by which words are compared."""
+    return ''.join(letter for letter, _ in letters_of(word))
+
+def differences(words, reference):
+    """The errors of start and end in ms, (n, 2), of the words that both have.
+
+    words: a Words folder; reference: {id: [[word, start, end]]} in seconds. Words of the reference
+    without a start or an end are left out.
+    """
+    errors = [np.zeros((0, 2))]
     for i, id in enumerate(words.ids):
-        theirs = [w for w in truth.get(id) or () if None not in w]
+        timed = [entry for entry in reference.get(id) or () if None not in entry]
         spelled, starts, ends = words[i]
-        same = SequenceMatcher(None, [letters(w) for w in spelled], [letters(w) for w, *_ in theirs], autojunk=False)
-        out += [[1000 * (starts[m.a + k] / RATE - theirs[m.b + k][1]), 1000 * (ends[m.a + k] / RATE - theirs[m.b + k][2])]
-                for m in same.get_matching_blocks() for k in range(m.size)]
-    return np.vstack(out)
+        matcher = SequenceMatcher(
+            None,
+            [letters(word) for word in spelled],
+            [letters(word) for word, *_ in timed],
+            autojunk=False)
+        for a, b, n in matcher.get_matching_blocks():
+            for k in range(n):
+                _, start, end = timed[b + k]
+                errors.append([1000 * (starts[a + k] / RATE - start), 1000 * (ends[a + k] / RATE - end)])
+    return np.vstack(errors)
 
 def main(cfg):
-    words, truth = Words(cfg.words), {u['id']: u['words'] for u in utterances(cfg.manifest)}
-    errors = differences(words, truth)
+    words = Words(cfg.words)
+    reference = {utterance['id']: utterance['words'] for utterance in utterances(cfg.manifest)}
+    errors = differences(words, reference)
     if not len(errors):
-        raise Refused(f"{cfg.manifest}: no word of it is in {cfg.words}")
-    n = sum(len(truth.get(id) or ()) for id in words.ids)
-    row = {'documents': len(words), 'words': n, 'matched': len(errors), 'refused': words.info.get('refused')}
+        raise Refused(f"{cfg.manifest}: none of its words is in {cfg.words}; are their ids the same?")
+    n = sum(len(reference.get(id) or ()) for id in words.ids)
+    row = {'documents': len(words),
+           'words': n,
+           'matched': len(errors),
+           'refused': words.info.get('refused')}
     for column, side in enumerate(('start', 'end')):
-        e = errors[:, column]
-        row[side] = {'median_ms': np.median(abs(e)), 'mean_ms': abs(e).mean(), 'under_100_ms': (abs(e) < 100).mean(), 'bias_ms': np.median(e)}
-        row[side] = {key: round(float(value), 3) for key, value in row[side].items()}
+        ms = errors[:, column]
+        summary = {'median_ms': np.median(abs(ms)),
+                   'mean_ms': abs(ms).mean(),
+                   'under_100_ms': (abs(ms) < 100).mean(),
+                   'bias_ms': np.median(ms)}
+        row[side] = {key: round(float(value), 3) for key, value in summary.items()}
         print(f"{side}: {', '.join(f'{key} {value:g}' for key, value in row[side].items())}")
     print(f"{len(errors):,} of {n:,} words match, in {len(words)} documents")
-    made = {key: words.info.get(key) for key in ('command', 'commit')}
-    write_json(ROOT / 'bench' / 'results' / f'{cfg.name}.json',
-               {**machine(), 'command': ' '.join(['python bench/words.py', *sys.argv[1:]]), 'words_made_by': made, 'rows': [row]})
+    write_json(ROOT / 'bench' / 'results' / f'{cfg.name}.json', {
+        **machine(),
+        'command': ' '.join(['python bench/words.py', *sys.argv[1:]]),
+        'words_made_by': {key: words.info.get(key) for key in ('command', 'commit')},
+        'rows': [row]})
 
 if __name__ == '__main__':
     run(main, Config)

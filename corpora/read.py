@@ -1,27 +1,50 @@
 """
-Reads any corpus of this folder by its name: the utterances, sorted by id, each id once.
+Reads a corpus by its name: NAME is corpora/NAME.py, which defines a function utterances(root).
+
+An utterance is a dict {id, path, start, end, text, speaker, words}: see corpora/folder.py.
 """
+import ast
 import importlib
 import math
 from pathlib import Path
 
 from configurator import Refused
 
-NO_CORPUS = 'download', 'spokenswag', 'tree' # files of corpora/ that are none
+FOLDER = Path(__file__).parent
+
+def corpus_names():
+    """The names of the files of corpora/ that define `utterances`, sorted. They are parsed, not run."""
+    names = []
+    for path in sorted(FOLDER.glob('*.py')):
+        try:
+            tree = ast.parse(path.read_text(encoding='utf-8'))
+        except SyntaxError as e:
+            raise Refused(f"{path}:{e.lineno}: not Python: {e.msg}") from None
+        if any(isinstance(node, ast.FunctionDef) and node.name == 'utterances' for node in tree.body):
+            names.append(path.stem)
+    return names
+
+def _is_time(seconds):
+    return seconds is None or math.isfinite(seconds) and seconds >= 0
 
 def read_corpus(cfg):
-    """The utterances, sorted by id, each id once."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob('*.py') if path.stem not in NO_CORPUS)
+    """What corpora/{cfg.corpus}.py finds in cfg.audio: a list of utterances, sorted by id. Raises Refused."""
+    names = corpus_names()
     if cfg.corpus not in names:
         raise Refused(f"corpus is {cfg.corpus!r}, expected one of corpora/*.py: {', '.join(names)}")
-    docs = sorted(importlib.import_module('corpora.' + cfg.corpus).utterances(cfg.audio), key=lambda u: u['id'])
-    for one, two in zip(docs, docs[1:]):
-        if one['id'] == two['id']:
-            raise Refused(f"{cfg.audio}: two utterances with the id '{one['id']}': {one['path']} and {two['path']}")
+    corpus = importlib.import_module('corpora.' + cfg.corpus)
+    docs = sorted(corpus.utterances(cfg.audio), key=lambda u: u['id'])
+    for u, following in zip(docs, docs[1:]):
+        if u['id'] == following['id']:
+            raise Refused(f"{cfg.audio}: two utterances with the id '{u['id']}': {u['path']} and {following['path']}")
     for u in docs:
-        if not all(t is None or math.isfinite(t) and t >= 0 for t in (u['start'], u['end'])) or None not in (u['start'], u['end']) \
-                and u['end'] < u['start']: # as long as nothing: its reading fails, and is counted
-            raise Refused(f"{cfg.audio}: '{u['id']}' is from {u['start']} to {u['end']} s of {u['path']}, expected rising seconds")
+        start = u['start']
+        end = u['end']
+        # end == start is let through: reading such a file fails, and its failure is counted.
+        falls = None not in (start, end) and end < start
+        if falls or not _is_time(start) or not _is_time(end):
+            raise Refused(f"{cfg.audio}: '{u['id']}' is from {start} to {end} s of {u['path']}, "
+                          "expected rising seconds")
         try:
             f"{u['id']}{u['path']}".encode()
         except UnicodeEncodeError:

@@ -1,5 +1,13 @@
 """
 Log-likelihoods of documents under a model: many documents in one forward pass, shared prefixes computed once.
+
+A row of a forward pass holds groups of documents. The ids that all documents of a group begin with
+stand once, at the front of the group; the rest of each document is a branch behind them:
+
+    [prefix of a, b, c | rest of a | rest of b | rest of c] [prefix of d, e | rest of d | rest of e]
+
+A token sees its branch and the prefix. hidden_span tells attention which tokens between the two it
+does not see: none for a, the rest of a for b, the rests of a and b for c.
 """
 import numpy as np
 import torch
@@ -10,92 +18,141 @@ from hub.folders import local_folder, vocabulary
 from model import GPT
 
 
-def shared_prefixes(documents, row_tokens, least=8, most=64):
-    """Sorted documents (int arrays of 2 ids and more) -> [(first, last, n)]: documents first..last-1 share their first n ids,
-    and where those stand once for each group the fewest tokens are left of all. At most `most` share, at least `least` ids,
-    in at most a row."""
-    alike = [0] # of each document with the one before: ids, of which it keeps one for itself
+def shared_prefixes(documents, row_tokens, min_prefix=8, max_group=64):
+    """Groups sorted documents so that storing each group's common prefix once saves the most tokens.
+
+    documents: sorted int arrays of at least 2 ids. -> [(first, last, n)]: documents[first:last] all
+    begin with the same n ids; a document alone is (i, i + 1, 1). Dynamic programming over the sorted
+    list. A group has at most max_group documents, a prefix at least min_prefix ids, and it fits one row.
+    """
+    # n_common[i]: the ids that documents i - 1 and i begin with, short of the last id of either.
+    n_common = [0]
     for a, b in zip(documents, documents[1:]):
-        k = min(len(a), len(b)) - 1
-        differ = np.flatnonzero(a[:k] != b[:k])
-        alike.append(int(differ[0]) if len(differ) else k)
-    saved, group = [0], [] # of the first i documents: tokens; the last group of the first i + 1
+        limit = min(len(a), len(b)) - 1
+        differing = np.flatnonzero(a[:limit] != b[:limit])
+        n_common.append(int(differing[0]) if len(differing) else limit)
+    # saved[i]: the most tokens that grouping the first i documents saves.
+    # best_group[i]: the group that holds document i when the first i + 1 are grouped so.
+    saved = [0]
+    best_group = []
     for i, document in enumerate(documents):
         saved.append(saved[i])
-        group.append((i, i + 1, 1))
+        best_group.append((i, i + 1, 1))
         n = size = len(document)
-        for j in range(i, max(i - most + 1, 0), -1): # might j - 1 .. i be one?
-            n, size = min(n, alike[j]), size + len(documents[j - 1])
-            if n < least or size - (i - j + 1) * n > row_tokens:
+        # Try the groups that end with document i, each one document longer than the last.
+        for first in range(i - 1, max(i - max_group, -1), -1):
+            n = min(n, n_common[first + 1])
+            size += len(documents[first])
+            if n < min_prefix or size - (i - first) * n > row_tokens:
                 break
-            if saved[j - 1] + (i - j + 1) * n > saved[-1]:
-                saved[-1], group[-1] = saved[j - 1] + (i - j + 1) * n, (j - 1, i + 1, n)
-    found, i = [], len(documents)
-    while i:
-        found.append(group[i - 1])
-        i = found[-1][0]
-    return found[::-1]
+            candidate = saved[first] + (i - first) * n
+            if candidate > saved[-1]:
+                saved[-1] = candidate
+                best_group[-1] = (first, i + 1, n)
+    groups = []
+    end = len(documents)
+    while end:
+        groups.append(best_group[end - 1])
+        end = groups[-1][0]
+    return groups[::-1]
 
 def pack_groups(groups, documents):
-    """Groups of `beginnings` in one row: tokens and doc_start (T,), gap (T, 2), the rows (n,) that losses follow and their
-    targets (n,), and [(document, where its shared losses are, where its own)]."""
-    tokens, starts, gaps, rows, targets, where, at, n = [], [], [], [], [], [], 0, 0
-    for first, last, p in groups:
-        start, shared = at, slice(n, n + p - 1)
-        at, n = at + p, n + p - 1
-        tokens.append(documents[first][:p])
-        targets.append(documents[first][1:p])
-        rows.append(np.arange(start, start + p - 1))
-        gaps.append(np.zeros((p, 2), np.int64))
+    """Lays groups of shared_prefixes into one row of T tokens.
+
+    -> int64 arrays tokens and doc_start (T,), hidden_span (T, 2), rows and targets (n,): the model's
+    output at rows[i] predicts targets[i]. Last comes [(index of a document, the slice of the n losses
+    that belongs to its prefix, the slice that belongs to its branch)].
+    """
+    tokens = []
+    doc_start = []
+    hidden_span = []
+    rows = []
+    targets = []
+    spans = []
+    offset = 0 # tokens so far
+    n_losses = 0
+    for first, last, n in groups:
+        start = offset
+        offset += n
+        prefix = documents[first][:n]
+        prefix_losses = slice(n_losses, n_losses + n - 1)
+        n_losses += n - 1
+        tokens.append(prefix)
+        targets.append(prefix[1:])
+        rows.append(np.arange(start, offset - 1))
+        hidden_span.append(np.zeros((n, 2), np.int64))
         for i in range(first, last):
-            branch = documents[i][p:] # its last id is a target alone
+            branch = documents[i][n:]
+            n_read = len(branch) - 1 # the last id is only a target
+            hidden = (start + n, offset) if i > first else (0, 0)
             tokens.append(branch[:-1])
             targets.append(branch)
-            rows += [[start + p - 1], np.arange(at, at + len(branch) - 1)]
-            gaps.append(np.tile((start + p, at) if i > first else (0, 0), (len(branch) - 1, 1)))
-            where.append((i, shared, slice(n, n + len(branch))))
-            at, n = at + len(branch) - 1, n + len(branch)
-        starts.append(np.full(at - start, start))
-    return *(np.concatenate(x).astype(np.int64) for x in (tokens, starts, gaps, rows, targets)), where
+            # The prefix's last token predicts the first id of every branch.
+            rows += [[start + n - 1], np.arange(offset, offset + n_read)]
+            hidden_span.append(np.tile(hidden, (n_read, 1)))
+            spans.append((i, prefix_losses, slice(n_losses, n_losses + len(branch))))
+            offset += n_read
+            n_losses += len(branch)
+        doc_start.append(np.full(offset - start, start))
+    parts = (tokens, doc_start, hidden_span, rows, targets)
+    return *(np.concatenate(part).astype(np.int64) for part in parts), spans
+
+def _key(document):
+    """A document as bytes that sort in the order of its ids."""
+    return np.asarray(document, '>i8').tobytes()
+
+def _rows_of_groups(groups, documents, row_tokens):
+    """Fills rows with groups in order; yields the groups of each row."""
+    row = []
+    n_tokens = 0
+    for first, last, n in groups:
+        size = n + sum(len(document) - n - 1 for document in documents[first:last])
+        if row and n_tokens + size > row_tokens:
+            yield row
+            row = []
+            n_tokens = 0
+        row.append((first, last, n))
+        n_tokens += size
+    if row:
+        yield row
 
 @torch.inference_mode()
 def document_losses(model, documents, row_tokens=2048):
     """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1.
 
-    Many documents share a forward pass. Equal ones (an item's right ending stands in two tasks) are scored once, and what
-    several begin with (an item's context) is there once, each one's rest a branch behind it.
+    Equal documents, such as a right ending that two tasks share, are scored once, and so is a prefix
+    that several documents share, such as the context of an item.
     """
-    device, cfg = model.embed.device, model.cfg
-    key = lambda document: np.asarray(document, '>i8').tobytes() # in the order of the ids
-    losses = {key(document): np.zeros(0, np.float32) for document in documents}
-    keys = sorted(k for k in losses if len(k) > 8) # of one id nothing is predicted
-    unique = [np.frombuffer(k, '>i8').astype(np.int64) for k in keys]
+    device = model.embed.device
+    cfg = model.cfg
+    losses = {_key(document): np.zeros(0, np.float32) for document in documents}
+    keys = sorted(key for key in losses if len(key) > 8) # of a single id, 8 bytes, nothing is predicted
+    unique = [np.frombuffer(key, '>i8').astype(np.int64) for key in keys]
     if cfg.position == 'learned':
-        row_tokens = min(row_tokens, cfg.n_positions) # a row is no longer than its positions
-    apart = device.type != 'cpu' and (cfg.window or cfg.position == 'alibi') # which a mask counts along the row
-    groups = shared_prefixes(unique, row_tokens, most=1 if apart else 64)
-    size = lambda group: group[2] + sum(len(unique[i]) - group[2] - 1 for i in range(*group[:2]))
-    def flush(row):
-        *arrays, where = pack_groups(row, unique)
-        tokens, starts, gap, rows, targets = (torch.from_numpy(a).to(device) for a in arrays)
-        out = model.losses(tokens[None], starts[None], targets, gap[None] if gap.any() else None, rows).cpu().numpy()
-        for i, shared, own in where:
-            losses[keys[i]] = np.concatenate([out[shared], out[own]])
-    row, held = [], 0
-    for group in progress(groups, desc='score', leave=False):
-        if row and held + size(group) > row_tokens:
-            flush(row)
-            row, held = [], 0
-        row.append(group)
-        held += size(group)
-    if row:
-        flush(row)
-    return [losses[key(document)] for document in documents]
+        row_tokens = min(row_tokens, cfg.n_positions) # places in a row count as positions
+    # On a GPU, windows and ALiBi measure distances along the row, and there a branch may stand far
+    # behind its prefix.
+    share = device.type == 'cpu' or not (cfg.window or cfg.position == 'alibi')
+    groups = shared_prefixes(unique, row_tokens, max_group=64 if share else 1)
+    for row in _rows_of_groups(progress(groups, desc='score', leave=False), unique, row_tokens):
+        *arrays, spans = pack_groups(row, unique)
+        tokens, doc_start, hidden_span, rows, targets = (torch.from_numpy(a).to(device) for a in arrays)
+        hidden_span = hidden_span[None] if hidden_span.any() else None
+        row_losses = model.losses(tokens[None], doc_start[None], targets, hidden_span, rows).cpu().numpy()
+        for i, prefix, branch in spans:
+            losses[keys[i]] = np.concatenate([row_losses[prefix], row_losses[branch]])
+    return [losses[_key(document)] for document in documents]
 
 def load(folder, device):
-    """(model, vocab, tokenizer or None, {file: sha256}) of a folder of train.py, of slprl/*, or of a TextLM."""
+    """(model, vocab, tokenizer or None, {file: sha256}) of a model folder or an id of the hub.
+
+    The folder is one that train.py wrote, a published model (slprl/*) or a TextLM.
+    Raises Refused where the model has fewer embedding rows than the vocabulary has ids.
+    """
     vocab, tokenizer = vocabulary(folder)
     model = GPT.from_pretrained(folder, device=device).eval()
     if model.cfg.vocab_size < vocab.size:
-        raise Refused(f"{folder}: {model.cfg.vocab_size} rows for a vocabulary of {vocab.size}")
-    return model, vocab, tokenizer, {p.name: sha256(p) for p in sorted(local_folder(folder).glob('*.safetensors'))}
+        raise Refused(f"{folder}: {model.cfg.vocab_size} embedding rows, its vocabulary has {vocab.size} ids; "
+                      "are config.json and vocab.json of the same model?")
+    hashes = {path.name: sha256(path) for path in sorted(local_folder(folder).glob('*.safetensors'))}
+    return model, vocab, tokenizer, hashes

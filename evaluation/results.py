@@ -1,11 +1,13 @@
 """
 eval.json of models: writing it without losing anything, reading it, showing it as a table.
 
-    MODEL/eval.json             results: {row: {value, stderr, n, ...}}; tasks: {task: how it was measured}; model: sha256
+    MODEL/eval.json             results: {row: {value, stderr, n, ...}}; tasks: {task: how it was measured};
+                                model: {file: sha256}
     MODEL/samples_TASK.jsonl    an item a line with its scores; what evaluation/compare.py reads
     MODEL/eval.1.json, ...      what would have been overwritten
 
-A row is TASK/PART/DIRECTION. Rows of tasks that a run did not measure stay, while the model's weights are the same.
+A row is TASK/PART/DIRECTION. A run leaves the rows of tasks that it does not measure, as long as the
+model's weights are the same.
 """
 import json
 from pathlib import Path
@@ -17,71 +19,88 @@ from files import atomically, write_json
 # files
 
 def folder_of(model):
-    """Where a model's results lie: its own folder, or for a hub id one below out/eval."""
-    return Path(model) if Path(model).is_dir() else Path('out/eval') / str(model).replace('/', '--')
+    """The folder of a model's results: its own, or out/eval/OWNER--NAME for an id of the hub."""
+    if Path(model).is_dir():
+        return Path(model)
+    return Path('out/eval') / str(model).replace('/', '--')
 
-def keep_old(path, differs):
-    """Renames what differs(text) to NAME.1.SUFFIX or the next free number."""
-    path = Path(path)
-    if path.is_file() and differs(path.read_text(encoding='utf-8')):
-        n = 1
-        while (to := path.with_name(f'{path.stem}.{n}{path.suffix}')).exists():
-            n += 1
-        path.rename(to)
-        print(f"{path} was there with other results: kept as {to.name}")
+def keep_old(path):
+    """Renames a file to NAME.1.SUFFIX, or to the next number that is free."""
+    target = path
+    n = 0
+    while target.exists():
+        n += 1
+        target = path.with_name(f'{path.stem}.{n}{path.suffix}')
+    path.rename(target)
+    print(f"{path} was there with other results: kept as {target.name}")
 
 def read_eval(folder):
-    """A model's eval.json; Refused where there is none."""
+    """A model's eval.json. Raises Refused where there is none, or where it is not what eval.py writes."""
     path = folder_of(folder) / 'eval.json'
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        found['results'].items()
-        return found
+        content = json.loads(path.read_text(encoding='utf-8'))
+        content['results'].items()
+        return content
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; eval.py writes it") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise Refused(f"{path}: not what eval.py writes ({type(e).__name__}: {e})") from None
 
-def store(folder, weights, results, samples, tasks, made):
-    """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; what they replace is kept under another name.
+def store(folder, weights, results, samples, tasks, provenance):
+    """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; keeps what they replace (keep_old).
 
-    weights: {file: sha256} of the model; results: {row: dict}; samples: {task: [dict]}; tasks: {task: what only it says}
+    weights: {file: sha256} of the model. results: {row: dict}. samples: {task: [dict]}.
+    tasks: {task: notes}; one with the note 'not measured' does not replace an earlier measurement.
+    provenance: files.record of the run.
     """
     folder = folder_of(folder)
-    path, old = folder / 'eval.json', {}
-    if path.is_file():
-        old = read_eval(folder)
-    same = old.get('model') == weights
-    had = old.get('tasks', {}) if same else {}
-    tasks = {name: said for name, said in tasks.items() if 'not measured' not in said or name not in had}
-    rows = {name: row for name, row in old.get('results', {}).items() if same and name.split('/')[0] not in tasks} | results
-    how = {name: said for name, said in had.items() if name not in tasks} | {name: {**said, **made} for name, said in tasks.items()}
+    path = folder / 'eval.json'
+    old = read_eval(folder) if path.is_file() else {}
+    old_rows = old.get('results', {})
+    # Of a model with other weights nothing is carried over.
+    same_model = old.get('model') == weights
+    old_tasks = old.get('tasks', {}) if same_model else {}
+    tasks = {name: notes for name, notes in tasks.items()
+             if 'not measured' not in notes or name not in old_tasks}
+    rows = {name: row for name, row in old_rows.items()
+            if same_model and name.split('/')[0] not in tasks}
+    rows |= results
+    all_tasks = {name: notes for name, notes in old_tasks.items() if name not in tasks}
+    all_tasks |= {name: {**notes, **provenance} for name, notes in tasks.items()}
     for task, lines in samples.items():
         text = ''.join(json.dumps(line) + '\n' for line in lines)
-        keep_old(folder / f'samples_{task}.jsonl', lambda was: was != text)
-        with atomically(folder / f'samples_{task}.jsonl') as tmp:
+        samples_path = folder / f'samples_{task}.jsonl'
+        if samples_path.is_file() and samples_path.read_text(encoding='utf-8') != text:
+            keep_old(samples_path)
+        with atomically(samples_path) as tmp:
             tmp.write_text(text, encoding='utf-8')
-    keep_old(path, lambda _: any(rows.get(name) != row for name, row in old['results'].items()))
-    write_json(path, {'results': rows, 'tasks': how, 'model': weights, **made}) # last: it says that all is there
+    if any(rows.get(name) != row for name, row in old_rows.items()):
+        keep_old(path)
+    # eval.json comes last: where it stands, the samples are complete.
+    write_json(path, {'results': rows, 'tasks': all_tasks, 'model': weights, **provenance})
 
 # ----------------------------------------------------------------------------------------------------------------
 # the terminal's table
 
 def in_percent(name):
-    """Rows that are shares; losses, perplexities and judges' marks are not."""
+    """Whether a row is a share; losses, perplexities and judges' marks are not."""
     return name.split('/')[0] not in ('loss', 'genppl', 'judge')
 
+def _cell(name, row):
+    """The 16 columns of a model in a row of the table; None for a row that it does not have."""
+    if row is None:
+        return f"{'':16}"
+    scale, digits = (100, 1) if in_percent(name) else (1, 3)
+    error = '' if row['stderr'] is None else f"+-{scale * row['stderr']:.{digits}f}"
+    return f"{scale * row['value']:8.{digits}f} {error:7}"
+
 def table(results):
-    """{model: {row: ...}} as lines of text: tasks in percent, losses in nats, +- standard error, a column a model."""
-    def cell(name, row):
-        if row is None:
-            return f"{'':16}"
-        scale, digits = (100, 1) if in_percent(name) else (1, 3)
-        error = '' if row['stderr'] is None else f"+-{scale * row['stderr']:.{digits}f}"
-        return f"{scale * row['value']:8.{digits}f} {error:7}"
-    names = list(dict.fromkeys(name for rows in results.values() for name in rows))
-    lines = [' '.join([f"{'':34} {'n':>5}", *(f"{Path(model).name:>16}" for model in results)])]
+    """{model: {row: ...}} as lines of text, a column a model: tasks in percent, losses in nats, +- stderr."""
+    heads = [f"{Path(model).name:>16}" for model in results]
+    lines = [' '.join([f"{'':34} {'n':>5}", *heads])]
+    names = dict.fromkeys(name for rows in results.values() for name in rows)
     for name in names:
         n = next(rows[name]['n'] for rows in results.values() if name in rows)
-        lines.append(' '.join([f"{name:34} {n:5d}", *(cell(name, rows.get(name)) for rows in results.values())]))
+        cells = [_cell(name, rows.get(name)) for rows in results.values()]
+        lines.append(' '.join([f"{name:34} {n:5d}", *cells]))
     return '\n'.join(lines)

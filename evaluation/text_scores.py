@@ -7,35 +7,40 @@ from collections import Counter
 
 from speech.words import edit_distance
 
-ALWAYS = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)') # apart wherever they stand
+# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit follows.
+PUNCTUATION = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)')
 
-CLITIC = re.compile(r"(?<=[^'])('[smd]|'ll|'re|'ve|n't|')$", re.I) # what a word may end in
+# Endings that are split off a word: 's, 'll, n't, ...
+CLITIC = re.compile(r"(?<=[^'])('[smd]|'ll|'re|'ve|n't|')$", re.I)
 
-JOINED = [re.compile(rf'\b({a})({b})', re.I) for a, b in ( # two words written as one
-    ('can', r'not\b'), ('d', r"'ye\b"), ('gim', r'me\b'), ('gon', r'na\b'), ('got', r'ta\b'), ('lem', r'me\b'), ('more', r"'n\b"),
-    ('wan', r'na(?=\s)'))]
+# Two words that are written as one.
+CONTRACTIONS = [re.compile(rf'\b({first})({second})', re.I) for first, second in (
+    ('can', r'not\b'), ('d', r"'ye\b"), ('gim', r'me\b'), ('gon', r'na\b'),
+    ('got', r'ta\b'), ('lem', r'me\b'), ('more', r"'n\b"), ('wan', r'na(?=\s)'))]
 
 def words(text):
     """Words of English text, cut as NLTK's NLTKWordTokenizer does (Penn Treebank): what auto-BLEU is defined on.
 
     A period is a word of its own only where the text ends: "It's a dog. It's" gives It 's a dog. It 's
     """
-    text = re.sub(r'(^|[ (\[{<])("|\'\')', r'\1 `` ', text.strip()) # quotes that open, then those that close
+    text = re.sub(r'(^|[ (\[{<])("|\'\')', r'\1 `` ', text.strip()) # opening quotes
     text = re.sub(r"(?<!\.)\.(?=[\])}>\"'»”’ ]*$)", ' . ', text)
-    text = ALWAYS.sub(r' \g<0> ', re.sub(r'"|\'\'', " '' ", text))
+    text = re.sub(r'"|\'\'', " '' ", text) # the other quotes close
+    text = PUNCTUATION.sub(r' \g<0> ', text)
     out = []
     for word in text.split():
-        if re.match(r"`\w|'(?!(re|ve|ll|[mtsdn])\b)\w", word, re.I): # a quote that opens
+        # A quote that opens a word is none of its endings.
+        if re.match(r"`\w|'(?!(re|ve|ll|[mtsdn])\b)\w", word, re.I):
             out.append(word[0])
             word = word[1:]
-        ends = []
-        while (cut := CLITIC.search(word)) and word != "''":
-            ends.insert(0, cut[1])
-            word = word[:cut.start()]
-        out += [word, *ends]
+        endings = []
+        while (match := CLITIC.search(word)) and word != "''":
+            endings.insert(0, match[1])
+            word = word[:match.start()]
+        out += [word, *endings]
     text = f" {' '.join(out)} "
-    for pair in JOINED:
-        text = pair.sub(r' \1 \2 ', text)
+    for contraction in CONTRACTIONS:
+        text = contraction.sub(r' \1 \2 ', text)
     return text.split()
 
 def bigrams(text):
@@ -44,43 +49,62 @@ def bigrams(text):
 
 def auto_bleu2(text):
     """Share of bigrams that occur more than once in the text; 0 where it has none (slamkit)."""
-    found = bigrams(text)
-    counts = Counter(found)
-    return sum(counts[b] > 1 for b in found) / len(found) if found else 0.0
+    pairs = bigrams(text)
+    counts = Counter(pairs)
+    return sum(counts[pair] > 1 for pair in pairs) / len(pairs) if pairs else 0.0
+
+def _highest_counts(counters):
+    """{k-gram: (its highest count in a text, the index of that text, its second highest count)}."""
+    highest = {}
+    for i, counter in enumerate(counters):
+        for gram, count in counter.items():
+            top, text, second = highest.get(gram, (0, None, 0))
+            if count > top:
+                highest[gram] = (count, i, top)
+            else:
+                highest[gram] = (top, text, max(second, count))
+    return highest
+
+def _precision(i, counter, highest):
+    """p_k of self_bleu2 for text i, whose k-grams `counter` counts."""
+    hits = 0
+    for gram, count in counter.items():
+        top, text, second = highest[gram]
+        hits += min(count, second if text == i else top)
+    return hits / counter.total()
 
 def self_bleu2(texts):
     """For each text its BLEU-2 with all others as references, without smoothing; None where it has no bigram.
 
-    BLEU-2 = brevity * sqrt(p1 p2); p_k: share of its k-grams, each counted at most as often as one reference has it.
-    brevity = exp(min(0, 1 - r / c)), c its length, r the reference length nearest to c (the shorter of two).
+    BLEU-2 = brevity * sqrt(p_1 p_2). p_k: share of its k-grams that the references have, each counted at
+    most as often as in the one reference that has it most. brevity = exp(min(0, 1 - r / c)), where c is
+    the text's length and r the reference length nearest to c, the shorter of two.
     """
     tokens = [words(text) for text in texts]
-    grams = [[Counter(t), Counter(zip(t, t[1:]))] for t in tokens]
-    top = [{}, {}] # of each gram: the two highest counts in a text, and whose the highest is
-    for i, pair in enumerate(grams):
-        for order, counter in enumerate(pair):
-            for gram, count in counter.items():
-                most, whose, second = top[order].get(gram, (0, None, 0))
-                top[order][gram] = (count, i, most) if count > most else (most, whose, max(second, count))
-    lengths, out = Counter(map(len, tokens)), []
-    for i, (t, pair) in enumerate(zip(tokens, grams)):
-        if len(t) < 2 or len(texts) < 2:
-            out.append(None)
+    unigrams = [Counter(t) for t in tokens]
+    pairs = [Counter(zip(t, t[1:])) for t in tokens]
+    # The k-grams of all texts are counted once, not once for each text.
+    highest_unigrams = _highest_counts(unigrams)
+    highest_pairs = _highest_counts(pairs)
+    lengths = Counter(map(len, tokens))
+    scores = []
+    for i, t in enumerate(tokens):
+        c = len(t)
+        if c < 2 or len(texts) < 2:
+            scores.append(None)
             continue
-        shares = []
-        for order, counter in enumerate(pair):
-            in_another = {gram: top[order][gram][0] if top[order][gram][1] != i else top[order][gram][2] for gram in counter}
-            shares.append(sum(min(n, in_another[gram]) for gram, n in counter.items()) / counter.total())
-        others = [n for n in lengths if n != len(t) or lengths[n] > 1]
-        nearest = min(others, key=lambda n: (abs(n - len(t)), n))
-        out.append(math.exp(min(0.0, 1 - nearest / len(t))) * math.sqrt(shares[0] * shares[1]))
-    return out
+        p1 = _precision(i, unigrams[i], highest_unigrams)
+        p2 = _precision(i, pairs[i], highest_pairs)
+        reference_lengths = [n for n in lengths if n != c or lengths[n] > 1]
+        r = min(reference_lengths, key=lambda n: (abs(n - c), n))
+        scores.append(math.exp(min(0.0, 1 - r / c)) * math.sqrt(p1 * p2))
+    return scores
 
 def plain_words(text):
-    """Lower case, letters, digits and apostrophes inside words."""
+    """Words in lower case: letters, digits, and apostrophes inside a word."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace('’', "'"))
 
 def word_errors(reference, heard):
     """(errors, words of the reference): the least number of words to replace, add and leave out."""
-    a, b = plain_words(reference), plain_words(heard)
-    return edit_distance(a, b), len(a)
+    reference = plain_words(reference)
+    return edit_distance(reference, plain_words(heard)), len(reference)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Behaviour: libsndfile reads the first part of a chained Ogg file alone, and says nothing. Two Vorbis files joined by cat
-#   are one valid file (RFC 3533, section 4: logical bitstreams may be chained); half of the samples are missing.
+# Behaviour: libsndfile reads the first part of a chained Ogg file alone, and says nothing. Two Vorbis files
+#   joined by cat are one valid file (RFC 3533, section 4: logical bitstreams may be chained); half of the
+#   samples are missing.
 # Version: soundfile 0.14.0 with the libsndfile in its wheel.
-# Who is bitten: whoever tokenizes recordings of internet radio, recorders or TTS servers that append streams: the duration
-#   is too short, the text no longer fits, and no error is raised.
+# Who is bitten: whoever tokenizes recordings of internet radio, recorders or TTS servers that append streams:
+#   the duration is too short, the text no longer fits, and no error is raised.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Behaviour: the features of one utterance change when it is padded to a longer one in a batch, also with an attention mask.
-#   HubertModel's first convolution is normalised by a GroupNorm over time, so the zeros of the padding shift its mean and
-#   variance; the mask is applied only after the convolutions. With random weights of the base shape the features change by
-#   several percent, which is enough to give many frames another k-means class.
+# Behaviour: the features of one utterance change when it is padded to a longer one in a batch, also with an
+#   attention mask. HubertModel's first convolution is normalised by a GroupNorm over time, so the zeros of the
+#   padding shift its mean and variance; the mask is applied only after the convolutions. With random weights of
+#   the base shape the features change by several percent, which is enough to give many frames another k-means
+#   class.
 # Version: transformers 5.23.0, torch 2.13.0 (CPU).
-# Who is bitten: whoever turns speech into HuBERT units in batches: units then depend on what else was in the batch.
+# Who is bitten: whoever turns speech into HuBERT units in batches: units then depend on what else was in the
+#   batch.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

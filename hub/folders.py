@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, write_json
+from files import atomically, read_json, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, vocabulary_of
 from vocab import PUBLISHED, Vocab
 
+WRITER = "transformers' save_pretrained" # what makes the files that are read here
 SHARD_BYTES = 5 * 10**9 # of a written file, at most
 BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 
@@ -44,7 +45,7 @@ def local_folder(name, files=('*.json', '*.safetensors')):
 def read_config(folder):
     """The GPTConfig of a folder or hub id."""
     path = local_folder(folder, ['config.json']) / 'config.json'
-    return GPTConfig.from_hf(_read_json(path), path)
+    return GPTConfig.from_hf(read_json(path.parent, path.name, WRITER), path)
 
 def knows_units(name):
     """Where a folder or hub id says which ids are units, or None: see vocabulary for the values."""
@@ -62,7 +63,7 @@ def knows_units(name):
     if tokenizer.is_file() and '"<Un0>"' in tokenizer.read_text(encoding='utf-8'):
         return 'tokenizer'
     config = folder / 'config.json'
-    return 'slamkit' if config.is_file() and 'base_config' in _read_json(config) else None
+    return 'slamkit' if config.is_file() and 'base_config' in read_json(folder, 'config.json', WRITER) else None
 
 def vocabulary(name):
     """(Vocab, its TextTokenizer or None) of a model's folder or hub id, by what knows_units says:
@@ -78,7 +79,7 @@ def vocabulary(name):
     folder = local_folder(name, ['*.json', 'merges.txt'])
     source = knows_units(name)
     if source == 'slamkit':
-        return _published(folder, _read_json(folder / 'config.json'))
+        return _published(folder, read_json(folder, 'config.json', WRITER))
     if source is None and any((folder / file).is_file() for file in ('tokenizer.json', 'merges.txt')):
         tokenizer = TextTokenizer(folder)
         return tokenizer.vocab, tokenizer
@@ -88,7 +89,7 @@ def vocabulary(name):
 def _published(folder, config):
     """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""
     tokeniser = folder / 'tokeniser_config.json'
-    K = _read_json(tokeniser).get('num_units') if tokeniser.is_file() else 500
+    K = read_json(folder, tokeniser.name, WRITER).get('num_units') if tokeniser.is_file() else 500
     V = config.get('vocab_size')
     base = config['base_config']
     if V == K + 2:
@@ -104,14 +105,6 @@ def _published(folder, config):
                       f"of tokenizer {tokenizer.name} + {K} + 2; put the tokenizer.json of its text model "
                       "into the folder")
     return Vocab('joint', tokenizer.size, K, tokenizer.hash, PUBLISHED), tokenizer
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise Refused(f"{path}: missing; expected a Hugging Face folder with config.json and safetensors") from None
-    except ValueError as e: # not JSON, or not UTF-8
-        raise Refused(f"{path}: not JSON ({e})") from None
 
 def _as_in_file(view):
     """A view in the shape of its file: a fused q | k | v (H, 3, D, ...) has all heads as rows there."""
@@ -217,7 +210,7 @@ def _weight_files(folder):
         raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json; pytorch_model.bin "
                       "is a pickle and is not read: convert it once by transformers' "
                       "AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)")
-    files = sorted(set(_read_json(index).get('weight_map', {}).values()))
+    files = sorted(set(read_json(index.parent, index.name, WRITER).get('weight_map', {}).values()))
     for file in files:
         if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file): # no path parts
             raise Refused(f"{index}: {file!r} is no file name of this folder")

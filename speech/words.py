@@ -1,5 +1,15 @@
 """
-The words folder: which word is said when, as align.py writes and interleave.py reads it; repair of word times.
+The words folder: which word is said when, as align.py writes and interleave.py reads it; the repair
+of word times; the spelling of words after a text.
+
+    DIR/00000/words.json        the distinct words in the order of their first occurrence, each with the
+                                leading space that it has in the text
+    DIR/00000/word.npy          (W,) int32, indices into words.json
+    DIR/00000/start.npy end.npy (W,) int32, samples at 16 kHz: units begin on whole samples, ties are exact
+    DIR/00000/offsets.npy       (n+1,) int64, document i has the words offsets[i]:offsets[i+1]
+    DIR/00000/ids.json          document ids
+    DIR/00000/info.json         how its words were made (align.py)
+    DIR/info.json               documents, words, refused documents by reason, settings; comes last
 """
 import json
 import unicodedata
@@ -13,100 +23,176 @@ from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
 
-REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP') # what repair answers, by index
+# Why a document cannot be repaired; `repair` returns indices into this tuple.
+REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP')
+
+# ----------------------------------------------------------------------------------------------------------------
+# times
 
 def repair(starts, ends, offsets, n_samples):
     """Word times of many documents, put in order: 0 <= start <= end <= next start <= length.
 
-    starts, ends: (W,) samples, NaN where missing; offsets: (n+1,); n_samples: (n,) length of each document's audio.
-    Returns starts, ends (W,) int32 and (n,) indices into REASONS, 0 where all repairs stayed within LIMIT.
-    - outside the audio: clipped; earlier than an edge before it: moved up to that edge;
-    - missing: the gap its neighbors leave, when that gap fixes it to within LIMIT.
+    starts, ends: (W,) samples, NaN where missing; offsets: (n+1,); n_samples: (n,) length of each
+    document's audio. Returns starts, ends (W,) int32 and (n,) indices into REASONS, 0 where all
+    repairs stayed within LIMIT.
+    - An edge outside the audio is clipped.
+    - An edge that is earlier than an edge before it moves up to that edge.
+    - A missing edge is filled from its neighbors if the gap between them is at most LIMIT.
     """
-    edges = np.rint(np.stack([starts, ends], 1).astype(np.float64)).ravel() # (2W,) start, end, start, end, ...
-    offsets, n_samples = np.asarray(offsets, np.int64), np.asarray(n_samples, np.float64)
-    doc = np.repeat(np.arange(len(n_samples)), 2 * np.diff(offsets))
-    last = n_samples[doc]
-    missing, late, early = np.isnan(edges), edges - last > LIMIT, edges < -LIMIT
-    edges = np.clip(edges, 0, last)
-    back = np.zeros(len(edges), bool)
-    back[1::2] = edges[0::2] - edges[1::2] > LIMIT
-    base = doc * (n_samples.max(initial=0) + 1) # one running maximum for all documents: each has its own range
+    edges = np.stack([starts, ends], 1).astype(np.float64)
+    edges = np.rint(edges).ravel() # (2W,) start, end, start, end, ...
+    offsets = np.asarray(offsets, np.int64)
+    n_samples = np.asarray(n_samples, np.float64)
+    doc = np.repeat(np.arange(len(n_samples)), 2 * np.diff(offsets)) # (2W,) the document of each edge
+    length = n_samples[doc]
+    missing = np.isnan(edges)
+    past_end = edges - length > LIMIT
+    before_start = edges < -LIMIT
+    edges = np.clip(edges, 0, length)
+    is_reversed = np.zeros(len(edges), bool)
+    is_reversed[1::2] = edges[0::2] - edges[1::2] > LIMIT
+
+    # Each document gets a range of numbers of its own, so that one running maximum serves them all.
+    base = doc * (n_samples.max(initial=0) + 1)
     edges += base
-    low = np.maximum.accumulate(np.where(missing, base, edges)) # the last known edge before, or the beginning
-    high = np.minimum.accumulate(np.where(missing, base + last, edges)[::-1])[::-1] # the next known one, or the end
-    lost = missing & (high - low > LIMIT)
+    # The known edge before each edge (or the start of the audio), and the known edge after it.
+    low = np.maximum.accumulate(np.where(missing, base, edges))
+    high = np.minimum.accumulate(np.where(missing, base + length, edges)[::-1])[::-1]
+    not_fixed = missing & (high - low > LIMIT)
+    # A missing start takes the edge before it, a missing end the edge after it.
     is_end = np.arange(len(edges)) % 2 == 1
     filled = np.where(missing, np.where(is_end, high, low), edges)
     ordered = np.maximum.accumulate(filled)
     overlap = ordered - filled > LIMIT
+
+    # The reason of a document is the first of REASONS that applies to one of its edges.
     reason = np.full(len(n_samples), len(REASONS))
-    for code, bad in enumerate((lost, late, early, back, overlap), start=1):
-        np.minimum.at(reason, doc[bad], code)
+    for code, flags in enumerate((not_fixed, past_end, before_start, is_reversed, overlap), start=1):
+        np.minimum.at(reason, doc[flags], code)
     edges = (ordered - base).astype(np.int32)
     return edges[0::2], edges[1::2], reason % len(REASONS)
 
+# ----------------------------------------------------------------------------------------------------------------
+# spelling
+
 def with_spaces(words, text=None):
-    """Words with the leading spaces they have in the text; words that bring their own spaces stay as they are."""
-    if any(w[:1].isspace() for w in words[1:]):
+    """Words with the leading spaces that they have in the text.
+
+    Without a text, all but the first get a space. Words that bring their own spaces keep them.
+    """
+    if any(word[:1].isspace() for word in words[1:]):
         return list(words)
-    out, at = [], 0 # at: how much of the text has been spelled
-    for i, word in enumerate(w.strip() for w in words):
-        begin = at
+    spaced = []
+    position = 0 # the text up to here has been matched
+    for i, word in enumerate(words):
+        word = word.strip()
+        begin = position
         while text is not None and begin < len(text) and text[begin].isspace():
             begin += 1
-        known = text is not None and text.startswith(word, begin)
-        out.append(' ' + word if i > 0 and not (known and begin == at) else word)
-        at = begin + len(word) if known else at
+        in_text = text is not None and text.startswith(word, begin)
+        joins_previous = in_text and begin == position
+        spaced.append(word if i == 0 or joins_previous else ' ' + word)
+        if in_text:
+            position = begin + len(word)
     if words[0][:1].isspace():
-        out[0] = ' ' + out[0] # as given
-    return out
+        spaced[0] = ' ' + spaced[0]
+    return spaced
 
 def letters_of(text):
-    """The letters and digits of a text without case and accents, and where in the text each stands."""
-    return [(f, i) for i, c in enumerate(text) for f in unicodedata.normalize('NFKD', c).casefold() if f.isalnum()]
+    """[(letter, its position in the text)] of the letters and digits, without case and accents."""
+    letters = []
+    for position, character in enumerate(text):
+        plain = unicodedata.normalize('NFKD', character).casefold()
+        letters += [(letter, position) for letter in plain if letter.isalnum()]
+    return letters
 
 def _respelled(words, text):
-    """Words as the text spells them (None for a word without letters), if the letters of both are the same; else None."""
+    """Words as the text spells them, None for a word without letters.
+
+    Returns None if the letters of the words and of the text differ.
+    """
     text = ' '.join(text.split())
-    counts, have = [len(letters_of(word)) for word in words], letters_of(text)
-    if [c for c, _ in have] != [c for word in words for c, _ in letters_of(word)]:
+    text_letters = letters_of(text)
+    word_letters = [letters_of(word) for word in words]
+    if [c for c, _ in text_letters] != [c for letters in word_letters for c, _ in letters]:
         return None
-    out, at, done = [], 0, 0 # at: where in text, done: how many letters
-    for n in counts:
-        done, end = done + n, len(text) if done + n == len(have) else have[done + n - 1][1] + 1
-        while n and end < len(text) and not (text[end].isalnum() or text[end].isspace()):
-            end += 1 # signs belong to the word before them, up to a space
-        out.append(text[at:end] if n else None)
-        at = end if n else at
-    return out if all(word is None or word.strip() for word in out) else None
+    respelled = []
+    begin = 0
+    n_letters = 0 # letters of the words so far
+    for letters in word_letters:
+        if not letters:
+            respelled.append(None)
+            continue
+        n_letters += len(letters)
+        is_last = n_letters == len(text_letters)
+        end = len(text) if is_last else text_letters[n_letters - 1][1] + 1
+        # Punctuation belongs to the word before it, up to the next space.
+        while end < len(text) and not (text[end].isalnum() or text[end].isspace()):
+            end += 1
+        respelled.append(text[begin:end])
+        begin = end
+    blank = any(word is not None and not word.strip() for word in respelled)
+    return None if blank else respelled
+
+def edit_distance(a, b):
+    """Levenshtein: how many items must be replaced, left out and added to turn sequence a into b."""
+    ids = {}
+    a = np.array([ids.setdefault(item, len(ids)) for item in a], np.int64)
+    b = np.array([ids.setdefault(item, len(ids)) for item in b], np.int64)
+    steps = np.arange(len(b) + 1)
+    row = steps # row[j]: the distance of the items of a so far to b[:j]
+    for item in a:
+        # Replacing or leaving out an item needs the row before; adding items is a running minimum.
+        replaced = row[:-1] + (b != item)
+        row = np.minimum(row + 1, np.concatenate([row[:1] + 1, replaced]))
+        row = np.minimum.accumulate(row - steps) + steps
+    return int(row[-1])
+
+def _letters_only(words):
+    """The letters of each word that has any."""
+    plain = (''.join(c for c, _ in letters_of(word)) for word in words)
+    return list(filter(None, plain))
 
 def word_error(words, text):
     """Words left out, added or of other letters, as a share of the text's words."""
-    a, b = ([letters for w in side if (letters := ''.join(c for c, _ in letters_of(w)))] for side in (words, text.split()))
-    return edit_distance(a, b) / max(len(b), 1)
+    expected = _letters_only(text.split())
+    return edit_distance(_letters_only(words), expected) / max(len(expected), 1)
 
 def spelled(words, text):
-    """-> words with the spaces, and where the letters are the same the spelling, of the text; which were kept; their error.
+    """Words with the spaces of the text, and with its spelling if the letters of both are the same.
 
-    A word <unk> (MFA's for what is in no dictionary) is the text's word in its place when both have as many.
+    -> words, remains (a bool for each input word: one without letters may be left out), word_error.
+    A word <unk> (written by MFA for a word that its dictionary lacks) becomes the text's word at
+    its place if both have equally many words.
     """
-    kept = np.ones(len(words), bool)
+    remains = np.ones(len(words), bool)
     if text is None:
-        return with_spaces(words), kept, 0.0
+        return with_spaces(words), remains, 0.0
     if '<unk>' in words and len(words) == len(text.split()):
-        words = [theirs if word == '<unk>' else word for word, theirs in zip(words, text.split())]
+        words = [known if word == '<unk>' else word for word, known in zip(words, text.split())]
     spaced = with_spaces(words, text)
     if ''.join(spaced).split() == text.split():
-        return spaced, kept, 0.0
-    if new := _respelled(words, text):
-        kept = np.array([word is not None for word in new])
-        return [word for word in new if word is not None], kept, 0.0
-    return spaced, kept, word_error(words, text)
+        return spaced, remains, 0.0
+    respelled = _respelled(words, text)
+    if respelled:
+        remains = np.array([word is not None for word in respelled])
+        return [word for word in respelled if word is not None], remains, 0.0
+    return spaced, remains, word_error(words, text)
+
+# ----------------------------------------------------------------------------------------------------------------
+# the folder
 
 def write_words_shard(folder, index, docs, info=None):
-    """Shard `index` of a words folder. docs: a list of (id, words, starts, ends), times in samples at 16 kHz."""
-    table, words, starts, ends, offsets = {}, [], [], [], [0]
+    """Writes shard `index` of a words folder.
+
+    docs: a list of (id, words, starts, ends), times in samples at 16 kHz. info: a dict for the
+    shard's info.json.
+    """
+    table = {} # {word: index}
+    words = []
+    starts = []
+    ends = []
+    offsets = [0]
     for name, doc_words, doc_starts, doc_ends in docs:
         if not len(doc_words) == len(doc_starts) == len(doc_ends):
             raise Refused(f"{name}: {len(doc_words)} words but {len(doc_starts)} starts, {len(doc_ends)} ends")
@@ -114,44 +200,67 @@ def write_words_shard(folder, index, docs, info=None):
         starts.extend(doc_starts)
         ends.extend(doc_ends)
         offsets.append(len(words))
+    columns = {'word': words, 'start': starts, 'end': ends}
+    texts = {'words': list(table), 'ids': [doc[0] for doc in docs], 'info': info or {}}
     with atomically(Path(folder) / f'{index:05d}') as tmp:
         tmp.mkdir()
-        for name, values, dtype in (('word', words, np.int32), ('start', starts, np.int32), ('end', ends, np.int32),
-                                    ('offsets', offsets, np.int64)):
-            np.save(tmp / f'{name}.npy', np.asarray(values, dtype=dtype))
-        for name, value in (('words', list(table)), ('ids', [doc[0] for doc in docs]), ('info', info or {})):
-            (tmp / f'{name}.json').write_text(json.dumps(value, ensure_ascii=False) + '\n', encoding='utf-8')
+        for name, numbers in columns.items():
+            np.save(tmp / f'{name}.npy', np.asarray(numbers, dtype=np.int32))
+        np.save(tmp / 'offsets.npy', np.asarray(offsets, dtype=np.int64))
+        for name, value in texts.items():
+            line = json.dumps(value, ensure_ascii=False) + '\n'
+            (tmp / f'{name}.json').write_text(line, encoding='utf-8')
 
 class WordsShard:
-    """One shard: .table (list of str), .word .start .end (W,), .offsets (n+1,), .ids; shard[i]: words, starts, ends"""
+    """One shard: .table (list of str), .word .start .end (W,), .offsets (n+1,), .ids.
 
+    shard[i] -> words, starts, ends of its document i.
+    """
     def __init__(self, folder):
+        def read_json(name):
+            return json.loads((folder / name).read_text(encoding='utf-8'))
+
+        def read_npy(name):
+            return np.load(folder / name, mmap_mode='r').view(np.ndarray)
+
         try:
-            text = lambda name: (folder / name).read_text(encoding='utf-8')
-            array = lambda name: np.load(folder / name, mmap_mode='r').view(np.ndarray)
-            self.table, self.ids = json.loads(text('words.json')), json.loads(text('ids.json'))
-            self.word, self.start, self.end = array('word.npy'), array('start.npy'), array('end.npy')
-            self.offsets = np.array(array('offsets.npy'))
+            self.table = read_json('words.json')
+            self.ids = read_json('ids.json')
+            self.word = read_npy('word.npy')
+            self.start = read_npy('start.npy')
+            self.end = read_npy('end.npy')
+            self.offsets = np.array(read_npy('offsets.npy'))
         except (OSError, ValueError) as e:
             raise Refused(f"{folder}: not a whole shard of words ({e}); remove it and run align.py again") from None
-        n = len(self.word)
-        if not (len(self.start) == len(self.end) == n == self.offsets[-1] and len(self.ids) == len(self.offsets) - 1
-                and self.offsets[0] == 0 and (np.diff(self.offsets) >= 0).all()
-                and (n == 0 or 0 <= self.word.min() <= self.word.max() < len(self.table))):
+        if not self._fits():
             raise Refused(f"{folder}: its files do not fit together; remove it and run align.py again")
+
+    def _fits(self):
+        """Whether the numbers of rows agree, offsets rise, and every word is in the table."""
+        n = len(self.word)
+        if not len(self.start) == len(self.end) == n == self.offsets[-1]:
+            return False
+        if len(self.ids) != len(self.offsets) - 1 or self.offsets[0] != 0:
+            return False
+        if (np.diff(self.offsets) < 0).any():
+            return False
+        return n == 0 or 0 <= self.word.min() <= self.word.max() < len(self.table)
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, i):
         part = slice(self.offsets[i], self.offsets[i + 1])
-        return [self.table[w] for w in self.word[part]], self.start[part], self.end[part]
+        return [self.table[index] for index in self.word[part]], self.start[part], self.end[part]
 
 class Words:
-    """A words folder: .info, .shards (shard s begins with document first[s]), .ids; words[i] -> words, starts, ends."""
+    """A words folder: .info, .ids, .shards (shard s begins with document .first[s]).
 
+    words[i] -> words, starts, ends of document i.
+    """
     def __init__(self, folder):
-        self.folder, self.info = Path(folder), read_info(folder, 'align.py')
+        self.folder = Path(folder)
+        self.info = read_info(folder, 'align.py')
         self.shards = [WordsShard(path) for path in shard_folders(folder)]
         self.ids = [name for shard in self.shards for name in shard.ids]
         self.first = np.cumsum([0] + [len(shard) for shard in self.shards])
@@ -164,17 +273,7 @@ class Words:
         return self.shards[shard][i - self.first[shard]]
 
     def find(self, name):
+        """The document's number; Refused where there is none."""
         if name not in self.ids:
             raise Refused(f"{self.folder}: no document '{name}'")
         return self.ids.index(name)
-
-def edit_distance(a, b):
-    """The least number of items of sequence a to replace, leave out and add for it to become b (Levenshtein)."""
-    ids = {}
-    a, b = (np.array([ids.setdefault(item, len(ids)) for item in side], np.int64) for side in (a, b))
-    steps = np.arange(len(b) + 1)
-    row = steps # of a[:i] against every beginning of b
-    for item in a: # what a row takes from its left is a running minimum
-        new = np.minimum(row + 1, np.concatenate([row[:1] + 1, row[:-1] + (b != item)])) - steps
-        row = np.minimum.accumulate(new) + steps
-    return int(row[-1])

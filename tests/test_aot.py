@@ -7,12 +7,11 @@ import re
 
 import pytest
 
-from bench.aot import SHARED, SPILLS, cases, compiled
-
 pytest.importorskip('triton')
 if os.environ.get('TRITON_INTERPRET') == '1':
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
+from bench.aot import SHARED, SPILLS, cases, compiled
 
 CASES = []
 for case in cases():

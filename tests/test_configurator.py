@@ -1,5 +1,5 @@
 """
-The configurator: overrides in order, the exact text of every refusal, and files that are never half written.
+The configurator: overrides in order, and the exact text of every refusal. Files: never half written, read with checks.
 """
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configurator import Refused, configure
-from files import atomically, record, sha256, write_json
+from configurator import Refused, configure, script_name
+from files import atomically, read_info, read_json, record, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Config:
     n_layer: int = 6 # blocks
     learning_rate: float = 6e-4 # the peak
     compile: bool = False
-    out_dir: str = 'out'
+    out: str = 'out'
     init: str | None = None # a folder, or None
     max_tokens: int | None = None
     sources: tuple = ('text', 'speech')
+    weights: tuple | None = None
 
 @pytest.fixture
 def config_file(tmp_path, monkeypatch):
@@ -41,27 +42,51 @@ def test_later_arguments_win_over_earlier_ones(config_file):
     assert configure(Config, [path, '--n_layer=4']) == Config(n_layer=4, learning_rate=1e-3)
 
 def test_config_file_computes_with_earlier_names(config_file):
-    path = config_file('"""docs"""\n_gpus = 8 # a helper\nn_layer = _gpus // 2 + 1\nlearning_rate = -(2**-10) * n_layer\n'
-                       "sources = ('text',)\ninit = None\nout_dir = 'out/' + 'x'\ncompile = True\n")
+    path = config_file('''"""docs"""
+_gpus = 8 # a helper
+n_layer = _gpus // 2 + 1
+learning_rate = -(2**-10) * n_layer
+sources = ('text',)
+init = None
+out = 'out/' + 'x'
+compile = True
+''')
     cfg = configure(Config, [path])
-    assert cfg == Config(n_layer=5, learning_rate=-5 / 1024, sources=('text',), out_dir='out/x', compile=True)
+    assert cfg == Config(n_layer=5, learning_rate=-5 / 1024, sources=('text',), out='out/x', compile=True)
 
 def test_command_line_values_take_the_wanted_type():
     cfg = configure(Config, ['--learning_rate=1', '--max_tokens=15e9', '--out=123', '--init=a=b', '--compile=True',
                              "--sources=('text',)"])
-    assert cfg == Config(learning_rate=1.0, max_tokens=15_000_000_000, out_dir='123', init='a=b', compile=True, sources=('text',))
+    assert cfg == Config(learning_rate=1.0, max_tokens=15_000_000_000, out='123', init='a=b', compile=True,
+                         sources=('text',))
     assert type(cfg.learning_rate) is float and type(cfg.max_tokens) is int
     assert configure(Config, ['--init=x', '--init=None', '--max_tokens=7', '--max_tokens=None']) == Config()
+
+def test_the_name_of_a_bool_alone_sets_it():
+    assert configure(Config, ['--compile']) == Config(compile=True)
+    assert configure(Config, ['--compile', '--compile=False']) == Config()
+
+@pytest.mark.parametrize('text, sources', [
+    ('textless', ('textless',)), ('S,T', ('S', 'T')), ('S,S->T', ('S', 'S->T')), ('text, speech', ('text', 'speech')),
+    ("('S','S->T')", ('S', 'S->T')), ("['S', 'T']", ('S', 'T')), ("'S'", ('S',)), ('S,', ('S',)), ('', ()), ('()', ()),
+    ('0.5,2', (0.5, 2)), ('3', (3,))])
+def test_words_and_commas_give_a_tuple(text, sources):
+    assert configure(Config, [f'--sources={text}']).sources == sources
+
+def test_a_tuple_that_may_be_none_is_none_or_a_tuple():
+    assert configure(Config, ['--weights=1,2']).weights == (1, 2)
+    assert configure(Config, ['--weights=1,2', '--weights=None']).weights is None
 
 EXPECTED = "expected numbers, strings, tuples, arithmetic or earlier names, got"
 @pytest.mark.parametrize('text, message', [
     ("n_layers = 4", "x.py: no setting 'n_layers', did you mean 'n_layer'?"),
     ("zebra = 4", "x.py: no setting 'zebra'"),
-    ("n_layer = '4'", "x.py: n_layer wants int, got '4'"),
-    ("n_layer = 4.5", "x.py: n_layer wants int, got 4.5"),
-    ("n_layer = True", "x.py: n_layer wants int, got True"),
-    ("n_layer = None", "x.py: n_layer wants int, got None"),
-    ("max_tokens = 'all'", "x.py: max_tokens wants int or None, got 'all'"),
+    ("n_layer = '4'", "x.py: n_layer must be int, got '4'"),
+    ("n_layer = 4.5", "x.py: n_layer must be int, got 4.5"),
+    ("n_layer = True", "x.py: n_layer must be int, got True"),
+    ("n_layer = None", "x.py: n_layer must be int, got None"),
+    ("max_tokens = 'all'", "x.py: max_tokens must be int or None, got 'all'"),
+    ("sources = 'text'", "x.py: sources must be tuple, got 'text'"),
     ("import os", "x.py:1: expected `name = value`, got `import os`"),
     ("n_layer = 1\nprint(n_layer)", "x.py:2: expected `name = value`, got `print(n_layer)`"),
     ("n_layer += 1", "x.py:1: expected `name = value`, got `n_layer += 1`"),
@@ -83,12 +108,13 @@ def test_config_file_refusals(config_file, text, message):
     ('--n_layr=4', "--n_layr=4: no setting 'n_layr', did you mean 'n_layer'?"),
     ('--n_layer', "--n_layer: expected --key=value"),
     ('-n_layer=4', "-n_layer=4: expected --key=value"),
-    ('--compile=false', "--compile=false: compile wants bool, got 'false'"),
-    ('--compile=1', "--compile=1: compile wants bool, got 1"),
-    ('--n_layer=', "--n_layer=: n_layer wants int, got ''"),
-    ('--n_layer=1e999', "--n_layer=1e999: n_layer wants int, got inf"),
-    ('--n_layer=open("x")', "--n_layer=open(\"x\"): n_layer wants int, got 'open(\"x\")'"),
-    ('--sources=text', "--sources=text: sources wants tuple, got 'text'"),
+    ('-compile', "-compile: expected --key=value"),
+    ('--compile=false', "--compile=false: compile must be bool, got 'false'"),
+    ('--compile=1', "--compile=1: compile must be bool, got 1"),
+    ('--n_layer=', "--n_layer=: n_layer must be int, got ''"),
+    ('--n_layer=1e999', "--n_layer=1e999: n_layer must be int, got inf"),
+    ('--n_layer=open("x")', "--n_layer=open(\"x\"): n_layer must be int, got 'open(\"x\")'"),
+    ('--sources=None', "--sources=None: sources must be tuple, got None"),
     ('config/none.py', "config/none.py: no such config file; settings are written --key=value"),
 ])
 def test_command_line_refusals(arg, message):
@@ -96,16 +122,38 @@ def test_command_line_refusals(arg, message):
         configure(Config, [arg])
     assert str(e.value) == message
 
+SCRIPT = '''
+from dataclasses import dataclass
+from configurator import run
+@dataclass(frozen=True)
+class Config:
+    n: int = 1 # how many
+def main(cfg): print(cfg.n)
+if __name__ == '__main__': run(main, Config)
+'''
+
 def test_script_ends_in_one_line_and_status_1_on_bad_input(tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text("from dataclasses import dataclass\nfrom configurator import run\n@dataclass(frozen=True)\nclass Config:\n"
-                      "    n: int = 1 # how many\ndef main(cfg): print(cfg.n)\nif __name__ == '__main__': run(main, Config)\n")
-    call = lambda *args: subprocess.run([sys.executable, script, *args], capture_output=True, text=True,
-                                        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
-    bad, good, usage = call('--m=2'), call('--n=2'), call('--help')
-    assert (bad.returncode, bad.stderr) == (1, "script.py: --m=2: no setting 'm'\n")
-    assert (good.returncode, good.stdout) == (0, "overriding: n = 2 (was 1)\n2\n")
+    script.write_text(SCRIPT)
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+    def call(arg):
+        return subprocess.run([sys.executable, script, arg], capture_output=True, text=True, env=environment)
+    refused = call('--m=2')
+    assert (refused.returncode, refused.stderr) == (1, "script.py: --m=2: no setting 'm'\n")
+    ran = call('--n=2')
+    assert (ran.returncode, ran.stdout) == (0, "overriding: n = 2 (was 1)\n2\n")
+    usage = call('--help')
     assert usage.returncode == 0 and "n: int = 1 # how many" in usage.stdout
+
+def test_a_script_is_named_as_the_repository_names_it(monkeypatch):
+    root = Path(__file__).parents[1]
+    for path, name in ((root / 'train.py', 'train.py'), (root / 'scaling/plan.py', 'scaling/plan.py'),
+                       ('/elsewhere/x.py', 'x.py')):
+        monkeypatch.setattr(sys, 'argv', [str(path)])
+        assert script_name() == name
+
+# ----------------------------------------------------------------------------------------------------------------
+# files
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / 'a' / 'x.json'
@@ -125,7 +173,35 @@ def test_a_folder_appears_whole_and_leftovers_of_a_killed_run_vanish(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['00000', 'a']
 
 def test_record_names_settings_and_versions(tmp_path):
-    made = record(Config(n_layer=3))
-    assert made['settings']['n_layer'] == 3 and {'command', 'commit', 'versions'} <= made.keys()
+    origin = record(Config(n_layer=3))
+    assert origin['settings']['n_layer'] == 3
+    assert {'command', 'commit', 'versions'} <= origin.keys()
     (tmp_path / 'f').write_bytes(b'abc')
-    assert sha256(tmp_path / 'f') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad' # FIPS 180-2's example
+    of_abc = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad' # FIPS 180-2's example
+    assert sha256(tmp_path / 'f') == of_abc
+
+def test_json_files_are_read_as_objects(tmp_path):
+    write_json(tmp_path / 'a.json', {'é': [1]})
+    (tmp_path / 'b.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
+    assert read_json(tmp_path, 'a.json', 'train.py') == {'é': [1]}
+    assert read_json(str(tmp_path), 'b.jsonl', 'train.py') == [{'step': 1}, {'step': 2}]
+    with pytest.raises(Refused, match=f'{tmp_path}/c.json: no such file; train.py writes it'):
+        read_json(tmp_path, 'c.json', 'train.py')
+
+@pytest.mark.parametrize('name, content, message', [
+    ('a.json', b'{"cut', 'a.json: not JSON'), ('a.json', b'', 'a.json: not JSON'),
+    ('a.json', b'{"\xff": 1}', 'a.json: not JSON'), ('a.json', b'[' * 100_000, 'a.json: not JSON'),
+    ('a.json', b'[1, 2]', 'a.json: expected a JSON object, got .1, 2.'),
+    ('a.jsonl', b'{"step": 1}\n{"st', 'a.jsonl: not JSON'), ('a.jsonl', b'{}\n3\n', 'expected a JSON object, got 3')])
+def test_what_is_no_json_object_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refused, match=message):
+        read_json(tmp_path, name, 'train.py')
+
+def test_a_folder_without_its_info_is_not_complete(tmp_path):
+    with pytest.raises(Refused, match='nowhere: no such folder; align.py makes it'):
+        read_info(tmp_path / 'nowhere', 'align.py')
+    with pytest.raises(Refused, match='no info.json in it, so it is not complete; align.py makes it'):
+        read_info(tmp_path, 'align.py')
+    write_json(tmp_path / 'info.json', {'words': 3})
+    assert read_info(tmp_path, 'align.py') == {'words': 3}

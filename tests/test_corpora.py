@@ -36,7 +36,7 @@ from corpora import (
     voxpopuli,
 )
 from corpora.folder import utterances
-from corpora.read import NO_CORPUS
+from corpora.read import corpus_names
 from corpora.tree import pieces
 from speech.audio import RATE, BadAudio, load_audio
 from tokenize_speech import decode
@@ -467,10 +467,26 @@ def test_the_embedded_corpus_is_read_as_it_was_spoken(tmp_path):
     assert 'expected a folder that tiny/build/speak.py wrote' in refusal(tiny, tmp_path / 'none')
 
 def test_every_corpus_has_utterances_and_says_what_it_reads():
+    with_utterances = []
     for path in sorted((Path(__file__).parents[1] / 'corpora').glob('*.py')):
         module = importlib.import_module(f'corpora.{path.stem}')
-        assert path.stem in NO_CORPUS or callable(module.utterances)
-        assert path.stem in ('tree', 'download', 'folder', 'spoken', 'tiny') or 'https://' in module.__doc__
+        function = getattr(module, 'utterances', None)
+        if function is not None and function.__module__ == module.__name__:
+            with_utterances.append(path.stem)
+        own_formats = ('folder', 'spoken', 'tiny', '__init__', 'download', 'read', 'table', 'tree')
+        assert path.stem in own_formats or 'https://' in module.__doc__
+    assert corpus_names() == with_utterances
+    assert {'folder', 'librispeech', 'tiny'} <= set(with_utterances)
+    assert not {'__init__', 'download', 'read', 'spokenswag', 'table', 'tree'} & set(with_utterances)
+
+def test_a_file_of_corpora_that_is_not_python_is_refused_by_its_line(tmp_path, monkeypatch):
+    write(tmp_path, {'a.py': 'def utterances(root):\n    return []\n', 'b.py': 'import os\n\ndef utterances(:\n',
+                     'c.py': 'def helper():\n    def utterances(root):\n        pass\n'})
+    monkeypatch.setattr('corpora.read.FOLDER', tmp_path)
+    with pytest.raises(Refused, match='b.py:3: not Python: '):
+        corpus_names()
+    (tmp_path / 'b.py').unlink()
+    assert corpus_names() == ['a']
 
 # ----------------------------------------------------------------------------------------------------------------
 # downloads

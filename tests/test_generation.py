@@ -1,6 +1,6 @@
 """
-What is measured on generated speech: texts against definitions and worked examples, the judge against a server here, the
-whole run with a model, a vocoder and a language model made on the spot (the recognizer is a stand-in).
+What is measured on generated speech: texts against definitions and worked examples, the judge against a server of this
+test, the whole run with a model, a vocoder and a language model made on the spot (the recognizer is a stand-in).
 """
 import json
 import math
@@ -19,6 +19,7 @@ from configurator import Refused
 from evaluation import generation
 from evaluation.generation import Config, ask_judge, load_llm, main
 from evaluation.text_scores import auto_bleu2, self_bleu2, word_errors, words
+from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech import unit_cache
 from speech.vocoder import SourceFilter, SourceFilterConfig
@@ -30,70 +31,83 @@ from speech.vocoder import SourceFilter, SourceFilterConfig
     ("They're 10,000 at 3:30, aren't they?", "They 're 10,000 at 3:30 , are n't they ?"),
     ("Mr. Smith's dogs' tails (gonna wag).", "Mr. Smith 's dogs ' tails ( gon na wag ) ."),
     ("'Tis 'a' day -- no", "' Tis ' a ' day -- no"), ('', '')])
-def test_words_are_those_of_nltk(text, expected): # its NLTKWordTokenizer's answers, written down
+def test_words_are_those_of_nltk(text, expected):
+    """The answers of its NLTKWordTokenizer, written down."""
     assert words(text) == expected.split()
 
 def test_words_equal_nltk_where_it_is_installed():
     nltk = pytest.importorskip('nltk.tokenize', reason='nltk is not installed')
-    pieces = ["it's", 'a', 'dog.', '"no', 'yes"', "don't", 'cannot', 'cannot.', 'gonna,', 'I-gotta', 'wanna', '*sigh*', '9–5', 'Mr.', '3,000', 'so,', 'well;', "dogs'", "'tis", '(and)', 'x--y', '...']
+    pieces = ["it's", 'a', 'dog.', '"no', 'yes"', "don't", 'cannot', 'cannot.', 'gonna,', 'I-gotta', 'wanna',
+              '*sigh*', '9–5', 'Mr.', '3,000', 'so,', 'well;', "dogs'", "'tis", '(and)', 'x--y', '...']
     rng = np.random.default_rng(0)
     for _ in range(300):
         text = ' '.join(rng.choice(pieces, rng.integers(0, 8)))
         assert words(text) == nltk.NLTKWordTokenizer().tokenize(text), text
 
 @pytest.mark.parametrize('text, expected', [
-    ('the cat sat on the mat and the cat sat', 4 / 9), ('a b a b a b', 1.0), ("It's a dog. It's a dog.", 0.5), ('one', 0.0), ('', 0.0)])
+    ('the cat sat on the mat and the cat sat', 4 / 9), ('a b a b a b', 1.0), ("It's a dog. It's a dog.", 0.5),
+    ('one', 0.0), ('', 0.0)])
 def test_auto_bleu_of_worked_examples(text, expected):
     assert auto_bleu2(text) == pytest.approx(expected)
 
+def k_grams(tokens, k):
+    return Counter(tuple(tokens[i:i + k]) for i in range(len(tokens) - k + 1))
+
 def slow_self_bleu2(texts, i):
     """BLEU-2 of texts[i] against the others (Papineni et al. 2002), straight from the definition."""
-    hypothesis, references, logs = words(texts[i]), [words(t) for j, t in enumerate(texts) if j != i], []
+    hypothesis = words(texts[i])
+    references = [words(text) for j, text in enumerate(texts) if j != i]
+    log_precisions = []
     for k in (1, 2):
-        grams = lambda t: Counter(tuple(t[a:a + k]) for a in range(len(t) - k + 1))
-        ours = grams(hypothesis)
-        hits = sum(min(n, max(grams(r)[g] for r in references)) for g, n in ours.items())
+        grams = k_grams(hypothesis, k)
+        hits = 0
+        for gram, n in grams.items():
+            most_in_a_reference = max(k_grams(reference, k)[gram] for reference in references)
+            hits += min(n, most_in_a_reference)
         if not hits:
             return 0.0
-        logs.append(math.log(hits / ours.total()) / 2)
-    c, r = len(hypothesis), min((len(x) for x in references), key=lambda n: (abs(n - len(hypothesis)), n))
-    return math.exp(sum(logs)) * (1 if c > r else math.exp(1 - r / c))
+        log_precisions.append(math.log(hits / grams.total()))
+    c = len(hypothesis)
+    r = min(map(len, references), key=lambda n: (abs(n - c), n))
+    brevity = 1 if c > r else math.exp(1 - r / c)
+    return brevity * math.exp(sum(log_precisions) / 2)
 
 def test_self_bleu_equals_its_definition_on_random_texts():
     rng = np.random.default_rng(0)
     for _ in range(30):
         texts = [' '.join(rng.choice(list('abcd'), rng.integers(2, 9))) for _ in range(6)]
         assert self_bleu2(texts) == pytest.approx([slow_self_bleu2(texts, i) for i in range(6)])
-    assert self_bleu2(['a b c', 'a b c', 'x y']) == pytest.approx([1, 1, 0]) and self_bleu2(['a b']) == [None]
+    assert self_bleu2(['a b c', 'a b c', 'x y']) == pytest.approx([1, 1, 0])
+    assert self_bleu2(['a b']) == [None]
 
 @pytest.mark.parametrize('reference, heard, expected', [
-    ('The cat sat.', 'the cat sat', (0, 3)), ("It's here", 'its here', (1, 2)), ('a b c', '', (3, 3)), ('a b c', 'x a b c y', (2, 3)),
-    ('one two three four', 'one three five four', (2, 4)), ('', 'a', (1, 0))])
+    ('The cat sat.', 'the cat sat', (0, 3)), ("It's here", 'its here', (1, 2)), ('a b c', '', (3, 3)),
+    ('a b c', 'x a b c y', (2, 3)), ('one two three four', 'one three five four', (2, 4)), ('', 'a', (1, 0))])
 def test_word_errors(reference, heard, expected):
     assert word_errors(reference, heard) == expected
 
 def test_perplexity_is_transformers_mean_loss_and_an_empty_text_has_none(tmp_path):
     make_tokenizer(tmp_path / 'tokenizer')
     make_model(tmp_path / 'llm', tmp_path / 'tokenizer', 'text')
-    (loss, n), *empty = load_llm(str(tmp_path / 'llm'), 'cpu')(['hello you', ' ', ''])
-    ids = torch.tensor([list(map(int, generation_ids(tmp_path, ' hello you')))]) # as Whisper writes it
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path / 'llm')(ids, labels=ids).loss.item()
-    assert loss == pytest.approx(expected, abs=1e-5) and n == 9 and empty == 2 * [(None, 0)]
-
-def generation_ids(root, text):
-    from hub.tokenizer import TextTokenizer
-    return TextTokenizer(root / 'llm').encode(text)
+    mean_losses = load_llm(str(tmp_path / 'llm'), 'cpu')
+    (loss, n), *empty = mean_losses(['hello you', ' ', ''])
+    ids = TextTokenizer(tmp_path / 'llm').encode(' hello you') # with a blank, as Whisper writes it
+    ids = torch.tensor([list(map(int, ids))])
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / 'llm')
+    assert loss == pytest.approx(reference(ids, labels=ids).loss.item(), abs=1e-5)
+    assert n == 9
+    assert empty == 2 * [(None, 0)]
 
 # ----------------------------------------------------------------------------------------------------------------
 # the judge
 
 @pytest.fixture
 def server():
-    """A chat endpoint whose replies, (status, text) each, are set by the test; what it was asked is kept."""
+    """A chat endpoint that keeps its `requests` and gives `replies`, (status, text) each, of which the last repeats."""
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            server.asked.append((self.path, dict(self.headers), body))
+            server.requests.append((self.path, dict(self.headers), body))
             status, text = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
             data = json.dumps({'choices': [{'message': {'content': text}}]}).encode()
             self.send_response(status)
@@ -102,90 +116,126 @@ def server():
         def log_message(self, *_):
             pass
     server = HTTPServer(('127.0.0.1', 0), Handler)
-    server.asked, server.replies = [], []
+    server.requests = []
+    server.replies = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
-def judge_of(server, **more):
-    return Config(judge=f'http://127.0.0.1:{server.server_port}/v1', judge_model='m', judge_key='NANOSLM_TEST_KEY', **more)
+def url_of(server):
+    return f'http://127.0.0.1:{server.server_port}/v1'
+
+def judge_of(server):
+    return Config(judge=url_of(server), judge_model='m', judge_key='NANOSLM_TEST_KEY')
 
 def test_the_judge_reads_both_transcripts_and_its_mark_is_parsed(server, monkeypatch):
     monkeypatch.setenv('NANOSLM_TEST_KEY', 'secret')
     server.replies = [(200, 'It stays on topic; 2 slips.\nScore: 4')]
     assert ask_judge(judge_of(server), 'Once upon', 'a time {x}')[0] == 4
-    path, headers, body = server.asked[0]
-    assert path == '/v1/chat/completions' and headers['Authorization'] == 'Bearer secret' and body['model'] == 'm'
+    path, headers, body = server.requests[0]
+    assert path == '/v1/chat/completions' and body['model'] == 'm'
+    assert headers['Authorization'] == 'Bearer secret'
     assert 'First: Once upon\nSecond: a time {x}' in body['messages'][0]['content']
 
-@pytest.mark.parametrize('answer, mark', [('**Score: 5**', 5), ('Score: 3\n', 3), ('score: 7', None), ('I like it', None), ('Score: 4.5', None)])
+@pytest.mark.parametrize('answer, mark', [
+    ('**Score: 5**', 5), ('Score: 3\n', 3), ('score: 7', None), ('I like it', None), ('Score: 4.5', None)])
 def test_an_answer_without_a_whole_mark_has_none(server, answer, mark):
     server.replies = [(200, answer)]
     assert ask_judge(judge_of(server), 'a', 'b') == (mark, answer)
 
 def test_a_busy_judge_is_asked_again_and_a_wrong_address_is_one_line(server):
     server.replies = [(429, ''), (503, ''), (200, 'Score: 1')]
-    assert ask_judge(judge_of(server), 'a', 'b', wait=0)[0] == 1 and len(server.asked) == 3
+    mark, _ = ask_judge(judge_of(server), 'a', 'b', wait=0)
+    assert mark == 1 and len(server.requests) == 3
     server.replies = [(401, '')]
     with pytest.raises(Refused, match='status 401; expected an OpenAI-compatible endpoint'):
         ask_judge(judge_of(server), 'a', 'b', wait=0)
-    assert len(server.asked) == 4 # not asked again
+    assert len(server.requests) == 4 # not asked again
 
 # ----------------------------------------------------------------------------------------------------------------
 # the whole run
 
+def transcribe(waves):
+    """A stand-in for Whisper: a text that depends on the length of the wave, none for a short one."""
+    texts = []
+    for wave in waves:
+        sentence = f'word{len(wave) // 640 % 5} here'
+        texts.append('' if len(wave) < 1600 else ' '.join([sentence] * 3))
+    return texts
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
+    """A folder of models of every kind, a vocoder and prompts; the encoder and Whisper are stand-ins."""
     make_tokenizer(tmp_path / 'tokenizer')
     for kind in ('joint', 'speech', 'text'):
         make_model(tmp_path / kind, tmp_path / 'tokenizer', kind)
-    SourceFilter(SourceFilterConfig(n_units=K, n_embd=16, units_hash='abc')).save_pretrained(tmp_path / 'vocoder')
+    vocoder = SourceFilter(SourceFilterConfig(n_units=K, n_embd=16, units_hash='abc'))
+    vocoder.save_pretrained(tmp_path / 'vocoder')
     make_numbered(tmp_path / 'ssc', n=4)
     monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
-    heard = lambda waves: ['' if len(w) < 1600 else ' '.join(f'word{len(w) // 640 % 5} here' for _ in range(3)) for w in waves]
-    monkeypatch.setattr(generation, 'load_asr', lambda *_: heard)
+    set_asr(monkeypatch, transcribe)
     return tmp_path
+
+def set_asr(monkeypatch, function):
+    """Puts a function from waves to texts in Whisper's place."""
+    monkeypatch.setattr(generation, 'load_asr', lambda *_: function)
+
+def config_of(house, kind, **settings):
+    """Three short prompts for a model of the house, its text model for GenPPL."""
+    defaults = {'model': str(house / kind), 'prompts': str(house / 'ssc'), 'n': 3, 'seconds': 0.3, 'max_new_tokens': 8,
+                'llm': str(house / 'text'), 'vocoder': str(house / 'vocoder'), 'device': 'cpu'}
+    return Config(**{**defaults, **settings})
+
+def read_samples(folder):
+    return [json.loads(line) for line in open(folder / 'samples_generation.jsonl')]
+
+def read_eval(folder):
+    return json.loads((folder / 'eval.json').read_text())
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_continuations_are_measured_and_everything_is_kept(house, kind, server, capsys):
     server.replies = [(200, 'Score: 2'), (200, 'none'), (200, 'Score: 3')]
-    settings = dict(model=str(house / kind), prompts=str(house / 'ssc'), n=3, seconds=0.3, max_new_tokens=8, llm=str(house / 'text'),
-                    vocoder=str(house / 'vocoder'), batch=2, device='cpu', judge=f'http://127.0.0.1:{server.server_port}/v1')
-    main(Config(**settings))
-    found = json.loads((house / kind / 'eval.json').read_text())
-    rows = found['results']
-    assert rows.keys() == {f'{name}/{part}' for name in ('genppl', 'auto_bleu2', 'self_bleu2') for part in ('whole', 'continuation')} \
-        | {'judge/continuation'}
-    lines = [json.loads(line) for line in open(house / kind / 'samples_generation.jsonl')]
-    assert [line['id'] for line in lines] == ['0_0000_correct', '2_0001_correct', '4_0002_correct'] # right stories, in order
+    cfg = config_of(house, kind, batch=2, judge=url_of(server))
+    main(cfg)
+    content = read_eval(house / kind)
+    rows = content['results']
+    parts = ('whole', 'continuation')
+    names = {f'{name}/{part}' for name in ('genppl', 'auto_bleu2', 'self_bleu2') for part in parts}
+    assert rows.keys() == names | {'judge/continuation'}
+    lines = read_samples(house / kind)
+    right_stories = ['0_0000_correct', '2_0001_correct', '4_0002_correct']
+    assert [line['id'] for line in lines] == right_stories # in order
     assert rows['judge/continuation'] == {'value': 2.5, 'stderr': 0.5, 'n': 2, 'unparsed': 1}
-    losses = [line['genppl_whole'] for line in lines]
-    assert rows['genppl/whole']['value'] == pytest.approx(math.exp(np.mean(losses))) and rows['genppl/whole']['n'] == 3
-    assert all(len(line['units']) <= 8 and max(line['units'], default=0) < K for line in lines)
-    assert rows['auto_bleu2/whole']['value'] == pytest.approx(np.mean([auto_bleu2(line['whole']) for line in lines]))
-    assert found['tasks']['genppl']['settings']['repetition_penalty'] == 1.1
+    mean_loss = np.mean([line['genppl_whole'] for line in lines])
+    assert rows['genppl/whole']['value'] == pytest.approx(math.exp(mean_loss))
+    assert rows['genppl/whole']['n'] == 3
+    for line in lines:
+        assert len(line['units']) <= 8 and max(line['units'], default=0) < K
+    mean_auto_bleu = np.mean([auto_bleu2(line['whole']) for line in lines])
+    assert rows['auto_bleu2/whole']['value'] == pytest.approx(mean_auto_bleu)
+    assert content['tasks']['genppl']['settings']['repetition_penalty'] == 1.1
     assert f"{'genppl/whole':34} {3:5d}" in capsys.readouterr().out
     server.replies = [(200, 'Score: 2')]
-    main(Config(**settings)) # the same seed: the same units
-    assert [json.loads(line)['units'] for line in open(house / kind / 'samples_generation.jsonl')] == [line['units'] for line in lines]
+    main(cfg) # the same seed: the same units
+    assert [line['units'] for line in read_samples(house / kind)] == [line['units'] for line in lines]
 
 def test_empty_transcripts_are_counted_not_infinite(house, monkeypatch):
-    monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: ['', 'a b a b a b', 'c d e'][:len(waves)])
-    main(Config(model=str(house / 'joint'), prompts=str(house / 'ssc'), n=3, seconds=0.3, max_new_tokens=4, llm=str(house / 'text'),
-                vocoder=str(house / 'vocoder'), device='cpu'))
-    rows = json.loads((house / 'joint' / 'eval.json').read_text())['results']
+    set_asr(monkeypatch, lambda waves: ['', 'a b a b a b', 'c d e'][:len(waves)])
+    main(config_of(house, 'joint', max_new_tokens=4))
+    rows = read_eval(house / 'joint')['results']
     for part in ('whole', 'continuation'):
-        assert (rows[f'genppl/{part}']['n'], rows[f'genppl/{part}']['empty'], rows[f'genppl/{part}']['repeated']) == (2, 1, 1)
-        assert math.isfinite(rows[f'genppl/{part}']['value']) and rows[f'auto_bleu2/{part}']['value'] == pytest.approx(1 / 3)
-        assert rows[f'auto_bleu2/{part}']['empty'] == 1
+        perplexity = rows[f'genppl/{part}']
+        auto_bleu = rows[f'auto_bleu2/{part}']
+        assert (perplexity['n'], perplexity['empty'], perplexity['repeated']) == (2, 1, 1)
+        assert math.isfinite(perplexity['value'])
+        assert auto_bleu['value'] == pytest.approx(1 / 3) and auto_bleu['empty'] == 1
 
 def test_a_model_that_says_nothing_is_counted(house, monkeypatch, capsys):
     monkeypatch.setattr(GPT, 'generate', lambda self, prompts, *_: [[] for _ in prompts])
-    main(Config(model=str(house / 'speech'), prompts=str(house / 'ssc'), n=2, seconds=0.3, llm=str(house / 'text'),
-                vocoder=str(house / 'vocoder'), device='cpu'))
-    rows = json.loads((house / 'speech' / 'eval.json').read_text())['results']
+    main(config_of(house, 'speech', n=2))
+    rows = read_eval(house / 'speech')['results']
     assert rows['auto_bleu2/continuation'] == {'value': 0.0, 'stderr': 0.0, 'n': 2, 'empty': 2}
     assert 'genppl/continuation' not in rows and rows['genppl/whole']['n'] == 2
     assert 'genppl/continuation: not one of 2 transcripts has enough words' in capsys.readouterr().out
@@ -195,21 +245,25 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
         write_wav(house / 'talk' / f'{i}.wav', i, 0.5)
         (house / 'talk' / f'{i}.txt').write_text(text)
     answers = iter([['one two three', 'four five'], ['one three', 'for five six']])
-    monkeypatch.setattr(generation, 'load_asr', lambda *_: lambda waves: next(answers))
-    main(Config(model=str(house / 'speech'), prompts='', speech=str(house / 'talk'), vocoder=str(house / 'vocoder'), device='cpu'))
-    rows = json.loads((house / 'speech' / 'eval.json').read_text())['results']
-    assert rows['wer/original']['value'] == 0 and rows['wer/resynthesis'] | {'stderr': 0} == {'value': 3 / 5, 'stderr': 0, 'n': 2, 'words': 5}
+    set_asr(monkeypatch, lambda waves: next(answers))
+    main(config_of(house, 'speech', prompts='', speech=str(house / 'talk')))
+    rows = read_eval(house / 'speech')['results']
+    assert rows['wer/original']['value'] == 0
+    row = rows['wer/resynthesis']
+    assert row | {'stderr': 0} == {'value': 3 / 5, 'stderr': 0, 'n': 2, 'words': 5}
+    assert row['stderr'] == pytest.approx(math.sqrt(2 * (4 / 5) ** 2 * 2) / 5) # residuals 1 - 9 / 5 and 2 - 6 / 5
 
 @pytest.mark.parametrize('settings, message', [
-    ({'prompts': '', 'speech': ''}, 'nothing to measure'), ({'prompts': '/none'}, '/none: no such folder'), ({'top_k': 0}, 'top_k is 0'),
-    ({'llm': '/none'}, 'llm /none: not to be had'), ({'vocoder': '/none'}, '/none: no vocoder here')])
+    ({'prompts': '', 'speech': ''}, 'nothing to measure'), ({'prompts': '/none'}, '/none: no such folder'),
+    ({'top_k': 0}, 'top_k is 0'), ({'llm': '/none'}, 'llm /none: cannot be loaded'),
+    ({'vocoder': '/none'}, '/none: no vocoder here')])
 def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
-        main(Config(**{'model': str(house / 'joint'), 'prompts': str(house / 'ssc'), 'vocoder': str(house / 'vocoder'), 'llm': '', 'device': 'cpu', **settings}))
+        main(config_of(house, 'joint', **{'llm': '', **settings}))
 
 def test_a_text_model_and_units_of_another_encoder_are_refused(house, monkeypatch):
-    with pytest.raises(Refused, match='a text-only model says nothing in units'):
-        main(Config(model=str(house / 'text'), prompts=str(house / 'ssc'), device='cpu'))
+    with pytest.raises(Refused, match='a text-only model generates no units'):
+        main(config_of(house, 'text'))
     monkeypatch.setattr(Ear, 'hash', 'other')
     with pytest.raises(Refused, match='its units are other, the model was trained on abc'):
-        main(Config(model=str(house / 'joint'), prompts=str(house / 'ssc'), device='cpu'))
+        main(config_of(house, 'joint'))

@@ -12,6 +12,7 @@ from data import Shards
 from papers import slamkit
 from papers.slamkit import Config, string_ids
 from speech.units import Units
+from speech.words import Words
 from vocab import Vocab
 
 TWO = {'units': [5, 9, 5, 7, 3, 8], 'duration': [2, 1, 3, 1, 2, 1], 'file_name': '../data/b/two.flac',
@@ -33,7 +34,7 @@ def test_features_become_a_units_folder_with_words(tmp_path, capsys):
     assert [x.tolist() for x in u[1]] == [[5, 9, 5, 7, 3, 8], [2, 1, 3, 1, 2, 1]]
     assert (u.info['n_units'], u.info['frame_hz'], u.info['hop'], u.info['runs']) == (500, 25.0, 640, 10)
     align.main(align.Config(units=str(out)))
-    words, starts, ends = align.Words(out / 'words')[1]
+    words, starts, ends = Words(out / 'words')[1]
     assert words == [' once', ' upon']
     assert (starts.tolist(), ends.tolist()) == ([1280, 4496], [4480, 6400])
     tokens = str(tmp_path / 'tokens')

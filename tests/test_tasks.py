@@ -569,7 +569,7 @@ def test_a_text_lm_of_hugging_face_is_measured_whatever_its_vocab_json(house, tm
         main(cfg)
         assert json.loads((tmp_path / 'model' / 'eval.json').read_text())['results'] == expected
         (tmp_path / 'model' / 'vocab.json').write_text('{')
-    with pytest.raises(Refused, match='vocab.json: not a vocabulary of this project'):
+    with pytest.raises(Refused, match='vocab.json: not JSON'):
         main(cfg)
     make_model(tmp_path / 'joint', root / 'tokenizer', 'joint')
     (tmp_path / 'joint' / 'vocab.json').unlink() # its tokenizer says which ids are units, and nothing whose

@@ -3,9 +3,7 @@ import itertools
 import json
 import multiprocessing
 import os
-import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -352,27 +350,27 @@ def test_a_long_file_is_encoded_while_it_is_read_and_gets_the_same_units(corpus,
     assert tree(tmp_path / 'out') == tree(tmp_path / 'reference') and len(blocks) > 100
     assert Units(tmp_path / 'out').info['failures'] == {'NONFINITE': 1, 'SILENT': 1, 'TRUNCATED': 1}
 
+MINE = """
+def utterances(root):
+    rest = {'path': f'{root}/x.wav', 'end': None, 'text': None, 'speaker': 's', 'words': None}
+    return [{'id': 'b', 'start': None, **rest}, {'id': 'a', 'start': .5, **rest}]
+"""
+
 def test_another_corpus_is_read_by_its_own_file(hubert, tmp_path, monkeypatch):
-    module = types.ModuleType('corpora.mine')
     soundfile.write(tmp_path / 'x.wav', speech_like(1, 1), RATE)
-
-    def utterances(root):
-        rest = {'path': f'{root}/x.wav', 'end': None, 'text': None, 'speaker': 's', 'words': None}
-        return [{'id': 'b', 'start': None, **rest}, {'id': 'a', 'start': .5, **rest}]
-
-    module.utterances = utterances
-    with pytest.raises(Refused, match=r"corpus is 'mine', expected one of corpora/\*.py: .*folder") as e:
+    with pytest.raises(Refused, match=r"corpus is 'mine', expected one of corpora/\*.py: .*folder, .*librispeech") as e:
         main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
     assert '\n' not in str(e.value)
-    for name in ('../folder', 'folder.py', '', '__init__', 'tree', 'spokenswag'):
+    names = str(e.value).split(': ')[-1].split(', ')
+    helpers = ('__init__', 'download', 'read', 'spokenswag', 'table', 'tree') # files of corpora/ without utterances
+    assert not set(helpers) & set(names)
+    for name in ('../folder', 'folder.py', '', *helpers):
         with pytest.raises(Refused, match='expected one of corpora'):
             main(config(tmp_path, hubert, tmp_path / 'out', corpus=name))
-    monkeypatch.setitem(sys.modules, 'corpora.mine', module)
-
-    def glob(folder, pattern):
-        return [Path('corpora/mine.py')] if folder.name == 'corpora' else []
-
-    monkeypatch.setattr(Path, 'glob', glob)
+    (tmp_path / 'corpora').mkdir()
+    (tmp_path / 'corpora/mine.py').write_text(MINE)
+    monkeypatch.setattr('corpora.read.FOLDER', tmp_path / 'corpora')
+    monkeypatch.setattr('corpora.__path__', [str(tmp_path / 'corpora')])
     main(config(tmp_path, hubert, tmp_path / 'out', corpus='mine'))
     u = Units(tmp_path / 'out')
     assert [m['id'] for m in u.meta] == ['a', 'b']

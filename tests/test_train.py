@@ -1,6 +1,5 @@
-"""train.py on made-up shards: it learns; any cut, world size or accumulation gives the same run; refusals are lines."""
+"""train.py on made-up shards: it learns; a cut or accumulated run is the same run; refusals are lines."""
 import contextlib
-import importlib.machinery
 import json
 import math
 import multiprocessing
@@ -11,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from small import make_tokenizer
-from torch._inductor import config as inductor
-from torch.distributed.tensor import DTensor
 
-import model as model_file
 import train
 from configurator import Refused
 from data import ShardWriter
@@ -42,8 +37,10 @@ T = 32 # tokens a row
 def walks(rng, ids, n, mean=20):
     """n documents over ids in which each id is mostly followed by the next one; lengths vary a lot."""
     for _ in range(n):
-        steps = rng.choice([1, 1, 1, 2, 5], size=2 + rng.poisson(mean) + 20 * (rng.random() < 0.2))
-        yield [ids[i] for i in (rng.integers(len(ids)) + np.cumsum(steps)) % len(ids)]
+        length = 2 + rng.poisson(mean) + 20 * (rng.random() < 0.2)
+        steps = rng.choice([1, 1, 1, 2, 5], size=length)
+        path = rng.integers(len(ids)) + np.cumsum(steps)
+        yield [ids[i] for i in path % len(ids)]
 
 def write(folder, vocab, docs):
     writer = ShardWriter(folder, folder.name, vocab, {})
@@ -55,13 +52,15 @@ def make_corpus(root, text, n=60, seed=0):
     joint = Vocab('joint', text.size, 12, text.hash, 'units')
     speech = Vocab('speech', 0, 12, '', 'units')
     rng = np.random.default_rng(seed)
-    letters, units = list(range(65, 85)), list(joint.unit_to_token(range(12)))
-    for split, k in (('train', n), ('val', 6)):
-        write(root / split / 'text', Vocab('text', text.size, 0, text.hash), list(walks(rng, letters, k)))
-        write(root / split / 'speech', joint, list(walks(rng, units, k)))
-        write(root / split / 'interleaved', joint, [[joint.text, *a, joint.speech, *b] for a, b in zip(
-            walks(rng, letters, k, 8), walks(rng, units, k, 8))])
-        write(root / split / 'textless', speech, [[1, *a, 1] for a in walks(rng, list(range(2, 14)), k)])
+    letters = list(range(65, 85))
+    units = list(joint.unit_to_token(range(12)))
+    for split, n_docs in (('train', n), ('val', 6)):
+        write(root / split / 'text', Vocab('text', text.size, 0, text.hash), list(walks(rng, letters, n_docs)))
+        write(root / split / 'speech', joint, list(walks(rng, units, n_docs)))
+        pairs = zip(walks(rng, letters, n_docs, 8), walks(rng, units, n_docs, 8))
+        write(root / split / 'interleaved', joint, [[joint.text, *a, joint.speech, *b] for a, b in pairs])
+        textless = walks(rng, list(range(2, 14)), n_docs)
+        write(root / split / 'textless', speech, [[1, *doc, 1] for doc in textless])
     return root
 
 @pytest.fixture(scope='session')
@@ -71,13 +70,15 @@ def corpus(tmp_path_factory):
 
 def small(corpus, out_dir, **changes):
     """Settings of a run of 20 steps."""
-    return train.Config(**{**dict(
+    settings = dict(
         data=str(corpus), tokenizer=str(corpus.parent / 'tokenizer'), n_layer=1, n_head=2, n_embd=16, n_ffn=32,
         block_size=T, batch_tokens=12 * T, micro_batch=6, lr=1e-2, max_steps=20, out=str(out_dir), device='cpu',
-        dtype='float32', save_every=1000, eval_every=1000, eval_rows=8, log_every=1000), **changes})
+        dtype='float32', save_every=1000, eval_every=1000, eval_rows=8, log_every=1000)
+    return train.Config(**{**settings, **changes})
 
 @pytest.fixture
 def config(corpus, tmp_path):
+    """A function: changes of the settings of `small` -> Config, of a run in tmp_path/run."""
     return lambda **changes: small(corpus, changes.pop('out', tmp_path / 'run'), **changes)
 
 def rows_of(out_dir):
@@ -86,7 +87,8 @@ def rows_of(out_dir):
 def losses_of(out_dir):
     """repr of every logged loss and gradient norm, by step."""
     keys = ('loss', 'text', 'units', 'separators', 'grad_norm', 'lr')
-    return [(r['step'], *(repr(r.get(k)) for k in keys)) for r in rows_of(out_dir) if 'val' not in r]
+    steps = [row for row in rows_of(out_dir) if 'val' not in row]
+    return [(row['step'], *(repr(row.get(key)) for key in keys)) for row in steps]
 
 def weights_of(out_dir):
     return sha256(Path(out_dir, 'model.safetensors'))
@@ -102,48 +104,69 @@ def digest_of_state(model, optimizer):
     return hash(tuple(t.detach().numpy().tobytes() for t in tensors))
 
 @contextlib.contextmanager
-def interrupted_after(step):
-    """As if SIGTERM came while `step` is launched."""
+def before_each_fetch(action):
+    """Calls action(step) whenever a run is about to fetch the batch of a step."""
     fetch = train.fetch
-    def fetch_and_signal(loader, cfg, at, *rest):
-        if at == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return fetch(loader, cfg, at, *rest)
-    train.fetch = fetch_and_signal
+    def fetch_after_action(loader, cfg, step, *rest):
+        action(step)
+        return fetch(loader, cfg, step, *rest)
+    train.fetch = fetch_after_action
     try:
         yield
     finally:
         train.fetch = fetch
 
+def interrupted_after(n_steps):
+    """A context in which SIGTERM comes while step number `n_steps` is launched."""
+    def interrupt(step):
+        if step == n_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return before_each_fetch(interrupt)
+
+def failing_at(n):
+    """A context in which the batch of step n and of all later ones cannot be fetched."""
+    def fail(step):
+        if step >= n:
+            raise ZeroDivisionError
+    return before_each_fetch(fail)
+
 @contextlib.contextmanager
-def not_finite(steps, on_rank=0, what='loss'):
-    """NaN in a loss, or in a gradient alone, of the given forwards on one rank."""
-    forward, calls = train.LMObjective.forward, [0]
+def not_finite(forwards, on_rank=0, part='loss'):
+    """NaN in a loss, or in a gradient alone, of the given forwards (counted from 1) on one rank."""
+    forward = train.LMObjective.forward
+    n_forwards = 0
     def poisoned(self, tokens, doc_start, targets):
-        total, parts = forward(self, tokens, doc_start, targets)
-        calls[0] += torch.is_grad_enabled()
-        if torch.is_grad_enabled() and calls[0] in steps and int(os.environ.get('RANK', 0)) == on_rank:
-            nan = self.model.norm.weight.sum()
-            nan = nan * math.nan if what == 'loss' else (nan - nan).sqrt() * 0 # its gradient is inf * 0
+        nonlocal n_forwards
+        total, sums = forward(self, tokens, doc_start, targets)
+        if not torch.is_grad_enabled():
+            return total, sums
+        n_forwards += 1
+        if n_forwards in forwards and int(os.environ.get('RANK', 0)) == on_rank:
+            weight_sum = self.model.norm.weight.sum()
+            if part == 'loss':
+                nan = weight_sum * math.nan
+                sums[:3] += nan.detach()
+            else:
+                nan = (weight_sum - weight_sum).sqrt() * 0 # 0, whose gradient is inf * 0
             total = total + nan
-            parts[:3] += nan.detach() if what == 'loss' else 0
-        return total, parts
+        return total, sums
     train.LMObjective.forward = poisoned
     try:
         yield
     finally:
         train.LMObjective.forward = forward
 
-def on_ranks(world, work, limit=60):
-    """Exit codes of work(rank) in `world` forked processes that gloo joins, under a time limit."""
+def on_ranks(world, work, limit=900):
+    """Exit codes of work(rank) in `world` forked processes that gloo joins. A hang ends after `limit` seconds."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    def one(rank):
+    def run_rank(rank):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
                           MASTER_PORT=str(port))
         work(rank)
-    processes = [multiprocessing.get_context('fork').Process(target=one, args=(rank,)) for rank in range(world)]
+    fork = multiprocessing.get_context('fork')
+    processes = [fork.Process(target=run_rank, args=(rank,)) for rank in range(world)]
     for process in processes:
         process.start()
     end = time.monotonic() + limit
@@ -169,9 +192,10 @@ def test_the_end_is_a_hugging_face_folder_with_its_record(config):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     cfg = config(max_steps=2)
     train.main(cfg)
-    theirs, ours = AutoModelForCausalLM.from_pretrained(cfg.out), GPT.from_pretrained(cfg.out)
+    hf_model = AutoModelForCausalLM.from_pretrained(cfg.out)
+    model = GPT.from_pretrained(cfg.out)
     ids = torch.tensor([[65, 66, 257, 258]])
-    assert torch.allclose(theirs(ids).logits, ours.logits(ours(ids)), atol=1e-4)
+    assert torch.allclose(hf_model(ids).logits, model.logits(model(ids)), atol=1e-4)
     assert AutoTokenizer.from_pretrained(cfg.out).convert_tokens_to_ids(['<Un0>', '<text>']) == [257, 270]
     settings = json.loads(Path(cfg.out, 'settings.json').read_text())
     assert (settings['steps'], settings['tokens']) == (2, 2 * 12 * T) and settings['settings']['lr'] == cfg.lr
@@ -188,9 +212,11 @@ def test_losses_are_those_of_a_plain_loop(config, corpus):
     for step, row in enumerate(rows_of(cfg.out)[:5]):
         tokens, doc_start, targets = (torch.as_tensor(x) for x in loader.rows(12 * step, 12)[:3])
         logits = model.logits(model(tokens, doc_start)).flatten(0, 1)
-        each = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction='none')
-        kept, units = targets.flatten() >= 0, (targets.flatten() >= 257) & (targets.flatten() < 269)
-        loss = each[kept].mean()
+        targets = targets.flatten()
+        losses = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction='none')
+        is_target = targets >= 0
+        is_unit = (targets >= 257) & (targets < 269)
+        loss = losses[is_target].mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -198,9 +224,9 @@ def test_losses_are_those_of_a_plain_loop(config, corpus):
         optimizer.param_groups[0]['lr'] = 5e-5 + (1e-2 - 5e-5) * 0.5 * (1 + math.cos(math.pi * x))
         optimizer.step()
         assert row['loss'] == pytest.approx(loss.item(), abs=2e-5)
-        assert row['speech'] == pytest.approx(each[units].mean().item(), abs=2e-5)
+        assert row['units'] == pytest.approx(losses[is_unit].mean().item(), abs=2e-5)
         assert row['grad_norm'] == pytest.approx(norm.item(), rel=1e-3)
-        assert row['targets'] == int(kept.sum())
+        assert row['targets'] == int(is_target.sum())
 
 def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
     cfg = config(max_steps=2, micro_batch=2)
@@ -215,17 +241,18 @@ def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
         assert rows > 2 and val[name]['loss'] == pytest.approx(loss, abs=1e-5)
         assert val[name]['targets'] == int((targets >= 0).sum())
 
-@pytest.mark.parametrize('cut, dtype', [(7, 'float32'), (15, 'float32'), (15, 'pure_bfloat16')]) # 16 rows a source: step 7 is mid-epoch, 15 in epoch 2 and later
-def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, cut, dtype):
-    whole, parts = (config(out=str(tmp_path / name), dtype=dtype) for name in ('whole', 'parts'))
-    train.main(whole)
-    with interrupted_after(cut):
-        assert train.main(parts) is None
-    assert checkpoint.folders(parts.out)[0].name != 'step-20' and not Path(parts.out, 'settings.json').exists()
-    train.main(parts)
-    assert losses_of(parts.out) == losses_of(whole.out) and len(losses_of(whole.out)) == 20
-    assert state_of(parts.out) == state_of(whole.out)
-    assert weights_of(parts.out) == weights_of(whole.out)
+# A pass over a source is 16 rows: step 7 is within the first one, step 15 in the second or later.
+@pytest.mark.parametrize('step, dtype', [(7, 'float32'), (15, 'float32'), (15, 'pure_bfloat16')])
+def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, step, dtype):
+    uncut, cut = (config(out=str(tmp_path / name), dtype=dtype) for name in ('uncut', 'cut'))
+    train.main(uncut)
+    with interrupted_after(step):
+        assert train.main(cut) is None
+    assert checkpoint.folders(cut.out)[0].name != 'step-20' and not Path(cut.out, 'settings.json').exists()
+    train.main(cut)
+    assert losses_of(cut.out) == losses_of(uncut.out) and len(losses_of(uncut.out)) == 20
+    assert state_of(cut.out) == state_of(uncut.out)
+    assert weights_of(cut.out) == weights_of(uncut.out)
 
 def test_the_run_used_by_the_resume_test_is_past_its_first_epoch_when_cut(config):
     _, _, loader, *_ = train.open_data(config())
@@ -239,81 +266,27 @@ def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch
     for x, y in zip(rows_of(a.out), rows_of(b.out)):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
 
-@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
-@pytest.mark.parametrize('world, micro_batch', [(2, 3), (4, 1)])
-def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path, world, micro_batch, parallel):
-    """Same losses within 1e-5, in 2 or 3 micro-steps a rank; a NaN in the last of rank 1 alone skips step 4 on all."""
-    one = config(micro_batch=12, out=str(tmp_path / 'one'))
-    two = config(micro_batch=1, out=str(tmp_path / 'two'), parallel=parallel)
-    with not_finite({4}):
-        train.main(one)
-    def work(rank):
-        with not_finite({4 * 12 // world // micro_batch}, on_rank=1):
-            train.main(replace(two, micro_batch=micro_batch))
-    assert on_ranks(world, work) == [0] * world
-    a, b = rows_of(one.out), rows_of(two.out)
-    assert [r['step'] for r in b] == [*range(1, 21), 20]
-    assert [r.get('targets') for r in a] == [r.get('targets') for r in b]
-    for x, y in zip(a, b):
-        assert x.get('skipped') == y.get('skipped') == (True if x['step'] == 4 else None)
-        for name in ('loss', 'text', 'units', 'separators'):
-            if x.get(name) is not None and x['step'] != 4:
-                assert x[name] == pytest.approx(y[name], abs=1e-5), (x['step'], name)
-    for name, mean in a[-1]['val'].items():
-        assert mean['loss'] == pytest.approx(b[-1]['val'][name]['loss'], abs=1e-5)
-    _, _, loader, *_ = train.open_data(one)
-    counts = [(loader.rows(first, 3)[2] >= 0).sum() for first in (0, 3, 6, 9)]
-    assert counts[0] + counts[2] != counts[1] + counts[3] # so a mean of the ranks' means would have differed
-
-@pytest.mark.parametrize('dtype, within', [('float32', 1e-4), ('bfloat16', 0.05)])
-def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype, within):
-    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding. Each
-    checkpoint comes right after an evaluation, and has the float32 weights and moments all the same."""
-    runs = {name: config(out=str(tmp_path / name), micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
-            for name in ('uncut', 'cut', '1', '2', '4')}
-    cut = runs['cut']
-    def stopped(rank):
-        with interrupted_after(12):
-            train.main(cut)
-    def uncut(rank):
-        make, seen = train.make_optimizer, []
-        train.make_optimizer = lambda model, lr: seen.extend(model.parameters()) or make(model, lr)
-        train.main(runs['uncut'])
-        assert seen and all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in seen)
-    assert on_ranks(2, uncut) == on_ranks(2, stopped) == [0, 0]
-    for world in (1, 2, 4):
-        shutil.copytree(cut.out, tmp_path / str(world))
-        assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
-    whole = load_file(tmp_path / 'uncut/model.safetensors')
-    for world in '124':
-        ours = load_file(tmp_path / world / 'model.safetensors')
-        for name, value in whole.items():
-            assert torch.equal(value, ours[name]) if world == '2' else (value - ours[name]).abs().max() < within, name
-    table = whole['model.embed_tokens.weight']
-    assert not torch.equal(table, table.bfloat16().float())
-    moments = load_file(tmp_path / 'uncut/step-20/state.safetensors')
-    assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
-
-@pytest.mark.parametrize('what', ['loss', 'gradient'])
-def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, what):
+@pytest.mark.parametrize('part', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, part):
     """The state after two steps and a poisoned third is the state after two steps; the row numbers are logged."""
-    cfg, seen = config(max_steps=20, micro_batch=12), {}
-    read = train.Log.read
-    def spy(log): # called after each step is launched
-        seen[len(seen) + 1] = digest_of_state(spy.model, spy.optimizer)
+    cfg = config(max_steps=20, micro_batch=12)
+    states = {}
+    read, make_optimizer = train.Log.read, train.make_optimizer
+    def read_spy(log): # called after each step is launched
+        states[len(states) + 1] = digest_of_state(*read_spy.trained)
         return read(log)
-    make = train.make_optimizer
-    def keep(model, lr):
-        spy.model, spy.optimizer = model, make(model, lr)
-        return spy.optimizer
-    monkeypatch.setattr(train.Log, 'read', spy)
-    monkeypatch.setattr(train, 'make_optimizer', keep)
-    with not_finite({3}, what=what):
+    def make_spy(model, lr):
+        optimizer = make_optimizer(model, lr)
+        read_spy.trained = model, optimizer
+        return optimizer
+    monkeypatch.setattr(train.Log, 'read', read_spy)
+    monkeypatch.setattr(train, 'make_optimizer', make_spy)
+    with not_finite({3}, part=part):
         train.main(cfg)
-    assert seen[3] == seen[2] and len({seen[1], seen[2], seen[4], seen[5]}) == 4
-    bad = [r for r in rows_of(cfg.out) if r.get('skipped')]
-    assert [(r['step'], r['rows']) for r in bad] == [(3, [24, 36])]
-    assert bad[0]['loss' if what == 'loss' else 'grad_norm'] is None
+    assert states[3] == states[2] and len({states[1], states[2], states[4], states[5]}) == 4
+    [skipped] = [r for r in rows_of(cfg.out) if r.get('skipped')]
+    assert (skipped['step'], skipped['rows']) == (3, [24, 36])
+    assert skipped['loss' if part == 'loss' else 'grad_norm'] is None
 
 def test_five_bad_steps_in_a_row_end_the_run_with_17_and_name_the_last_good(config, capsys):
     cfg = config(micro_batch=12, save_every=2)
@@ -330,12 +303,15 @@ def test_six_bad_steps_of_which_four_in_a_row_do_not_end_it(config):
     assert json.loads(Path(config().out, 'settings.json').read_text())['skipped'] == 6
 
 def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypatch):
-    cfg, fetch = config(max_steps=4, save_every=2), train.fetch
-    def blank(loader, c, step, *rest):
-        micro, count, keys = fetch(loader, c, step, *rest)
-        none = [(a, b, torch.full_like(t, -100)) for a, b, t in micro]
-        return (micro, count, keys) if step < 2 else (none, count * 0, keys)
-    monkeypatch.setattr(train, 'fetch', blank)
+    cfg = config(max_steps=4, save_every=2)
+    fetch = train.fetch
+    def fetch_blank(loader, c, step, *rest):
+        micro_batches, n_targets, attended_keys = fetch(loader, c, step, *rest)
+        if step < 2:
+            return micro_batches, n_targets, attended_keys
+        blank = [(tokens, starts, torch.full_like(targets, -100)) for tokens, starts, targets in micro_batches]
+        return blank, n_targets * 0, attended_keys
+    monkeypatch.setattr(train, 'fetch', fetch_blank)
     train.main(cfg)
     assert [r['loss'] for r in rows_of(cfg.out)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out)[3]
     assert weights_of(Path(cfg.out, 'step-4')) == weights_of(Path(cfg.out, 'step-2')) # moments are not zero
@@ -357,22 +333,6 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_export_is_exported(con
     assert train.main(cfg) == val and weights_of(cfg.out) == weights
     assert len(rows_of(cfg.out)) == 4 # three steps and one evaluation, none twice
 
-def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
-    cfg = config(max_steps=10, save_every=4)
-    with not_finite(set()), pytest.raises(ZeroDivisionError):
-        fetch = train.fetch
-        def failing(loader, c, step, *rest):
-            return fetch(loader, c, step, *rest) if step < 8 else 1 / 0
-        train.fetch = failing
-        try:
-            train.main(cfg)
-        finally:
-            train.fetch = fetch
-    with open(Path(cfg.out, 'log.jsonl'), 'a') as log:
-        log.write('{"step": 9, "lo') # a line cut short
-    train.main(cfg)
-    assert [r['step'] for r in rows_of(cfg.out)] == [*range(1, 11), 10]
-
 # ---- starting points
 
 def test_textlm_then_twist_keeps_text_rows_and_a_slm_starts_as_it_is(config, tmp_path):
@@ -381,8 +341,9 @@ def test_textlm_then_twist_keeps_text_rows_and_a_slm_starts_as_it_is(config, tmp
     none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
     joint = config(init=text.out, max_steps=3, out=str(tmp_path / 'joint'), **none)
     vocab, *_ = train.open_data(joint)
-    start, old = train.build_model(joint, vocab, joint.init, 'cpu'), GPT.from_pretrained(text.out)
-    assert torch.equal(start.embed[:257], old.embed[:257]) and start.cfg.vocab_size == 271
+    start = train.build_model(joint, vocab, joint.init, 'cpu')
+    textlm = GPT.from_pretrained(text.out)
+    assert torch.equal(start.embed[:257], textlm.embed[:257]) and start.cfg.vocab_size == 271
     train.main(joint)
     further = config(init=joint.out, max_steps=3, out=str(tmp_path / 'further'), **none)
     start_again = train.build_model(further, vocab, joint.out, 'cpu')
@@ -405,17 +366,18 @@ def test_every_family_becomes_an_slm_that_transformers_loads(family, config, tmp
     tokenizer = TextTokenizer(probe.tokenizer)
     torch.manual_seed(0)
     shape = {'n_kv_head': 2, 'head_dim': 16} if family == 'gemma2' else {}
-    textlm = GPT(GPTConfig(family=family, vocab_size=tokenizer.size, n_layer=2, n_embd=32, tied=family != 'gpt_neox', **shape))
+    tied = family != 'gpt_neox'
+    textlm = GPT(GPTConfig(family=family, vocab_size=tokenizer.size, n_layer=2, n_embd=32, tied=tied, **shape))
     textlm.save_pretrained(tmp_path / 'text', vocab=tokenizer.vocab, tokenizer=probe.tokenizer)
     none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None, tokenizer=None)
     cfg = config(init=str(tmp_path / 'text'), max_steps=3, out=str(tmp_path / 'slm'), **none)
     train.main(cfg)
-    ours = GPT.from_pretrained(cfg.out)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(cfg.out, attn_implementation='eager').eval()
+    model = GPT.from_pretrained(cfg.out)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(cfg.out, attn_implementation='eager').eval()
     tokens = torch.randint(vocab.size, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert (ours.logits(ours(tokens)) - theirs(input_ids=tokens).logits).abs().max() < 1e-5
-    assert not torch.equal(ours.embed[:tokenizer.size], textlm.embed[:tokenizer.size]) # it learned
+        assert (model.logits(model(tokens)) - hf_model(input_ids=tokens).logits).abs().max() < 1e-5
+    assert not torch.equal(model.embed[:tokenizer.size], textlm.embed[:tokenizer.size]) # it learned
     if family in ('opt', 'bloom'):
         with pytest.raises(Refused, match=f'rope_theta=10000.0: {family} has no rotary positions'):
             train.main(config(init=str(tmp_path / 'text'), rope_theta=1e4, out=str(tmp_path / 'no'), **none))
@@ -439,14 +401,14 @@ def test_attention_by_sdpa_differs_by_rounding_alone(config, tmp_path):
 
 # ---- schedule and budget
 
-@pytest.mark.parametrize('schedule, at', [
+@pytest.mark.parametrize('schedule, rates', [
     ('cosine', {0.005: 5e-4, 0.01: 1e-3, 0.505: 5.25e-4, 1.0: 5e-5}),
     ('constant', {0.005: 5e-4, 0.01: 1e-3, 1.0: 1e-3}),
     ('inverse_sqrt', {0.005: 5e-4, 0.01: 1e-3, 0.04: 5e-4, 1.0: 1e-4}),
     ('wsd', {0.005: 5e-4, 0.01: 1e-3, 0.8: 1e-3, 0.9: 5.25e-4, 1.0: 5e-5})])
-def test_schedule_has_the_closed_form_s_values(config, schedule, at):
+def test_schedule_has_the_closed_form_s_values(config, schedule, rates):
     cfg = config(lr=1e-3, schedule=schedule)
-    for t, lr in at.items():
+    for t, lr in rates.items():
         assert train.learning_rate(cfg, t) == pytest.approx(lr, rel=1e-12), t
 
 def test_budgets_give_the_steps_they_buy(config):
@@ -476,69 +438,28 @@ def test_seconds_end_a_run_and_its_schedule(config, monkeypatch):
 
 # ---- refusals
 
-REFUSALS = [
-    (dict(attention='flash'), "attention='flash': expected one of None, triton, one-pass, sdpa"),
-    (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
-    (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
-    (dict(max_tokens=5),
-     "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got max_steps and max_tokens"),
-    (dict(max_steps=None), "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got none"),
-    (dict(min_lr=0.1), "min_lr=0.1: expected 0 to lr=0.01"),
-    (dict(warmup=1.0), "warmup=1.0, decay=0.2: expected shares of the budget, of sum 1 at most"),
-    (dict(schedule='inverse_sqrt', warmup=0.0),
-     "schedule='inverse_sqrt' falls from the end of the warm-up: expected warmup above 0"),
-    (dict(batch_tokens=400),
-     "batch_tokens=400: expected 384 or 576, a multiple of world 1 x micro_batch 6 x block_size 32"),
-    (dict(batch_tokens=100),
-     "batch_tokens=100: expected 192 or 384, a multiple of world 1 x micro_batch 6 x block_size 32"),
-    (dict(n_layer=None, n_ffn=None),
-     "init='scratch': expected n_layer, n_ffn too, or init_config=FOLDER to take its shape"),
-    (dict(tokenizer=None), "init='scratch': expected tokenizer=FOLDER, the text tokenizer of the data"),
-    (dict(init='out/x'), "n_layer: out/x has one; it goes with init='scratch' alone"),
-    (dict(init='out/x', init_config='out/y'), "init_config='out/y': goes with init='scratch', not with init='out/x'")]
-
-@pytest.mark.parametrize('changes, message', REFUSALS)
-def test_refused_settings_say_what_was_expected(config, changes, message):
-    with pytest.raises(Refused) as refusal:
-        config(**changes)
-    assert str(refusal.value) == message
-
 def test_refused_inputs_leave_no_run_behind(config, tmp_path, corpus):
     cases = [(dict(data=str(tmp_path / 'none')),
               f"{tmp_path}/none/train/text: no such folder; expected token shards as interleave.py writes them"),
              (dict(vocab='speech'),
               f"vocab='speech': no shards of {corpus} (text, speech, interleaved) have such a vocabulary"),
              (dict(data=f'{corpus},{tmp_path}/other/{corpus.name}'),
-              f"data={corpus},{tmp_path}/other/{corpus.name}: two folders have the same last name, by which losses are told apart; rename one"),
+              f"data={corpus},{tmp_path}/other/{corpus.name}: two folders have the same last name, "
+              "by which losses are told apart; rename one"),
              (dict(weights=(1, 2)), "2 weights for 3 sources, expected one each")]
     for changes, message in cases:
         with pytest.raises(Refused) as refusal:
             train.main(config(**changes))
         assert str(refusal.value) == message and not Path(config().out).exists()
 
-def test_an_attention_that_cannot_be_had_is_refused_before_any_weights_are_read(config, tmp_path):
-    hf = GPTConfig(family='gemma2', vocab_size=257, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, head_dim=8).to_hf()
-    (tmp_path / 'config.json').write_text(json.dumps(hf)) # and no weights
-    none = dict(n_layer=None, n_head=None, n_embd=None, n_ffn=None)
-    for changes, message in [
-            (dict(attention='triton'),
-             "attention backend 'triton': expected a GPU (or TRITON_INTERPRET=1), got cpu; take 'sdpa'"),
-            (dict(attention='sdpa', init=str(tmp_path), **none),
-             "attention backend 'sdpa': it has no softcap, which this model needs; expected None"),
-            (dict(attention='sdpa', init_config=str(tmp_path), **none),
-             "attention backend 'sdpa': it has no softcap, which this model needs; expected None")]:
-        with pytest.raises(Refused) as refusal:
-            train.main(config(**changes))
-        assert str(refusal.value) == message and not Path(config().out).exists()
-
 def test_another_tokenizer_is_refused(config, tmp_path):
-    other = tmp_path / 'other'
-    make_tokenizer(other)
-    spec = json.loads((other / 'tokenizer.json').read_text())
+    make_tokenizer(tmp_path)
+    path = tmp_path / 'tokenizer.json'
+    spec = json.loads(path.read_text())
     spec['pre_tokenizer']['add_prefix_space'] = True
-    (other / 'tokenizer.json').write_text(json.dumps(spec))
+    path.write_text(json.dumps(spec))
     with pytest.raises(Refused, match='its text tokenizer .* did not make the shards'):
-        train.main(config(tokenizer=str(other)))
+        train.main(config(tokenizer=str(tmp_path)))
 
 def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp_path):
     train.main(config(max_steps=2))
@@ -549,29 +470,32 @@ def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp
     assert str(refusal.value) == (f"{out} holds another run: lr was 0.01 and is 0.02, seed was 0 and is 5; "
                                   "take the old settings back or choose another --out")
     assert weights_of(out) == before
-    train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa')) # these may change: finished all the same
+    # These may change: the run has finished all the same.
+    train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa'))
 
 def test_changed_shards_are_refused_on_resume(config, tmp_path):
-    corpus = make_corpus(tmp_path / 'mine', TextTokenizer(config().tokenizer), n=20)
+    tokenizer = TextTokenizer(config().tokenizer)
+    corpus = make_corpus(tmp_path / 'first', tokenizer, n=20)
     cfg = config(data=str(corpus), max_steps=6)
     with interrupted_after(2):
         train.main(cfg)
-    other = make_corpus(tmp_path / 'other', TextTokenizer(config().tokenizer), n=20, seed=9)
+    changed = make_corpus(tmp_path / 'changed', tokenizer, n=20, seed=9)
     shutil.rmtree(corpus / 'train' / 'speech')
-    shutil.move(other / 'train' / 'speech', corpus / 'train')
+    shutil.move(changed / 'train' / 'speech', corpus / 'train')
     with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}'; take"):
         train.main(cfg)
 
-# ---- processes
+# ---- the command line, and what the loop is given
 
-def command(cfg, **changes):
+def command(cfg):
     """The command line of a Config."""
-    settings = {f: getattr(cfg, f) for f in cfg.__dataclass_fields__}
-    default = {f: d.default for f, d in cfg.__dataclass_fields__.items()}
-    return [sys.executable, 'train.py', *(f'--{k}={v}' for k, v in {**settings, **changes}.items() if v != default[k])]
+    settings = asdict(cfg)
+    defaults = {field.name: field.default for field in fields(cfg)}
+    arguments = [f'--{name}={value}' for name, value in settings.items() if value != defaults[name]]
+    return [sys.executable, 'train.py', *arguments]
 
 def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_path):
-    cfg = config(max_steps=400, log_every=1, out=str(tmp_path / 'cli'))
+    cfg = config(max_steps=1_000_000, log_every=1, out=str(tmp_path / 'cli')) # the signal comes long before the end
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(command(cfg), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     try:
@@ -579,118 +503,23 @@ def test_sigterm_saves_once_exits_0_and_the_same_command_goes_on(config, tmp_pat
             if text.startswith('step 5/'):
                 process.send_signal(signal.SIGTERM)
                 break
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0 and 'stopped by a signal, saved as' in rest
     assert len(checkpoint.folders(cfg.out)) == 1 and checkpoint.why_unusable(checkpoint.folders(cfg.out)[0]) is None
 
-def test_memory_needs_no_data_and_writes_nothing(config, tmp_path, capsys):
-    cfg = config(memory=2, data=str(tmp_path / 'none'), vocab='speech', parallel='fsdp')
-    assert train.main(cfg) is None and not Path(cfg.out).exists()
-    assert capsys.readouterr().out == (
-        "0.0 GB on each of 2 GPUs at most (weights 0.0, gradients 0.0, moments 0.0, copies 0.0, saved 0.0, head 0.0): "
-        "fsdp, float32, recompute=none, 6 x 32 tokens\n")
-    one, two = (train.memory_of(cfg, world) for world in (1, 2))
-    N = sum(p.numel() for p in GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, n_ffn=32, vocab_size=502)).parameters())
-    assert (one['weights'], one['gradients'], one['moments']) == (4 * N, 4 * N, 8 * N) and two['moments'] == 4 * N
-
-def test_a_run_that_cannot_fit_is_refused(config):
-    cfg = config(micro_batch=6)
-    need = sum(train.memory_of(cfg, 1, 300).values())
-    train.check_memory(cfg, 1, 300, need)
-    with pytest.raises(Refused, match="a GPU has 0.0 GB: expected a smaller micro_batch"):
-        train.check_memory(cfg, 1, 300, need - 1)
-    alone = config(micro_batch=12) # without accumulation gradients come as activations go
-    held = train.memory_of(alone, 1, 300)
-    train.check_memory(alone, 1, 300, sum(held.values()) - held['gradients'])
-
-@pytest.mark.parametrize('world', [1, 2])
-@pytest.mark.parametrize('recompute', ['selective', 'full'])
-def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute, world):
-    a, b = (config(out=str(tmp_path / way), max_steps=4, micro_batch=3, parallel='fsdp', recompute=way)
-            for way in ('none', recompute))
-    def work(cfg):
-        again, calls = model_file.recomputed, []
-        model_file.recomputed = lambda *x: calls.append(x) or again(*x)
-        train.main(cfg)
-        assert bool(calls) == (cfg.recompute != 'none')
-    for cfg in (a, b):
-        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg)) == [0] * world
-    assert losses_of(a.out) == losses_of(b.out)
-
-def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
-    cfg = config(parallel='fsdp', micro_batch=2, max_steps=2) # 3 micro-batches a rank
-    def work(rank):
-        kept, call = [], torch.nn.Module.__call__
-        def count(losses, *batch): # outside of FSDP's hooks, where the parameters are shards
-            kept.append({p.grad is not None and p.grad.to_local().shape == p.to_local().shape for p in losses.model.parameters()})
-            return call(losses, *batch)
-        train.LMObjective.__call__ = count
-        train.main(cfg)
-        assert kept[:6] == [{False}, {True}, {True}] * 2, kept
-    assert on_ranks(2, work) == [0, 0]
-
-@pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize('parallel, recompute, world', [('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
-def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
-    runs = [config(out=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
-                   compile=on) for on in (False, True)]
-    def work(cfg):
-        inductor.compile_threads = 1 # in this process: a pool does not outlive a fork
-        make, made = torch.compile, []
-        torch.compile = lambda f, **how: made.append(f) or make(f, **how)
-        train.main(cfg)
-        assert len(made) == cfg.compile # for the one layer
-    for cfg in runs:
-        assert on_ranks(world, lambda rank, cfg=cfg: work(cfg), limit=120) == [0] * world
-    for a, b in zip(*(rows_of(run.out)[:4] for run in runs)):
-        assert a['loss'] == pytest.approx(b['loss'], abs=1e-5) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
-    plain, compiled = (load_file(Path(run.out, 'model.safetensors')) for run in runs)
-    assert plain.keys() == compiled.keys()
-
-class FakeWandb:
-    """What train.py uses of the package."""
-    __spec__ = importlib.machinery.ModuleSpec('wandb', None)
-    def __init__(self):
-        self.runs, self.rows = [], []
-    def init(self, **how):
-        self.runs.append(how)
-        return SimpleNamespace(id=how['id'] or 'made', log=lambda row, step: self.rows.append((step, row)))
-
-def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', fake := FakeWandb())
-    cfg = config(wandb='speech', max_steps=4)
-    with interrupted_after(2):
-        train.main(cfg)
-    train.main(cfg)
-    assert [(run['project'], run['id'], run['config']['max_steps']) for run in fake.runs] == [
-        ('speech', None, 4), ('speech', 'made', 4)]
-    assert [row for _, row in fake.rows] == rows_of(cfg.out) and [step for step, _ in fake.rows] == [1, 2, 3, 4, 4]
-
-def test_wandb_without_its_package_is_refused(config, monkeypatch):
-    monkeypatch.setattr(train, 'find_spec', lambda name: None)
-    with pytest.raises(Refused, match="wandb='speech': expected its package; pip install wandb"):
-        config(wandb='speech')
-
 def test_the_command_line_refuses_in_one_line(config):
     line = [sys.executable, 'train.py', 'config/tiny_text.py', '--n_layr=4']
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (1, "train.py: --n_layr=4: no setting 'n_layr', did you mean 'n_layer'?\n")
-
-def test_every_step_is_given_the_time_it_took_and_no_evaluation(corpus, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(train.time, 'perf_counter', lambda: clock[0])
-    monkeypatch.setattr(train, 'fetch', after(0.05, clock, train.fetch)) # one a step
-    monkeypatch.setattr(train, 'evaluate', after(10.0, clock, train.evaluate))
-    train.main(small(corpus, tmp_path / 'run', max_steps=6, eval_every=3))
-    rows = map(json.loads, (tmp_path / 'run' / 'log.jsonl').read_text().splitlines())
-    steps = [row for row in rows if 'ms' in row][1:]
-    assert [(row['ms'], row['data']) for row in steps] == [(50.0, 1.0)] * 5
 
 def test_keys_of_a_batch_are_the_tokens_places_in_their_documents(config):
     cfg = config()
     _, _, loader, *_ = train.open_data(cfg)
-    batch, _, keys = train.fetch(loader, cfg, 0, 0, 1, torch.device('cpu'))
-    slow = sum(t - start + 1 for _, doc_start, _ in batch for row in doc_start.tolist() for t, start in enumerate(row))
-    assert keys == slow
+    micro_batches, _, attended_keys = train.fetch(loader, cfg, 0, 0, 1, torch.device('cpu'))
+    expected = 0
+    for _, doc_start, _ in micro_batches:
+        for row in doc_start.tolist():
+            expected += sum(t - start + 1 for t, start in enumerate(row))
+    assert attended_keys == expected

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip('transformers')
 from configurator import Refused
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
 from tiny.build import train_encoder as te
-
-pytest.importorskip('transformers')
 
 SMALL = dict(conv_dim=(16,) * 8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 

@@ -1,20 +1,29 @@
 """
-The embedded corpus: tiny/{stories,talk,items}.npz.xz -> units folders with their words.
+Unpacks the embedded corpus: tiny/{stories,talk,items}.npz.xz -> units folders with their words.
 
     python -m tiny.unpack            -> out/data/{stories,talk,items}/, each with words/ inside
 
-out/data/NAME/ is what tokenize_speech.py and align.py write: stories (synthetic: one voice), talk (diverse: other voices,
-rooms, noise), items (evaluation; documents as in tasks/tiny.py).
+out/data/NAME/ is what tokenize_speech.py and align.py write. stories are synthetic (one voice);
+talk is diverse (other voices, rooms, noise); items are for evaluation (tasks/tiny.py).
 
-NAME.npz.xz is an .npz file of integer arrays with xz around it (times are stored as gaps and durations, which repeat):
+NAME.npz.xz is an .npz file of integer arrays, compressed by xz. Of n documents with R runs and W
+words in all, it holds
 
-    units, runs     (R,) uint16        of all documents, one after another     n_units (n,) how many belong to each
-    word            (W,) uint16        index into `table`                      n_words (n,)
-    gap, duration   (W,) int32         samples from the word before (or from 0) to its start, and from its start to its end
-    samples         (n,) int32         at 16 kHz     speaker (n,) uint8 index
-    table, ids, speakers, info         JSON as bytes: distinct words, document ids, names, info.json of the encoder
+    units, runs     (R,) uint16   of all documents, one after another
+    n_units         (n,) int32    runs of each document
+    word            (W,) uint16   index into `table`
+    gap             (W,) int32    samples from the end of the word before (or from 0) to its start
+    duration        (W,) int32    samples from its start to its end
+    n_words         (n,) int32    words of each document
+    samples         (n,) int32    length of each document, at 16 kHz
+    speaker         (n,) uint8    index into `speakers`
+    table           JSON          the distinct words
+    ids             JSON          document ids
+    speakers        JSON          names of the speakers
+    info            JSON          info.json of the encoder
 
-tiny/build/pack.py writes these files.
+JSON is stored as an array of bytes. Gaps and durations repeat more often than times do, so they
+compress better. tiny/build/pack.py writes these files.
 """
 import io
 import json
@@ -37,50 +46,94 @@ SHARD_DOCS = 10_000
 
 @dataclass(frozen=True)
 class Config:
-    packed: str = 'tiny' # where the .npz.xz files are
-    out: str = 'out/data' # where units folders go
+    packed: str = 'tiny' # folder of the .npz.xz files
+    out: str = 'out/data' # folder for the units folders
 
 def read_packed(path):
-    """docs, info as write_packed took them. Raises Refused for a file that is none."""
+    """Reads a packed file -> docs, info, as write_packed takes them. Raises Refused if it is none.
+
+    docs: list of {id, speaker, samples, units, runs, words, starts, ends}; the words have their
+    leading spaces, starts and ends are in samples.
+    """
     try:
         with np.load(io.BytesIO(lzma.decompress(Path(path).read_bytes()))) as packed:
             a = dict(packed)
-        table, ids, speakers, info = (json.loads(a[key].tobytes()) for key in ('table', 'ids', 'speakers', 'info'))
+        for key in ('table', 'ids', 'speakers', 'info'):
+            a[key] = json.loads(a[key].tobytes())
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file; tiny/build/build.sh makes it, and a clone of the repository holds it") from None
+        raise Refused(f"{path}: no such file; it is in a clone of the repository, and "
+                      "tiny/build/build.sh makes it anew") from None
     except (lzma.LZMAError, ValueError, KeyError, EOFError) as e:
         raise Refused(f"{path}: not a packed corpus ({e}); check it out again") from None
-    docs, edges = [], {key: np.concatenate([[0], np.cumsum(a[key])]) for key in ('n_units', 'n_words')}
-    for i, name in enumerate(ids):
-        of_units, of_words = (slice(*edges[key][i:i + 2]) for key in ('n_units', 'n_words'))
-        ends = np.cumsum(a['gap'][of_words] + a['duration'][of_words])
-        docs.append({'id': name, 'speaker': speakers[a['speaker'][i]], 'samples': int(a['samples'][i]),
-                     'units': a['units'][of_units], 'runs': a['runs'][of_units],
-                     'words': [table[w] for w in a['word'][of_words]], 'starts': ends - a['duration'][of_words], 'ends': ends})
-    return docs, info
+    docs = []
+    first_unit = 0
+    first_word = 0
+    for i, name in enumerate(a['ids']):
+        of_units = slice(first_unit, first_unit + int(a['n_units'][i]))
+        of_words = slice(first_word, first_word + int(a['n_words'][i]))
+        first_unit = of_units.stop
+        first_word = of_words.stop
+        duration = a['duration'][of_words]
+        ends = np.cumsum(a['gap'][of_words] + duration)
+        docs.append({
+            'id': name,
+            'speaker': a['speakers'][a['speaker'][i]],
+            'samples': int(a['samples'][i]),
+            'units': a['units'][of_units],
+            'runs': a['runs'][of_units],
+            'words': [a['table'][w] for w in a['word'][of_words]],
+            'starts': ends - duration,
+            'ends': ends,
+        })
+    return docs, a['info']
+
+def write_shard(folder, index, docs):
+    """Writes a shard of the units folder, and the same shard of the words folder in it."""
+    unit_docs = []
+    word_docs = []
+    for d in docs:
+        meta = {
+            'id': d['id'],
+            'path': None,
+            'seconds': d['samples'] / RATE,
+            'speaker': d['speaker'],
+            'text': ''.join(d['words']),
+        }
+        unit_docs.append((meta, d['units'], d['runs']))
+        word_docs.append((d['id'], d['words'], d['starts'], d['ends']))
+    write_units_shard(folder, index, unit_docs)
+    write_words_shard(folder / 'words', index, word_docs)
 
 def main(cfg):
     for name in PARTS:
-        source, folder = Path(cfg.packed) / f'{name}.npz.xz', Path(cfg.out) / name
+        source = Path(cfg.packed) / f'{name}.npz.xz'
+        folder = Path(cfg.out) / name
         digest = sha256(source) if source.is_file() else None
-        if (folder / 'info.json').exists() and json.loads((folder / 'info.json').read_text()).get('packed') == digest:
+        info_path = folder / 'info.json'
+        if info_path.exists() and json.loads(info_path.read_text()).get('packed') == digest:
             print(f"{folder}: there already")
             continue
         docs, info = read_packed(source)
         if folder.exists():
             raise Refused(f"{folder}: made from another {source}; remove it or change --out")
+        words_info = {
+            'units_hash': info['units_hash'],
+            'documents': len(docs),
+            'words': sum(len(d['words']) for d in docs),
+            'refused': {},
+        }
+        hours = sum(d['samples'] for d in docs) / RATE / 3600
+        counts = {
+            'documents': len(docs),
+            'hours': round(hours, 4),
+            'runs': sum(len(d['units']) for d in docs),
+        }
         with atomically(folder) as tmp:
-            for index in range(0, -(-len(docs) // SHARD_DOCS)):
-                shard = docs[index * SHARD_DOCS:(index + 1) * SHARD_DOCS]
-                write_units_shard(tmp, index, [({'id': d['id'], 'path': None, 'seconds': d['samples'] / RATE,
-                    'speaker': d['speaker'], 'text': ''.join(d['words'])}, d['units'], d['runs']) for d in shard])
-                write_words_shard(tmp / 'words', index, [(d['id'], d['words'], d['starts'], d['ends']) for d in shard])
-            counts = {'documents': len(docs), 'hours': round(sum(d['samples'] for d in docs) / RATE / 3600, 4),
-                      'runs': sum(len(d['units']) for d in docs)}
-            write_json(tmp / 'words' / 'info.json', {'units_hash': info['units_hash'], 'documents': len(docs),
-                                                     'words': sum(len(d['words']) for d in docs), 'refused': {}})
+            for index, first in enumerate(range(0, len(docs), SHARD_DOCS)):
+                write_shard(tmp, index, docs[first:first + SHARD_DOCS])
+            write_json(tmp / 'words' / 'info.json', words_info)
             write_json(tmp / 'info.json', {**info, **counts, 'packed': digest})
-        print(f"{folder}: {counts['documents']} documents, {counts['hours']:.2f} h, {counts['runs']:,} units")
+        print(f"{folder}: {len(docs)} documents, {counts['hours']:.2f} h, {counts['runs']:,} units")
 
 if __name__ == '__main__':
     run(main, Config)

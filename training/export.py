@@ -1,5 +1,6 @@
 """
-A trained model in bfloat16, half the size, in a new folder to hand on: settings, log and tokenizer as they are.
+Writes a trained model in bfloat16, half its size, to a new folder for others to use. Vocabulary,
+tokenizer, settings and log are copied.
 
     python -m training.export --model=out/tiny-long --out=tiny/slm
 """
@@ -14,7 +15,7 @@ from configurator import Refused, run
 from files import atomically
 from model import GPT
 
-COPIED = ('vocab.json', 'tokenizer.json', 'tokenizer_config.json', 'settings.json', 'log.jsonl') # of a model's folder
+COPIED = ('vocab.json', 'tokenizer.json', 'tokenizer_config.json', 'settings.json', 'log.jsonl')
 
 @dataclass(frozen=True)
 class Config:
@@ -27,7 +28,7 @@ class Config:
 
 def main(cfg):
     if os.path.exists(cfg.out):
-        raise Refused(f"{cfg.out}: is there already; take another --out, or delete it")
+        raise Refused(f"{cfg.out}: exists already; choose another --out, or delete it")
     model = GPT.from_pretrained(cfg.model)
     with atomically(cfg.out) as tmp:
         tmp.mkdir()
@@ -35,7 +36,8 @@ def main(cfg):
             if (Path(cfg.model) / name).is_file():
                 shutil.copy(Path(cfg.model) / name, tmp)
         model.save_pretrained(tmp, dtype=torch.bfloat16)
-    print(f"{cfg.out}: {model.num_params():,} parameters in bfloat16; measure it by eval.py --model={cfg.out}")
+    print(f"{cfg.out}: {model.num_params():,} parameters in bfloat16; "
+          f"evaluate it with eval.py --model={cfg.out}")
 
 if __name__ == '__main__':
     run(main, Config)

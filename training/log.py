@@ -1,13 +1,14 @@
 """
-A run's log, for train.py and dpo.py: log.jsonl with a line a step (and one an evaluation), the terminal's lines, and when
-to give up.
+The log of train.py and dpo.py: log.jsonl with a line a step and an evaluation, and the terminal's lines.
 
     {"step", "loss", "text", "units", "separators" (nats a target), "lr", "grad_norm", "targets", "ms", "tok_s",
-     "data" (share of the time that the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
+     "data" (share of the time in which the host made batches), and on a GPU "mfu_palm", "mfu_doc", "peak_gb"}
+    {"step", "val": {"corpus/source": {"loss", ..., "targets"}}}
 
-mfu: the FLOPs of GPT.flops_per_token over the peak of the chip (training/cost.py), with T keys a token (PaLM), or those that a token sees in its document.
-
-A step's numbers are read when the next one has been launched, so the host never waits for the device.
+A number that is not finite is null. A skipped step also has "skipped": true and "rows": [first,
+last + 1], the numbers of its rows. An mfu is the FLOPs of GPT.flops_per_token over the peak of the
+chips (training/cost.py): mfu_palm takes every token to attend to block_size keys, as the PaLM paper
+does, and mfu_doc counts the keys within its document.
 """
 import json
 import math
@@ -19,37 +20,45 @@ from pathlib import Path
 import torch
 
 from files import atomically
-from training import checkpoint
 from training.cost import chip_of
 from vocab import MODALITIES
 
-PATIENCE = 5 # steps in a row without a finite loss or gradient that end a run
-TERMINAL = (*MODALITIES, 'margin', 'accuracy', 'kl') # what stands behind the loss there: train.py's, dpo.py's
+# the keys that a terminal line has behind the loss: those of train.py, then those of dpo.py
+TERMINAL = (*MODALITIES, 'margin', 'accuracy', 'kl')
 
 def modality_means(sums, counts):
-    """{'loss', 'text', 'units', 'separators'} from sums and numbers of targets; a modality without targets is left out."""
-    each = {name: s / n for name, s, n in zip(MODALITIES, sums, counts) if n}
-    return {'loss': sum(sums) / max(sum(counts), 1)} | each
+    """{'loss', 'text', 'units', 'separators'} from sums and numbers of targets, where there are any."""
+    means = {'loss': sum(sums) / max(sum(counts), 1)}
+    for name, loss_sum, n_targets in zip(MODALITIES, sums, counts):
+        if n_targets:
+            means[name] = loss_sum / n_targets
+    return means
 
 class Log:
-    """log.jsonl and the terminal. A step's numbers are posted when it is launched and read when the next one is, so the
-    host never waits for the device. All ranks read; rank 0 writes."""
+    """Writes log.jsonl and the terminal's lines. All ranks post and read every step; rank 0 writes.
+
+    A step's numbers are posted when the step has been launched, and read when the next one has been:
+    reading waits for the device, which by then has the next step to work on.
+
+    summary     turns the sums of a step into {'loss', ..., 'targets'}
+    streak      number of skipped steps in a row, up to the last step that was read
+    skipped     number of all skipped steps
+    """
 
     def __init__(self, cfg, state, model, rank, world, device, summary):
-        self.cfg, self.flops_per_token, self.file, self.waiting = cfg, model.flops_per_token, None, None
-        self.summary = summary # parts of a step -> {'loss', ..., 'targets'}
-        self.streak, self.skipped, self.device = state['streak'], state['skipped'], device
-        self.before = self._now() # when the step began
-        chip = chip_of(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
-        self.peak = world * chip.flops if chip else math.nan
+        self.cfg = cfg
+        self.summary = summary
+        self.device = device
+        self.streak = state['streak']
+        self.skipped = state['skipped']
+        self.flops_per_token = model.flops_per_token
+        self.posted = None
+        self.step_begin = self._now()
+        self.peak_flops = None
+        if device.type == 'cuda' and (chip := chip_of(torch.cuda.get_device_name(device))):
+            self.peak_flops = world * chip.flops
         self.wandb = _wandb(cfg, state['step']) if rank == 0 and cfg.wandb else None
-        if rank == 0: # what a cut run did after its checkpoint will be done again
-            path = Path(cfg.out, 'log.jsonl')
-            lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-            kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= state['step']]
-            with atomically(path) as tmp:
-                tmp.write_text(''.join(kept))
-            self.file = open(path, 'a')
+        self.file = _open(Path(cfg.out, 'log.jsonl'), state['step']) if rank == 0 else None
 
     def sync(self):
         if self.file:
@@ -63,68 +72,100 @@ class Log:
             self.wandb.log(row, step=row['step'])
 
     def _now(self):
-        """The moment the device is through with all it was given: a recorded event, or on a CPU the time."""
+        """When the device has done all that was launched: a recorded event, or on a CPU the time."""
         if self.device.type != 'cuda':
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def post(self, step, of, stats, lr, data):
-        """stats: parts of the step, signals, clock, keys seen, tokens, norm, bad; data: seconds of making a batch."""
-        stats = stats.to('cpu', non_blocking=True)
-        self.waiting = step, of, stats, lr, data, self._now()
+    def post(self, step, n_steps, step_stats, grad_norm, skip_step, lr, data_seconds):
+        """Takes the numbers of a step that was launched, without waiting for them.
+
+        step_stats      tensor of the objective's sums, then the number of stop signals, rank 0's clock
+                        in seconds, and the numbers of attended keys and of tokens
+        data_seconds    how long the host took to make a batch
+        """
+        numbers = torch.cat((step_stats, torch.stack((grad_norm, skip_step)).double()))
+        numbers = numbers.to('cpu', non_blocking=True)
+        self.posted = step, n_steps, numbers, lr, data_seconds, self._now()
 
     def skip_time(self):
-        """What came since the last step was no step: an evaluation, a checkpoint."""
-        self.before = self._now()
+        """Leaves the time since the last step out of the next one: an evaluation, a checkpoint."""
+        self.step_begin = self._now()
 
     def read(self):
-        """(stop asked for by any rank, rank 0's seconds) of the waiting step, which is logged; None if none waits."""
-        if self.waiting is None:
+        """Logs the posted step -> (whether any rank got a stop signal, rank 0's seconds).
+
+        None if no step is posted.
+        """
+        if self.posted is None:
             return None
-        (step, of, stats, lr, data, end), self.waiting = self.waiting, None
+        step, n_steps, numbers, lr, data_seconds, end = self.posted
+        self.posted = None
         if self.device.type == 'cuda':
             end.synchronize()
-        *parts, stop, seconds, keys, tokens, norm, bad = stats.tolist()
-        ms = self.before.elapsed_time(end) if self.device.type == 'cuda' else (end - self.before) * 1e3
-        self.before = end
-        mean = self.summary(parts)
-        targets = mean.pop('targets')
-        row = {'step': step, **mean, 'lr': lr, 'grad_norm': norm, 'targets': targets,
-               'ms': round(ms, 2), 'tok_s': round(tokens / ms * 1e3), 'data': round(data * 1e3 / ms, 4)}
+            ms = self.step_begin.elapsed_time(end)
+        else:
+            ms = (end - self.step_begin) * 1e3
+        self.step_begin = end
+        *sums, n_signals, seconds, attended_keys, n_tokens, grad_norm, skip_step = numbers.tolist()
+        means = self.summary(sums)
+        targets = means.pop('targets')
+        row = {'step': step, **means, 'lr': lr, 'grad_norm': grad_norm, 'targets': targets,
+               'ms': round(ms, 2), 'tok_s': round(n_tokens / ms * 1e3),
+               'data': round(data_seconds * 1e3 / ms, 4)}
         if self.device.type == 'cuda':
             row['peak_gb'] = round(torch.cuda.max_memory_allocated(self.device) / 1e9, 2)
-        for name, seen in (('mfu_palm', self.cfg.block_size), ('mfu_doc', keys / tokens)):
-            mfu = row['tok_s'] * self.flops_per_token(seen) / self.peak
-            row |= {} if math.isnan(mfu) else {name: round(mfu, 4)}
-        self.streak = self.streak + 1 if bad else 0
-        if bad:
+        if self.peak_flops:
+            row['mfu_palm'] = self._mfu(row['tok_s'], self.cfg.block_size)
+            row['mfu_doc'] = self._mfu(row['tok_s'], attended_keys / n_tokens)
+        if skip_step:
+            self.streak += 1
             self.skipped += 1
-            row |= {'skipped': True, 'rows': [(step - 1) * self.cfg.rows, step * self.cfg.rows]} # the samples' numbers
-        self.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
-        if self.file and (bad or step == 1 or step % self.cfg.log_every == 0):
-            print(terminal_line(row, of), flush=True)
-        if self.streak >= PATIENCE:
-            good = next(iter(checkpoint.folders(self.cfg.out)), 'none: it never saved')
-            print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {good}")
-            raise SystemExit(17)
-        return stop > 0, seconds
+            row['skipped'] = True
+            row['rows'] = [(step - 1) * self.cfg.rows, step * self.cfg.rows]
+        else:
+            self.streak = 0
+        self.write({key: _or_null(value) for key, value in row.items()})
+        if self.file and (skip_step or step == 1 or step % self.cfg.log_every == 0):
+            print(terminal_line(row, n_steps), flush=True)
+        return n_signals > 0, seconds
+
+    def _mfu(self, tokens_per_second, n_keys):
+        return round(tokens_per_second * self.flops_per_token(n_keys) / self.peak_flops, 4)
+
+def _or_null(value):
+    """None, JSON's null, for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+def _open(path, last_step):
+    """Opens log.jsonl for appending, without the lines after last_step: these steps are done again."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    # A kill may have cut the last line short.
+    lines = [line for line in lines if line.endswith('\n')]
+    with atomically(path) as tmp:
+        tmp.write_text(''.join(line for line in lines if json.loads(line)['step'] <= last_step))
+    return open(path, 'a')
 
 def _wandb(cfg, step):
-    """The run at Weights & Biases; one that was cut goes on under its id, which lies in the folder of the run."""
+    """The run at Weights & Biases. A resumed run keeps its id there, which is stored in wandb.txt."""
     import wandb
-    path, known = Path(cfg.out, 'wandb.txt'), None
-    if step and path.is_file():
-        known = path.read_text()
-    its = wandb.init(project=cfg.wandb, name=Path(cfg.out).name, id=known, resume='allow', config=asdict(cfg), dir=cfg.out)
-    path.write_text(its.id)
-    return its
+    path = Path(cfg.out, 'wandb.txt')
+    run_id = path.read_text() if step and path.is_file() else None
+    wandb_run = wandb.init(project=cfg.wandb, name=Path(cfg.out).name, id=run_id, resume='allow',
+                           config=asdict(cfg), dir=cfg.out)
+    path.write_text(wandb_run.id)
+    return wandb_run
 
-def terminal_line(row, of):
-    """The terminal's line of a step."""
-    each = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
-    text = (f"step {row['step']}{f'/{of}' if of else ''} | loss {row['loss']:.3f} ({each}) | lr {row['lr']:.1e} | "
+def terminal_line(row, n_steps):
+    """The terminal's line of a step; n_steps is None where the budget is time."""
+    of_steps = f'/{n_steps}' if n_steps else ''
+    details = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
+    line = (f"step {row['step']}{of_steps} | loss {row['loss']:.3f} ({details}) | lr {row['lr']:.1e} | "
             f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
-    text += f" | mfu {row['mfu_palm']:.1%}" if 'mfu_palm' in row else ''
-    return text + (f" | SKIPPED: not finite, rows {row['rows'][0]}..{row['rows'][1] - 1}" if 'skipped' in row else '')
+    if 'mfu_palm' in row:
+        line += f" | mfu {row['mfu_palm']:.1%}"
+    if 'skipped' in row:
+        line += f" | SKIPPED: not finite, rows {row['rows'][0]}..{row['rows'][1] - 1}"
+    return line

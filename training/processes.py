@@ -1,5 +1,5 @@
 """
-What training needs of its processes: ranks and devices, DDP or FSDP around a model, and signals.
+What training needs of processes: ranks and their devices, DDP or FSDP around a model, stop signals.
 """
 import os
 import signal
@@ -16,76 +16,103 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Refused
 
-REPEATED = 5.0 # seconds
+REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
+TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what it sets in the environment
 
 class Place(NamedTuple):
-    """This process among those of the run."""
+    """The place of this process among those of the run."""
     rank: int = 0
-    world: int = 1 # how many processes there are
+    world: int = 1 # number of processes
     device: torch.device = torch.device('cpu')
-    checkpoint_group: object = None # a group that may wait an hour, while rank 0 writes or reads a checkpoint; None: one process
+    # Where ranks wait, for an hour at most, while rank 0 writes or reads a checkpoint.
+    checkpoint_group: object = None # a process group; None: one process
 
 @contextmanager
 def signals():
-    """A list that a first SIGTERM, SIGINT or SIGHUP fills, for the loop to save and end. Another one ends the process, but not
-    within REPEATED seconds: a scheduler and torchrun both pass on the same one."""
-    asked, old, since = [], {}, []
+    """Yields a list to which every SIGTERM, SIGINT or SIGHUP is appended, so that the loop can save and end.
+
+    A scheduler and torchrun may both pass on the same signal, so one that follows within REPEATED
+    seconds changes nothing more. A signal after that ends the process in the usual way.
+    """
+    stop_signals = []
+    times = []
+    old_handlers = {}
     def note(number, frame):
-        since.append(time.monotonic())
-        asked.append(number)
-        if since[-1] - since[0] > REPEATED:
-            signal.signal(number, old[number])
+        times.append(time.monotonic())
+        stop_signals.append(number)
+        if times[-1] - times[0] > REPEATED:
+            signal.signal(number, old_handlers[number])
             os.kill(os.getpid(), number)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN: # nohup's
-            old[number] = signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN: # nohup has a command ignore SIGHUP
+            old_handlers[number] = signal.signal(number, note)
     try:
-        yield asked
+        yield stop_signals
     finally:
-        for number, handler in old.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 @contextmanager
 def processes(cfg):
-    """The Place of this process; it joins the others where torchrun started several."""
-    env = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name in os.environ]
-    rank, world, local = (int(os.environ.get(*pair)) for pair in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    if (rank or world > 1) and len(env) < 5:
-        raise Refused(f"the environment has only {', '.join(env)}: expected torchrun to start several processes")
+    """Yields the Place of this process, which joins the others if torchrun started several.
+
+    Refuses an incomplete environment of torchrun, and a GPU that is not there.
+    """
+    rank = int(os.environ.get('RANK', 0))
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    local_rank = int(os.environ.get('LOCAL_RANK', 0))
+    present = [name for name in TORCHRUN if name in os.environ]
+    if (rank or world > 1) and len(present) < len(TORCHRUN):
+        raise Refused(f"the environment has only {', '.join(present)}: "
+                      "expected torchrun to start several processes")
     if cfg.device == 'cuda' and not torch.cuda.is_available():
         raise Refused("device='cuda': torch sees no GPU here; expected 'cpu' or 'auto'")
     cuda = cfg.device != 'cpu' and torch.cuda.is_available()
-    if cuda and local >= torch.cuda.device_count():
-        raise Refused(f"process {local} of this machine, which has {torch.cuda.device_count()} GPUs: start one process a GPU")
-    device = torch.device('cuda', local) if cuda else torch.device('cpu')
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise Refused(f"process {local_rank} of this machine, which has "
+                      f"{torch.cuda.device_count()} GPUs: start one process a GPU")
+    device = torch.device('cuda', local_rank) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
     checkpoint_group = None
     if world > 1:
         dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=cfg.timeout))
-        checkpoint_group = dist.new_group(backend='gloo', timeout=timedelta(seconds=max(cfg.timeout, 3600)))
+        patience = timedelta(seconds=max(cfg.timeout, 3600))
+        checkpoint_group = dist.new_group(backend='gloo', timeout=patience)
     try:
         yield Place(rank, world, device, checkpoint_group)
     finally:
         if world > 1:
             dist.destroy_process_group()
 
-def wrap_distributed(losses, cfg, world, device):
-    """losses over the processes: gradients are averages over them once a backward has come after net.sync(True)."""
+def wrap_distributed(objective, cfg, world, device):
+    """The objective (a module around .model) as DDP or FSDP, which average gradients over the ranks."""
     if world == 1:
-        return losses
+        return objective
     if cfg.parallel == 'ddp':
-        net = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
-        net.sync = lambda on: setattr(net, 'require_backward_grad_sync', on)
-        return net
-    # a layer's weights are gathered when it is used, in the dtype of the compute; gradients are summed in float32
-    policy = MixedPrecisionPolicy(torch.bfloat16 if cfg.dtype == 'bfloat16' else None, torch.float32, cast_forward_inputs=False)
+        return DistributedDataParallel(objective, broadcast_buffers=False,
+                                       gradient_as_bucket_view=True)
+    # The weights of a layer are gathered when it is used, in the dtype of the compute. Gradients are
+    # summed in float32.
+    compute_dtype = torch.bfloat16 if cfg.dtype == 'bfloat16' else None
+    policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (world,))
-    for module in (*losses.model.layers, losses): # the last has what no layer has: embedding, head, last norm
+    # The objective comes last and takes what is in no layer: embedding, head and last norm.
+    for module in (*objective.model.layers, objective):
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    losses.sync = lambda on: None # always: whole gradients, kept until the last micro-batch, would not fit
-    return losses
+    return objective
+
+def set_gradient_sync(net, on):
+    """Sets whether the next backward exchanges gradients between the ranks; once a step is enough.
+
+    Under FSDP every backward does: whole gradients, kept until the last micro-batch, would not fit.
+    """
+    if isinstance(net, DistributedDataParallel):
+        net.require_backward_grad_sync = on
 
 def to_device(x, device):
+    """An array or tensor on the device; the host does not wait for the copy."""
     x = torch.as_tensor(x)
-    return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
+    if device.type != 'cuda':
+        return x
+    return x.pin_memory().to(device, non_blocking=True)

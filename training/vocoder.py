@@ -1,7 +1,11 @@
 """
-Trains the vocoder of speech/vocoder.py on the units and the audio of one voice.
+Trains the source-filter vocoder (speech/vocoder.py) on the units and the audio of one voice.
 
-    python -m training.vocoder --units=out/units/voice --out=out/vocoder        --minutes=45, of a CPU
+    python -m training.vocoder --units=out/units/voice --out=out/vocoder      45 minutes of a CPU
+
+The loss compares the generated wave with the recorded one by their spectra, their pitch and the
+lengths of the runs (losses). After the share --critic_from of the minutes, an adversarial loss is
+added. Its Discriminator is trained alongside and not saved.
 """
 import math
 import time
@@ -24,11 +28,11 @@ from speech.vocoder import (
     WINDOWS,
     SourceFilter,
     SourceFilterConfig,
+    apply_filters,
     bands,
-    filtered,
     harmonics,
     load_vocoder,
-    periods,
+    phase,
     pitch,
 )
 
@@ -36,14 +40,14 @@ from speech.vocoder import (
 @dataclass(frozen=True)
 class Config:
     units: str = '' # a units folder of tokenize_speech.py, of one voice
-    audio: str = '' # that folder's audio, as --corpus reads it, by id; '': where the units folder says it is
+    audio: str = '' # its audio, as --corpus reads it; '': the files that the units folder names
     corpus: str = 'folder' # corpora/NAME.py
-    speaker: str = '' # only the documents of this one; '': all
+    speaker: str = '' # train on the documents of this speaker only; '': all
     out: str = '' # the new vocoder
-    init: str = '' # a vocoder of the same units to go on from: a cut run, another voice
-    hours: float = 5.0 # of speech at most; 0.13 GB of memory each
+    init: str = '' # a vocoder of the same units to start from: a stopped run, another voice
+    hours: float = 5.0 # of speech at most; an hour takes 0.13 GB of memory
     minutes: float = 45.0 # of training
-    critic_from: float = 0.5 # share of the minutes after which a second network judges, too; 1: never
+    critic_from: float = 0.5 # the adversarial loss starts after this share of minutes; 1: never
     batch: int = 8 # crops
     crop: float = 2.0 # seconds
     learning_rate: float = 1.5e-3 # falls to zero
@@ -60,146 +64,256 @@ class Config:
             if not getattr(self, key) > 0:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
 
+# ----------------------------------------------------------------------------------------------------------------
+# data
+
 def documents(cfg, units):
-    """Units, runs, wave of the documents that have audio, until there are cfg.hours."""
+    """Yields units (R,), runs (R,) and wave (S,) of documents of the speaker, up to cfg.hours.
+
+    Raises Refused if there is no such document with audio, or if the audio is not that of the
+    units.
+    """
+    source = units.meta
     if cfg.audio:
-        found = {u['id']: u for u in read_corpus(cfg)}
-    else:
-        found = {meta['id']: meta for meta in units.meta if meta.get('path')}
-    chosen = [i for i, meta in enumerate(units.meta)
-              if meta['id'] in found and cfg.speaker in ('', meta.get('speaker')) and len(units[i][0])]
+        source = read_corpus(cfg)
+    audio = {entry['id']: entry for entry in source if entry.get('path')}
+    chosen = []
+    for i, meta in enumerate(units.meta):
+        of_speaker = cfg.speaker in ('', meta.get('speaker'))
+        if meta['id'] in audio and of_speaker and len(units[i][0]):
+            chosen.append(i)
     if not chosen:
-        raise Refused(f"{cfg.units}: none of {len(units)} documents has audio in {cfg.audio or 'the files it names'}"
-                      + (f" and is of speaker '{cfg.speaker}'" if cfg.speaker else '') + "; expected the same ids: --audio, --corpus")
-    if len(voices := {units.meta[i].get('speaker') for i in chosen}) > 1:
-        print(f"{len(voices)} speakers: the vocoder will have a voice between theirs; --speaker=NAME takes one")
-    seconds, samples = 0.0, RATE / units.info['frame_hz']
+        files = cfg.audio or 'the files it names'
+        speaker = f" and is of speaker '{cfg.speaker}'" if cfg.speaker else ''
+        raise Refused(f"{cfg.units}: none of {len(units)} documents has audio in {files}{speaker}; "
+                      "expected the same ids: --audio, --corpus")
+    speakers = {units.meta[i].get('speaker') for i in chosen}
+    if len(speakers) > 1:
+        print(f"{len(speakers)} speakers: the vocoder will have a voice between theirs; "
+              "--speaker=NAME takes one")
+
+    seconds = 0.0
+    hop = RATE / units.info['frame_hz'] # samples a frame
     for i in progress(chosen, desc='pitch', unit='doc'):
-        u = found[units.meta[i]['id']]
-        wave = load_audio(u['path'], u.get('start'), u.get('end'))
-        n = round(units[i][1].sum(dtype=np.int64) * samples)
-        if abs(len(wave) - n) >= 2 * samples:
-            raise Refused(f"{u['path']}: {len(wave)} samples of '{u['id']}', its units are of {n}: other audio than {cfg.units} "
-                          "was made of")
-        yield *units[i], np.pad(wave[:n], (0, max(0, n - len(wave)))) # resampling may end a sample early
-        if (seconds := seconds + n / RATE) > cfg.hours * 3600:
+        entry = audio[units.meta[i]['id']]
+        wave = load_audio(entry['path'], entry.get('start'), entry.get('end'))
+        n = round(units[i][1].sum(dtype=np.int64) * hop)
+        if abs(len(wave) - n) >= 2 * hop:
+            raise Refused(f"{entry['path']}: {len(wave)} samples of '{entry['id']}', its units are "
+                          f"of {n}: other audio than {cfg.units} was made of")
+        # Resampling may end a wave a sample early.
+        padding = max(0, n - len(wave))
+        yield *units[i], np.pad(wave[:n], (0, padding))
+        seconds += n / RATE
+        if seconds > cfg.hours * 3600:
             break
 
 def streams(docs):
-    """Documents (units, runs, wave) one after another: a dict of tensors with a row a run, frame, step or sample."""
-    columns = {name: [] for name in ('units', 'runs', 'frames', 'wave', 'log_hz', 'periodic')}
+    """Joins documents (units, runs, wave) -> {name: tensor}.
+
+    units and runs have a number a run, frames one a frame, log_hz and periodic one for every 10 ms,
+    wave one a sample (int16).
+    """
+    rows = []
     for units, runs, wave in docs:
         hz, periodic = pitch(torch.from_numpy(wave))
-        frames, samples = np.repeat(units, runs).astype(np.int64), (wave.clip(-1, 1) * 32767).astype(np.int16)
-        row = units.astype(np.int64), runs.astype(np.float32), frames, samples
-        for column, value in zip(columns.values(), (*map(torch.from_numpy, row), hz.log(), periodic)):
-            column.append(value)
-    return {name: torch.cat(column) for name, column in columns.items()}
+        samples = wave.clip(-1, 1) * 32767
+        rows.append({
+            'units': units.astype(np.int64),
+            'runs': runs.astype(np.float32),
+            'frames': np.repeat(units, runs).astype(np.int64),
+            'wave': samples.astype(np.int16),
+            'log_hz': hz.log().numpy(),
+            'periodic': periodic.numpy(),
+        })
+    data = {}
+    for name in rows[0]:
+        data[name] = torch.from_numpy(np.concatenate([row[name] for row in rows]))
+    return data
 
 def crops(data, size, n, up, rng):
-    """n crops of `size` frames from anywhere, each name with a row a crop; units and runs are from elsewhere than the rest."""
-    def cut(names, total, per):
-        at = rng.integers(0, total - size + 1, n)
-        return {name: torch.stack([data[name][a * k:(a + size) * k] for a in at]) for name, k in zip(names, per)}
-    return cut(('units', 'runs'), len(data['units']), (1, 1)) | \
-        cut(('frames', 'wave', 'log_hz', 'periodic'), len(data['frames']), (1, up * HOP, up, up))
+    """n random crops -> {name: (n, ...)}. up: 10 ms steps a frame.
+
+    units and runs are cropped to `size` runs. The others are cropped to the same `size` frames,
+    elsewhere than units and runs.
+    """
+    per_run = {'units': 1, 'runs': 1}
+    per_frame = {'frames': 1, 'wave': up * HOP, 'log_hz': up, 'periodic': up}
+    batch = {}
+    for rates, total in ((per_run, len(data['units'])), (per_frame, len(data['frames']))):
+        starts = rng.integers(0, total - size + 1, n)
+        for name, rate in rates.items():
+            rows = [data[name][start * rate:(start + size) * rate] for start in starts]
+            batch[name] = torch.stack(rows)
+    return batch
+
+# ----------------------------------------------------------------------------------------------------------------
+# losses
 
 def spectra(wave):
-    """(B, S) -> its magnitudes in windows of each length."""
-    window = lambda n: torch.hann_window(n, device=wave.device)
-    return [torch.stft(wave, n, n // 2, window=window(n), return_complex=True).abs() for n in WINDOWS]
+    """Wave (B, S) -> list of its magnitude spectra, one for each length in WINDOWS."""
+    magnitudes = []
+    for n in WINDOWS:
+        window = torch.hann_window(n, device=wave.device)
+        spectrum = torch.stft(wave, n, n // 2, window=window, return_complex=True)
+        magnitudes.append(spectrum.abs())
+    return magnitudes
+
+def spectral_distance(a, b):
+    """L1 distance of the log magnitudes, plus the norm of the difference relative to that of b."""
+    log_distance = (a.clamp(min=1e-3).log() - b.clamp(min=1e-3).log()).abs().mean()
+    return log_distance + (a - b).norm() / b.norm().clamp(min=1e-3)
 
 def losses(model, batch, generator):
-    """(what is minimized, as a sum; the wave that was made; the recorded one).
+    """-> {name: loss}, whose sum is minimized; generated and recorded waves, both (B, S).
 
-    Of the spectra the L1 of log magnitudes and the share of the magnitudes that is off; the L1 of log pitch, where there is
-    one; of the runs' lengths, as a Poisson variable's, the negative log-likelihood.
+    spectrum: mean distance of the magnitude spectra. pitch: L1 distance of the log pitch, weighted
+    by how periodic the recording is. runs: negative log-likelihood of the run lengths, as Poisson
+    variables.
     """
     device = batch['frames'].device
     with torch.autocast(device.type, torch.bfloat16):
-        log_hz, voice, breath = model(batch['frames'])
+        log_hz, harmonic_gains, noise_gains = model(batch['frames'])
         log_runs = model.log_durations(batch['units']).float()
-    hz, wave = batch['log_hz'].exp(), batch['wave'].float() / 32767
-    noise = torch.randn(wave.shape, generator=generator).to(device)
-    made = filtered((harmonics(hz, periods(hz)), voice), (noise, breath))
-    off = [(a.clamp(min=1e-3).log() - b.clamp(min=1e-3).log()).abs().mean() + (a - b).norm() / b.norm().clamp(min=1e-3)
-           for a, b in zip(spectra(made), spectra(wave))]
-    pitch_off = ((log_hz - batch['log_hz']).abs() * batch['periodic']).sum() / batch['periodic'].sum().clamp(min=1)
-    runs_off = (log_runs.exp() - batch['runs'] * log_runs).mean()
-    return {'spectrum': sum(off) / len(off), 'pitch': 2 * pitch_off, 'runs': 0.1 * runs_off}, made, wave
+    hz = batch['log_hz'].exp()
+    recorded = batch['wave'].float() / 32767
+    noise = torch.randn(recorded.shape, generator=generator).to(device)
+    voiced = harmonics(hz, phase(hz))
+    generated = apply_filters((voiced, harmonic_gains), (noise, noise_gains))
+
+    distances = [spectral_distance(a, b) for a, b in zip(spectra(generated), spectra(recorded))]
+    periodic = batch['periodic']
+    pitch_error = (log_hz - batch['log_hz']).abs() * periodic
+    runs_loss = (log_runs.exp() - batch['runs'] * log_runs).mean()
+    loss = {
+        'spectrum': sum(distances) / len(distances),
+        'pitch': 2 * (pitch_error.sum() / periodic.sum().clamp(min=1)),
+        'runs': 0.1 * runs_loss,
+    }
+    return loss, generated, recorded
 
 class Discriminator(nn.Module):
-    """Waves (B, S) -> how much each patch of their band spectra looks recorded (1) or made (0), and what every layer saw.
+    """Wave (B, S) -> a score for each patch of its band spectrum, and the features of every layer.
 
-    A network that learns from differences alone says the mean of what might have been, which is blurred; blur is what a
-    critic sees first (least squares: Mao et al., 2017; patches: Isola et al., 2017; features: Larsen et al., 2016).
+    A score of 1 says that the patch looks recorded, 0 that it looks generated (least-squares GAN:
+    Mao et al., 2017; patches: Isola et al., 2017). A network that learns from distances alone
+    predicts the mean of all that is likely, which is blurred. Blur is easy to detect for a
+    discriminator.
     """
     def __init__(self, C=24):
         super().__init__()
         widths = 1, C, 2 * C, 2 * C, 2 * C
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 5, stride=2, padding=2) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList()
+        for n_in, n_out in zip(widths, widths[1:]):
+            self.layers.append(nn.Conv2d(n_in, n_out, 5, stride=2, padding=2))
         self.out = nn.Conv2d(2 * C, 1, 3, padding=1)
 
     def forward(self, wave):
         n = N_FFT // 2 # 32 ms
-        magnitude = torch.stft(wave, n, HOP, window=torch.hann_window(n, device=wave.device), return_complex=True).abs()
-        x, seen = ((bands()[:, ::2].to(wave.device) @ magnitude).clamp(min=1e-2).log()[:, None] + 1) / 2, []
+        window = torch.hann_window(n, device=wave.device)
+        magnitude = torch.stft(wave, n, HOP, window=window, return_complex=True).abs()
+        log_bands = (bands()[:, ::2].to(wave.device) @ magnitude).clamp(min=1e-2).log()
+        x = (log_bands[:, None] + 1) / 2
+        features = []
         with torch.autocast(wave.device.type, torch.bfloat16):
             for layer in self.layers:
                 x = F.leaky_relu(layer(x), 0.2)
-                seen.append(x.float())
-            return self.out(x).float(), seen
+                features.append(x.float())
+            return self.out(x).float(), features
 
-def adversarial_loss(critic, optimizer, made, wave):
-    """A step of the critic's own; then what its verdict adds to the losses."""
-    (real, wanted), (fake, _) = critic(wave), critic(made.detach())
-    ((real - 1).square().mean() + fake.square().mean()).backward()
+def adversarial_loss(discriminator, optimizer, generated, recorded):
+    """Trains the discriminator for a step -> {name: loss} for the vocoder.
+
+    adversarial: how far the scores of the generated wave are from those of a recording.
+    feature_matching: L1 distance of the discriminator's features (Larsen et al., 2016).
+    """
+    real_scores, real_features = discriminator(recorded)
+    fake_scores, _ = discriminator(generated.detach())
+    ((real_scores - 1).square().mean() + fake_scores.square().mean()).backward()
     optimizer.step()
-    verdict, seen = critic(made)
-    return {'critic': 0.2 * (verdict - 1).square().mean(),
-            'features': 0.5 * sum((a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in zip(seen, wanted)) / len(seen)}
 
-def main(cfg):
-    if (Path(cfg.out) / 'config.json').exists():
-        raise Refused(f"{cfg.out}: a vocoder is there; remove it or give another --out (--init={cfg.out} goes on from it)")
-    units, device = Units(cfg.units), pick_device(cfg.device)
-    facts = {'n_units': units.info['n_units'], 'units_hash': units.info['units_hash'], 'frame_hz': units.info['frame_hz']}
-    torch.manual_seed(cfg.seed)
-    model = SourceFilter(SourceFilterConfig(**facts, n_embd=cfg.n_embd, n_slow=cfg.n_slow, n_fast=cfg.n_fast))
-    if cfg.init:
-        model = load_vocoder(cfg.init)
-        if not isinstance(model, SourceFilter) or any(getattr(model.cfg, key) != value for key, value in facts.items()):
-            raise Refused(f"{cfg.init}: not a vocoder of python -m training.vocoder for units {facts['units_hash']}")
-    model = model.to(device).train()
-    size, data = round(cfg.crop * units.info['frame_hz']), streams(documents(cfg, units))
-    if len(data['units']) < size:
-        raise Refused(f"{cfg.units}: {len(data['units'])} units with audio, a crop has up to {size}: more speech, or a smaller --crop")
-    print(f"{len(data['frames']) / units.info['frame_hz'] / 3600:.2f} h of speech, "
-          f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    critic = Discriminator().to(device)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-4, betas=(0.8, 0.99))
-    rng, generator, smooth, step = np.random.default_rng(cfg.seed), torch.Generator().manual_seed(cfg.seed), {}, 0
-    start, done = time.monotonic(), 0.0
+    scores, features = discriminator(generated)
+    distances = []
+    for a, b in zip(features, real_features):
+        b = b.detach()
+        distances.append((a - b).abs().mean() / b.abs().mean())
+    return {
+        'adversarial': 0.2 * (scores - 1).square().mean(),
+        'feature_matching': 0.5 * sum(distances) / len(distances),
+    }
+
+# ----------------------------------------------------------------------------------------------------------------
+# training
+
+def train(cfg, model, data, size, device):
+    """The training loop, for cfg.minutes; saves the model into cfg.out. size: frames of a crop."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    discriminator = Discriminator().to(device)
+    discriminator_optimizer = torch.optim.AdamW(
+        discriminator.parameters(), lr=3e-4, betas=(0.8, 0.99))
+    rng = np.random.default_rng(cfg.seed)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    smooth = {} # moving average of each loss
+    step = 0
+    done = 0.0 # share of the minutes
+    start = time.monotonic()
     while done < 1:
-        for group in optimizer.param_groups: # a warm-up of 2 %, then half a cosine
-            group['lr'] = cfg.learning_rate * min(done / 0.02 + 0.01, 0.5 + 0.5 * math.cos(math.pi * done))
+        # Warm up for 2 % of the time, and follow half a cosine down to zero.
+        decay = 0.5 + 0.5 * math.cos(math.pi * done)
+        for group in optimizer.param_groups:
+            group['lr'] = cfg.learning_rate * min(done / 0.02 + 0.01, decay)
+
         batch = crops(data, size, cfg.batch, model.up, rng)
-        loss, made, wave = losses(model, {name: x.to(device) for name, x in batch.items()}, generator)
+        batch = {name: x.to(device) for name, x in batch.items()}
+        loss, generated, recorded = losses(model, batch, generator)
         if done > cfg.critic_from:
-            loss |= adversarial_loss(critic, critic_optimizer, made, wave)
+            loss |= adversarial_loss(discriminator, discriminator_optimizer, generated, recorded)
         sum(loss.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        critic_optimizer.zero_grad() # what went through the critic to the wave
-        smooth = {name: 0.99 * smooth.get(name, x.item()) + 0.01 * x.item() for name, x in loss.items()}
-        step, done = step + 1, (time.monotonic() - start) / (60 * cfg.minutes)
+        # The vocoder's loss has left gradients in the discriminator, too.
+        discriminator_optimizer.zero_grad()
+
+        for name, x in loss.items():
+            smooth[name] = 0.99 * smooth.get(name, x.item()) + 0.01 * x.item()
+        step += 1
+        done = (time.monotonic() - start) / (60 * cfg.minutes)
         if step % 100 == 0 or done >= 1:
-            print(f"step {step} | {100 * done:.0f} % | " + ' | '.join(f'{name} {x:.3f}' for name, x in smooth.items())
-                  + f" | {60000 * cfg.minutes * done / step:.0f} ms", flush=True)
+            means = ' | '.join(f'{name} {x:.3f}' for name, x in smooth.items())
+            ms = 60000 * cfg.minutes * done / step
+            print(f"step {step} | {100 * done:.0f} % | {means} | {ms:.0f} ms", flush=True)
         if step % 1000 == 0 or done >= 1:
-            model.save_pretrained(cfg.out, trained={'steps': step, **{name: round(x, 4) for name, x in smooth.items()}}, **record(cfg))
+            means = {name: round(x, 4) for name, x in smooth.items()}
+            model.save_pretrained(cfg.out, trained={'steps': step, **means}, **record(cfg))
+
+def main(cfg):
+    if (Path(cfg.out) / 'config.json').exists():
+        raise Refused(f"{cfg.out}: a vocoder is there; remove it or give another --out "
+                      f"(--init={cfg.out} goes on from it)")
+    units = Units(cfg.units)
+    device = pick_device(cfg.device)
+    facts = {key: units.info[key] for key in ('n_units', 'units_hash', 'frame_hz')}
+    torch.manual_seed(cfg.seed)
+    config = SourceFilterConfig(**facts, n_embd=cfg.n_embd, n_slow=cfg.n_slow, n_fast=cfg.n_fast)
+    model = SourceFilter(config)
+    if cfg.init:
+        model = load_vocoder(cfg.init)
+        differing = [key for key in facts if getattr(model.cfg, key, None) != facts[key]]
+        if differing or not isinstance(model, SourceFilter):
+            raise Refused(f"{cfg.init}: not a vocoder of python -m training.vocoder for units "
+                          f"{facts['units_hash']}")
+    model = model.to(device).train()
+    size = round(cfg.crop * units.info['frame_hz'])
+    data = streams(documents(cfg, units))
+    if len(data['units']) < size:
+        raise Refused(f"{cfg.units}: {len(data['units'])} units with audio, a crop has up to "
+                      f"{size}: more speech, or a smaller --crop")
+    hours = len(data['frames']) / units.info['frame_hz'] / 3600
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f"{hours:.2f} h of speech, {n_params / 1e6:.2f} M parameters")
+    train(cfg, model, data, size, device)
     print(f"{cfg.out}: speaks units {facts['units_hash']}; python sample.py --vocoder={cfg.out}")
 
 if __name__ == '__main__':

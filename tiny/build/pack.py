@@ -1,11 +1,13 @@
 """
-The spoken parts of the embedded corpus as three small files; tiny/unpack.py has their format and the way back.
+Packs the spoken parts of the embedded corpus into three small files (format: tiny/unpack.py).
 
     python -m tiny.build.pack --speech=out/build/speech --encoder=out/build/encoder/hubert
 
---keep adds to what is packed already: a corpus of 50 hours can be spoken on several machines or days. Packing also writes
-tiny/audio/: under two minutes of the speech itself as FLAC with a manifest.jsonl (corpora/folder.py reads it), so that
-every stage can start from sound.
+With --keep, what is packed already stays in the files: so a corpus of 50 hours can be spoken on
+several machines or days.
+
+Packing also writes tiny/audio/: under two minutes of the speech itself, as FLAC with a
+manifest.jsonl (corpora/folder.py reads it), so that every stage can start from sound.
 """
 import io
 import json
@@ -25,15 +27,15 @@ from speech.kmeans import load_centroids
 from speech.units import deduplicate
 from tiny.unpack import PARTS, read_packed
 
-JOINED = ('right', 'wrong', 'topic') # endings of an item, spoken after its context
+ENDINGS = ('right', 'wrong', 'topic') # of an item, spoken after its context
 
 @dataclass(frozen=True)
 class Config:
     speech: str = '' # folder of the parts that tiny/build/speak.py wrote
     encoder: str = 'tiny/hubert' # with kmeans.safetensors in it
     layer: int = 4
-    keep: bool = False # documents packed before, by the same encoder, and not in speech now, stay
-    pause: float = 0.25 # seconds between an item's context and its ending, as between sentences (tiny/build/speak.py)
+    keep: bool = False # keep packed documents that are not in speech; same encoder only
+    pause: float = 0.25 # seconds between context and ending, as between sentences in speak.py
     edge: float = 0.1 # seconds of silence at a document's beginning and end
     packed: str = 'tiny' # where the .npz.xz files go
 
@@ -44,115 +46,198 @@ class Config:
 # ----------------------------------------------------------------------------------------------------------------
 # the file
 
-def as_bytes(value):
+def json_bytes(value):
     return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
 
 def write_packed(path, docs, info):
-    """docs: list of {id, speaker, samples, units, runs, words, starts, ends}; words with their leading spaces."""
-    table = {w: i for i, w in enumerate(dict.fromkeys(w for d in docs for w in d['words']))}
-    speakers = sorted({d['speaker'] for d in docs})
-    join = lambda key, dtype: np.concatenate([np.asarray(d[key], dtype=np.int64) for d in docs]).astype(dtype)
-    starts, ends = join('starts', np.int64), join('ends', np.int64)
-    n_words = np.array([len(d['words']) for d in docs])
-    before = np.concatenate([[0], ends[:-1]])
-    before[(np.cumsum(n_words) - n_words)[n_words > 0]] = 0 # a document's first word is counted from 0
+    """docs: list of {id, speaker, samples, units, runs, words, starts, ends}.
+
+    The words have their leading spaces; starts and ends are in samples. The same docs give the same
+    bytes.
+    """
+    def column(key):
+        return [d[key] for d in docs]
+
+    def stream(key):
+        return np.concatenate([np.asarray(values, dtype=np.int64) for values in column(key)])
+
+    words = [w for d in docs for w in d['words']]
+    table = {w: i for i, w in enumerate(dict.fromkeys(words))}
+    n_words = np.array([len(values) for values in column('words')])
+    speakers = sorted(set(column('speaker')))
+
+    # Starts are stored as gaps from the end of the word before, or from 0 for a document's first.
+    starts = stream('starts')
+    ends = stream('ends')
+    previous_ends = np.concatenate([[0], ends[:-1]])
+    first_words = np.cumsum(n_words) - n_words
+    previous_ends[first_words[n_words > 0]] = 0
+
+    arrays = {
+        'units': stream('units').astype(np.uint16),
+        'runs': stream('runs').astype(np.uint16),
+        'n_units': np.array([len(values) for values in column('units')], np.int32),
+        'n_words': n_words.astype(np.int32),
+        'word': np.array([table[w] for w in words], np.uint16),
+        'gap': (starts - previous_ends).astype(np.int32),
+        'duration': (ends - starts).astype(np.int32),
+        'samples': np.array(column('samples'), np.int32),
+        'speaker': np.array([speakers.index(name) for name in column('speaker')], np.uint8),
+        'table': json_bytes(list(table)),
+        'ids': json_bytes(column('id')),
+        'speakers': json_bytes(speakers),
+        'info': json_bytes(info),
+    }
     data = io.BytesIO()
-    np.savez(data, units=join('units', np.uint16), runs=join('runs', np.uint16),
-             n_units=np.array([len(d['units']) for d in docs], np.int32), n_words=n_words.astype(np.int32),
-             word=np.array([table[w] for d in docs for w in d['words']], np.uint16),
-             gap=(starts - before).astype(np.int32), duration=(ends - starts).astype(np.int32),
-             samples=np.array([d['samples'] for d in docs], np.int32),
-             speaker=np.array([speakers.index(d['speaker']) for d in docs], np.uint8), table=as_bytes(list(table)),
-             ids=as_bytes([d['id'] for d in docs]), speakers=as_bytes(speakers), info=as_bytes(info))
+    np.savez(data, **arrays)
     with atomically(path) as tmp:
         tmp.write_bytes(lzma.compress(data.getvalue(), preset=9))
 
 # ----------------------------------------------------------------------------------------------------------------
 # speech -> file
 
-def joined(context, ending, pause, edge):
-    """An item's context and an ending as one document: their waves with one pause instead of two edges between them."""
-    (a, x), (b, y) = context, ending
-    cut, gap = round(edge * RATE), round(pause * RATE)
-    wave = np.concatenate([x[:len(x) - cut], np.zeros(gap, x.dtype), y[cut:]])
-    shift = len(x) - cut + gap - cut
-    words = a['words'] + [[' ' + w if i == 0 else w, s + shift, e + shift] for i, (w, s, e) in enumerate(b['words'])]
-    return {'id': f"{a['id']}+{b['id'].split('/')[1]}", 'speaker': a['speaker'], 'words': words}, wave
+def join_ending(context, ending, pause, edge):
+    """An item's context and an ending, both (line, wave) -> one document (line, wave).
+
+    Between the two waves, one pause takes the place of two edges. Words have times in samples.
+    """
+    line, x = context
+    ending_line, y = ending
+    edge = round(edge * RATE)
+    pause = round(pause * RATE)
+    wave = np.concatenate([x[:len(x) - edge], np.zeros(pause, x.dtype), y[edge:]])
+    shift = len(x) - edge + pause - edge
+    words = list(line['words'])
+    for i, (word, start, end) in enumerate(ending_line['words']):
+        # The first word of a segment has no leading space.
+        word = ' ' + word if i == 0 else word
+        words.append([word, start + shift, end + shift])
+    ending_name = ending_line['id'].split('/')[1]
+    return {'id': f"{line['id']}+{ending_name}", 'speaker': line['speaker'], 'words': words}, wave
 
 def with_joined(documents, cfg):
-    """Segments of items as they come, and after the last of an item its joined documents."""
-    item = {}
+    """Yields the segments of items and, after the last segment of an item, its joined documents.
+
+    A segment is the context of an item or one of its endings, with the id ITEM/SEGMENT. The
+    segments of an item come one after another.
+    """
+    item_name = None
     for line, wave in documents:
         name, segment = line['id'].split('/')
-        item = item if any(key[0] == name for key in item) else {}
-        item[name, segment] = line, wave
+        if name != item_name:
+            item_name = name
+            segments = {}
+        segments[segment] = line, wave
         yield line, wave
-        if len(item) == 1 + len(JOINED):
-            for which in JOINED:
-                yield joined(item[name, 'context'], item[name, which], cfg.pause, cfg.edge)
+        if len(segments) == 1 + len(ENDINGS):
+            for ending in ENDINGS:
+                yield join_ending(segments['context'], segments[ending], cfg.pause, cfg.edge)
 
 def encode_part(spoken, encoder):
     """(line, int16 wave) pairs -> docs for write_packed."""
-    docs, waiting = [], []
+    docs = []
+    waiting = []
+
     def flush():
-        for (line, wave), frames in zip(waiting, encoder.encode([wave.astype(np.float32) / 32768 for _, wave in waiting])):
+        waves = [wave.astype(np.float32) / 32768 for _, wave in waiting]
+        for (line, wave), frames in zip(waiting, encoder.encode(waves)):
             units, runs = deduplicate(frames)
             words, starts, ends = zip(*line['words'])
-            docs.append({'id': line['id'], 'speaker': line['speaker'], 'samples': len(wave), 'units': units, 'runs': runs,
-                         'words': words, 'starts': starts, 'ends': ends})
+            docs.append({
+                'id': line['id'],
+                'speaker': line['speaker'],
+                'samples': len(wave),
+                'units': units,
+                'runs': runs,
+                'words': words,
+                'starts': starts,
+                'ends': ends,
+            })
         waiting.clear()
+
     for pair in progress(spoken, desc='encode', unit='doc'):
         waiting.append(pair)
-        if len(waiting) == 512: # enough to sort by length
+        if len(waiting) == 512: # enough for the encoder to batch waves of similar lengths
             flush()
     flush()
     return docs
 
 def export_audio(folder, spoken):
-    """(line, int16 wave) pairs -> one FLAC each, and a manifest.jsonl with words in seconds."""
+    """Writes (line, int16 wave) pairs as a FLAC each, and a manifest.jsonl with words in seconds."""
     with atomically(folder) as tmp:
         tmp.mkdir()
         with open(tmp / 'manifest.jsonl', 'w', encoding='utf-8') as manifest:
             for line, wave in spoken:
                 name = line['id'].replace('/', '.')
-                soundfile.write(tmp / f'{name}.flac', wave, RATE, subtype='PCM_16')
-                words = [[w.strip(), round(s / RATE, 4), round(e / RATE, 4)] for w, s, e in line['words']]
-                manifest.write(json.dumps({'id': name, 'audio': f'{name}.flac', 'text': ''.join(w for w, _, _ in line['words']),
-                                           'speaker': line['speaker'], 'words': words}) + '\n')
+                audio = f'{name}.flac'
+                soundfile.write(tmp / audio, wave, RATE, subtype='PCM_16')
+                text = ''
+                words = []
+                for word, start, end in line['words']:
+                    text += word
+                    words.append([word.strip(), round(start / RATE, 4), round(end / RATE, 4)])
+                entry = {
+                    'id': name,
+                    'audio': audio,
+                    'text': text,
+                    'speaker': line['speaker'],
+                    'words': words,
+                }
+                manifest.write(json.dumps(entry) + '\n')
 
-def kept(path, units_hash):
+def packed_docs(path, units_hash):
     """The documents of a packed file. Raises Refused if another encoder made their units."""
     docs, info = read_packed(path)
     if info['units_hash'] != units_hash:
-        raise Refused(f"{path}: its units are of another encoder; --keep=False packs all of it anew from speech")
+        raise Refused(f"{path}: its units are of another encoder; "
+                      "--keep=False packs all of it anew from speech")
     return docs
 
-def merged(before, docs):
-    """Both lists as one, as if all had been spoken at once; of documents in both, those of docs."""
-    new = {d['id'] for d in docs}
-    both = [d for d in before if d['id'] not in new] + docs
-    return sorted(both, key=lambda d: d['id'].split('/')[0]) # stable: the segments of an item stay in their order
+def merge(packed, docs):
+    """Both lists as one, as if all had been spoken at once; documents in both are taken from docs."""
+    ids = {d['id'] for d in docs}
+    merged = [d for d in packed if d['id'] not in ids] + docs
+    # Sorting is stable, so the segments of an item stay in their order.
+    return sorted(merged, key=lambda d: d['id'].split('/')[0])
+
+def audio_samples(speech):
+    """Yields the (line, wave) pairs of tiny/audio/."""
+    from tiny.build.speak import documents
+    for part, n in (('items-main', 8), ('items-unseen', 2), ('stories', 5), ('talk', 5)):
+        pairs = documents(speech / part)
+        if part.startswith('items'):
+            pairs = (pair for pair in pairs if pair[0]['id'].endswith('/context'))
+        yield from islice(pairs, n)
 
 def main(cfg):
     from tiny.build.speak import documents
     speech = Path(cfg.speech)
-    if not (Path(cfg.packed) / 'audio').exists():
-        contexts = lambda part: (pair for pair in documents(speech / part) if pair[0]['id'].endswith('/context'))
-        export_audio(Path(cfg.packed) / 'audio', [pair for pairs, n in ((contexts('items-main'), 8), (contexts('items-unseen'), 2),
-            (documents(speech / 'stories'), 5), (documents(speech / 'talk'), 5)) for pair in islice(pairs, n)])
+    audio = Path(cfg.packed) / 'audio'
+    if not audio.exists():
+        export_audio(audio, list(audio_samples(speech)))
     kmeans = Path(cfg.encoder) / 'kmeans.safetensors'
     encoder = Encoder(cfg.encoder, cfg.layer, load_centroids(kmeans))
-    info = {'encoder': 'tiny/hubert', 'layer': cfg.layer, 'kmeans': sha256(kmeans), 'units_hash': encoder.hash,
-            'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop}
+    info = {
+        'encoder': 'tiny/hubert',
+        'layer': cfg.layer,
+        'kmeans': sha256(kmeans),
+        'units_hash': encoder.hash,
+        'n_units': encoder.n_units,
+        'frame_hz': RATE / encoder.hop,
+        'hop': encoder.hop,
+    }
     for name, parts in PARTS.items():
         path = Path(cfg.packed) / f'{name}.npz.xz'
-        before = kept(path, encoder.hash) if cfg.keep else []
-        spoken = (pair for part in parts if not before or (speech / part).exists() for pair in documents(speech / part))
-        docs = encode_part(with_joined(spoken, cfg) if name == 'items' else spoken, encoder)
-        docs = merged(before, docs)
+        packed = packed_docs(path, encoder.hash) if cfg.keep else []
+        if packed:
+            parts = [part for part in parts if (speech / part).exists()]
+        spoken = (pair for part in parts for pair in documents(speech / part))
+        if name == 'items':
+            spoken = with_joined(spoken, cfg)
+        docs = merge(packed, encode_part(spoken, encoder))
         write_packed(path, docs, {**info, **record(cfg)})
-        print(f"{path}: {len(docs)} documents, {sum(d['samples'] for d in docs) / RATE / 3600:.2f} h, "
-              f"{path.stat().st_size / 1e6:.2f} MB")
+        hours = sum(d['samples'] for d in docs) / RATE / 3600
+        print(f"{path}: {len(docs)} documents, {hours:.2f} h, {path.stat().st_size / 1e6:.2f} MB")
 
 if __name__ == '__main__':
     run(main, Config)
