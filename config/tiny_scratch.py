@@ -6,7 +6,7 @@ init = 'scratch'
 init_config = 'out/tiny-text' # its shape alone
 out = 'out/tiny-scratch'
 
-# all as in tiny.py
+# The same values as in tiny.py, because the three are compared.
 block_size = 512
 batch_tokens = 8 * block_size
 micro_batch = 8

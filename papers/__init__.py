@@ -3,7 +3,7 @@ What the two papers say, beside what is measured here.
 
     papers/claims.sh                 the papers' claims, rerun on the embedded corpus
     python -m papers.tables          the papers' tables with our rows
-    python -m papers.slamkit         what the papers' own code has prepared, as units folders and token shards
+    python -m papers.slamkit         units folders and token shards from what the papers' own code prepared
 
 May import: any room.
 """

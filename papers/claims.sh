@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# The papers' claims (papers/claims.py), rerun on the embedded corpus: about 4 hours on 2 CPU cores.
+# Reruns the papers' claims (papers/claims.py) on the embedded corpus: about 4 hours on 2 CPU cores.
 #   papers/claims.sh [PROCESSES]
-# With NVIDIA GPUs each process has one. Finished work is not repeated: the same command goes on where it was cut.
+# The processes share the runs. By default there is one for each NVIDIA GPU or, without GPUs, for each core.
+# Finished work is not repeated: the same command goes on where it was stopped.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 out=out/papers
 source tiny/jobs.sh
-gpu=cpu gpus=0
-if nvidia-smi >/dev/null 2>&1; then gpu=H200 gpus=$(nvidia-smi -L | wc -l); fi
+gpu=cpu
+gpus=0
+if nvidia-smi >/dev/null 2>&1; then
+  gpu=H200
+  gpus=$(nvidia-smi -L | wc -l)
+fi
 processes=${1:-$((gpus ? gpus : $(nproc)))}
 
 corpus
@@ -14,12 +19,14 @@ once out/data/talk.txt step "corpus: more talk, as text" talk python -m tiny.tal
 once out/tokens/talk-text/info.json step "text -> token shards: talk" tokens-talk-text \
   python interleave.py --units=out/data/talk --text=out/data/talk.txt --eot --sources=text --val_frac=0.1 \
   --out=out/tokens/talk-text
+# Small parts of the data for the arms synthetic and mixed: what is not held out.
 once out/tokens/stories-few/info.json step "units + words -> token shards: 0.6 h of stories" tokens-stories-few \
   python interleave.py --units=out/data/stories --eot --val_frac=0.972 --out=out/tokens/stories-few
 once out/tokens/stories-half/info.json step "units + words -> token shards: half of these" tokens-stories-half \
   python interleave.py --units=out/data/stories --eot --val_frac=0.986 --out=out/tokens/stories-half
 once out/tokens/talk-half/info.json step "units + words -> token shards: half of the talk" tokens-talk-half \
   python interleave.py --units=out/data/talk --eot --val_frac=0.55 --out=out/tokens/talk-half
+
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; wait; exit 130' INT TERM HUP
 for i in $(seq "$processes"); do
@@ -38,6 +45,7 @@ for pid in "${pids[@]}"; do
   }
 done
 trap - INT TERM HUP
+
 once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
 for seed in 0 1 2; do
   step "preferences: seed $seed" dpo-$seed python dpo.py config/tiny_dpo.py --seed=$seed --out=$out/dpo-$seed

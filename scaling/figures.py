@@ -1,15 +1,20 @@
 """
-Figures of runs, from what the runs themselves left: log.jsonl (train.py) and eval.json (eval.py). Never from text logs.
+Figures of runs, from the files that the runs left: log.jsonl (train.py) and eval.json (eval.py).
 
-    python -m scaling.figures --runs=out/suite --out=out/figures          the figures of SIMS that the runs support
+    python -m scaling.figures --runs=out/suite --out=out/figures
 
-    metrics.png     the best model of each budget against compute, with its fit and published models (SIMS Figure 1)
-    families.png    runs of as many steps from different TextLMs, by size (Figure 2)
-    steps-X.png     from one TextLM X: interleaved, speech only and from scratch against steps (Figures 3, 5, 6)
-    isoflop-X.png   loss and scores of a group X against N at each budget, parabolas and their optima (Figures 4, 7)
+It draws the figures of SIMS that the runs support, and says why it does not draw the others:
 
-One column, as wide as a phone held in the hand or half a printed page. Colors are told apart by everyone, and each has its
-mark too. The numbers drawn stand in a .csv beside each figure.
+    metrics.png     the best model of each budget against compute, with its fit and published models
+                    (SIMS Figure 1)
+    families.png    runs of the same number of steps from different TextLMs, by size (Figure 2)
+    steps-X.png     from one TextLM X: interleaved, speech only and from scratch against steps
+                    (Figures 3, 5, 6)
+    isoflop-X.png   loss and scores of a group X against N at each budget, parabolas and their optima
+                    (Figures 4, 7)
+
+Figures have one column, the width of a phone or half a printed page. Colors can be told apart by
+color-blind readers, and each has its own mark. The numbers drawn are in a .csv beside each figure.
 """
 import csv
 import re
@@ -28,21 +33,22 @@ from scaling.runs import metrics_of, read_runs
 
 matplotlib.use('Agg')
 
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9') # Okabe and Ito: told apart by everyone
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9') # Okabe and Ito
 MARKS = 'osD^vP'
-WIDTH, HEIGHT = 5.0, 2.7 # inches of a panel
+WIDTH = 5.0 # inches
+HEIGHT = 2.7 # inches of a panel
 PAPERS = str(Path(__file__).parents[1] / 'papers' / 'published.json')
 TASKS = {'tsc': 'tSC', 'ssc': 'sSC', 'sblimp': 'sBLIMP', 'loss': 'loss'}
 
 @dataclass(frozen=True)
 class Config:
-    runs: str = 'out/suite' # a folder of plan, folders of runs, .json files of published tables, separated by commas
-    corpus: str = 'stories' # whose held-out speech is the loss
+    runs: str = 'out/suite' # folders of scaling.plan or of runs, .json files of published tables, separated by commas
+    corpus: str = 'stories' # whose held-out speech the loss is measured on
     metrics: str = '' # of eval.json, separated by commas; '': those of direction S, three at most
     papers: str = PAPERS # published tables for metrics.png; '' for none
     out: str = 'out/figures' # a folder
 
-# ----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------
 # shared by the figures
 
 def style_of(i):
@@ -55,14 +61,15 @@ def clean_axes(axis):
     axis.set_axisbelow(True)
 
 def panels(n):
-    """A figure of n panels above each other, with one axis of x."""
-    figure, axes = plt.subplots(n, 1, figsize=(WIDTH, HEIGHT * n + 0.3), layout='constrained', squeeze=False, sharex=True)
+    """(figure, axes) of n panels below each other that share one x axis."""
+    size = (WIDTH, HEIGHT * n + 0.3)
+    figure, axes = plt.subplots(n, 1, figsize=size, layout='constrained', squeeze=False, sharex=True)
     for axis in axes[:, 0]:
         clean_axes(axis)
     return figure, list(axes[:, 0])
 
 def save(figure, path, header, table):
-    """The picture, and its numbers in a .csv beside it."""
+    """Writes the picture, and its numbers into a .csv beside it."""
     with atomically(path) as tmp:
         figure.savefig(tmp, dpi=150 if figure.get_figwidth() > 10 else 200, format='png')
     plt.close(figure)
@@ -70,232 +77,333 @@ def save(figure, path, header, table):
         csv.writer(f).writerows([header, *table])
 
 def title_of(metric):
-    """'tiny/main/tsc/S' -> 'tSC S (tiny, main)': the task and its direction first."""
-    *where, task, way = ['', *metric.split('/')] if '/' in metric else ['', metric, '']
-    ms, task = task.startswith('ms_'), task.removeprefix('ms_')
-    name = ('multi-speaker ' if ms else '') + TASKS.get(task, task) + (f' {way}' if way else '')
-    where = ', '.join(filter(None, where))
-    return 'loss, nats a unit' if metric == 'loss' else f'{name}, %' + (f' ({where})' if where else '')
+    """'tiny/main/tsc/S' -> 'tSC S, % (tiny, main)': the task and its direction first."""
+    if metric == 'loss':
+        return 'loss, nats a unit'
+    parts = metric.split('/')
+    parents, task, direction = (parts[:-2], *parts[-2:]) if len(parts) > 1 else ([], metric, '')
+    speakers = 'multi-speaker ' if task.startswith('ms_') else ''
+    task = task.removeprefix('ms_')
+    title = f'{speakers}{TASKS.get(task, task)} {direction}'.rstrip() + ', %'
+    return title + (f" ({', '.join(parents)})" if parents else '')
 
 def size_name(N):
     """7616354816 -> '7.6B'."""
-    scale, letter = next(pair for pair in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K'), (1, '')) if N >= pair[0] or pair[0] == 1)
+    for scale, letter in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K'), (1, '')):
+        if N >= scale:
+            break
     return f'{N / scale:.0f}{letter}' if N / scale >= 100 else f'{N / scale:.2g}{letter}'
-
-def scaled(metric, values):
-    """Scores are drawn in percent."""
-    return np.asarray(values, dtype=float) * (1 if metric == 'loss' else 100)
-
-def has(run, metric):
-    return run.loss is not None and np.isfinite(run.loss) if metric == 'loss' else metric in run.scores
-
-def value(run, metric):
-    return run.loss if metric == 'loss' else run.scores[metric][0]
-
-def error(run, metric):
-    return 0.0 if metric == 'loss' else run.scores[metric][1] or 0.0
-
-def ticks(axis, values, name):
-    """Names of a logarithmic axis: those of the values where they are few, as sizes of a family are."""
-    if len(set(values)) <= 6:
-        axis.set_xticks(sorted(set(values)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: name(x)))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 def flops_name(C):
     """2e+20 -> '2e20'."""
     return f'{C:.2g}'.replace('+', '')
 
-def dots(axis, x, runs, metric, **kwargs):
-    """Runs at x, with the standard errors of their scores."""
-    axis.errorbar(x, scaled(metric, [value(run, metric) for run in runs]), scaled(metric, [error(run, metric) for run in runs]),
-                  linestyle='none', capsize=2, **kwargs)
+def file_name(text):
+    return re.sub(r'[^\w.]+', '-', text).strip('-')
 
-def shown(runs, metrics):
-    """The panels of a figure: the loss where a run has one, and the metrics that one has."""
-    return [m for m in ('loss', *metrics) if any(has(run, m) for run in runs)]
+def distinct(values):
+    """Each value once, in the order of its first appearance."""
+    return list(dict.fromkeys(values))
 
-def legend(axis, **kwargs):
-    axis.legend(frameon=False, fontsize=8, **kwargs)
+def in_drawn_units(metric, values):
+    """Scores are drawn in percent, the loss as it is."""
+    return np.asarray(values, dtype=float) * (1 if metric == 'loss' else 100)
 
-# ----------------------------------------------------------------------------------------------------------------
-# the figures of SIMS: each draws what it can, or is Refused
+def has(run, metric):
+    if metric == 'loss':
+        return run.loss is not None and np.isfinite(run.loss)
+    return metric in run.scores
+
+def value(run, metric):
+    return run.loss if metric == 'loss' else run.scores[metric][0]
+
+def error(run, metric):
+    """The standard error, 0 where it is not known."""
+    return 0.0 if metric == 'loss' else run.scores[metric][1] or 0.0
+
+def value_and_error(run, metric):
+    return value(run, metric), error(run, metric)
+
+def label_ticks(axis, values, name_of):
+    """Labels a logarithmic x axis, with ticks at the values if these are few, as sizes are."""
+    if len(set(values)) <= 6:
+        axis.set_xticks(sorted(set(values)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: name_of(x)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+def draw_runs(axis, x, runs, metric, **style):
+    """Runs at positions x, with the standard errors of their scores."""
+    values = in_drawn_units(metric, [value(run, metric) for run in runs])
+    errors = in_drawn_units(metric, [error(run, metric) for run in runs])
+    axis.errorbar(x, values, errors, linestyle='none', capsize=2, **style)
+
+def available(runs, metrics):
+    """The panels of a figure: of the loss and the metrics, those that a run has."""
+    return [metric for metric in ('loss', *metrics) if any(has(run, metric) for run in runs)]
+
+def add_legend(axis, **options):
+    axis.legend(frameon=False, fontsize=8, **options)
+
+# ---------------------------------------------------------------------------------------------------
+# SIMS Figure 1: metrics over compute
 
 def references(path, metric):
-    """Published models with the task of a metric: (name, kind, C, percent, table and row); preference-tuned ones left out."""
+    """Published models with the task of a metric, without those tuned on preferences.
+
+    -> [(name, kind, C, percent, 'TABLE row ROW')]
+    """
     if not path or metric == 'loss':
         return []
-    task, found = metric.split('/')[-2] if '/' in metric else metric, {}
+    task = metric.split('/')[-2] if '/' in metric else metric
+    models = {}
     for row in read_json(Path(path).parent, Path(path).name, 'the repository')['rows']:
         C = row.get('flops') or 6 * row.get('params', 0) * row.get('tokens', 0)
-        if C and not row.get('dpo') and not row.get('preference_tokens'):
-            for key in (task, f'{task}/S'):
-                if key in row:
-                    where = f"{row['table']} row {row['row']}"
-                    found.setdefault((C, row[key]), (row['model'], row['kind'], C, row[key], where))
-    return list(found.values())
+        if not C or row.get('dpo') or row.get('preference_tokens'):
+            continue
+        for key in (task, f'{task}/S'):
+            if key in row:
+                source = f"{row['table']} row {row['row']}"
+                models.setdefault((C, row[key]), (row['model'], row['kind'], C, row[key], source))
+    return list(models.values())
 
-def draw_references(axis, path, metric, most):
-    """Published models of less than 10,000 times the compute of the largest run as crosses; all as rows of the table."""
-    table, other = [], ' (other items)' if metric.startswith('tiny/') else ''
+def draw_references(axis, path, metric, largest_C):
+    """Draws published models of less than 10,000 times the largest run's compute as crosses.
+
+    -> the rows of the table, for all of the published models.
+    """
+    table = []
+    note = ' (other items)' if metric.startswith('tiny/') else ''
     for kind, mark, color in (('textless', 'x', '#555'), ('speech and text', '+', '#000')):
-        points = [p for p in references(path, metric) if (p[1] == 'textless') == (kind == 'textless')]
-        near = [p for p in points if p[2] < 1e4 * most]
+        is_textless = kind == 'textless'
+        points = [point for point in references(path, metric) if (point[1] == 'textless') == is_textless]
+        near = [point for point in points if point[2] < 1e4 * largest_C]
         if near:
-            axis.plot([p[2] for p in near], [p[3] for p in near], mark, color=color, label=f'published, {kind}{other}')
-        for p in near:
-            if p[0].startswith('Cuervo'): # the optimum of the one textless scaling study
-                axis.annotate(p[0], p[2:4], (4, 4), textcoords='offset points', fontsize=7, color=color)
-        table += [(metric, f'published, {kind}', p[0], p[4], p[2], '', '', p[3] / 100, '') for p in points]
+            x = [C for _, _, C, _, _ in near]
+            y = [percent for _, _, _, percent, _ in near]
+            axis.plot(x, y, mark, color=color, label=f'published, {kind}{note}')
+        for name, _, C, percent, _ in near:
+            if name.startswith('Cuervo'): # the optimum of the one textless scaling study
+                axis.annotate(name, (C, percent), (4, 4), textcoords='offset points', fontsize=7, color=color)
+        for name, _, C, percent, source in points:
+            table.append((metric, f'published, {kind}', name, source, C, '', '', percent / 100, ''))
     return table
 
+def draw_group(axis, group, runs, metric, style):
+    """Draws the best run of each budget of a group, and the line fitted to them.
+
+    -> (rows of the table, the line's x and its 95 % band, or None without a fit).
+    """
+    C = np.array([run.budget for run in runs])
+    y = np.array([value(run, metric) for run in runs])
+    pick_best = np.argmin if metric == 'loss' else np.argmax
+    best = [runs[indices[pick_best(y[indices])]] for indices in budgets_of(C)]
+    draw_runs(axis, [run.budget for run in best], best, metric, label=group, **style)
+    table = [(metric, group, run.name, 'best of its budget', run.budget, run.N, run.D, *value_and_error(run, metric))
+             for run in best]
+    try:
+        fit = compute(runs, metric)
+    except Refused as e:
+        return [*table, (metric, group, '', f'no fit: {e}', '', '', '', '', '')], None
+    k, g = fit['draws']
+    x = np.geomspace(C.min(), C.max(), 30)
+    lines = np.exp(k + g * np.log(x)[:, None]) # (30, DRAWS)
+    axis.plot(x, in_drawn_units(metric, lines[:, 0]), color=style['color'], linewidth=1.2)
+    band = in_drawn_units(metric, np.quantile(lines, (0.025, 0.975), axis=1))
+    law = f"fit: {np.exp(fit['k']):.6g} C^{fit['g']:.6g}"
+    return [*table, (metric, group, '', law, '', '', '', '', '')], (x, band)
+
 def metric_figure(cfg, runs, metrics):
-    """SIMS Figure 1."""
-    names, table = shown(runs, metrics), []
-    groups = list(dict.fromkeys(run.group for run in runs))
+    names = available(runs, metrics)
+    groups = distinct(run.group for run in runs)
+    budgets = np.array([run.budget for run in runs])
     figure, axes = panels(len(names))
+    table = []
     for axis, metric in zip(axes, names):
         bands = []
         for i, group in enumerate(groups):
-            of = [run for run in runs if run.group == group and has(run, metric)]
-            if not of:
+            members = [run for run in runs if run.group == group and has(run, metric)]
+            if not members:
                 continue
-            C, y = np.array([run.budget for run in of]), np.array([value(run, metric) for run in of])
-            pick = np.argmin if metric == 'loss' else np.argmax
-            best = [run for k in budgets_of(C) for run in [of[k[pick(y[k])]]]]
-            dots(axis, [r.budget for r in best], best, metric, label=group, **style_of(i))
-            table += [(metric, group, r.name, 'best of its budget', r.budget, r.N, r.D, value(r, metric), error(r, metric))
-                      for r in best]
-            try:
-                f = compute(of, metric)
-            except Refused as e:
-                table.append((metric, group, '', f'no fit: {e}', '', '', '', '', ''))
-                continue
-            x = np.geomspace(C.min(), C.max(), 30)
-            lines = np.exp(f['draws'][0] + f['draws'][1] * np.log(x)[:, None]) # (30, DRAWS)
-            axis.plot(x, scaled(metric, lines[:, 0]), color=COLORS[i % 6], linewidth=1.2)
-            bands.append((x, scaled(metric, np.quantile(lines, (0.025, 0.975), axis=1)), COLORS[i % 6]))
-            table.append((metric, group, '', f"fit: {np.exp(f['k']):.6g} C^{f['g']:.6g}", '', '', '', '', ''))
-        table += draw_references(axis, cfg.papers, metric, max(run.budget for run in runs))
-        limits = axis.get_ylim() # of the runs: a band of three points may be wide
+            rows, band = draw_group(axis, group, members, metric, style_of(i))
+            table += rows
+            if band:
+                bands.append((*band, COLORS[i % 6]))
+        table += draw_references(axis, cfg.papers, metric, budgets.max())
+        limits = axis.get_ylim() # without the bands: that of three points may be wide
         for x, ends, color in bands:
             axis.fill_between(x, *ends, color=color, alpha=0.15, linewidth=0)
         axis.set_ylim(limits)
         axis.set(xscale='log', ylabel=title_of(metric))
-    budgets = [run.budget for run in runs]
     if np.ptp(np.log10(axes[0].get_xlim())) < 2: # too few powers of ten for the usual ticks
-        ticks(axes[-1], [np.exp(np.log(np.array(budgets)[of]).mean()) for of in budgets_of(np.array(budgets))], flops_name)
+        means = [np.exp(np.log(budgets[indices]).mean()) for indices in budgets_of(budgets)]
+        label_ticks(axes[-1], means, flops_name)
     axes[-1].set_xlabel('training compute, FLOPs')
-    legend(max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
-    save(figure, Path(cfg.out) / 'metrics.png', ('metric', 'group', 'run', 'what', 'C', 'N', 'D', 'value', 'stderr'), table)
+    add_legend(max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
+    header = ('metric', 'group', 'run', 'what', 'C', 'N', 'D', 'value', 'stderr')
+    save(figure, Path(cfg.out) / 'metrics.png', header, table)
     return ['metrics.png']
 
+# ---------------------------------------------------------------------------------------------------
+# SIMS Figure 2: families
+
 def family_figure(cfg, runs, metrics):
-    """SIMS Figure 2: interleaved runs of as many steps, the largest TextLM first."""
-    inter = [run for run in runs if run.group.endswith('interleaved') and run.steps]
-    steps = [run.steps for run in inter]
-    most = max(set(steps), key=lambda s: len({run.init for run in inter if run.steps == s}), default=0)
-    of = sorted((run for run in inter if run.steps == most), key=lambda run: -run.N)
-    if len({run.init for run in of}) < 2:
-        raise Refused("families: expected interleaved runs of as many steps from at least 2 TextLMs")
-    names, inits = shown(of, metrics), list(dict.fromkeys(run.init for run in of))
+    """Interleaved runs of equally many steps, those from the most TextLMs; the largest first."""
+    interleaved = [run for run in runs if run.group.endswith('interleaved') and run.steps]
+    def n_inits(steps):
+        return len({run.init for run in interleaved if run.steps == steps})
+    steps = max({run.steps for run in interleaved}, key=n_inits, default=0)
+    members = sorted((run for run in interleaved if run.steps == steps), key=lambda run: -run.N)
+    inits = distinct(run.init for run in members)
+    if len(inits) < 2:
+        raise Refused("families: expected interleaved runs of the same number of steps from at least 2 TextLMs")
+    names = available(members, metrics)
     figure, axes = panels(len(names))
     table = []
     for axis, metric in zip(axes, names):
         for i, init in enumerate(inits):
-            its = [run for run in of if run.init == init and has(run, metric)]
-            dots(axis, [i] * len(its), its, metric, **style_of(0))
-            table += [(metric, init, r.name, r.N, r.steps, value(r, metric), error(r, metric)) for r in its]
+            drawn = [run for run in members if run.init == init and has(run, metric)]
+            draw_runs(axis, [i] * len(drawn), drawn, metric, **style_of(0))
+            table += [(metric, init, run.name, run.N, run.steps, *value_and_error(run, metric)) for run in drawn]
         axis.set_ylabel(title_of(metric))
-    size = {run.init: run.N for run in of}
-    labels = [f'{Path(init).name} {size_name(size[init])}' for init in inits]
+    N_of = {run.init: run.N for run in members}
+    labels = [f'{Path(init).name} {size_name(N_of[init])}' for init in inits]
     axes[-1].set_xticks(range(len(inits)), labels, rotation=60, ha='right', fontsize=8)
-    axes[0].set_title(f'{most:,} steps', fontsize=9)
-    save(figure, Path(cfg.out) / 'families.png', ('metric', 'init', 'run', 'N', 'steps', 'value', 'stderr'), table)
+    axes[0].set_title(f'{steps:,} steps', fontsize=9)
+    header = ('metric', 'init', 'run', 'N', 'steps', 'value', 'stderr')
+    save(figure, Path(cfg.out) / 'families.png', header, table)
     return ['families.png']
 
+# ---------------------------------------------------------------------------------------------------
+# SIMS Figures 3, 5 and 6: metrics over steps
+
+def draw_steps(axis, kind, runs, metric, style):
+    """Draws the mean score of a kind of run at each number of steps. -> rows of the table.
+
+    The error bars are the standard error over seeds or, of a single run, that of its evaluation.
+    """
+    counts = sorted({run.steps for run in runs})
+    means = []
+    errors = []
+    table = []
+    for steps in counts:
+        seeds = [run for run in runs if run.steps == steps]
+        values = [value(run, metric) for run in seeds]
+        means.append(np.mean(values))
+        if len(seeds) > 1:
+            errors.append(np.std(values, ddof=1) / len(seeds) ** 0.5)
+        else:
+            errors.append(error(seeds[0], metric))
+        table.append((metric, kind, steps, means[-1], errors[-1], len(seeds)))
+    means = in_drawn_units(metric, means)
+    errors = in_drawn_units(metric, errors)
+    axis.errorbar(counts, means, errors, capsize=2, label=kind, **style)
+    return table
+
+def steps_figure(cfg, init, runs, metrics):
+    """The figure of the runs from one TextLM -> its file name."""
+    names = available(runs, metrics)
+    kinds = distinct(run.group for run in runs)
+    figure, axes = panels(len(names))
+    table = []
+    for axis, metric in zip(axes, names):
+        for i, kind in enumerate(kinds):
+            members = [run for run in runs if run.group == kind and has(run, metric)]
+            table += draw_steps(axis, kind, members, metric, style_of(i))
+        axis.set(xscale='log', ylabel=title_of(metric))
+        label_ticks(axis, [run.steps for run in runs], '{:g}'.format)
+    axes[-1].set_xlabel('training steps')
+    add_legend(axes[0])
+    name = f"steps-{file_name(Path(init).name)}.png"
+    save(figure, Path(cfg.out) / name, ('metric', 'kind', 'steps', 'value', 'stderr', 'runs'), table)
+    return name
+
 def steps_figures(cfg, runs, metrics):
-    """SIMS Figures 3, 5 and 6: one for each TextLM whose runs have at least 2 step counts of a kind."""
-    made = []
-    for init in dict.fromkeys(r.init for r in runs):
-        of = [run for run in runs if run.init == init and run.steps]
-        if init != 'scratch': # the same size from random weights, beside it
-            of += [run for run in runs if run.init == 'scratch' and run.steps and run.N in {its.N for its in of}]
-        kinds = list(dict.fromkeys(run.group for run in of))
-        if not any(len({run.steps for run in of if run.group == kind}) > 1 for kind in kinds) or len({run.N for run in of}) > 2:
-            continue # at most the two vocabularies of one model
-        names, table = shown(of, metrics), []
-        figure, axes = panels(len(names))
-        for axis, metric in zip(axes, names):
-            for i, kind in enumerate(kinds):
-                at = {s: [run for run in of if run.group == kind and run.steps == s and has(run, metric)]
-                      for s in sorted({run.steps for run in of})}
-                at = {s: its for s, its in at.items() if its}
-                mean = [np.mean([value(r, metric) for r in its]) for its in at.values()]
-                bars = [np.std([value(r, metric) for r in its], ddof=1) / len(its) ** 0.5 if len(its) > 1
-                        else error(its[0], metric) for its in at.values()] # over seeds, or of the evaluation
-                axis.errorbar(list(at), scaled(metric, mean), scaled(metric, bars), capsize=2, label=kind, **style_of(i))
-                table += [(metric, kind, s, m, bar, len(its)) for (s, its), m, bar in zip(at.items(), mean, bars)]
-            axis.set(xscale='log', ylabel=title_of(metric))
-            ticks(axis, [run.steps for run in of], '{:g}'.format)
-        axes[-1].set_xlabel('training steps')
-        legend(axes[0])
-        made.append(f"steps-{_file_name(Path(init).name)}.png")
-        save(figure, Path(cfg.out) / made[-1], ('metric', 'kind', 'steps', 'value', 'stderr', 'runs'), table)
-    if not made:
-        raise Refused("steps: expected runs of one TextLM at 2 or more step counts")
-    return made
+    """One figure for each TextLM with runs of one kind at 2 or more different numbers of steps."""
+    written = []
+    inits = distinct(run.init for run in runs)
+    for init in inits:
+        members = [run for run in runs if run.init == init and run.steps]
+        if init != 'scratch':
+            # Beside them, the same sizes from random weights.
+            sizes = {run.N for run in members}
+            members += [run for run in runs if run.init == 'scratch' and run.steps and run.N in sizes]
+        points = {(run.group, run.steps) for run in members}
+        has_curve = len(points) > len({kind for kind, _ in points})
+        is_one_model = len({run.N for run in members}) <= 2 # with at most two vocabularies
+        if has_curve and is_one_model:
+            written.append(steps_figure(cfg, init, members, metrics))
+    if not written:
+        raise Refused("steps: expected runs of one TextLM with 2 or more different numbers of steps")
+    return written
+
+# ---------------------------------------------------------------------------------------------------
+# SIMS Figures 4 and 7: iso-FLOP curves
+
+def draw_isoflop(axis, metric, fit):
+    """Draws runs, parabola and optimum of each budget of isoflop's result. -> rows of the table."""
+    table = []
+    for i, row in enumerate(fit['budgets']):
+        style = style_of(i)
+        color = style['color']
+        is_inside = row['where'] == 'inside'
+        values = in_drawn_units(metric, row['y'])
+        errors = in_drawn_units(metric, row['stderr'])
+        axis.errorbar(row['N'], values, errors, linestyle='none', capsize=2, linewidth=0.8,
+                      label=flops_name(row['C']), **style)
+        x = np.geomspace(min(row['N']), max(row['N']), 60)
+        parabola = in_drawn_units(metric, np.polyval(row['parabola'], np.log(x)))
+        axis.plot(x, parabola, color=color, linewidth=1.2, linestyle='-' if is_inside else ':')
+        if is_inside:
+            top = in_drawn_units(metric, row['y_opt'])
+            axis.plot(row['N_opt'], top, '*', color=color, markeredgecolor='black', markersize=11)
+        table += [(metric, row['C'], N, y, 'run') for N, y in zip(row['N'], row['y'])]
+        table.append((metric, row['C'], row['N_opt'], row['y_opt'], f"optimum, {row['where']}"))
+    axis.set(xscale='log', ylabel=title_of(metric))
+    label_ticks(axis, [N for row in fit['budgets'] for N in row['N']], size_name)
+    return table
 
 def isoflop_figures(cfg, runs, metrics):
-    """SIMS Figures 4 and 7: one for each group with a budget of at least 3 sizes."""
-    made, why = [], []
-    for group in dict.fromkeys(r.group for r in runs):
-        of, found = [run for run in runs if run.group == group], {}
-        for metric in shown(of, metrics):
+    """One figure for each group that has a budget with at least 3 sizes."""
+    written = []
+    reasons = []
+    groups = distinct(run.group for run in runs)
+    for group in groups:
+        members = [run for run in runs if run.group == group]
+        fits_of = {}
+        for metric in available(members, metrics):
             try:
-                found[metric] = isoflop(of, metric)
+                fits_of[metric] = isoflop(members, metric)
             except Refused as e:
-                why.append(f"{group}: {e}")
-        if not found:
+                reasons.append(f"{group}: {e}")
+        if not fits_of:
             continue
-        figure, axes = panels(len(found))
+        figure, axes = panels(len(fits_of))
         table = []
-        for axis, (metric, f) in zip(axes, found.items()):
-            for i, row in enumerate(f['budgets']):
-                x = np.geomspace(min(row['N']), max(row['N']), 60)
-                axis.errorbar(row['N'], scaled(metric, row['y']), scaled(metric, row['stderr']), linestyle='none', capsize=2,
-                              linewidth=0.8, label=flops_name(row['C']), **style_of(i))
-                axis.plot(x, scaled(metric, np.polyval(row['parabola'], np.log(x))), color=COLORS[i % 6], linewidth=1.2,
-                          linestyle='-' if row['where'] == 'inside' else ':')
-                if row['where'] == 'inside':
-                    axis.plot(row['N_opt'], scaled(metric, row['y_opt']), '*', color=COLORS[i % 6], markeredgecolor='black',
-                              markersize=11)
-                table += [(metric, row['C'], N, y, 'run') for N, y in zip(row['N'], row['y'])]
-                table.append((metric, row['C'], row['N_opt'], row['y_opt'], f"optimum, {row['where']}"))
-            axis.set(xscale='log', ylabel=title_of(metric))
-            ticks(axis, [N for row in f['budgets'] for N in row['N']], size_name)
+        for axis, (metric, fit) in zip(axes, fits_of.items()):
+            table += draw_isoflop(axis, metric, fit)
         axes[-1].set_xlabel('parameters N   (star: optimum inside the grid; dotted: none there)')
-        legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
-        made.append(f"isoflop-{_file_name(group)}.png")
-        save(figure, Path(cfg.out) / made[-1], ('metric', 'C', 'N', 'value', 'what'), table)
-    if not made:
-        raise Refused('; '.join(why) or "iso-FLOP: no run has a loss or a score")
-    return made
+        add_legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
+        written.append(f"isoflop-{file_name(group)}.png")
+        save(figure, Path(cfg.out) / written[-1], ('metric', 'C', 'N', 'value', 'what'), table)
+    if not written:
+        raise Refused('; '.join(reasons) or "iso-FLOP: no run has a loss or a score")
+    return written
 
-def _file_name(text):
-    return re.sub(r'[^\w.]+', '-', text).strip('-')
+# ---------------------------------------------------------------------------------------------------
 
 def main(cfg):
     runs, notes = read_runs(cfg.runs, cfg.corpus)
-    metrics, made = metrics_of(runs, cfg.metrics), []
-    metrics = metrics if cfg.metrics else metrics[:3]
+    metrics = metrics_of(runs, cfg.metrics)
+    if not cfg.metrics:
+        metrics = metrics[:3]
+    written = []
     with plt.rc_context({'font.size': 9.5, 'axes.labelsize': 9.5, 'lines.markersize': 5}):
         for draw in (metric_figure, family_figure, steps_figures, isoflop_figures):
             try:
-                made += draw(cfg, runs, metrics)
+                written += draw(cfg, runs, metrics)
             except Refused as e:
                 notes.append(f"refused: {e}")
-    print(*notes, *(f"{cfg.out}/{name}" for name in made), sep='\n')
+    print(*notes, *(f"{cfg.out}/{name}" for name in written), sep='\n')
 
 if __name__ == '__main__':
     run(main, Config)

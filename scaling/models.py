@@ -1,8 +1,12 @@
 """
-The models of a scaling study: the shapes of published families, and of the tiny ones.
+The models of a scaling study: the shapes of the published families, and of the tiny ones.
+
+SHAPES has a row for each model, FAMILIES what the ids of a family begin with. models_of gives the
+models of a family with the vocabulary of a speech language model, and their number of parameters.
 """
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,55 +16,88 @@ from hub.folders import read_config
 from model import GPT
 from vocab import papers_vocab
 
-SHAPES = { # config.json of the hub id: family, layers, heads, key heads, channels, ffn, rows of the table, other settings;
-    # parameters of the published model; ids of its text tokenizer
-    'Qwen/Qwen2.5-0.5B': ('qwen2', 24, 14, 2, 896, 4864, 151936, {}, 494_032_768, 151665),
-    'Qwen/Qwen2.5-1.5B': ('qwen2', 28, 12, 2, 1536, 8960, 151936, {}, 1_543_714_304, 151665),
-    'Qwen/Qwen2.5-3B': ('qwen2', 36, 16, 2, 2048, 11008, 151936, {}, 3_085_938_688, 151665),
-    'Qwen/Qwen2.5-7B': ('qwen2', 28, 28, 4, 3584, 18944, 152064, {'tied': False}, 7_615_616_512, 151665),
-    'meta-llama/Llama-3.2-1B': ('llama', 16, 32, 8, 2048, 8192, 128256, {}, 1_235_814_400, 128256),
-    'meta-llama/Llama-3.2-3B': ('llama', 28, 24, 8, 3072, 8192, 128256, {}, 3_212_749_824, 128256),
-    'HuggingFaceTB/SmolLM2-1.7B': ('llama', 24, 32, 32, 2048, 8192, 49152, {}, 1_711_376_384, 49152),
-    'google/gemma-2-2b': ('gemma2', 26, 8, 4, 2304, 9216, 256000, {'head_dim': 256}, 2_614_341_888, 256000),
-    'EleutherAI/pythia-160m': ('gpt_neox', 12, 12, 12, 768, 3072, 50304, {'tied': False}, 162_322_944, 50277),
-    'facebook/opt-125m': ('opt', 12, 12, 12, 768, 3072, 50272, {'n_positions': 2048}, 125_239_296, 50265),
-    'bigscience/bloom-1b7': ('bloom', 24, 16, 16, 2048, 8192, 250880, {}, 1_722_408_960, 250680),
-    # ours, over the 2,048 ids of tiny/tokenizer; no hub has them
-    'tiny/0.25M': ('qwen2', 2, 2, 1, 64, 176, 2048, {'head_dim': 32}, 223_808, 2048),
-    'tiny/0.5M': ('qwen2', 3, 3, 1, 96, 256, 2048, {'head_dim': 32}, 492_672, 2048),
-    'tiny/1M': ('qwen2', 4, 4, 2, 128, 336, 2048, {'head_dim': 32}, 977_024, 2048),
-    'tiny/2.8M': ('qwen2', 6, 6, 2, 192, 512, 2048, {'head_dim': 32}, 2_756_928, 2048),
-    'tiny/6M': ('qwen2', 6, 9, 3, 288, 768, 2048, {'head_dim': 32}, 5_904_864, 2048),
-    'tiny/10M': ('qwen2', 6, 12, 4, 384, 1024, 2048, {'head_dim': 32}, 10_232_448, 2048)}
 
-FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # what their sizes' ids begin with
+class Shape(NamedTuple):
+    """A published model: its config.json, and its numbers of parameters and of text ids."""
+    family: str
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    n_ffn: int
+    embedding_rows: int # of the published table, which has more rows than the tokenizer has ids
+    n_params: int
+    n_text_ids: int
+    extra: dict = {} # further fields of GPTConfig
+
+    def config(self, vocab_size):
+        """The GPTConfig of this shape with a table of vocab_size rows."""
+        return GPTConfig(family=self.family, vocab_size=vocab_size, n_layer=self.n_layer, n_head=self.n_head,
+                         n_kv_head=self.n_kv_head, n_embd=self.n_embd, n_ffn=self.n_ffn, **self.extra)
+
+SHAPES = {
+    'Qwen/Qwen2.5-0.5B': Shape('qwen2', 24, 14, 2, 896, 4864, 151936, 494_032_768, 151665),
+    'Qwen/Qwen2.5-1.5B': Shape('qwen2', 28, 12, 2, 1536, 8960, 151936, 1_543_714_304, 151665),
+    'Qwen/Qwen2.5-3B': Shape('qwen2', 36, 16, 2, 2048, 11008, 151936, 3_085_938_688, 151665),
+    'Qwen/Qwen2.5-7B': Shape('qwen2', 28, 28, 4, 3584, 18944, 152064, 7_615_616_512, 151665, {'tied': False}),
+    'meta-llama/Llama-3.2-1B': Shape('llama', 16, 32, 8, 2048, 8192, 128256, 1_235_814_400, 128256),
+    'meta-llama/Llama-3.2-3B': Shape('llama', 28, 24, 8, 3072, 8192, 128256, 3_212_749_824, 128256),
+    'HuggingFaceTB/SmolLM2-1.7B': Shape('llama', 24, 32, 32, 2048, 8192, 49152, 1_711_376_384, 49152),
+    'google/gemma-2-2b': Shape('gemma2', 26, 8, 4, 2304, 9216, 256000, 2_614_341_888, 256000, {'head_dim': 256}),
+    'EleutherAI/pythia-160m': Shape('gpt_neox', 12, 12, 12, 768, 3072, 50304, 162_322_944, 50277, {'tied': False}),
+    'facebook/opt-125m': Shape('opt', 12, 12, 12, 768, 3072, 50272, 125_239_296, 50265, {'n_positions': 2048}),
+    'bigscience/bloom-1b7': Shape('bloom', 24, 16, 16, 2048, 8192, 250880, 1_722_408_960, 250680),
+    # Models of this repository, over the 2,048 ids of tiny/tokenizer. No hub has them.
+    'tiny/0.25M': Shape('qwen2', 2, 2, 1, 64, 176, 2048, 223_808, 2048, {'head_dim': 32}),
+    'tiny/0.5M': Shape('qwen2', 3, 3, 1, 96, 256, 2048, 492_672, 2048, {'head_dim': 32}),
+    'tiny/1M': Shape('qwen2', 4, 4, 2, 128, 336, 2048, 977_024, 2048, {'head_dim': 32}),
+    'tiny/2.8M': Shape('qwen2', 6, 6, 2, 192, 512, 2048, 2_756_928, 2048, {'head_dim': 32}),
+    'tiny/6M': Shape('qwen2', 6, 9, 3, 288, 768, 2048, 5_904_864, 2048, {'head_dim': 32}),
+    'tiny/10M': Shape('qwen2', 6, 12, 4, 384, 1024, 2048, 10_232_448, 2048, {'head_dim': 32}),
+}
+
+FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # how their ids begin
+
+class Model(NamedTuple):
+    """A model of a study, with the vocabulary that it trains with."""
+    name: str # what a run starts from: a hub id, a folder, or a key of SHAPES
+    config: GPTConfig
+    n_params: int
+
+def ids_of(family):
+    """{size: hub id or folder} of a key of FAMILIES, or of ids and folders between commas."""
+    if family in FAMILIES:
+        prefix = FAMILIES[family]
+        return {name.removeprefix(prefix): name for name in SHAPES if name.startswith(prefix)}
+    names = family.split(',')
+    ids = {Path(name).name: name for name in names}
+    if len(ids) < len(names):
+        raise Refused(f"family={family}: two of these have the same last name, by which runs are told apart; "
+                      "rename a folder")
+    return ids
 
 def models_of(family, sizes='', init=None, vocab='joint'):
-    """{size: (what a run starts from, GPTConfig with the vocabulary it trains with, N)} by rising N.
+    """{size: Model} of a family, by rising number of parameters.
 
-    The vocabulary has the papers' 500 units; its text ids are the tokenizer's in SHAPES; of a folder or hub id,
-    its config.json's vocab_size.
+    sizes: some of the family, separated by commas; '' for all. init: a folder for each size, as in
+    'out/text-{size}'; None or 'scratch' for the family's own. vocab: 'joint', 'speech' or 'text',
+    with the papers' 500 units; the number of text ids is that of SHAPES or, for another folder or
+    hub id, the vocab_size of its config.json.
     """
-    ids = {key.removeprefix(FAMILIES[family]): key for key in SHAPES if key.startswith(FAMILIES[family])} \
-        if family in FAMILIES else {Path(part).name: part for part in family.split(',')}
-    if family not in FAMILIES and len(ids) < len(family.split(',')):
-        raise Refused(f"family={family}: two of these have the same last name, which runs are told apart by; rename a folder")
-    wanted = sizes.split(',') if sizes else list(ids)
-    if lacking := [size for size in wanted if size not in ids]:
-        raise Refused(f"sizes: {family} has no {', '.join(lacking)}; expected some of {', '.join(ids)}")
-    found = {}
-    for size in wanted:
+    ids = ids_of(family)
+    chosen = sizes.split(',') if sizes else list(ids)
+    missing = [size for size in chosen if size not in ids]
+    if missing:
+        raise Refused(f"sizes: {family} has no {', '.join(missing)}; expected some of {', '.join(ids)}")
+    models = {}
+    for size in chosen:
         name = init.replace('{size}', size) if init and init != 'scratch' else ids[size]
-        if name in SHAPES:
-            kind, L, H, HK, C, ffn, rows, other, _, T = SHAPES[name]
-            shape = GPTConfig(family=kind, vocab_size=T, n_layer=L, n_head=H, n_kv_head=HK, n_embd=C, n_ffn=ffn, **other)
-        else:
-            shape = read_config(name)
-        shape = replace(shape, vocab_size=papers_vocab(vocab, shape.vocab_size).size)
-        found[size] = name, shape, n_params(shape)
-    return dict(sorted(found.items(), key=lambda item: item[1][2]))
+        config = SHAPES[name].config(SHAPES[name].n_text_ids) if name in SHAPES else read_config(name)
+        config = replace(config, vocab_size=papers_vocab(vocab, config.vocab_size).size)
+        models[size] = Model(name, config, n_params(config))
+    return dict(sorted(models.items(), key=lambda item: item[1].n_params))
 
-def n_params(shape):
-    """Parameters of a GPTConfig, the padding of the table not counted."""
+def n_params(config):
+    """The number of parameters of a GPTConfig, without the padding of its table."""
     with torch.device('meta'):
-        return GPT(shape).num_params()
+        return GPT(config).num_params()

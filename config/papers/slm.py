@@ -1,7 +1,7 @@
 # python train.py config/papers/slm.py          2 min on 2 CPU cores
 #
-# The SLMs of papers/claims.py, which gives size, start, budget, seed and, for textless ones, sources. As config/tiny.py but
-# with half its batch, so that small budgets have steps enough.
+# The SLMs of papers/claims.py, which sets size, start, budget, seed and, for textless ones, sources.
+# As config/tiny.py, but with half its batch, so that small budgets have enough steps.
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved') # rows in equal number
 tokenizer = 'tiny/tokenizer'
@@ -16,6 +16,6 @@ lr = 2e-3
 warmup = 0.03
 max_flops = 1e13
 
-eval_every = 100_000 # at the end alone
+eval_every = 100_000 # only at the end
 eval_rows = 32
 save_every = 1000

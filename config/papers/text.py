@@ -1,6 +1,7 @@
 # python train.py config/papers/text.py          1 min on 2 CPU cores
 #
-# The TextLMs of papers/claims.py, which gives size and tokens; as config/tiny_text.py, with the batch of the SLMs.
+# The TextLMs of papers/claims.py, which sets size and tokens. As config/tiny_text.py, but with the
+# batch of the SLMs.
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text',)
 vocab = 'text'
@@ -21,6 +22,6 @@ lr = 2e-3
 warmup = 0.03
 max_tokens = 900_000
 
-eval_every = 100_000 # at the end alone
+eval_every = 100_000 # only at the end
 eval_rows = 64
 save_every = 1000
