@@ -5,14 +5,14 @@ Continues prompts, spoken, written or mixed, with speech, with text, or freely w
     python sample.py --prompt=tiny/audio/m00000.context.flac --output=text      speech -> text
     python sample.py --prompt="Tom had a kite." --output=speech                 text -> speech
     python sample.py --prompt="a.wav| and then she said|b.wav" --output=free    mixed -> by turns
-    python sample.py --prompts=FOLDER --n=4       a prompt an audio file of it, or a line of a .txt
-    python sample.py --prompts=FOLDER --asr=openai/whisper-base    with what Whisper hears
+    python sample.py --prompts=FOLDER_OR_TXT --n=4      each audio file, or line of the .txt, four times
+    python sample.py --prompts=FOLDER --asr=openai/whisper-base    and transcribe all speech
 
 The parts of a prompt are separated by |. Each is the path of an audio file, or else text. Documents
-are written as for eval.py: without separators if prompt and continuation are of one modality,
-otherwise with <speech> or <text> before each span.
+are those of eval.py: without separators if prompt and continuation are of one modality, otherwise
+with <speech> or <text> before each span.
 
-Files of the first sample (--n of them for each prompt) in the folder --out, and those of all:
+The folder --out gets files numbered through all prompts and their --n continuations, and two of all:
 
     000.wav          its speech, one span after another, if there is any
     000.txt          its text, if there is any
