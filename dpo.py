@@ -50,10 +50,10 @@ from data import IGNORE, permute
 from evaluation.text_scores import auto_bleu2
 from files import atomically, read_lines, write_lines
 from hub import folders
-from model import GPT
 from speech.units import Units
-from train import MAY_CHANGE_ON_RESUME, check_attention, check_settings, hash_of_init, set_up, training_loop
+from train import MAY_CHANGE_ON_RESUME, cast_weights, hash_of_init, load_model, training_loop
 from training import checkpoint
+from training.checks import check_attention, check_settings
 from training.processes import processes, signals, to_device
 from vocab import DIRECTIONS, document
 
@@ -452,7 +452,7 @@ def load_with_reference(run, init, inputs, sets, steps):
         raise Refused(f"{path}: rank {rank} does not see what rank 0 sees; expected --out on a shared disk")
     model = None
     if not is_stored:
-        model = set_up(GPT.from_pretrained(init, device=device), cfg)
+        model = cast_weights(load_model(init, cfg, device), cfg)
         for name, pairs in sets.items():
             pairs.reference = log_probs(run, model, pairs, numbers[name])
         if rank == 0:
@@ -463,7 +463,7 @@ def load_with_reference(run, init, inputs, sets, steps):
     # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in memory.
     if run.folder:
         model = None
-    return model or set_up(GPT.from_pretrained(run.folder or init, device=device), cfg)
+    return model or cast_weights(load_model(run.folder or init, cfg, device), cfg)
 
 def main(cfg):
     with processes(cfg) as place, signals() as stop_signals:

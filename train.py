@@ -241,6 +241,10 @@ def memory_of(cfg, world, vocab_size=None):
     shape = replace(shape, vocab_size=vocab_size)
     return memory(shape, cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype, cfg.recompute)
 
+def cast_weights(model, cfg):
+    """The model with weights in bfloat16 if dtype is 'pure_bfloat16', else as it is, in float32."""
+    return model.bfloat16() if cfg.dtype == 'pure_bfloat16' else model
+
 def load_model(folder, cfg, device):
     """The model of a folder, with the attention and recomputing of the settings."""
     return GPT.from_pretrained(folder, device=device, attention=cfg.attention, recompute=cfg.recompute)
@@ -442,8 +446,7 @@ def main(cfg):
             model = load_model(run.folder, cfg, device)
         else:
             model = build_model(cfg, vocab, tokenizer, device)
-        if cfg.dtype == 'pure_bfloat16':
-            model = model.bfloat16()
+        model = cast_weights(model, cfg)
         if cfg.compile:
             for block in model.layers: # the forward alone: FSDP gathers the weights in the call around it
                 block.forward = torch.compile(block.forward, dynamic=False)

@@ -2,8 +2,8 @@
 #
 # Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
 # config/slam.py. The paper's schedule is the inverse square root; its code's default has become a constant.
-# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's encoder,
-# --audio=data/spokenswag --out=out/units/spokenswag.
+# Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's
+# encoder, --audio=data/spokenswag --out=out/units/spokenswag.
 data = 'out/units/spokenswag'
 init = 'out/slam'
 out = 'out/slam-dpo'

@@ -3,7 +3,7 @@ Converts what the papers' own code (slp-rl/slamkit) has prepared into folders of
 
     python -m papers.slamkit --features=features.jsonl --out=out/units/slam        units, for align.py and interleave.py
     python -m papers.slamkit --tokens=tokens.jsonl --out=out/tokens/slam           units alone: textless documents
-    python -m papers.slamkit --tokens=tokens.jsonl --out=... --tokenizer=Qwen/Qwen2.5-0.5B       interleaved, speech and text
+    python -m papers.slamkit --tokens=tokens.jsonl --out=... --tokenizer=Qwen/Qwen2.5-0.5B     interleaved, speech, text
 
     features.jsonl   per line {"file_name", "units": [3, 49, ...], "duration": [1, 2, ...], "aligned_text"?, "text"?}
     tokens.jsonl     per line {"file_name", "audio_repr": "<Un3><Un49>..." or "<text> once upon<speech><Un12><text> a"}

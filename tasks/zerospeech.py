@@ -6,8 +6,8 @@ ZeroSpeech 2021's sBLIMP and sWUGGY (Nguyen et al. 2020, arXiv 2011.11588), from
 
 gold.csv names the files of each pair: equal (type, subtype, id) or id, in one voice, one of them correct. Files that it
 names and that are missing, and files that it does not name, are an error that lists them. The official score is that of
-evaluation/scores.py, the mean over a pair's voices and then over pairs. sWUGGY's `inter` is what the ZeroSpeech leaderboard calls
-in-vocabulary, words that LibriSpeech has at least once; `oov` are the others.
+evaluation/scores.py, the mean over a pair's voices and then over pairs. sWUGGY's `inter` is what the ZeroSpeech
+leaderboard calls in-vocabulary, words that LibriSpeech has at least once; `oov` are the others.
 """
 import csv
 import math

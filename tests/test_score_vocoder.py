@@ -1,6 +1,6 @@
 """
-tiny/build/score_vocoder.py: Griffin-Lim restores a mel spectrum, a share and its error follow the definition, and a missing
-package is refused.
+tiny/build/score_vocoder.py: Griffin-Lim restores a mel spectrum, a share and its error follow the definition, and a
+missing package is refused.
 """
 import builtins
 import math

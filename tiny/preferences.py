@@ -34,7 +34,7 @@ VAL_ONE_IN = 20
 
 @dataclass(frozen=True)
 class Config:
-    units: str = 'out/data/stories' # units folder with words/, of tiny/stories.py's stories as tiny/build/speak.py names them
+    units: str = 'out/data/stories' # units folder with words/, of the stories as tiny/build/speak.py names them
     out: str = 'out/data/pairs' # folder of train/ and val/
     kinds: tuple = ('topic', 'mirror')
     seed: int = 1 # of the stories
