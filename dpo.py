@@ -245,11 +245,9 @@ class Pairs:
         return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in numbers])
 
     def pack(self, numbers):
-        """Pairs as one row: tokens, doc_start, targets, reference, document (1, N), weight
-        (pairs,).
+        """Pairs as one row: tokens, doc_start, targets, reference, document (1, N), weight (pairs,).
 
-        reference: 0 where there is no target; document: the document's number in this row; weight:
-        1.
+        reference: 0 where there is no target; document: the document's number in this row; weight: 1.
         """
         order = np.ravel([(2 * i, 2 * i + 1) for i in numbers])
         documents = [self.documents[k] for k in order]
@@ -462,8 +460,7 @@ def load_with_reference(run, init, inputs, sets, steps):
             with atomically(path) as tmp:
                 save_file(arrays, tmp, _metadata(key, arrays))
 
-    # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in
-    # memory.
+    # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in memory.
     if run.folder:
         model = None
     return model or cast_weights(load_model(run.folder or init, cfg, device), cfg)

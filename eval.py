@@ -1,15 +1,13 @@
 """
-Measure models: likelihood tasks and held-out loss. Numbers go to MODEL/eval.json and, as a table,
-to the terminal.
+Measure models: likelihood tasks and held-out loss. Numbers go to MODEL/eval.json and, as a table, to the terminal.
 
     python eval.py --model=out/tiny                                        tiny's items, and held-out loss
     python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json    side by side, and in one file
     python eval.py --model=out/x --tasks=all --root=bench --data=          each task whose data is at bench/TASK
     python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
 
-Tasks (tasks/*.py) give items, pairs of a right and a wrong candidate. An item is measured in every
-direction that it has the parts for and that the model's vocabulary can read. A candidate becomes a
-document of ids:
+Tasks (tasks/*.py) give items, pairs of a right and a wrong candidate. An item is measured in every direction that it
+has the parts for and that the model's vocabulary can read. A candidate becomes a document of ids:
 
     S      units of the whole wave             (joint: without separator, as in the speech-only training source;
                                                speech: bos units bos, the last of which counts, as in slamkit)
@@ -20,16 +18,14 @@ document of ids:
 (slamkit also joins texts without the blank that stands between words here and in training.) --lead=bos puts the
 model's bos before documents whose tokenizer puts nothing there.
 
-An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when they
-are equal, else 0. `value` takes the mean over the document's predicted tokens (SIMS, Slam), `sum`
-the sum, and `ending` the mean over the ending's tokens, if the task says where it begins.
-evaluation/scores.py has the averages over items and stderr. An item with an empty document (audio
-shorter than one unit) is `invalid`: counted and listed, never scored. Items longer than the model's
-positions are refused, not cut.
+An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when they are equal, else 0.
+`value` takes the mean over the document's predicted tokens (SIMS, Slam), `sum` the sum, and `ending` the mean over
+the ending's tokens, if the task says where it begins. evaluation/scores.py has the averages over items and stderr.
+An item with an empty document (audio shorter than one unit) is `invalid`: counted and listed, never scored. Items
+longer than the model's positions are refused, not cut.
 
-Loss: nats per token on CORPUS/val/SOURCE, for all tokens and for each modality, with whole
-documents; stderr over documents. bits_per_second = loss of units / ln 2 * units per second of the
-corpus' speech: it compares encoders.
+Loss: nats per token on CORPUS/val/SOURCE, for all tokens and for each modality, with whole documents; stderr over
+documents. bits_per_second = loss of units / ln 2 * units per second of the corpus' speech: it compares encoders.
 """
 import functools
 import json
@@ -109,8 +105,7 @@ SAMPLE_KEYS = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item, cop
 # items
 
 def read_items(cfg, name, vocab):
-    """(items of a task, None), at most max_items of each row and type, or (None, why its data is
-    not there).
+    """(items of a task, None), at most max_items of each row and type, or (None, why its data is not there).
 
     Raises Refused for units of another encoder, and for missing data unless --tasks=all.
     """
@@ -162,10 +157,9 @@ def _all_with_units(items, entries):
 def encoded(items, open_cache):
     """Items with units in place of audio, and {'audio': n files, 'resampled': n not at 16 kHz}.
 
-    open_cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate
-    has 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; what it does not
-    have is None or absent. Audio becomes units, joined becomes (units, index of the ending's first
-    unit or None).
+    open_cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate has 'prompt' and
+    'ending', each (text, audio), and 'joined', the audio of both; what it does not have is None or absent. Audio
+    becomes units, joined becomes (units, index of the ending's first unit or None).
     """
     audios = {} # a set that keeps the order
     for candidate in [item[side] for item in items for side in SIDES]:
@@ -195,8 +189,7 @@ def is_empty(direction, candidate):
     return any(len(part) == 0 for part in parts)
 
 def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), separate=False):
-    """({row name: row of eval.json} of items in one direction, [line of the samples file of each
-    item]).
+    """({row name: row of eval.json} of items in one direction, [line of the samples file of each item]).
 
     lead, separate: of vocab.document. Raises Refused for an item longer than the model's positions.
     """
@@ -291,8 +284,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, open_cache):
 def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
     """{'all' or a modality: row} of the mean loss per token over the documents of a Shards.
 
-    A document longer than the model's positions is taken in pieces, as training takes it, and
-    counted in `cut`.
+    A document longer than the model's positions is taken in pieces, as training takes it, and counted in `cut`.
     """
     limit = model.cfg.n_positions
     documents = [corpus.read(i) for i in range(min(corpus.documents, max_documents))]

@@ -1,6 +1,5 @@
 """
-What a script leaves on disk: files and folders that are whole or absent, and a record of how they
-were made.
+What a script leaves on disk: files and folders that are whole or absent, and a record of how they were made.
 
 A stage hands on a folder of numbered shards, with an info.json that is written last:
 
@@ -47,15 +46,13 @@ def _remove(path):
 
 @contextmanager
 def atomically(path, mark=''):
-    """Yields a temporary path to write a file or a folder to, which is then fsynced and renamed to
-    `path`.
+    """Yields a temporary path to write a file or a folder to, which is then fsynced and renamed to `path`.
 
         with atomically('out/info.json') as tmp:
             tmp.write_text(...)
 
-    A file replaces the old one; a folder's name must be free. If the block fails, nothing is left
-    behind. mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
-    same file at once.
+    A file replaces the old one; a folder's name must be free. If the block fails, nothing is left behind.
+    mark: part of the temporary name, `path`MARK.tmp, where several processes may write the same file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +110,9 @@ def record(cfg):
 # JSON
 
 def read_json(folder, name, script):
-    """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines'
-    objects.
+    """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines' objects.
 
-    script: what writes the file, for the message that refuses a missing one. Anything but JSON
-    objects is refused too.
+    script: what writes the file, for the message that refuses a missing one. Anything but JSON objects is refused too.
     """
     path = Path(folder) / name
     try:

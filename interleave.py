@@ -4,27 +4,24 @@ Units + words + text -> token shards: text, speech, interleaved and textless doc
     python interleave.py --units=out/units/stories,out/units/talk --out=out/tokens/tiny --eot=True
     python interleave.py --units=out/units/stories --show=s000012        prints one document with its spans
 
-OUT/{train,val}/SOURCE/ holds the shards (data.py has the format), OUT/info.json the counts. The
-sources:
+OUT/{train,val}/SOURCE/ holds the shards (data.py has the format), OUT/info.json the counts. The sources:
 
     text         first, text tokens [, eot]                                  transcripts and --text files
     interleaved  first, <text> or <speech> and its span, alternating [, eot] documents with words
     speech       first, units [, eot]                                        all documents, joint vocabulary
     textless     bos, units, eos                                             all documents, speech vocabulary
 
-`first` is what the text tokenizer puts before a text. Which of a document's n words are spoken
-(SIMS's algorithm):
+`first` is what the text tokenizer puts before a text. Which of a document's n words are spoken (SIMS's algorithm):
 
     until ceil(eta * n) words are spoken or no word is eligible (at first all are):
         draw s uniformly from the eligible words and L ~ Poisson(lam); e = min(s + L, n)
         if a word of s..e-1 is spoken already: draw both again
         words s..e-1 become spoken; words s..e are no longer eligible
 
-Draw j of a document is one 64-bit hash of (seed, epoch, id, j): the high half gives s, the low half
-L. If word s is not eligible, both are drawn again. So spans never depend on other documents, and
-each epoch has new ones. Spoken words a..b take the runs of units from the first that ends at or
-after a's start to the last that ends at or before b's end, or, if there is none, the run in which a
-starts. Sound outside of the words is only in speech and textless documents.
+Draw j of a document is one 64-bit hash of (seed, epoch, id, j): the high half gives s, the low half L. If word s is not
+eligible, both are drawn again. So spans never depend on other documents, and each epoch has new ones. Spoken words a..b
+take the runs of units from the first that ends at or after a's start to the last that ends at or before b's end, or, if
+there is none, the run in which a starts. Sound outside of the words is only in speech and textless documents.
 """
 import hashlib
 import json
@@ -79,8 +76,7 @@ class Config:
         if not (1 <= self.epochs < 2**16 and 0 <= self.seed < 2**32):
             raise Refused(f"epochs = {self.epochs}, seed = {self.seed}: expected 1 to 65,535, 0 to 4,294,967,295")
 
-# spans
-# ----------------------------------------------------------------------------------------------------------
+# spans ----------------------------------------------------------------------------------------------------------
 
 def mix(x):
     """splitmix64's finalizer: uint64 array -> uint64 array, every bit of the result depends on every bit of x."""
@@ -135,8 +131,7 @@ def _rounds(keys, n_words, table, eta):
         end = np.minimum(start + np.searchsorted(table, bits & np.uint64(0xFFFFFFFF), side='right'), n)
         valid = draw < MAX_DRAWS
         for s, e in zip(*spans[..., None]):
-            # Valid: start is eligible, no word is spoken already. A span with L = 0 takes only its
-            # start away.
+            # Valid: start is eligible, no word is spoken already. A span with L = 0 takes only its start away.
             valid &= (start > e) | ((start < s) & ((end <= s) | (s == e)))
         choice = valid.argmax(1)
         row = np.flatnonzero(valid[np.arange(len(live)), choice]) # the documents that get a span
@@ -155,17 +150,14 @@ def _rounds(keys, n_words, table, eta):
         live, missing, next_draw = (array[unfinished] for array in (live, missing, next_draw))
 
 class WordTable:
-    """Tokens of a shard's distinct words, each tokenized once. Joined words have their words'
-    tokens if
+    """Tokens of a shard's distinct words, each tokenized once. Joined words have their words' tokens if
 
-    1. no token has a space after another character, so that none covers parts of two words
-    (splits_at_spaces); 2. the words meet at a space: the right one is ' ' and a character that is
-    no space, the left one ends in none; and 3. one pair of words was tried for each (last
-    character, first two characters) that meet in the shard: what a
+    1. no token has a space after another character, so that none covers parts of two words (splits_at_spaces);
+    2. the words meet at a space: the right one is ' ' and a character that is no space, the left one ends in none; and
+    3. one pair of words was tried for each (last character, first two characters) that meet in the shard: what a
        pre-tokenizer or normalizer does at the boundary depends only on those.
-    A document with a pair of words that breaks a condition is `exact`: its texts are joined and
-    tokenized one by one. .tokens, .first, .count: word w has tokens[first[w]:first[w] + count[w]];
-    .bare[w]: w without leading space.
+    A document with a pair of words that breaks a condition is `exact`: its texts are joined and tokenized one by one.
+    .tokens, .first, .count: word w has tokens[first[w]:first[w] + count[w]]; .bare[w]: w without leading space.
     """
     def __init__(self, shard, tokenizer, splits):
         index = {word: i for i, word in enumerate(shard.table)}
@@ -181,8 +173,7 @@ class WordTable:
         words = np.asarray(shard.word)
         doc = np.repeat(np.arange(len(shard)), np.diff(shard.offsets))
         exact = np.zeros(len(shard), bool)
-        # A word that ends in a space breaks condition 2; as the last word of a text it would lose
-        # it to strip().
+        # A word that ends in a space breaks condition 2; as the last word of a text it would lose it to strip().
         ends_in_space = np.array([word[-1:].isspace() for word in shard.table], bool)
         exact[doc[ends_in_space[words]]] = True
         pair_start = np.flatnonzero(doc[1:] == doc[:-1]) # words that another one of their document follows
@@ -204,11 +195,9 @@ def splits_at_spaces(tokenizer):
     """True if no token spells a space after another character: then no token can cover parts of two words."""
     return not any(re.search(r'\S ', tokenizer.decode([i])) for i in range(tokenizer.size))
 
-# documents
-# ------------------------------------------------------------------------------------------------------
-# Each word of a document (in unit_documents, each document) is a row of three pieces: what stands
-# before it, the content, and what stands after it. A piece is pool[start:start + count] of one pool
-# of tokens.
+# documents ------------------------------------------------------------------------------------------------------
+# Each word of a document (in unit_documents, each document) is a row of three pieces: what stands before it, the
+# content, and what stands after it. A piece is pool[start:start + count] of one pool of tokens.
 
 BEFORE, CONTENT, AFTER = range(3)
 
@@ -247,8 +236,7 @@ def unit_ranges(runs, unit_offsets, hop, doc, start, end):
     return i, j
 
 def text_pieces(batch, words, first, last, table, tokenizer, eot, separators=(), strip=False):
-    """-> (pool, start, count) of documents: tokenizer.first, text tokens, eot. The pool ends with
-    tokenizer.first,
+    """-> (pool, start, count) of documents: tokenizer.first, text tokens, eot. The pool ends with tokenizer.first,
     separators and eot. In `exact` documents the words of each span first..last are tokenized as one text."""
     start, count = np.zeros((2, len(words), 3), np.int64)
     start[:, CONTENT] = table.first[words]
@@ -282,8 +270,7 @@ def interleaved_documents(batch, keys, table, tokenizer, vocab, hop, eot=(), lam
     separators = [vocab.text, *tokenizer.first, vocab.speech]
     text_spans = first[is_text], last[is_text]
     pool, start, count = text_pieces(batch, batch.word, *text_spans, table, tokenizer, eot, separators)
-    # A span begins with its separator, which a document's first span has after `first`: each stands
-    # there in the pool.
+    # A span begins with its separator, which a document's first span has after `first`: each stands there in the pool.
     speech_at = len(pool) - len(eot) - 1
     text_at = speech_at - len(tokenizer.first) - 1
     start[first, BEFORE] = np.where(is_text, text_at, speech_at) - count[first, BEFORE]
@@ -371,8 +358,7 @@ def texts_of(path):
         if text.strip():
             yield id if isinstance(id, str) and id else f"{name}:{place.rpartition(':')[2]}", text
 
-# the run
-# --------------------------------------------------------------------------------------------------------
+# the run --------------------------------------------------------------------------------------------------------
 
 class SplitWriter(ExitStack):
     """Writes the shards of OUT/{train,val}/SOURCE, each opened when its first document comes."""

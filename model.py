@@ -1,7 +1,6 @@
 """
-The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its
-numbers equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C
-channels:
+The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its numbers
+equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C channels:
 
     x += O attention(rope(q), rope(k), v)    q | k | v = QKV norm(x) + b    norm(x) = w x / sqrt(mean(x^2) + eps)
     x += D (silu(g) * u)                     g | u = U norm(x)              logits = E norm(x)
@@ -20,8 +19,7 @@ memory to a multiple of 256. Padding rows are zero, never targets, never sampled
     losses = model.losses(tokens, doc_start, targets)        (B*T,), 0 where the target is -100
     model.save_pretrained('out/x', vocab=vocab, tokenizer='tiny/tokenizer')
 
-Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V
-vocabulary
+Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary
 """
 import math
 import re
@@ -230,8 +228,8 @@ class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig, attention=None, recompute='none'):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator.
 
-        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's
-        fastest. recompute: 'none', 'selective' or 'full', see Block.
+        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's fastest.
+        recompute: 'none', 'selective' or 'full', see Block.
         """
         super().__init__()
         self.cfg = cfg
@@ -282,9 +280,8 @@ class GPT(nn.Module):
     def forward(self, tokens, doc_start=None, cache=None, gap=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2)
-        has the columns [begin, end) of other branches that a token skips, (0, 0) for none. Refuses
-        rows longer than learned positions.
+        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2) has the columns
+        [begin, end) of other branches that a token skips, (0, 0) for none. Refuses rows longer than learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
@@ -377,10 +374,9 @@ class GPT(nn.Module):
                  stop=(), generator=None):
         """Continues prompts (lists of ids, any lengths) -> lists of new ids, including a stop id.
 
-        temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
-        computed for others. repetition_penalty, as in transformers, divides positive logits of ids
-        already in the text and multiplies negative ones. Refuses prompts that are empty, too long
-        or have ids outside the vocabulary.
+        temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are computed for others.
+        repetition_penalty, as in transformers, divides positive logits of ids already in the text and multiplies
+        negative ones. Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
         V = self.cfg.vocab_size
@@ -472,8 +468,7 @@ class GPT(nn.Module):
             rows = old[:n_kept or n_old].float()
             mean = rows.mean(0)
             noise = 0.0
-            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have
-            # their covariance.
+            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have their covariance.
             if new_rows == 'hf' and n_new > 0:
                 draws = torch.randn(n_new, len(rows), generator=generator).to(rows.device)
                 noise = (1e-9 / len(rows)) ** 0.5 * draws @ (rows - mean)

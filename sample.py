@@ -12,8 +12,7 @@ The parts of a prompt are separated by |. Each is the path of an audio file, or 
 are those of eval.py: without separators if prompt and continuation are of one modality, otherwise
 with <speech> or <text> before each span.
 
-The folder --out gets files numbered through all prompts and their --n continuations, and two of
-all:
+The folder --out gets files numbered through all prompts and their --n continuations, and two of all:
 
     000.wav          its speech, one span after another, if there is any
     000.txt          its text, if there is any

@@ -95,8 +95,7 @@ class Config:
 # audio -> shards
 
 def decode(utterance, step, max_seconds, rate=RATE):
-    """An utterance's wave at `rate`, float32 (N,), or an iterator over its blocks if it is longer
-    than LONG.
+    """An utterance's wave at `rate`, float32 (N,), or an iterator over its blocks if it is longer than LONG.
 
     If it cannot be used: the BadAudio that says why.
     """

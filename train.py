@@ -1,6 +1,5 @@
 """
-Trains a language model on token shards: a TextLM, or a speech or interleaved model that starts from
-one.
+Trains a language model on token shards: a TextLM, or a speech or interleaved model that starts from one.
 
     python train.py config/tiny.py [--key=value ...]                     one process, CPU or GPU
     torchrun --nproc_per_node=8 train.py config/qwen7b.py                one node
@@ -90,8 +89,7 @@ class Config:
     out: str = 'out/model' # folder of the model, its checkpoints and its log
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which
-    # Gemma2 needs
+    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which Gemma2 needs
     attention: str | None = None # 'triton', 'one-pass', 'sdpa' (torch's); None: the fastest that repeats its bits
     parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
     recompute: str = 'none' # to save memory, in the backward: 'selective' (norms, activations), 'full' (layers)
@@ -167,9 +165,8 @@ def hash_of_init(init):
 def open_data(cfg):
     """The data of these settings -> (Vocab, tokenizer, Loader to train on, held-out data, inputs).
 
-    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source:
-    Loader} where there is at least one row. Inputs are {name: hash}, which must not change on
-    resume.
+    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source: Loader}
+    where there is at least one row. Inputs are {name: hash}, which must not change on resume.
     """
     check_names(cfg.data)
     corpora = [Path(folder) for folder in cfg.data.split(',')]
@@ -201,11 +198,9 @@ def open_data(cfg):
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):
-    """A rank's part of a step -> (micro-batches, their number of targets, of keys their tokens
-    attend to).
+    """A rank's part of a step -> (micro-batches, their number of targets, of keys their tokens attend to).
 
-    A micro-batch is (tokens, doc_start, targets) of Loader.rows on the device, (micro_batch,
-    block_size) each.
+    A micro-batch is (tokens, doc_start, targets) of Loader.rows on the device, (micro_batch, block_size) each.
     """
     micro_batches, n_targets, attended_keys = [], 0, 0
     positions = np.arange(1, cfg.block_size + 1)
@@ -265,8 +260,7 @@ def build_model(cfg, vocab, tokenizer, device):
         shape = replace(shape, **ids, **_rope(cfg, shape))
         return GPT(shape, cfg.attention, cfg.recompute).to(device)
     init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
-    # A published model says at most the hub id of its units' encoder: take its units to be the
-    # shards'.
+    # A published model says at most the hub id of its units' encoder: take its units to be the shards'.
     if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
         init_vocab = replace(init_vocab, units=vocab.units)
     if init_vocab and init_vocab.kind != 'text' and init_vocab != vocab:
@@ -308,8 +302,7 @@ class LMObjective(torch.nn.Module):
 def evaluate(run, objective, sets):
     """{name: summary} over the first eval_rows rows of each of sets {name: (number of rows, read)}.
 
-    The ranks take micro-batches in turn. One that has none left calls forward too: FSDP needs all
-    ranks.
+    The ranks take micro-batches in turn. One that has none left calls forward too: FSDP needs all ranks.
     """
     cfg = run.cfg
     rank, world, device, _ = run.place
@@ -326,8 +319,7 @@ def evaluate(run, objective, sets):
             dist.all_reduce(sums)
         results[name] = objective.summary(sums.tolist())
     if isinstance(objective, FSDPModule):
-        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save
-        # those.
+        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save those.
         objective.reshard()
     return results
 
@@ -371,8 +363,7 @@ def log_evaluation(run, log, step, val):
     run.say(*(f"step {step} | val {name} {means['loss']:.3f}" for name, means in val.items()), sep='\n')
 
 def training_loop(run, objective, steps, fetch, sets):
-    """Trains to the end of the budget or to a stop signal -> (last step, is it the end, skipped
-    steps).
+    """Trains to the end of the budget or to a stop signal -> (last step, is it the end, skipped steps).
 
     objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
                  .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks

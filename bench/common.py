@@ -117,8 +117,7 @@ def measure(calls, repeats, device=DEVICE, clock=time.perf_counter):
     starts with a cold L2 cache, and the host launches kernels while the device is busy, so its gaps
     do not count.
 
-    clock: of a CPU. time.process_time ignores other processes; it is meaningful for one thread
-    only.
+    clock: of a CPU. time.process_time ignores other processes; it is meaningful for one thread only.
     """
     rows = {name: _warm_up(call, device) for name, call in calls.items()}
     intervals = {name: [] for name in calls if 'error' not in rows[name]}
@@ -161,8 +160,7 @@ def ceilings(dry):
 # results
 
 def table(rows, *columns, on_row=None):
-    """Prints rows, dicts, as a Markdown table, each as soon as it is computed, and returns them as
-    a list.
+    """Prints rows, dicts, as a Markdown table, each as soon as it is computed, and returns them as a list.
 
     An error is printed in the last column. on_row is called after each row with all rows so far, so
     that a run that is interrupted can keep them.

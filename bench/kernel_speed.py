@@ -10,11 +10,11 @@ Times the kernels beside other implementations of the same work, on a GPU:
                          Ours masks the last 153 columns
     norm, RoPE, SwiGLU   as in model.py, of 16,384 tokens. Bytes: each tensor is read or written once
 
-`share` is the share of the rate that this device reached minutes before in a bf16 product of
-8,192^3 (TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs,
-and in the backward pass with the results of the forward. A mask is made once per batch, so it is
-not timed. The row of an implementation that cannot run has its error. The goals for an H200 come
-last. The exit status is 1 if one of our own rows has an error.
+`share` is the share of the rate that this device reached minutes before in a bf16 product of 8,192^3
+(TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs, and in
+the backward pass with the results of the forward. A mask is made once per batch, so it is not timed.
+The row of an implementation that cannot run has its error. The goals for an H200 come last. The exit
+status is 1 if one of our own rows has an error.
 
 Writes bench/results/gpu-kernels.json.
 """
@@ -71,8 +71,7 @@ def compiled(f):
     return torch.compile(f, dynamic=False, backend=backend)
 
 def call_of(f, inputs, which):
-    """A function that runs one pass of f on copies of the inputs; some implementations overwrite
-    theirs.
+    """A function that runs one pass of f on copies of the inputs; some implementations overwrite theirs.
 
     which: 'forward'; 'backward', after a forward in the first call; or 'both', of a scalar f.
     """

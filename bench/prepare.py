@@ -51,8 +51,7 @@ HOP = 640 # samples per frame
 # interleave
 
 def random_documents(folder, n):
-    """n documents -> (units, runs, offsets, a WordsShard), with the words spread evenly over the
-    units.
+    """n documents -> (units, runs, offsets, a WordsShard), with the words spread evenly over the units.
 
     units and runs are the arrays of all documents one after another, runs the number of frames of
     each unit; document i is units[offsets[i]:offsets[i + 1]].

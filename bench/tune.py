@@ -1,6 +1,5 @@
 """
-Chooses the tiles of the Triton kernels by timing them on this GPU, and writes them into the
-kernels' files:
+Chooses the tiles of the Triton kernels by timing them on this GPU, and writes them into the kernels' files:
 
     python bench/tune.py            attention's CONFIGS for this architecture, and cross-entropy's BLOCK
                                     and WARPS
@@ -83,8 +82,7 @@ def fits(key, config):
                 if kernel.fn.__module__ == att.__name__]
     finally:
         att.CONFIGS = shipped
-    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too
-    # small.
+    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too small.
     needs_wgmma = sm >= 90 and (D != 256 or step == 'forward')
     return all(row['spills'] <= aot.SPILLS
                and row['shared'] <= aot.SHARED[sm]

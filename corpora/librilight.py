@@ -1,6 +1,5 @@
 """
-Libri-Light (https://github.com/facebookresearch/libri-light/tree/main/data_preparation): 60,000 h
-of read English.
+Libri-Light (https://github.com/facebookresearch/libri-light/tree/main/data_preparation): 60,000 h of read English.
 
     python -m corpora.librilight --download --root=data --subset=small      577 h; medium: 5,193 h, large: 51,934 h
     python tokenize_speech.py --corpus=librilight --audio=data/small --out=...
@@ -8,9 +7,9 @@ of read English.
     SUBSET/SPEAKER/BOOK/FILE.flac     a chapter, minutes to hours
     SUBSET/SPEAKER/BOOK/FILE.json     {"speaker", "book_meta": {...}, "snr", "voice_activity": [[start, end], ...], ...}
 
-Chapters are cut at the published voice activity (seconds) into pieces of at most a minute, as in
-the authors' cut_by_vad.py; unlike there, short pauses inside a piece stay, and one of more than 2 s
-ends it. There is no text and no validation part.
+Chapters are cut at the published voice activity (seconds) into pieces of at most a minute, as in the authors'
+cut_by_vad.py; unlike there, short pauses inside a piece stay, and one of more than 2 s ends it. There is no text and no
+validation part.
 """
 import json
 

@@ -7,8 +7,7 @@ LibriSpeech (https://www.openslr.org/12): 960 h of read English, with text.
     SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac
     SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt    a line "SPEAKER-CHAPTER-0000 WORDS IN CAPITALS" per utterance
 
-Text is lower-cased, as in SIMS: a TextLM has rarely seen text all in capitals. The checksums are
-those of torchaudio.
+Text is lower-cased, as in SIMS: a TextLM has rarely seen text all in capitals. The checksums are those of torchaudio.
 """
 import os
 

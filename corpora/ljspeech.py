@@ -1,6 +1,5 @@
 """
-LJ Speech 1.1 (https://keithito.com/LJ-Speech-Dataset): 24 h of one voice reading English, with
-text.
+LJ Speech 1.1 (https://keithito.com/LJ-Speech-Dataset): 24 h of one voice reading English, with text.
 
     python -m corpora.ljspeech --download --root=data --subset=1.1
     python tokenize_speech.py --corpus=ljspeech --audio=data/LJSpeech-1.1 --out=...
@@ -8,8 +7,7 @@ text.
     LJSpeech-1.1/metadata.csv      per utterance a line "LJ001-0001|as printed|as spoken"
     LJSpeech-1.1/wavs/LJ001-0001.wav
 
-The text is the one as spoken, with numbers and abbreviations in words. The checksum is that of
-torchaudio.
+The text is the one as spoken, with numbers and abbreviations in words. The checksum is that of torchaudio.
 """
 import os
 

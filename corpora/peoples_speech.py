@@ -1,6 +1,5 @@
 """
-The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 30,000 h of English,
-with text.
+The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 30,000 h of English, with text.
 
     hf download MLCommons/peoples_speech --repo-type dataset --include 'clean/train-*' --local-dir data/ps
     python tokenize_speech.py --corpus=peoples_speech --audio=data/ps/clean --out=...

@@ -1,6 +1,5 @@
 """
-SpokenSwag (https://huggingface.co/datasets/slprl/SpokenSwag): 67,900 triples (prompt, chosen,
-rejected), by Kokoro.
+SpokenSwag (https://huggingface.co/datasets/slprl/SpokenSwag): 67,900 triples (prompt, chosen, rejected), by Kokoro.
 
     hf download slprl/SpokenSwag --repo-type dataset --include 'data/train*' --local-dir data/swag
     python -m corpora.spokenswag --parquet=data/swag/data --out=data/spokenswag

@@ -1,6 +1,5 @@
 """
-A table of token folders (counts, lengths, fill of packed rows) and of units folders (hours, units a
-second).
+A table of token folders (counts, lengths, fill of packed rows) and of units folders (hours, units a second).
 
     python -m corpora.table --data=out                                          all folders below
     python -m corpora.table --data=out/tokens/a --block_size=512 --verify       also reads and checks every shard

@@ -1,6 +1,5 @@
 """
-The speech of the embedded corpus as tiny/build/speak.py writes it. The root is the folder of one
-part.
+The speech of the embedded corpus as tiny/build/speak.py writes it. The root is the folder of one part.
 
     python -m training.vocoder --corpus=tiny --audio=out/build/speech/stories --units=out/data/stories --out=...
 

@@ -1,6 +1,5 @@
 """
-VoxPopuli (https://github.com/facebookresearch/voxpopuli): the European Parliament, 24,100 h of it
-in English.
+VoxPopuli (https://github.com/facebookresearch/voxpopuli): the European Parliament, 24,100 h of it in English.
 
     python -m corpora.voxpopuli --download --root=data/voxpopuli --subset=en_v2    24,100 h; en: 4,500 h, plenaries
     python tokenize_speech.py --corpus=voxpopuli --audio=data/voxpopuli/raw_audios/en --out=...

@@ -7,8 +7,8 @@ Rows go to MODEL/eval.json.
         --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 and an LLM's marks
     python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER   word error rate of resynthesis
 
-Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even
-N, in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
+Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even N,
+in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
 continuation's units twice: after the prompt's units, as the papers measure it (rows /whole), and
 alone (rows /continuation). Scores of the transcripts:
 
@@ -23,10 +23,10 @@ alone (rows /continuation). Scores of the transcripts:
                  (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and
                  punctuation do not count.
 
-A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts
-are left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
-`repeated` counts the texts of which every bigram occurs again. samples_generation.jsonl has
-prompts, units, transcripts, each score and the judge's words.
+A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts are
+left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
+`repeated` counts the texts of which every bigram occurs again. samples_generation.jsonl has prompts,
+units, transcripts, each score and the judge's words.
 """
 import math
 import os
@@ -107,8 +107,7 @@ def load_asr(name, device):
     return Whisper(name, device).transcribe
 
 def load_llm(name, device):
-    """A function from texts to [(mean -log p per predicted token or None, predicted tokens)], by a
-    causal LM.
+    """A function from texts to [(mean -log p per predicted token or None, predicted tokens)], by a causal LM.
 
     Each text gets a blank before it, as Whisper writes texts and slamkit hands them on.
     """

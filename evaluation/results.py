@@ -6,8 +6,8 @@ eval.json of models: writing it without losing anything, reading it, showing it 
     MODEL/samples_TASK.jsonl    an item a line with its scores; what evaluation/compare.py reads
     MODEL/eval.1.json, ...      what would have been overwritten
 
-A row is TASK/PART/DIRECTION. A run leaves the rows of tasks that it does not measure, as long as
-the model's weights are the same.
+A row is TASK/PART/DIRECTION. A run leaves the rows of tasks that it does not measure, as long as the
+model's weights are the same.
 """
 import json
 from pathlib import Path
@@ -47,8 +47,7 @@ def read_eval(folder):
         raise Refused(f"{path}: not what eval.py writes ({type(e).__name__}: {e})") from None
 
 def store(folder, weights, results, samples, tasks, provenance):
-    """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; keeps what they replace
-    (keep_old).
+    """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; keeps what they replace (keep_old).
 
     weights: {file: sha256} of the model. results: {row: dict}. samples: {task: [dict]}.
     tasks: {task: notes}; one with the note 'not measured' does not replace an earlier measurement.

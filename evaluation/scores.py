@@ -59,8 +59,7 @@ def ratio_and_stderr(sums, counts):
     return float(ratio), float(math.sqrt(squares * n / max(n - 1, 1)) / total)
 
 def by_pair(items, won):
-    """{unit: mean of won over its items}: a unit is an item's `pair`, or the item itself where it
-    names none.
+    """{unit: mean of won over its items}: a unit is an item's `pair`, or the item itself where it names none.
 
     Raises Refused where two items without a pair have the same id.
     """
@@ -73,11 +72,9 @@ def by_pair(items, won):
     return {unit: float(np.mean(values)) for unit, values in won_of.items()}
 
 def accuracy(items, won):
-    """A row of eval.json, {'value', 'stderr', 'n', ...}, of items (dicts with id, perhaps pair and
-    type).
+    """A row of eval.json, {'value', 'stderr', 'n', ...}, of items (dicts with id, perhaps pair and type).
 
-    won: (n,). `plain` and `pairs` come only where items name pairs, `types` only where they have
-    types.
+    won: (n,). `plain` and `pairs` come only where items name pairs, `types` only where they have types.
     """
     units = by_pair(items, won)
     value, stderr = mean_and_stderr(list(units.values()))

@@ -1,6 +1,5 @@
 """
-Scores of texts: auto-BLEU and self-BLEU of bigrams with the tokenization of the papers' code, and
-word errors.
+Scores of texts: auto-BLEU and self-BLEU of bigrams with the tokenization of the papers' code, and word errors.
 """
 import math
 import re
@@ -8,8 +7,7 @@ from collections import Counter
 
 from speech.words import edit_distance
 
-# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit
-# follows.
+# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit follows.
 PUNCTUATION = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)')
 
 # Endings that are split off a word: 's, 'll, n't, ...
@@ -21,11 +19,9 @@ CONTRACTIONS = [re.compile(rf'\b({first})({second})', re.I) for first, second in
     ('got', r'ta\b'), ('lem', r'me\b'), ('more', r"'n\b"), ('wan', r'na(?=\s)'))]
 
 def words(text):
-    """Words of English text, cut as NLTK's NLTKWordTokenizer does (Penn Treebank): what auto-BLEU
-    is defined on.
+    """Words of English text, cut as NLTK's NLTKWordTokenizer does (Penn Treebank): what auto-BLEU is defined on.
 
-    A period is a word of its own only where the text ends: "It's a dog. It's" gives It 's a dog. It
-    's
+    A period is a word of its own only where the text ends: "It's a dog. It's" gives It 's a dog. It 's
     """
     text = re.sub(r'(^|[ (\[{<])("|\'\')', r'\1 `` ', text.strip()) # opening quotes
     text = re.sub(r"(?<!\.)\.(?=[\])}>\"'»”’ ]*$)", ' . ', text)
@@ -78,12 +74,11 @@ def _precision(i, counter, highest):
     return hits / counter.total()
 
 def self_bleu2(texts):
-    """For each text its BLEU-2 with all others as references, without smoothing; None where it has
-    no bigram.
+    """For each text its BLEU-2 with all others as references, without smoothing; None where it has no bigram.
 
-    BLEU-2 = brevity * sqrt(p_1 p_2). p_k: share of its k-grams that the references have, each
-    counted at most as often as in the one reference that has it most. brevity = exp(min(0, 1 - r /
-    c)), where c is the text's length and r the reference length nearest to c, the shorter of two.
+    BLEU-2 = brevity * sqrt(p_1 p_2). p_k: share of its k-grams that the references have, each counted at
+    most as often as in the one reference that has it most. brevity = exp(min(0, 1 - r / c)), where c is
+    the text's length and r the reference length nearest to c, the shorter of two.
     """
     tokens = [words(text) for text in texts]
     unigrams = [Counter(t) for t in tokens]

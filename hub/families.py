@@ -236,11 +236,9 @@ class GPTConfig:
 
     @classmethod
     def from_hf(cls, hf, path='config.json'):
-        """The GPTConfig of a Hugging Face config.json (a dict), from transformers 4 or 5 or of
-        slprl/*.
+        """The GPTConfig of a Hugging Face config.json (a dict), from transformers 4 or 5 or of slprl/*.
 
-        Refuses, naming path, a family or setting that the decoder does not have and a key that is
-        missing.
+        Refuses, naming path, a family or setting that the decoder does not have and a key that is missing.
         """
         if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
             hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}

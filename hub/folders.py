@@ -148,8 +148,7 @@ def write_weights(folder, tensors, dtype):
 # reading
 
 def read_weights(folder, tensors, tied, prefix):
-    """Fills tensors, {name: view}, from the folder's files; refused unless each is filled exactly
-    once.
+    """Fills tensors, {name: view}, from the folder's files; refused unless each is filled exactly once.
 
     tied    {name of a copy that some files have: name of the tensor that it must equal}
     prefix  what the names in files may leave out

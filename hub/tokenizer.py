@@ -83,12 +83,10 @@ def _split_regex(spec):
     return split['pattern'].get('Regex')
 
 def _as_tiktoken(spec):
-    """tiktoken (four to ten times as fast) for a tokenizer.json laid out as Qwen2.5's, Llama-3's,
-    tiny's; else None.
+    """tiktoken (four to ten times as fast) for a tokenizer.json laid out as Qwen2.5's, Llama-3's, tiny's; else None.
 
-    tiktoken joins the pair whose result has the lowest id; tokenizers the pair that stands first in
-    its list of merges. These are the same when the list's results come in order of id and its
-    merges lead to each (Qwen2.5: all do).
+    tiktoken joins the pair whose result has the lowest id; tokenizers the pair that stands first in its list of merges.
+    These are the same when the list's results come in order of id and its merges lead to each (Qwen2.5: all do).
     """
     regex = _split_regex(spec)
     if regex is None:
@@ -105,14 +103,13 @@ def _as_tiktoken(spec):
 # ----------------------------------------------------------------------------------------------------------------
 
 class TextTokenizer:
-    """The text tokenizer of a local folder or a hub id, with no special token ever parsed from
-    text.
+    """The text tokenizer of a local folder or a hub id, with no special token ever parsed from text.
 
     .size    number of ids (n_text of a Vocab)      .first   ids put before a document (a BOS or none)
     .hash    names ids and splitting                .eot     the id that ends a document, or None
 
-    The folder of a joint model will do as well: its units are left out, so size and hash are those
-    of the text tokenizer below.
+    The folder of a joint model will do as well: its units are left out, so size and hash are those of the text
+    tokenizer below.
     """
 
     def __init__(self, folder):
@@ -134,8 +131,7 @@ class TextTokenizer:
         markup = [(token['content'], token['id']) for token in added]
         self.hash = short_hash([spec['model']['vocab'], _merges(spec['model']), spec['normalizer'],
                                 spec['pre_tokenizer'], markup, self.first, self.eot])
-        # Text must not turn into added tokens, except for the runs of blanks that GPT-NeoX and
-        # Gemma have there.
+        # Text must not turn into added tokens, except for the runs of blanks that GPT-NeoX and Gemma have there.
         for token in added:
             token['special'] = token['special'] or not token['content'].isspace()
         spec |= {'added_tokens': added, 'post_processor': None, 'truncation': None, 'padding': None}
@@ -173,8 +169,7 @@ class TextTokenizer:
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token
 
 def export_tokenizer(folder, vocab, out_dir):
-    """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives
-    exactly our ids.
+    """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives exactly our ids.
 
     joint    the text tokenizer of `folder` with <Un0>..<Un{K-1}>, <speech>, <text> added
     text     the text tokenizer of `folder`

@@ -1,6 +1,5 @@
 """
-The report of the papers' claims, from finished runs: verdicts as Markdown, a figure, every run as
-csv.
+The report of the papers' claims, from finished runs: verdicts as Markdown, a figure, every run as csv.
 
     python -m papers.report          -> out/papers/claims.{json,md,png} and runs.csv
 

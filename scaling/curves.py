@@ -1,7 +1,7 @@
 """
-What can be fitted to the finished runs of a scaling study, in numpy alone: iso-FLOP curves, the
-loss over sizes and tokens, and a metric over compute. scaling.fit, scaling.predict and
-scaling.figures print and draw these fits.
+What can be fitted to the finished runs of a scaling study, in numpy alone: iso-FLOP curves, the loss
+over sizes and tokens, and a metric over compute. scaling.fit, scaling.predict and scaling.figures
+print and draw these fits.
 
     isoflop    y = c0 + c1 x + c2 x^2, x = ln N, for each budget C by least squares; N_opt at its vertex;
                over the budgets ln N_opt = ln G + p ln C, and D_opt = C / (6 N_opt)

@@ -1,6 +1,5 @@
 """
-The finished runs of a scaling study, and the rows of published tables, read into one form: a list
-of Run.
+The finished runs of a scaling study, and the rows of published tables, read into one form: a list of Run.
 
 A run is a folder with settings.json and log.jsonl (train.py) and eval.json (eval.py); a suite is a
 folder with the runs.jsonl of scaling.plan. Published tables are .json files like

@@ -222,8 +222,7 @@ def _check_readable(file, path):
         raise BadAudio('EMPTY', path, "0 bytes")
 
 def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
-    """File (from start to end, in seconds) -> blocks of float32 mono at `rate`, about a minute
-    each.
+    """File (from start to end, in seconds) -> blocks of float32 mono at `rate`, about a minute each.
 
     Raises BadAudio: at once where the file cannot be opened, after the last block where it is
     incomplete.

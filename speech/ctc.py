@@ -1,7 +1,6 @@
 """
-Forced alignment: when each word of a known text is said, by any CTC model. Also what
-speech/whisper.py shares: audio in pieces that a model can take, and the best monotone path through
-frames.
+Forced alignment: when each word of a known text is said, by any CTC model. Also what speech/whisper.py shares:
+audio in pieces that a model can take, and the best monotone path through frames.
 
     CTC('facebook/wav2vec2-base-960h').align([wave, ...], [text, ...])
                                                           -> [(words, starts, ends, reason), ...]

@@ -292,8 +292,7 @@ class Mimi:
 # the encoder
 
 def windows(blocks, step, window, margin):
-    """Cuts a wave that comes in blocks; yields (first frame, keep_from, keep_to, samples) of each
-    window.
+    """Cuts a wave that comes in blocks; yields (first frame, keep_from, keep_to, samples) of each window.
 
     window and margin are in frames. Of a window, the frames keep_from..keep_to-1 are used, counted
     from its own first. The samples behind the last complete frame belong to the last window.

@@ -75,8 +75,7 @@ def _first_centroids(x, K, generator):
 
 @torch.inference_mode()
 def fit_kmeans(x, K, seed=0, iterations=100, tolerance=1e-4):
-    """float32 x (n, C), n >= K -> centroids (K, C) and the mean squared distance to the nearest of
-    them.
+    """float32 x (n, C), n >= K -> centroids (K, C) and the mean squared distance to the nearest of them.
 
     k-means++ and Lloyd's algorithm on x's device, until the mean squared distance falls by less
     than `tolerance` of itself. Sums are products with 0/1 matrices, not atomic additions: the same

@@ -80,8 +80,7 @@ def _read_shard(folder, K):
     return units, runs, offsets, meta
 
 class Units:
-    """A units folder, checked. len(u) documents; u[i] -> (units, runs); u.meta[i]; u.find(id) -> i;
-    u.info.
+    """A units folder, checked. len(u) documents; u[i] -> (units, runs); u.meta[i]; u.find(id) -> i; u.info.
 
     u.units, u.runs, u.offsets are lists with one memory-mapped array a shard; shard s begins with
     document u.first[s].

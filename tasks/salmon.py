@@ -1,12 +1,10 @@
 """
-SALMon (Maimon et al. 2024, arXiv 2409.07437): does the model prefer speech whose acoustics are
-consistent?
+SALMon (Maimon et al. 2024, arXiv 2409.07437): does the model prefer speech whose acoustics are consistent?
 
     ROOT/PART/sample_N_0.wav    the right one
     ROOT/PART/sample_N_1.wav    the same with a speaker, gender, room, background or sentiment that does not fit
 
-All eight parts must be there. Each part's score is a row of its own, and there is no mean over
-parts.
+All eight parts must be there. Each part's score is a row of its own, and there is no mean over parts.
 """
 import re
 from pathlib import Path

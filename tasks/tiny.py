@@ -1,13 +1,10 @@
 """
-The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder
-(tiny/unpack.py makes it).
+The embedded benchmark: spoken StoryCloze items of tiny/stories.py, as a units folder (tiny/unpack.py makes it).
 
-A story's context is two sentences. A model should find its right ending more likely than a wrong
-one:
+A story's context is two sentences. A model should find its right ending more likely than a wrong one:
     ssc  the wrong ending contradicts the context, with the same names and words
     tsc  the wrong ending is the right one of another story (topic)
-Items m00000.. are in the voice of the training stories, u00000.. in a voice that no training data
-has. Documents:
+Items m00000.. are in the voice of the training stories, u00000.. in a voice that no training data has. Documents:
     ITEM/context, ITEM/right, ITEM/wrong, ITEM/topic                       each segment alone: across modalities
     ITEM/context+right, ITEM/context+wrong, ITEM/context+topic             the joined wave: speech to speech
 """
@@ -16,11 +13,10 @@ from configurator import Refused
 VOICES = {'m': 'main', 'u': 'unseen'}
 
 def pairs(corpus):
-    """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong are
-    candidates:
+    """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong are candidates:
 
-    {'prompt': (text, units), 'ending': (text, units), 'joined': (units, index of the ending's first
-    unit)} Raises Refused if an item lacks a document: pairs are matched by name, never by position.
+    {'prompt': (text, units), 'ending': (text, units), 'joined': (units, index of the ending's first unit)}
+    Raises Refused if an item lacks a document: pairs are matched by name, never by position.
     """
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})

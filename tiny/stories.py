@@ -360,8 +360,7 @@ def _fill(rng, slots):
     phrases = {}
     for names, separator, source, *_, rows in _SLOT.findall(slots):
         if rows:
-            # 'kx,jy:WIND': an entry has a clue, its answer, the other clue and its answer. Either
-            # clue may be told.
+            # 'kx,jy:WIND': an entry has a clue, its answer, the other clue and its answer. Either clue may be told.
             row = pick(rng, LISTS[rows]).split('/')
             phrases |= zip('kxjy', row if rng.random() < 0.5 else row[2:] + row[:2])
         elif separator == '/':
@@ -427,8 +426,7 @@ def _tell(draft, id):
 # drawing many
 
 def stories(split, n, seed=1):
-    """Yields the first n distinct stories of a split ('train' or 'eval'). A smaller n gives the
-    beginning of a larger.
+    """Yields the first n distinct stories of a split ('train' or 'eval'). A smaller n gives the beginning of a larger.
 
     Raises Refused for any other split.
     """

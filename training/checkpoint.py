@@ -1,6 +1,5 @@
 """
-Training state that survives a kill at any moment, and resumes to the bit. Used by train.py and
-dpo.py.
+Training state that survives a kill at any moment, and resumes to the bit. Used by train.py and dpo.py.
 
     out/x/step-N/               written as step-N.tmp/, every file fsynced, renamed, the parent fsynced
       config.json, model.safetensors, ...   the model as a Hugging Face folder, float32: the master weights themselves
@@ -201,8 +200,7 @@ def digest(hashes):
 def find(out_dir, identity, place):
     """The folder to continue from, or None for a new run. Refused if out_dir holds another run.
 
-    Rank 0 reads every byte of a checkpoint to verify it; the others wait for the step that it
-    found.
+    Rank 0 reads every byte of a checkpoint to verify it; the others wait for the step that it found.
     """
     step = NEW_RUN
     error = None
@@ -261,8 +259,7 @@ class Run(NamedTuple):
         return torch.autocast(self.place.device.type, torch.bfloat16, enabled=enabled)
 
 def open_run(cfg, may_change, place, stop_signals, vocab, tokenizer, inputs):
-    """The Run of these settings, from its newest checkpoint on; says whether it continues or is
-    done.
+    """The Run of these settings, from its newest checkpoint on; says whether it continues or is done.
 
     may_change: names of the settings that may differ from those of the earlier start
     """

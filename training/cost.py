@@ -7,8 +7,8 @@ step. train.py --memory, scaling/ and bench/plan.py share these formulas.
                 hides behind no product, and the optimizer
 
 Matrix products run at `efficiency` of the chip's peak, which is what attention, norms and launches
-leave. It is an assumption until bench/training.py measures it. Communication runs at 0.8 of what
-the links carry. Between nodes it uses all links of a node at once, as NCCL's rings do.
+leave. It is an assumption until bench/training.py measures it. Communication runs at 0.8 of what the
+links carry. Between nodes it uses all links of a node at once, as NCCL's rings do.
 """
 from typing import NamedTuple
 
@@ -45,8 +45,7 @@ def _bytes_of(dtype):
     return word, master
 
 def _saved_per_token(cfg, word, stream):
-    """Bytes of a token that a layer saves for the backward, {recompute: bytes}; bytes a norm saves
-    of a channel.
+    """Bytes of a token that a layer saves for the backward, {recompute: bytes}; bytes a norm saves of a channel.
 
     word, stream: bytes of a number in a product, and in the row x between layers.
     """
@@ -67,8 +66,7 @@ def _saved_per_token(cfg, word, stream):
         'full': C * stream}, norm
 
 def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none'):
-    """Bytes on each GPU while train.py trains a model with micro-batches of `tokens` tokens, by
-    part.
+    """Bytes on each GPU while train.py trains a model with micro-batches of `tokens` tokens, by part.
 
     weights, gradients, moments: exact; with FSDP, of a shard
     copies    of the weights in bf16, exact; FSDP gathers two layers at a time
@@ -128,8 +126,7 @@ def step_time(cfg, chip, world, batch_tokens, tokens, keys, parallel='ddp', dtyp
     ring = (world - 1) / world / (LINKS * slowest) # seconds a byte
     word, master = _bytes_of(dtype)
     if parallel == 'fsdp':
-        # Each micro-batch gathers weights for the forward and the backward and sums float32
-        # gradients.
+        # Each micro-batch gathers weights for the forward and the backward and sums float32 gradients.
         communication = n_micro * n_params * (2 * word + 4) * ring
         exposed = max(0.0, communication - n_micro * products)
     else:

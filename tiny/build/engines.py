@@ -1,6 +1,5 @@
 """
-The engines of tiny/build/speak.py, Piper and Kokoro, and which of the phones they say belong to
-which word.
+The engines of tiny/build/speak.py, Piper and Kokoro, and which of the phones they say belong to which word.
 
     phonemize = Phonemizer()                            a sentence -> espeak's phones
     spans = word_tokens(sentence, phones, phonemize)    the phones of each word
@@ -21,8 +20,7 @@ durations sum to the samples of the wave, so word times need no aligner:
     joined words    espeak merges some words ("was a" -> wʌzɐ). The last word takes the phones it is
                     known by.
 
-Piper's noise comes from rng, in place of the unseeded nodes of its graph. Kokoro's graph has no
-noise.
+Piper's noise comes from rng, in place of the unseeded nodes of its graph. Kokoro's graph has no noise.
 """
 import json
 import re
@@ -52,8 +50,7 @@ class Unspeakable(ValueError):
 
 PUNCTUATION = '.,:;!?'
 STRESS = 'ˈˌ'
-# How espeak says words within a sentence, if it says them differently alone. Longer forms come
-# first.
+# How espeak says words within a sentence, if it says them differently alone. Longer forms come first.
 WEAK = {
     'a': ('ɐ', 'ə'), 'an': ('ən', 'ɐn'), 'the': ('ðɪʲ', 'ðɪ', 'ðə'), 'to': ('tʊ', 'tə'),
     'of': ('əv',), 'for': ('fɚɹ', 'fɚ'), 'be': ('biː', 'bi'), 'been': ('bɪn',),
@@ -92,8 +89,7 @@ def split_join(phones, words, phonemize):
         return [0]
     for tail in phonemize.forms(words[-1]):
         if bare(phones).endswith(tail) and len(tail) < len(bare(phones)):
-            # Walk back over the phones of the tail and the stress mark that precedes its first
-            # syllable.
+            # Walk back over the phones of the tail and the stress mark that precedes its first syllable.
             remaining = len(tail)
             begin = len(phones)
             while remaining or phones[begin - 1] in STRESS:
@@ -265,8 +261,7 @@ class Kokoro:
         self.session = _session(model)
 
     def __call__(self, phones, voice, rng):
-        # Kokoro lacks the mark of a syllabic consonant. A schwa before it keeps the number of
-        # tokens.
+        # Kokoro lacks the mark of a syllabic consonant. A schwa before it keeps the number of tokens.
         phones = re.sub('(.)\u0329', r'ə\1', phones)
         if not set(phones) <= set(self.ids):
             raise Unspeakable('phone unknown to the voice')

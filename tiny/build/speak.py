@@ -33,8 +33,8 @@ with the direct path at sample 0, so word times do not move), noise at 10-30 dB 
     DIR/info.json            counts and how it was made; written last
 
 Shard k depends on these settings and on k alone. Finished shards are skipped, so an interrupted run
-can go on. Piper's noise is drawn from (seed, document, sentence); Kokoro has none. With one thread
-per model, the same machine repeats its bytes; other processors may round differently.
+can go on. Piper's noise is drawn from (seed, document, sentence); Kokoro has none. With one thread per
+model, the same machine repeats its bytes; other processors may round differently.
 """
 import hashlib
 import json
@@ -112,11 +112,9 @@ class Config:
 # a sentence, a document
 
 def say(engine, phonemize, sentence, voice, rng):
-    """One sentence: its wave (float32, 16 kHz) and the starts and ends of its words in samples.
-    Raises Unspeakable.
+    """One sentence: its wave (float32, 16 kHz) and the starts and ends of its words in samples. Raises Unspeakable.
 
-    engine.rate is its sample rate, engine.lag the number of samples by which its durations trail
-    its sound.
+    engine.rate is its sample rate, engine.lag the number of samples by which its durations trail its sound.
     """
     phones = phonemize(sentence)
     spans = word_tokens(sentence, phones, phonemize)

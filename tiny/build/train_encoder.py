@@ -122,8 +122,7 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, wave):
         frames = len(wave) // HOP
-        # With the second of silence there may be at most 30 s: that is how many positions Whisper
-        # has.
+        # With the second of silence there may be at most 30 s: that is how many positions Whisper has.
         wave = np.pad(wave, (0, RATE))
         encoder = self.encoder
         h = F.gelu(encoder.conv1(log_mel(self.mel, wave)))
@@ -442,8 +441,7 @@ def train(cfg):
     saved = seconds
     losses = []
     while seconds < 60 * cfg.minutes:
-        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of
-        # it.
+        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of it.
         progress = seconds / 60 / cfg.minutes
         factor = min((step + 1) / 200, 0.505 + 0.495 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
