@@ -65,7 +65,7 @@ class Config:
         if self.workers < 1:
             raise Refused(f"workers = {self.workers}: expected 1 or more")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sources of words: functions (shard, metas) -> [(words, starts, ends, reason)], one tuple for each
 # document of the shard, times in samples. A document with a reason, such as NO_AUDIO, is refused.
 
@@ -179,7 +179,7 @@ def open_source(cfg, shards):
                           "--ctc=MODEL (aligns the text) or --whisper=MODEL (transcribes the audio)")
     return corpus_words, None
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the run
 
 def align_shard(metas, docs, max_word_error=0.3):

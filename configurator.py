@@ -30,7 +30,7 @@ from typing import get_args, get_type_hints
 class Refused(ValueError):
     """Bad input. The message is the one line the user sees: what, where, what was expected, what to do."""
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # settings
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

@@ -8,20 +8,22 @@ A token folder (ShardWriter, Shards) holds NAME_000000.bin, ... and index.json. 
     tokens      uint16 if the vocabulary has at most 65,536 ids, else uint32; zeros up to a multiple of 8 bytes
     ends        int64 (documents,): where each document ends, in tokens
 
-A shard is written to NAME.bin.tmp, fsynced and renamed. index.json (sha256, counts and largest id of each shard, the
-vocabulary, the settings) comes last: a folder without it is unfinished. Shards are memory-mapped, so never edit one
-that a run has open.
+A shard is written to NAME.bin.tmp, fsynced and renamed. index.json (sha256, counts and largest id
+of each shard, the vocabulary, the settings) comes last: a folder without it is unfinished. Shards
+are memory-mapped, so never edit one that a run has open.
 
-Packing (pack): a row holds T tokens of one source. Longer documents are cut into pieces of T and a remainder. The
-remainders go into rows by best fit, longest first, in groups of equal length, so that their number hardly matters.
-Rows are cut up to fill others only where less than 99.5 % of all places would hold a token. A row is
+Packing (pack): a row holds T tokens of one source. Longer documents are cut into pieces of T and a
+remainder. The remainders go into rows by best fit, longest first, in groups of equal length, so
+that their number hardly matters. Rows are cut up to fill others only where less than 99.5 % of all
+places would hold a token. A row is
 
     tokens[t]      ids; zeros behind the last piece
     doc_start[t]   index in the row where token t's piece begins: attention and positions start there
     targets[t]     tokens[t + 1] if it belongs to the same piece, else -100
 
-Mixture (Loader): row g of a run is a pure function of (seed, g). Sources alternate so that after any number of rows
-each is within one row of its share. A source's rows are permuted anew each epoch; all are read before any is repeated.
+Mixture (Loader): row g of a run is a pure function of (seed, g). Sources alternate so that after
+any number of rows each is within one row of its share. A source's rows are permuted anew each
+epoch; all are read before any is repeated.
 """
 import fcntl
 import hashlib
@@ -49,7 +51,7 @@ MAX_T = 65535    # the longest row: lengths are sorted as uint16
 IGNORE = -100    # cross-entropy's "no target here"
 PERIOD = 10_000  # the order of the sources repeats after so many rows at most
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # writing
 
 class ShardWriter:
@@ -58,8 +60,9 @@ class ShardWriter:
         with ShardWriter('out/tokens/train/text', 'text', vocab, record(cfg)) as writer:
             writer.add(tokens, lengths)   # 1-D ids of many documents, and the length of each
 
-    A longer document has a shard of its own. The bytes depend on the documents alone, not on how add gets them. A
-    folder that is complete or that another process is writing is refused; what a killed writer left is deleted.
+    A longer document has a shard of its own. The bytes depend on the documents alone, not on how
+    add gets them. A folder that is complete or that another process is writing is refused; what a
+    killed writer left is deleted.
     """
 
     def __init__(self, folder, name, vocab, record=None, shard_tokens=2**28):
@@ -172,7 +175,7 @@ class ShardWriter:
             os.unlink(f'{self.path}.tmp')
         os.close(self.lock)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading
 
 def read_index(folder):
@@ -263,7 +266,8 @@ class Shards:
                     self.shards.append(shard)
         if not self.shards:
             raise Refused(f"{self.name}: no documents")
-        # first[s]: the first token of shard s in the source's stream, which is all its shards end to end
+        # first[s]: the first token of shard s in the source's stream, which is all its shards end
+        # to end
         self.first = np.cumsum([0, *(len(shard.tokens) for shard in self.shards)])
         self.tokens = int(self.first[-1])
         self.documents = sum(len(shard.ends) for shard in self.shards)
@@ -302,7 +306,8 @@ class Shards:
     def plan(self, T):
         """pack(self.lengths, T), cached beside the first folder's shards under the hash of all shards' content."""
         path = self.folder / f'plan_T{T}_{self.hash[:16]}'
-        # The ranks of a run come here together: the first to lock the folder packs, the others map its result.
+        # The ranks of a run come here together: the first to lock the folder packs, the others map
+        # its result.
         lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -332,7 +337,7 @@ def check_names(data):
     if len(set(names)) < len(names):
         raise Refused(f"data={data}: two folders have the same last name, by which losses are told apart; rename one")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # packing
 
 class Plan(NamedTuple):
@@ -382,15 +387,16 @@ def pack(lengths, T):
     if not 2 <= T <= MAX_T:
         raise Refused(f"block_size {T}, expected 2..{MAX_T}")
     ends = np.cumsum(lengths, dtype=np.int64)
-    # Pieces of T tokens fill a row each; `long` is the document of each, `nth` the number of the piece in it.
+    # Pieces of T tokens fill a row each; `long` is the document of each, `nth` the number of the
+    # piece in it.
     n_full = lengths // T
     long = np.repeat(np.flatnonzero(n_full), n_full[n_full > 0])
     nth = np.arange(len(long)) - np.searchsorted(long, long)
     start = [ends[long] - lengths[long] + nth * T]
     length = [np.full(len(long), T, dtype=np.int32)]
     n_pieces = [np.ones(len(long), dtype=np.int64)]
-    # Remainders share rows. `document` lists the documents by remainder (uint16: a radix sort), in random order where
-    # that is equal, so that neighbors of the corpus are not packed together.
+    # Remainders share rows. `document` lists the documents by remainder (uint16: a radix sort), in
+    # random order where that is equal, so that neighbors of the corpus are not packed together.
     rest = (lengths - n_full * T).astype(np.uint16)
     document = np.empty(len(rest), dtype=np.int32 if len(rest) < 2**31 else np.int64)
     for first in range(0, len(rest), 2**16): # in chunks, whose temporaries are small
@@ -424,8 +430,8 @@ def _cut_to_fill(rows, start, length, T):
     is_emptied[rows_by_fill[:n_emptied]] = True
     row = np.repeat(np.arange(len(tokens_in)), np.diff(rows)) # (pieces,)
     stays = ~is_emptied[row]
-    # Lay the emptied rows' tokens end to end and pour them into the free places of the other rows, the emptiest row
-    # first. The stream is cut wherever a piece ends or a row is full.
+    # Lay the emptied rows' tokens end to end and pour them into the free places of the other rows,
+    # the emptiest row first. The stream is cut wherever a piece ends or a row is full.
     poured = length[~stays]
     stream_ends = np.cumsum(poured, dtype=np.int64)
     filled_rows = rows_by_fill[n_emptied:]
@@ -444,7 +450,7 @@ def _cut_to_fill(rows, start, length, T):
     length = np.concatenate([length[stays], (new_ends - new_begins).astype(np.int32)])[order]
     return Plan(rows, start, length, np.int64(len(new_ends) - len(poured)))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # order
 
 def permute(i, n, *key):
@@ -471,8 +477,9 @@ def permute(i, n, *key):
 def _schedule(weights):
     """The source of each row of one period (P,), and how many rows of each source come before it (P + 1, sources).
 
-    The period is the shortest that meets the weights exactly, at most PERIOD rows, where shares are rounded. Each row
-    goes to the earliest deadline among the sources that are not ahead: each stays within a row of its share.
+    The period is the shortest that meets the weights exactly, at most PERIOD rows, where shares are
+    rounded. Each row goes to the earliest deadline among the sources that are not ahead: each stays
+    within a row of its share.
     """
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     rows_in = np.outer(np.arange(1, PERIOD + 1), share) # (period, source)
@@ -494,7 +501,8 @@ def _schedule(weights):
     return np.array(order), np.array(rows_before)
 
 class Loader:
-    """Rows of several sources, mixed by weight. Row g is a pure function of (seed, g): any world size takes its slice.
+    """Rows of several sources, mixed by weight. Row g is a pure function of (seed, g): any world
+    size takes its slice.
 
     sources: list of Shards; weights: share of the rows, None for equal ones. .identity must be equal on resume.
     """

@@ -125,7 +125,7 @@ class Config:
         """Rows a step over all ranks, as train.py's loop counts them: a pair is a row."""
         return self.batch
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading pairs
 
 def read_units(folder, vocab):
@@ -189,7 +189,7 @@ def check_texts(cfg, name, item):
     if not all(item[part][0] for part in parts if part in item):
         raise Refused(f"{name}: has no text, which {reason}")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # documents and batches
 
 def join_units(prompt, completion):
@@ -321,7 +321,7 @@ def fetch(pairs, cfg, step, rank, world, device):
     n_pairs = torch.tensor(cfg.batch // world, dtype=torch.float64)
     return micro_batches, to_device(n_pairs, device), attended_keys
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reference and loss
 
 @torch.no_grad()
@@ -399,7 +399,7 @@ class DPOObjective(torch.nn.Module):
         means = {name: x / max(n_pairs, 1) for name, x in sums.items()}
         return means | {'kl': kl / max(n_targets, 1), 'targets': int(n_targets)}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def total_steps(cfg, n):
     """The number of steps that the budget buys with n pairs; None if the budget is wall time."""
@@ -460,7 +460,8 @@ def load_with_reference(run, init, inputs, sets, steps):
             with atomically(path) as tmp:
                 save_file(arrays, tmp, _metadata(key, arrays))
 
-    # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in memory.
+    # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in
+    # memory.
     if run.folder:
         model = None
     return model or cast_weights(load_model(run.folder or init, cfg, device), cfg)

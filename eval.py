@@ -6,8 +6,9 @@ Measure models: likelihood tasks and held-out loss. Numbers go to MODEL/eval.jso
     python eval.py --model=out/x --tasks=all --root=bench --data=          each task whose data is at bench/TASK
     python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
 
-Tasks (tasks/*.py) give items, pairs of a right and a wrong candidate. An item is measured in every direction that it
-has the parts for and that the model's vocabulary can read. A candidate becomes a document of ids:
+Tasks (tasks/*.py) give items, pairs of a right and a wrong candidate. An item is measured in every
+direction that it has the parts for and that the model's vocabulary can read. A candidate becomes a
+document of ids:
 
     S      units of the whole wave             (joint: without separator, as in the speech-only training source;
                                                speech: bos units bos, the last of which counts, as in slamkit)
@@ -15,17 +16,19 @@ has the parts for and that the model's vocabulary can read. A candidate becomes 
     T->S   <text> context <speech> units of the ending
     T      text                                (as in the text-only training source)
 --lead=separator puts <speech> or <text> before S and T of a joint model, as slamkit's cross-modal S->S and T->T do.
-(slamkit also joins texts without the blank that stands between words here and in training.) --lead=bos puts the
-model's bos before documents whose tokenizer puts nothing there.
+(slamkit also joins texts without the blank that stands between words here and in training.)
+--lead=bos puts the model's bos before documents whose tokenizer puts nothing there.
 
-An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when they are equal, else 0.
-`value` takes the mean over the document's predicted tokens (SIMS, Slam), `sum` the sum, and `ending` the mean over
-the ending's tokens, if the task says where it begins. evaluation/scores.py has the averages over items and stderr.
-An item with an empty document (audio shorter than one unit) is `invalid`: counted and listed, never scored. Items
-longer than the model's positions are refused, not cut.
+An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when they
+are equal, else 0. `value` takes the mean over the document's predicted tokens (SIMS, Slam), `sum`
+the sum, and `ending` the mean over the ending's tokens, if the task says where it begins.
+evaluation/scores.py has the averages over items and stderr. An item with an empty document (audio
+shorter than one unit) is `invalid`: counted and listed, never scored. Items longer than the model's
+positions are refused, not cut.
 
-Loss: nats per token on CORPUS/val/SOURCE, for all tokens and for each modality, with whole documents; stderr over
-documents. bits_per_second = loss of units / ln 2 * units per second of the corpus' speech: it compares encoders.
+Loss: nats per token on CORPUS/val/SOURCE, for all tokens and for each modality, with whole
+documents; stderr over documents. bits_per_second = loss of units / ln 2 * units per second of the
+corpus' speech: it compares encoders.
 """
 import functools
 import json
@@ -101,7 +104,7 @@ LEADS = ('none', 'separator', 'bos')
 SIDES = ('right', 'wrong')
 SAMPLE_KEYS = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item, copied to samples_TASK.jsonl
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # items
 
 def read_items(cfg, name, vocab):
@@ -157,9 +160,10 @@ def _all_with_units(items, entries):
 def encoded(items, open_cache):
     """Items with units in place of audio, and {'audio': n files, 'resampled': n not at 16 kHz}.
 
-    open_cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate has 'prompt' and
-    'ending', each (text, audio), and 'joined', the audio of both; what it does not have is None or absent. Audio
-    becomes units, joined becomes (units, index of the ending's first unit or None).
+    open_cache() gives the UnitCache. An item has the candidates 'right' and 'wrong'. A candidate
+    has 'prompt' and 'ending', each (text, audio), and 'joined', the audio of both; what it does not
+    have is None or absent. Audio becomes units, joined becomes (units, index of the ending's first
+    unit or None).
     """
     audios = {} # a set that keeps the order
     for candidate in [item[side] for item in items for side in SIDES]:
@@ -176,7 +180,7 @@ def without_audio(items):
     """The same items for a model that reads text alone: nothing is encoded."""
     return _all_with_units(items, {})
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # likelihood tasks
 
 def is_empty(direction, candidate):
@@ -278,7 +282,7 @@ def measure_task(cfg, name, model, vocab, tokenizer, open_cache):
         samples += lines
     return results, samples, {'score': SCORE, 'lead': 'bos' if vocab.kind == 'speech' else cfg.lead, **notes}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # held-out loss
 
 def held_out_loss(model, vocab, corpus, row_tokens, max_documents):
@@ -337,7 +341,7 @@ def measure_losses(cfg, model, vocab):
         raise Refused(f"{cfg.data}: no val/SOURCE shards that a {vocab.kind} model reads; interleave.py writes them")
     return results
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the run
 
 def measure(cfg, folder, device):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from configurator import Refused, script_name
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # whole or absent
 
 def _fsync(path):
@@ -51,8 +51,9 @@ def atomically(path, mark=''):
         with atomically('out/info.json') as tmp:
             tmp.write_text(...)
 
-    A file replaces the old one; a folder's name must be free. If the block fails, nothing is left behind.
-    mark: part of the temporary name, `path`MARK.tmp, where several processes may write the same file at once.
+    A file replaces the old one; a folder's name must be free. If the block fails, nothing is left
+    behind. mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
+    same file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def sha256(path):
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # how it was made
 
 def _git(*args):
@@ -106,13 +107,14 @@ def record(cfg):
     command = ' '.join([script_name(), *sys.argv[1:]])
     return {'command': command, 'settings': asdict(cfg), 'commit': _commit(), 'versions': versions}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # JSON
 
 def read_json(folder, name, script):
     """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines' objects.
 
-    script: what writes the file, for the message that refuses a missing one. Anything but JSON objects is refused too.
+    script: what writes the file, for the message that refuses a missing one. Anything but JSON
+    objects is refused too.
     """
     path = Path(folder) / name
     try:
@@ -170,7 +172,7 @@ def write_lines(path, dicts):
     """Writes a JSON object a line."""
     Path(path).write_text(''.join(json.dumps(d) + '\n' for d in dicts), encoding='ascii')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shards
 
 def write_shard(dir, index, arrays, lines):
@@ -204,7 +206,7 @@ def read_array(path, dtype):
         raise Refused(f"{path}: {array.dtype} of shape {array.shape}, expected one row of {np.dtype(dtype)}")
     return array
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # while working
 
 def unlisted(error):

@@ -1,7 +1,7 @@
 """
 Units + words + text -> token shards: text, speech, interleaved and textless documents.
 
-    python interleave.py --units=out/units/stories,out/units/talk --out=out/tokens/tiny --eot=True
+    python interleave.py --units=out/units/stories,out/units/talk --out=out/tokens/tiny --eot
     python interleave.py --units=out/units/stories --show=s000012        prints one document with its spans
 
 OUT/{train,val}/SOURCE/ holds the shards (data.py has the format), OUT/info.json the counts. The sources:
@@ -18,10 +18,11 @@ OUT/{train,val}/SOURCE/ holds the shards (data.py has the format), OUT/info.json
         if a word of s..e-1 is spoken already: draw both again
         words s..e-1 become spoken; words s..e are no longer eligible
 
-Draw j of a document is one 64-bit hash of (seed, epoch, id, j): the high half gives s, the low half L. If word s is not
-eligible, both are drawn again. So spans never depend on other documents, and each epoch has new ones. Spoken words a..b
-take the runs of units from the first that ends at or after a's start to the last that ends at or before b's end, or, if
-there is none, the run in which a starts. Sound outside of the words is only in speech and textless documents.
+Draw j of a document is one 64-bit hash of (seed, epoch, id, j): the high half gives s, the low half
+L. If word s is not eligible, both are drawn again. So spans never depend on other documents, and
+each epoch has new ones. Spoken words a..b take the runs of units from the first that ends at or
+after a's start to the last that ends at or before b's end, or, if there is none, the run in which a
+starts. Sound outside of the words is only in speech and textless documents.
 """
 import hashlib
 import json
@@ -76,7 +77,8 @@ class Config:
         if not (1 <= self.epochs < 2**16 and 0 <= self.seed < 2**32):
             raise Refused(f"epochs = {self.epochs}, seed = {self.seed}: expected 1 to 65,535, 0 to 4,294,967,295")
 
-# spans ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# spans
 
 def mix(x):
     """splitmix64's finalizer: uint64 array -> uint64 array, every bit of the result depends on every bit of x."""
@@ -131,7 +133,8 @@ def _rounds(keys, n_words, table, eta):
         end = np.minimum(start + np.searchsorted(table, bits & np.uint64(0xFFFFFFFF), side='right'), n)
         valid = draw < MAX_DRAWS
         for s, e in zip(*spans[..., None]):
-            # Valid: start is eligible, no word is spoken already. A span with L = 0 takes only its start away.
+            # Valid: start is eligible, no word is spoken already. A span with L = 0 takes only its
+            # start away.
             valid &= (start > e) | ((start < s) & ((end <= s) | (s == e)))
         choice = valid.argmax(1)
         row = np.flatnonzero(valid[np.arange(len(live)), choice]) # the documents that get a span
@@ -173,7 +176,8 @@ class WordTable:
         words = np.asarray(shard.word)
         doc = np.repeat(np.arange(len(shard)), np.diff(shard.offsets))
         exact = np.zeros(len(shard), bool)
-        # A word that ends in a space breaks condition 2; as the last word of a text it would lose it to strip().
+        # A word that ends in a space breaks condition 2; as the last word of a text it would lose
+        # it to strip().
         ends_in_space = np.array([word[-1:].isspace() for word in shard.table], bool)
         exact[doc[ends_in_space[words]]] = True
         pair_start = np.flatnonzero(doc[1:] == doc[:-1]) # words that another one of their document follows
@@ -195,7 +199,9 @@ def splits_at_spaces(tokenizer):
     """True if no token spells a space after another character: then no token can cover parts of two words."""
     return not any(re.search(r'\S ', tokenizer.decode([i])) for i in range(tokenizer.size))
 
-# documents ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# documents
+#
 # Each word of a document (in unit_documents, each document) is a row of three pieces: what stands before it, the
 # content, and what stands after it. A piece is pool[start:start + count] of one pool of tokens.
 
@@ -236,8 +242,9 @@ def unit_ranges(runs, unit_offsets, hop, doc, start, end):
     return i, j
 
 def text_pieces(batch, words, first, last, table, tokenizer, eot, separators=(), strip=False):
-    """-> (pool, start, count) of documents: tokenizer.first, text tokens, eot. The pool ends with tokenizer.first,
-    separators and eot. In `exact` documents the words of each span first..last are tokenized as one text."""
+    """-> (pool, start, count) of documents: tokenizer.first, text tokens, eot. The pool ends with
+    tokenizer.first, separators and eot. In `exact` documents the words of each span first..last are
+    tokenized as one text."""
     start, count = np.zeros((2, len(words), 3), np.int64)
     start[:, CONTENT] = table.first[words]
     count[:, CONTENT] = table.count[words]
@@ -270,7 +277,8 @@ def interleaved_documents(batch, keys, table, tokenizer, vocab, hop, eot=(), lam
     separators = [vocab.text, *tokenizer.first, vocab.speech]
     text_spans = first[is_text], last[is_text]
     pool, start, count = text_pieces(batch, batch.word, *text_spans, table, tokenizer, eot, separators)
-    # A span begins with its separator, which a document's first span has after `first`: each stands there in the pool.
+    # A span begins with its separator, which a document's first span has after `first`: each stands
+    # there in the pool.
     speech_at = len(pool) - len(eot) - 1
     text_at = speech_at - len(tokenizer.first) - 1
     start[first, BEFORE] = np.where(is_text, text_at, speech_at) - count[first, BEFORE]
@@ -358,7 +366,8 @@ def texts_of(path):
         if text.strip():
             yield id if isinstance(id, str) and id else f"{name}:{place.rpartition(':')[2]}", text
 
-# the run --------------------------------------------------------------------------------------------------------
+# the run
+# --------------------------------------------------------------------------------------------------
 
 class SplitWriter(ExitStack):
     """Writes the shards of OUT/{train,val}/SOURCE, each opened when its first document comes."""

@@ -1,6 +1,7 @@
 """
-The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its numbers
-equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C channels:
+The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its
+numbers equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C
+channels:
 
     x += O attention(rope(q), rope(k), v)    q | k | v = QKV norm(x) + b    norm(x) = w x / sqrt(mean(x^2) + eps)
     x += D (silu(g) * u)                     g | u = U norm(x)              logits = E norm(x)
@@ -44,7 +45,7 @@ from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the decoder
 
 class _RMSNorm(torch.autograd.Function):
@@ -228,8 +229,8 @@ class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig, attention=None, recompute='none'):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator.
 
-        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's fastest.
-        recompute: 'none', 'selective' or 'full', see Block.
+        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's
+        fastest. recompute: 'none', 'selective' or 'full', see Block.
         """
         super().__init__()
         self.cfg = cfg
@@ -280,8 +281,9 @@ class GPT(nn.Module):
     def forward(self, tokens, doc_start=None, cache=None, gap=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2) has the columns
-        [begin, end) of other branches that a token skips, (0, 0) for none. Refuses rows longer than learned positions.
+        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2)
+        has the columns [begin, end) of other branches that a token skips, (0, 0) for none. Refuses
+        rows longer than learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
@@ -374,9 +376,10 @@ class GPT(nn.Module):
                  stop=(), generator=None):
         """Continues prompts (lists of ids, any lengths) -> lists of new ids, including a stop id.
 
-        temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are computed for others.
-        repetition_penalty, as in transformers, divides positive logits of ids already in the text and multiplies
-        negative ones. Refuses prompts that are empty, too long or have ids outside the vocabulary.
+        temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
+        computed for others. repetition_penalty, as in transformers, divides positive logits of ids
+        already in the text and multiplies negative ones. Refuses prompts that are empty, too long
+        or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
         V = self.cfg.vocab_size
@@ -468,7 +471,8 @@ class GPT(nn.Module):
             rows = old[:n_kept or n_old].float()
             mean = rows.mean(0)
             noise = 0.0
-            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have their covariance.
+            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have
+            # their covariance.
             if new_rows == 'hf' and n_new > 0:
                 draws = torch.randn(n_new, len(rows), generator=generator).to(rows.device)
                 noise = (1e-9 / len(rows)) ** 0.5 * draws @ (rows - mean)

@@ -80,7 +80,7 @@ class Config:
 AUDIO = {'.wav', '.flac', '.ogg', '.mp3'}
 NAMES = {UNITS: 'speech', TEXT: 'text'}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # prompts
 
 def has_empty_part(parts):
@@ -119,7 +119,7 @@ def read_part(part, cfg, encoder):
     wave = load_audio(path)[:round(cfg.seconds * RATE) or None]
     return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': wave}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the page
 
 PAGE = """<!doctype html>
@@ -204,7 +204,7 @@ def page(samples, cfg):
         about += f" The words of speech are what {html.escape(cfg.asr)} heard."
     return PAGE.format(title="nanoSLM samples", about=about, body='\n'.join(articles))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files
 
 def write_bytes(path, data):
@@ -244,7 +244,7 @@ def as_json(span):
             fields[key] = value.tolist() if isinstance(value, np.ndarray) else value
     return fields | {'kind': NAMES[span['kind']]}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def generate(cfg, model, vocab, tokenizer, prompts, device):
     """The spans of n continuations of each prompt, prompt after prompt; speech as units alone."""

@@ -91,7 +91,7 @@ class Config:
         if not 0 <= self.fit_kmeans <= 65535:
             raise Refused(f"fit_kmeans is {self.fit_kmeans}, must be 0 (no) or the number of centroids, up to 65535")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # audio -> shards
 
 def decode(utterance, step, max_seconds, rate=RATE):
@@ -202,7 +202,7 @@ def encode_shard(cfg, encoder, batch, pool, bar):
     encode_waiting()
     return docs, words, sorted(failures, key=lambda failure: failure['id'])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the units folder
 
 def complete(out):

@@ -89,7 +89,8 @@ class Config:
     out: str = 'out/model' # folder of the model, its checkpoints and its log
     seed: int = 0
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which Gemma2 needs
+    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which
+    # Gemma2 needs
     attention: str | None = None # 'triton', 'one-pass', 'sdpa' (torch's); None: the fastest that repeats its bits
     parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
     recompute: str = 'none' # to save memory, in the backward: 'selective' (norms, activations), 'full' (layers)
@@ -120,7 +121,7 @@ class Config:
     def rows(self): # in a step, over all ranks
         return self.batch_tokens // self.block_size
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # schedule and optimizer
 
 def learning_rate(cfg, t):
@@ -155,7 +156,7 @@ def make_optimizer(model, lr):
     optimizer.grad_scale = None
     return optimizer
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # data
 
 def hash_of_init(init):
@@ -165,8 +166,9 @@ def hash_of_init(init):
 def open_data(cfg):
     """The data of these settings -> (Vocab, tokenizer, Loader to train on, held-out data, inputs).
 
-    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source: Loader}
-    where there is at least one row. Inputs are {name: hash}, which must not change on resume.
+    The tokenizer is a folder or hub id, '' for speech alone. Held-out data is {corpus/source:
+    Loader} where there is at least one row. Inputs are {name: hash}, which must not change on
+    resume.
     """
     check_names(cfg.data)
     corpora = [Path(folder) for folder in cfg.data.split(',')]
@@ -220,7 +222,7 @@ def held_out(loader):
         return tokens, doc_start, targets if n > 0 else np.full_like(targets, -100)
     return int(loader.n_rows[0]), read
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # model
 
 def _rope(cfg, shape):
@@ -260,7 +262,8 @@ def build_model(cfg, vocab, tokenizer, device):
         shape = replace(shape, **ids, **_rope(cfg, shape))
         return GPT(shape, cfg.attention, cfg.recompute).to(device)
     init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
-    # A published model says at most the hub id of its units' encoder: take its units to be the shards'.
+    # A published model says at most the hub id of its units' encoder: take its units to be the
+    # shards'.
     if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
         init_vocab = replace(init_vocab, units=vocab.units)
     if init_vocab and init_vocab.kind != 'text' and init_vocab != vocab:
@@ -295,7 +298,7 @@ class LMObjective(torch.nn.Module):
         """What is logged of the sums over a step or an evaluation."""
         return modality_means(sums[:3], sums[3:]) | {'targets': int(sum(sums[3:]))}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the loop, also of dpo.py
 
 @torch.no_grad()
@@ -319,7 +322,8 @@ def evaluate(run, objective, sets):
             dist.all_reduce(sums)
         results[name] = objective.summary(sums.tolist())
     if isinstance(objective, FSDPModule):
-        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save those.
+        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save
+        # those.
         objective.reshard()
     return results
 
@@ -422,7 +426,7 @@ def training_loop(run, objective, steps, fetch, sets):
         log.skip_time()
     return step, done, log.skipped
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def main(cfg):
     if cfg.memory:

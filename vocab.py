@@ -9,13 +9,15 @@ n_text is the number of ids of the text tokenizer (its len, not the padded rows 
 Units are integers end to end: ids here, never '<Un12>' strings. Text never becomes markup: '<speech>', '<Un5>' or
 '<|endoftext|>' in a transcript is encoded letter by letter.
 
-A Vocab travels as vocab.json in a model's folder, and in the index.json of token shards. Its hash names it; it accepts
-what is written in itself or in a text vocabulary of the same tokenizer. papers_vocab is one to plan with.
+A Vocab travels as vocab.json in a model's folder, and in the index.json of token shards. Its hash
+names it; it accepts what is written in itself or in a text vocabulary of the same tokenizer.
+papers_vocab is one to plan with.
 
-A document begins with bos in a speech vocabulary, else with what the tokenizer puts first (a BOS or nothing). Where it
-has both modalities, <speech> or <text> stands before each change. Text that is not first has a space before it.
-`document` writes one of a benchmark in a direction (S speech, T text, S->T, T->S; directions_of: those that are
-possible), prompt_ids one to be continued; allowed_ids says what may follow, spans_of what was generated.
+A document begins with bos in a speech vocabulary, else with what the tokenizer puts first (a BOS or
+nothing). Where it has both modalities, <speech> or <text> stands before each change. Text that is
+not first has a space before it. `document` writes one of a benchmark in a direction (S speech, T
+text, S->T, T->S; directions_of: those that are possible), prompt_ids one to be continued;
+allowed_ids says what may follow, spans_of what was generated.
 """
 import hashlib
 import json
@@ -156,8 +158,8 @@ def _separator(vocab, modality):
 def _part_ids(vocab, tokenizer, parts, separated):
     """The ids of each of a document's parts, given as [(UNITS, units) or (TEXT, text)].
 
-    separated: <speech> or <text> stands before a part of another modality than the one before it. Text that does not
-    come first has a space before it.
+    separated: <speech> or <text> stands before a part of another modality than the one before it.
+    Text that does not come first has a space before it.
     """
     ids_of_parts = []
     last = None
@@ -182,10 +184,12 @@ def directions_of(vocab, candidate):
     return [direction for direction in DIRECTIONS[vocab.kind] if has_parts[direction]]
 
 def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
-    """A benchmark's document: (its ids as int64, where the ending begins among them or None if the task does not say).
+    """A benchmark's document: (its ids as int64, where the ending begins among them or None if the
+    task does not say).
 
-    candidate: {'prompt': (text, units), 'ending': (text, units), 'joined': (units of both, where the ending begins)}
-    lead: ids put first where the tokenizer puts none; separate: <speech> or <text> also in S and T, if joint.
+    candidate: {'prompt': (text, units), 'ending': (text, units), 'joined': (units of both, where
+    the ending begins)} lead: ids put first where the tokenizer puts none; separate: <speech> or
+    <text> also in S and T, if joint.
     """
     prompt, prompt_units = candidate['prompt']
     ending, ending_units = candidate['ending']
@@ -215,7 +219,8 @@ def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
 def prompt_ids(parts, output, vocab, tokenizer):
     """The ids that the continuation follows: the parts, and the separator before an output of another modality.
 
-    parts: [{'kind': UNITS, 'units': ...} or {'kind': TEXT, 'text': ...}]; output: 'speech', 'text', or 'free' for both.
+    parts: [{'kind': UNITS, 'units': ...} or {'kind': TEXT, 'text': ...}]; output: 'speech', 'text',
+    or 'free' for both.
     """
     modalities = {part['kind'] for part in parts}
     outputs = {'speech': {UNITS}, 'text': {TEXT}, 'free': {UNITS, TEXT}}[output]

@@ -3,11 +3,11 @@ BLiMP with a real text model: eval.py's scores and accuracy beside a plain trans
 
     python bench/blimp.py MODEL BLIMP [ITEMS]
 
-MODEL is a Hugging Face folder, BLIMP a folder of .jsonl files; the first ITEMS of each set are scored
-(15 by default). Both sides compute in float32 and put bos before each sentence; the loop scores one
-sentence at a time. Where a mean log-likelihood per token differs by more than 1e-5 of its size, both
-are compared with the loop's in float64: the script fails if eval.py is off by more than twice the
-loop's own error plus 1e-5.
+MODEL is a Hugging Face folder, BLIMP a folder of .jsonl files; the first ITEMS of each set are
+scored (15 by default). Both sides compute in float32 and put bos before each sentence; the loop
+scores one sentence at a time. Where a mean log-likelihood per token differs by more than 1e-5 of
+its size, both are compared with the loop's in float64: the script fails if eval.py is off by more
+than twice the loop's own error plus 1e-5.
 
 Writes bench/results/blimp-MODEL.json.
 """

@@ -4,13 +4,13 @@ Compares every Triton kernel at training sizes with float64, on a GPU:
     python bench/correctness.py [--dry]      --dry: tiny shapes, nothing written, also without a GPU
 
 The tolerance is that of the tests. The kernel, the plain torch definition, and the definition in
-float64 get the same numbers; the kernel may be off by twice the error of the torch definition in the
-same dtype, plus one ulp of the largest value. The float64 definition runs one row and key head at a
-time, or one chunk of rows, to fit into memory.
+float64 get the same numbers; the kernel may be off by twice the error of the torch definition in
+the same dtype, plus one ulp of the largest value. The float64 definition runs one row and key head
+at a time, or one chunk of rows, to fit into memory.
 
-The kernel runs three times. In the first run, whose error is compared, empty tensors are filled with
-NaN, so that an element that is never written is found; the other two must be equal to the bit. Then
-`--dry` runs under compute-sanitizer's memcheck, if that is on the PATH, with each tensor in an
+The kernel runs three times. In the first run, whose error is compared, empty tensors are filled
+with NaN, so that an element that is never written is found; the other two must be equal to the bit.
+Then `--dry` runs under compute-sanitizer's memcheck, if that is on the PATH, with each tensor in an
 allocation of its own. The exit status is 1 if anything fails.
 
 Writes bench/results/gpu-correctness.json.
@@ -90,7 +90,7 @@ def with_gradients(f, inputs, dy):
     gradients = torch.autograd.grad(y, inputs, dy.to(y.dtype))
     return [y.detach(), *gradients]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # attention
 
 def attention_by_head(inputs, do, doc_start, dtype, slopes, **options):
@@ -156,7 +156,7 @@ def attention_rows(dry):
             yield from compare(case + ', one pass' * one_pass, ('o', 'dq', 'dk', 'dv'),
                                exact, reference, kernel, deterministic=not one_pass)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # cross-entropy
 
 def cross_entropy_by_chunk(x, weight, targets, g, V, softcap, dtype, chunk):
@@ -209,7 +209,7 @@ def cross_entropy_rows(dry):
             yield from compare(f'{case}, {str(dtype)[6:]}', ('losses', 'dx', 'dW'),
                                exact, reference, kernel)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def memcheck():
     """Runs `--dry` under compute-sanitizer -> 'passed', 'absent: ...', or 'failed' and its output."""
@@ -217,8 +217,8 @@ def memcheck():
         return 'absent: no compute-sanitizer on the PATH'
     command = ['compute-sanitizer', '--tool', 'memcheck', '--report-api-errors', 'no',
                '--error-exitcode', '9', sys.executable, __file__, '--dry']
-    # Each tensor needs an allocation of its own: inside torch's memory pool, memcheck does not see a
-    # read past the end of a tensor.
+    # Each tensor needs an allocation of its own: inside torch's memory pool, memcheck does not see
+    # a read past the end of a tensor.
     env = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
     try:
         done = subprocess.run(command, cwd=ROOT, env=env, timeout=240,

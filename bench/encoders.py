@@ -4,9 +4,9 @@ Speed of speech/encoders.py beside plain transformers on the same files, in seco
     python bench/encoders.py AUDIO ENCODER:LAYER
     python bench/encoders.py AUDIO ENCODER:LAYER --dry      runs once and writes nothing
 
-AUDIO is what tokenize_speech.py takes; its first 64 files are encoded, on a CPU the first 3. ENCODER
-is a folder, or mhubert or mimi: the published architecture (mHuBERT-25Hz with 12 layers, or Mimi)
-with random weights, on which the speed does not depend.
+AUDIO is what tokenize_speech.py takes; its first 64 files are encoded, on a CPU the first 3.
+ENCODER is a folder, or mhubert or mimi: the published architecture (mHuBERT-25Hz with 12 layers, or
+Mimi) with random weights, on which the speed does not depend.
 
     encoders.py    what tokenize_speech.py does, except for writing: decoding, the encoder up to the
                    layer, k-means with 500 centroids (Mimi: its own codebook); with the share of each

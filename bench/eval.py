@@ -5,21 +5,21 @@ four directions (SIMS Table 2).
     python bench/eval.py [--dry]      --dry: a few items, nothing written
 
 The papers' scheme (slamkit's cross-modal metric) runs once for each set and direction. It reads and
-encodes every wave anew and alone, and a context twice: for the right and for the wrong ending. Units
-become strings and, with the text, ids by a text tokenizer that has the units as added tokens. 8 right
-sides are padded to the longest, then their wrong sides; transformers' model gives all logits. Ours is
-eval.py: each wave is encoded once (speech/unit_cache.py), each document is scored once, each prefix that
-documents share is computed once, and rows are not padded. The rows, in items a second (an item is a
-pair of a set in one direction):
+encodes every wave anew and alone, and a context twice: for the right and for the wrong ending.
+Units become strings and, with the text, ids by a text tokenizer that has the units as added tokens.
+8 right sides are padded to the longest, then their wrong sides; transformers' model gives all
+logits. Ours is eval.py: each wave is encoded once (speech/unit_cache.py), each document is scored
+once, each prefix that documents share is computed once, and rows are not padded. The rows, in items
+a second (an item is a pair of a set in one direction):
 
     S, S->T, T->S, T    from units and texts to scores
     likelihood          all four
     first run           from files to scores, with an empty cache
     second run          the same again
 
-`tokens` are those that each side computes, with the padding of the papers' scheme. `floor` is the time
-that the matrix products of ours would take at the speed of one large product on this machine, as a
-share of the time of `likelihood`.
+`tokens` are those that each side computes, with the padding of the papers' scheme. `floor` is the
+time that the matrix products of ours would take at the speed of one large product on this machine,
+as a share of the time of `likelihood`.
 
 The items are the embedded ones, spoken by the embedded vocoder from their units; the quality of the
 sound does not matter here. The model has the shape and vocabulary of tiny and random weights, in
@@ -82,7 +82,7 @@ def items_of(items, task):
     """The items that belong to a set."""
     return [item for item in items if task in item['rows']]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the papers' scheme
 
 def as_string(direction, candidate):
@@ -150,7 +150,7 @@ class PapersScheme:
             scores += padded_scores(self.model, self.tokenizer, strings)
         return scores
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # eval.py
 
 class NanoSLMScheme(NamedTuple):
@@ -194,7 +194,7 @@ class NanoSLMScheme(NamedTuple):
             packed += len(pack_groups(shared_prefixes(documents, ROW), documents)[0])
         return padded, packed
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def stage_rows(papers, nanoslm, items, known, cache, repeats):
     """Yields the row of each stage. items: with audio; known: with units; cache(name): a UnitCache."""

@@ -10,11 +10,11 @@ Times the kernels beside other implementations of the same work, on a GPU:
                          Ours masks the last 153 columns
     norm, RoPE, SwiGLU   as in model.py, of 16,384 tokens. Bytes: each tensor is read or written once
 
-`share` is the share of the rate that this device reached minutes before in a bf16 product of 8,192^3
-(TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs, and in
-the backward pass with the results of the forward. A mask is made once per batch, so it is not timed.
-The row of an implementation that cannot run has its error. The goals for an H200 come last. The exit
-status is 1 if one of our own rows has an error.
+`share` is the share of the rate that this device reached minutes before in a bf16 product of
+8,192^3 (TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs,
+and in the backward pass with the results of the forward. A mask is made once per batch, so it is
+not timed. The row of an implementation that cannot run has its error. The goals for an H200 come
+last. The exit status is 1 if one of our own rows has an error.
 
 Writes bench/results/gpu-kernels.json.
 """
@@ -100,7 +100,7 @@ def rows_of(case, which, implementations, inputs, limits, unit, work, repeats):
             row |= {unit: round(rate, 1), 'share': round(rate / limits[unit], 3)}
         yield {'case': case, 'pass': which, 'of': name, **row}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # attention
 
 def packed(B, T, mean):
@@ -200,7 +200,7 @@ def attention_rows(dry, limits):
                                    1 if dry else 30)
             torch.compiler.reset()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # cross-entropy
 
 def cross_entropy_rows(dry, limits):
@@ -238,7 +238,7 @@ def cross_entropy_rows(dry, limits):
                            'tflops', 6 * n * padded * C, 1 if dry else 10)
         torch.compiler.reset()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # norm, RoPE, SwiGLU
 
 def norm_implementations(C):
@@ -320,7 +320,7 @@ def elementwise_rows(dry, limits):
                                1 if dry else 30)
         torch.compiler.reset()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def goals(rows):
     """Yields a row for each of GOALS; one that could not be measured has neither 'got' nor 'met'."""

@@ -38,7 +38,7 @@ from hub.families import GPTConfig
 from model import GPT
 from tiny.stories import stories
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # speed
 
 class NanoBlock(nn.Module):
@@ -114,7 +114,7 @@ def speed(folder, repeats=9):
             rows.append({'what': case, 'of': name, **row})
     return rows
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a published checkpoint
 
 def peak_kib():
@@ -124,9 +124,9 @@ def peak_kib():
 def load_one(folder, library, tokenizer):
     """Loads and runs a checkpoint with one library -> the row of that library, with its logits.
 
-    Must run in a new process: the peak memory of a process never falls. The log-likelihood per token
-    is the mean over the stories, the logits are every 97th of the first story's, and greedy is the
-    text of 30 tokens.
+    Must run in a new process: the peak memory of a process never falls. The log-likelihood per
+    token is the mean over the stories, the logits are every 97th of the first story's, and greedy
+    is the text of 30 tokens.
     """
     nanoslm = library == 'nanoSLM'
     before = peak_kib()

@@ -1,6 +1,7 @@
 """
 Writes bench/PLAN.md: the memory and time that SIMS 7B takes on 8, 64 and 512 GPUs, by the formulas
-of training/cost.py, which train.py --memory uses too, and the time to make the units of its corpora.
+of training/cost.py, which train.py --memory uses too, and the time to make the units of its
+corpora.
 
     python bench/plan.py
 """
@@ -28,8 +29,8 @@ RUNS = {8: 72, 64: 128, 512: 512}
 def plan(chip_name, world, efficiency):
     """The run with the largest micro-batch that fits -> (its rows, memory, time of a step).
 
-    memory and time are the dicts of training/cost.py, in bytes and seconds. efficiency: the share of the
-    chip's peak at which matrix products run.
+    memory and time are the dicts of training/cost.py, in bytes and seconds. efficiency: the share
+    of the chip's peak at which matrix products run.
     """
     chip = CHIPS[chip_name]
     rows = RUNS[world]

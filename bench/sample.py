@@ -6,10 +6,10 @@ Decoding as in sample.py, beside transformers' generate with the same weights, i
     python bench/sample.py --one      with one thread, in CPU time: for a machine that is shared
     python bench/sample.py --dry      once on tiny shapes, nothing written
 
-The model has 6 layers of 256 channels, 4 query heads over 2 key heads, and the vocabulary of a small
-joint model: 2,048 text ids, 500 units, 4 others; in float32. It decodes greedily among all ids; and as
-sample.py does, with temperature 0.8 and top-k 25, among all ids (--output=free) or units only
-(--output=speech).
+The model has 6 layers of 256 channels, 4 query heads over 2 key heads, and the vocabulary of a
+small joint model: 2,048 text ids, 500 units, 4 others; in float32. It decodes greedily among all
+ids; and as sample.py does, with temperature 0.8 and top-k 25, among all ids (--output=free) or
+units only (--output=speech).
 
 Both sides have the same threads and weights, a cache, scaled_dot_product_attention, prompts of one
 length, and no early stop. transformers is timed with its dynamic and its static cache, and excludes

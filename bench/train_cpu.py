@@ -5,13 +5,13 @@ A whole training step on a CPU, beside other implementations in one run; and the
 
 A step is forward, backward, gradient clipping and fused AdamW on 4 rows of 512 tokens, of one
 document each or of documents of mean length 128. The model is Qwen-shaped: 6 layers, 256 channels,
-4 query heads over 2 key heads, 2,552 ids. transformers runs with SDPA and its own loss, and is given
-positions where documents are shorter than rows. The model in nanoGPT's style (bench/model.py) can
-only have rows of one document. Times are medians of interleaved repeats.
+4 query heads over 2 key heads, 2,552 ids. transformers runs with SDPA and its own loss, and is
+given positions where documents are shorter than rows. The model in nanoGPT's style (bench/model.py)
+can only have rows of one document. Times are medians of interleaved repeats.
 
-The loader (`read` of bench/prepare.py) runs in one thread of each process of train.py, and there is a
-process for each GPU. `of a GPU` is the share of the host's time that it takes to load 140,000 tokens/s,
-which an H200 should reach at 0.5B; the GPU works meanwhile.
+The loader (`read` of bench/prepare.py) runs in one thread of each process of train.py, and there is
+a process for each GPU. `of a GPU` is the share of the host's time that it takes to load 140,000
+tokens/s, which an H200 should reach at 0.5B; the GPU works meanwhile.
 
 Writes bench/results/train-cpu.json.
 """

@@ -15,8 +15,8 @@ one model is on the device at a time, so the repeats are not interleaved.
 
 peak_mb is the peak memory, saved_mb the part of it above weights, gradients and moments. mfu counts
 the pairs of tokens in which one attends to the other, mfu_palm all T^2 pairs of a row; both are
-shares of the chip's peak (training/cost.py). of_product is the share that mfu's FLOP/s have of what a bf16
-product of 8,192^3 reached just before.
+shares of the chip's peak (training/cost.py). of_product is the share that mfu's FLOP/s have of what
+a bf16 product of 8,192^3 reached just before.
 
 Writes bench/results/gpu-training-PART.json: rows, profile, and which goals were met.
 """
@@ -53,8 +53,8 @@ SHAPES = { # {part: {model: (shape, rows of a micro-batch, dtype of the weights)
 TINY = {'tiny': (dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_ffn=64), 2, torch.float32)}
 COLUMNS = ('model', 'documents', 'of', 'ms', 'least', 'most', 'tok_s', 'mfu', 'mfu_palm',
            'of_product', 'peak_mb', 'saved_mb', 'loss')
-# What to reach on an H200 with documents of 2,048 tokens: (model, number, implementation, goal). The
-# number is at least the goal; or that of the other implementation is, divided by ours.
+# What to reach on an H200 with documents of 2,048 tokens: (model, number, implementation, goal).
+# The number is at least the goal; or that of the other implementation is, divided by ours.
 GOALS = (
     ('Qwen2.5-0.5B', 'tok_s', None, 140_000),
     ('Qwen2.5-1.5B', 'tok_s', None, 55_000),
@@ -76,8 +76,9 @@ KINDS = (
     ('copies', r'memcpy|memset|copy'),
     ('elementwise, norms', r''))
 
-# ----------------------------------------------------------------------------------------------------------------
-# the implementations: cfg -> (model, loss), where loss(tokens, doc_start, targets, position) is a mean
+# --------------------------------------------------------------------------------------------------
+# the implementations: cfg -> (model, loss), where loss(tokens, doc_start, targets, position) is a
+# mean
 
 def build_nanoslm(cfg):
     model = GPT(cfg)
@@ -116,14 +117,14 @@ BUILDERS = {OURS: build_nanoslm,
             'transformers': build_transformers,
             'transformers, Liger': build_liger}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def step_of(build, cfg, batch, state, dtype=torch.bfloat16, weights=torch.float32):
     """A function that makes one training step; its first call builds the model.
 
     batch: as batch_of makes it. dtype: of the products; weights: of parameters, gradients and
-    moments. The function writes into the dict state: 'loss' of its last step, and 'states', the bytes
-    of weights, gradients and moments.
+    moments. The function writes into the dict state: 'loss' of its last step, and 'states', the
+    bytes of weights, gradients and moments.
     """
     built = []
     def step():

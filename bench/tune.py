@@ -34,7 +34,7 @@ HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)}
 PASSES = 'forward', 'dq', 'dkv', 'one-pass'
 REGISTERS = 200 # per thread, for the accumulators and the scores alone
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # attention
 
 def candidates(D, step):
@@ -82,7 +82,8 @@ def fits(key, config):
                 if kernel.fn.__module__ == att.__name__]
     finally:
         att.CONFIGS = shipped
-    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too small.
+    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too
+    # small.
     needs_wgmma = sm >= 90 and (D != 256 or step == 'forward')
     return all(row['spills'] <= aot.SPILLS
                and row['shared'] <= aot.SHARED[sm]
@@ -124,7 +125,7 @@ def best_tiles(key, dry):
             break
     return chosen, outcome(key, rows, shipped, chosen)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # cross-entropy
 
 def best_block(dry):
@@ -146,7 +147,7 @@ def best_block(dry):
     chosen = fastest_first(rows)[0]
     return chosen, outcome('cross-entropy', rows, shipped, chosen)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the kernels' files
 
 def with_table(text, configs):

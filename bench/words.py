@@ -4,8 +4,8 @@ Compares word times with those of a manifest (corpora/folder.py), for the words 
     python bench/words.py --words=out/units/words --manifest=DIR/manifest.jsonl --name=words-whisper-base
 
 Words match in order and by their letters, ignoring case and accents. An error is a time of --words
-minus that of --manifest, in ms. Printed are the median and the mean of the absolute errors, the share
-under 100 ms, and the median of the signed errors (bias). Writes bench/results/NAME.json.
+minus that of --manifest, in ms. Printed are the median and the mean of the absolute errors, the
+share under 100 ms, and the median of the signed errors (bias). Writes bench/results/NAME.json.
 """
 import sys
 from dataclasses import dataclass

@@ -4,10 +4,10 @@ Archives of public corpora: downloaded, checked, unpacked. And what a corpus doe
     python -m corpora.librispeech --root=data/LibriSpeech/dev-clean             shows what tokenize_speech.py would read
     python -m corpora.librispeech --download --root=data --subset=dev-clean     fills data/
 
-An interrupted download is resumed (HTTP Range): FILE.part becomes FILE when its size is right, and its sha256 or md5 if
-one is published. An archive is unpacked into a temporary folder beside its place, moved there when it is complete, and
-then deleted; ROOT/.downloaded/FILE records that. So twice its size must be free. Names and links that lead out of ROOT
-are refused.
+An interrupted download is resumed (HTTP Range): FILE.part becomes FILE when its size is right, and
+its sha256 or md5 if one is published. An archive is unpacked into a temporary folder beside its
+place, moved there when it is complete, and then deleted; ROOT/.downloaded/FILE records that. So
+twice its size must be free. Names and links that lead out of ROOT are refused.
 """
 import hashlib
 import json

@@ -7,9 +7,9 @@ Libri-Light (https://github.com/facebookresearch/libri-light/tree/main/data_prep
     SUBSET/SPEAKER/BOOK/FILE.flac     a chapter, minutes to hours
     SUBSET/SPEAKER/BOOK/FILE.json     {"speaker", "book_meta": {...}, "snr", "voice_activity": [[start, end], ...], ...}
 
-Chapters are cut at the published voice activity (seconds) into pieces of at most a minute, as in the authors'
-cut_by_vad.py; unlike there, short pauses inside a piece stay, and one of more than 2 s ends it. There is no text and no
-validation part.
+Chapters are cut at the published voice activity (seconds) into pieces of at most a minute, as in
+the authors' cut_by_vad.py; unlike there, short pauses inside a piece stay, and one of more than 2 s
+ends it. There is no text and no validation part.
 """
 import json
 

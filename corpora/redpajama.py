@@ -7,13 +7,14 @@ RedPajama V2 (https://huggingface.co/datasets/togethercomputer/RedPajama-Data-V2
     ROOT/documents/2023-14/0000/en_head.json.gz                per document a line {"raw_content", "url", ...}
     ROOT/quality_signals/2023-14/0000/en_head.signals.json.gz  a line {"id", "quality_signals": {NAME: [[a, b, value]]}}
 
-It also reads .jsonl(.gz) whose lines have their own quality_signals (as the hub's loader yields them) or none, with the
-text in 'raw_content' or 'text', and .txt with a document per line. There is no audio, so this is a script: for each
-file below ROOT it writes OUT/NAME.jsonl with {"id", "text"} per line, which interleave.py --text and corpora/spoken.py
-read.
+It also reads .jsonl(.gz) whose lines have their own quality_signals (as the hub's loader yields
+them) or none, with the text in 'raw_content' or 'text', and .txt with a document per line. There is
+no audio, so this is a script: for each file below ROOT it writes OUT/NAME.jsonl with {"id", "text"}
+per line, which interleave.py --text and corpora/spoken.py read.
 
-A document is kept if it passes Gopher's rules (arXiv 2112.11446) as SIMS has them, bounds included. Signals that are
-not published are computed here, from the words w after lower-casing and dropping ASCII punctuation, and the lines l:
+A document is kept if it passes Gopher's rules (arXiv 2112.11446) as SIMS has them, bounds included.
+Signals that are not published are computed here, from the words w after lower-casing and dropping
+ASCII punctuation, and the lines l:
 
     words       50 <= |w| <= 100,000                                rps_doc_word_count
     word_length 3 <= mean length of w <= 10                         rps_doc_mean_word_length

@@ -4,9 +4,10 @@ A text corpus read out by any text-to-speech command.
     python -m corpora.spoken --text=stories.txt --out=data/spoken --command='piper -m VOICE.onnx --output_file {wav}'
     python tokenize_speech.py --corpus=spoken --audio=data/spoken --out=...
 
-The command is run once per document. It gets the text at its standard input, or in place of {text} (as one argument,
-whatever it contains: there is no shell). It writes audio to {wav} and, if it knows when each word is spoken, JSON to
-{words}: [["Once", 0.05, 0.31], ...] in seconds. --text: .txt (a document per line) or .jsonl ('text', 'id').
+The command is run once per document. It gets the text at its standard input, or in place of {text}
+(as one argument, whatever it contains: there is no shell). It writes audio to {wav} and, if it
+knows when each word is spoken, JSON to {words}: [["Once", 0.05, 0.31], ...] in seconds. --text:
+.txt (a document per line) or .jsonl ('text', 'id').
 
     DIR/00000/manifest.jsonl    a line per utterance, as in corpora/folder.py, beside its audio 0000.wav, ...
     DIR/00000/failures.jsonl    {"id", "reason"}: documents that were not spoken

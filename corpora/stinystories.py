@@ -1,5 +1,6 @@
 """
-sTinyStories (https://huggingface.co/datasets/slprl/sTinyStories): TinyStories in the voice of LJ, 30,000 h, with words.
+sTinyStories (https://huggingface.co/datasets/slprl/sTinyStories): TinyStories in the voice of LJ,
+30,000 h, with words.
 
     hf download slprl/sTinyStories --repo-type dataset --include 'data/data-000*' --local-dir data/sts
     python tokenize_speech.py --corpus=stinystories --audio=data/sts/data --out=...

@@ -9,9 +9,10 @@ Spoken Wikipedia Corpora, English (https://nats.gitlab.io/swc): articles read by
                                     times in ms from the beginning of the audio; an <n> without them was not found there
     english/ARTICLE/audio.ogg       or audio1.ogg, audio2.ogg, ...: the times continue from part to part
 
-A recording is divided into runs of words that have times, in pieces of at most a minute with text and words, and the
-audio before, between and after them, which is yielded without text if it is longer than a second (an article that is
-not read as written is still speech). A token's punctuation belongs to the word before it.
+A recording is divided into runs of words that have times, in pieces of at most a minute with text
+and words, and the audio before, between and after them, which is yielded without text if it is
+longer than a second (an article that is not read as written is still speech). A token's punctuation
+belongs to the word before it.
 """
 import os
 import re

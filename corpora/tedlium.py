@@ -7,9 +7,10 @@ TED-LIUM 3 (https://www.openslr.org/51): 452 h of talks in English, with text.
     SUBSET/sph/TALK.sph    16 kHz NIST sphere; libsndfile reads it
     SUBSET/stm/TALK.stm    per segment a line "TALK 1 SPEAKER START END <o,f0,female> the text", in seconds
 
-SUBSET is legacy/{train,dev,test}, or speaker-adaptation's. Marks of sounds ({NOISE}, <sil>) and pronunciations (the(2))
-are removed from the text, and split endings joined (it 's). A segment marked ignore_time_segment_in_scoring, or with an
-<unk> in it, is yielded without text, since its words are not known. The checksum is that of torchaudio.
+SUBSET is legacy/{train,dev,test}, or speaker-adaptation's. Marks of sounds ({NOISE}, <sil>) and
+pronunciations (the(2)) are removed from the text, and split endings joined (it 's). A segment
+marked ignore_time_segment_in_scoring, or with an <unk> in it, is yielded without text, since its
+words are not known. The checksum is that of torchaudio.
 """
 import os
 import re

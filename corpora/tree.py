@@ -1,10 +1,11 @@
 """
 What the readers of published corpora share: trees of files, tables, parquet, cutting long recordings into pieces.
 
-A transcript whose audio is missing is yielded, and tokenize_speech.py counts it as MISSING. Audio whose transcript is
-missing is refused, since that is what half an archive looks like. Long recordings are cut by start and end in
-seconds; no audio is written. Where a corpus publishes dev and test, they are folders or files of their own, and a
-reader gets one subset. Elsewhere interleave.py keeps 1 % for validation, by the hash of the id.
+A transcript whose audio is missing is yielded, and tokenize_speech.py counts it as MISSING. Audio
+whose transcript is missing is refused, since that is what half an archive looks like. Long
+recordings are cut by start and end in seconds; no audio is written. Where a corpus publishes dev
+and test, they are folders or files of their own, and a reader gets one subset. Elsewhere
+interleave.py keeps 1 % for validation, by the hash of the id.
 """
 import gzip
 import os
@@ -24,8 +25,9 @@ def utterance(id, path, start=None, end=None, text=None, speaker=None, words=Non
 def files(root, extension, layout, subset):
     """{name: path} of all files below root that end in extension, sorted by name.
 
-    A name is the path inside root without the extension. layout: what names look like, as 'SPEAKER/CHAPTER/NAME'; their
-    depth is checked, except for '**'. subset: what root should be, for the error message.
+    A name is the path inside root without the extension. layout: what names look like, as
+    'SPEAKER/CHAPTER/NAME'; their depth is checked, except for '**'. subset: what root should be,
+    for the error message.
     """
     root = os.fspath(root)
     paths = {}
@@ -125,8 +127,8 @@ def documents(path):
 def pieces(spans, seconds=SECONDS, pause=PAUSE):
     """Yields lists of consecutive spans: pieces of at most `seconds`, without a silence longer than `pause`.
 
-    spans: tuples (start, end, ...) in order of time. A piece lasts from its first span's start to its last span's end.
-    A span that is longer than `seconds` is a piece of its own.
+    spans: tuples (start, end, ...) in order of time. A piece lasts from its first span's start to
+    its last span's end. A span that is longer than `seconds` is a piece of its own.
     """
     piece = []
     for span in spans:

@@ -7,8 +7,8 @@ Rows go to MODEL/eval.json.
         --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 and an LLM's marks
     python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER   word error rate of resynthesis
 
-Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even N,
-in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
+Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even
+N, in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
 continuation's units twice: after the prompt's units, as the papers measure it (rows /whole), and
 alone (rows /continuation). Scores of the transcripts:
 
@@ -23,10 +23,10 @@ alone (rows /continuation). Scores of the transcripts:
                  (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and
                  punctuation do not count.
 
-A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts are
-left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
-`repeated` counts the texts of which every bigram occurs again. samples_generation.jsonl has prompts,
-units, transcripts, each score and the judge's words.
+A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts
+are left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
+`repeated` counts the texts of which every bigram occurs again. samples_generation.jsonl has
+prompts, units, transcripts, each score and the judge's words.
 """
 import math
 import os
@@ -88,7 +88,7 @@ class Config:
         if self.temperature < 0:
             raise Refused(f"temperature is {self.temperature}, must be 0 (greedy) or more")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # other people's models
 
 def _pretrained(Class, name, **options):
@@ -172,7 +172,7 @@ def ask_judge(cfg, prompt, continuation, wait=1.0):
         time.sleep(wait * 2 ** attempt)
     raise Refused(f"{url}: {why}; expected an OpenAI-compatible endpoint, its key in ${cfg.judge_key} if it wants one")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # continuations
 
 def prompt_files(folder, n):
@@ -277,7 +277,7 @@ def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, d
         rows['judge/continuation'] = judge_continuations(cfg, lines)
     return rows, lines
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # resynthesis
 
 def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
@@ -305,7 +305,7 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
         rows[f'wer/{part}'] = {'value': value, 'stderr': stderr, 'n': len(lines), 'words': int(n_words.sum())}
     return rows, lines
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the run
 
 def main(cfg):

@@ -22,8 +22,9 @@ def shared_prefixes(documents, row_tokens, min_prefix=8, max_group=64):
     """Groups sorted documents so that storing each group's common prefix once saves the most tokens.
 
     documents: sorted int arrays of at least 2 ids. -> [(first, last, n)]: documents[first:last] all
-    begin with the same n ids; a document alone is (i, i + 1, 1). Dynamic programming over the sorted
-    list. A group has at most max_group documents, a prefix at least min_prefix ids, and it fits one row.
+    begin with the same n ids; a document alone is (i, i + 1, 1). Dynamic programming over the
+    sorted list. A group has at most max_group documents, a prefix at least min_prefix ids, and it
+    fits one row.
     """
     # n_common[i]: the ids that documents i - 1 and i begin with, short of the last id of either.
     n_common = [0]
@@ -120,8 +121,8 @@ def _rows_of_groups(groups, documents, row_tokens):
 def document_losses(model, documents, row_tokens=2048):
     """For each array of n ids: float32 (n - 1,), -log p of ids 1..n-1.
 
-    Equal documents, such as a right ending that two tasks share, are scored once, and so is a prefix
-    that several documents share, such as the context of an item.
+    Equal documents, such as a right ending that two tasks share, are scored once, and so is a
+    prefix that several documents share, such as the context of an item.
     """
     device = model.embed.device
     cfg = model.cfg

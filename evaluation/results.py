@@ -6,8 +6,8 @@ eval.json of models: writing it without losing anything, reading it, showing it 
     MODEL/samples_TASK.jsonl    an item a line with its scores; what evaluation/compare.py reads
     MODEL/eval.1.json, ...      what would have been overwritten
 
-A row is TASK/PART/DIRECTION. A run leaves the rows of tasks that it does not measure, as long as the
-model's weights are the same.
+A row is TASK/PART/DIRECTION. A run leaves the rows of tasks that it does not measure, as long as
+the model's weights are the same.
 """
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from configurator import Refused
 from files import atomically, write_json
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files
 
 def folder_of(model):
@@ -79,7 +79,7 @@ def store(folder, weights, results, samples, tasks, provenance):
     # eval.json comes last: where it stands, the samples are complete.
     write_json(path, {'results': rows, 'tasks': all_tasks, 'model': weights, **provenance})
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the terminal's table
 
 def in_percent(name):

@@ -7,7 +7,8 @@ from collections import Counter
 
 from speech.words import edit_distance
 
-# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit follows.
+# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit
+# follows.
 PUNCTUATION = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)')
 
 # Endings that are split off a word: 's, 'll, n't, ...
@@ -76,9 +77,9 @@ def _precision(i, counter, highest):
 def self_bleu2(texts):
     """For each text its BLEU-2 with all others as references, without smoothing; None where it has no bigram.
 
-    BLEU-2 = brevity * sqrt(p_1 p_2). p_k: share of its k-grams that the references have, each counted at
-    most as often as in the one reference that has it most. brevity = exp(min(0, 1 - r / c)), where c is
-    the text's length and r the reference length nearest to c, the shorter of two.
+    BLEU-2 = brevity * sqrt(p_1 p_2). p_k: share of its k-grams that the references have, each
+    counted at most as often as in the one reference that has it most. brevity = exp(min(0, 1 - r /
+    c)), where c is the text's length and r the reference length nearest to c, the shorter of two.
     """
     tokens = [words(text) for text in texts]
     unigrams = [Counter(t) for t in tokens]

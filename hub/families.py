@@ -154,7 +154,7 @@ ALIASES = {
     'rotary_emb_base': 'rope_theta'}
 ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class GPTConfig:

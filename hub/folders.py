@@ -110,7 +110,7 @@ def _as_in_file(view):
     """A view in the shape of its file: a fused q | k | v (H, 3, D, ...) has all heads as rows there."""
     return view if view.ndim < 3 else rearrange(view, 'h qkv d ... -> (h qkv d) ...')
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # writing
 
 def write_weights(folder, tensors, dtype):
@@ -144,7 +144,7 @@ def write_weights(folder, tensors, dtype):
     if n == 1:
         index.unlink(missing_ok=True)
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading
 
 def read_weights(folder, tensors, tied, prefix):

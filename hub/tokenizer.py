@@ -50,7 +50,7 @@ def _convert_tokenizer(folder):
         raise Refused(f"{folder}: no tokenizer.json, nor other tokenizer files that transformers reads") from None
     return spec, {'eos_token': tokenizer.eos_token, 'bos_token': tokenizer.bos_token}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # tiktoken
 
 def _bytes_of_characters():
@@ -85,8 +85,9 @@ def _split_regex(spec):
 def _as_tiktoken(spec):
     """tiktoken (four to ten times as fast) for a tokenizer.json laid out as Qwen2.5's, Llama-3's, tiny's; else None.
 
-    tiktoken joins the pair whose result has the lowest id; tokenizers the pair that stands first in its list of merges.
-    These are the same when the list's results come in order of id and its merges lead to each (Qwen2.5: all do).
+    tiktoken joins the pair whose result has the lowest id; tokenizers the pair that stands first in
+    its list of merges. These are the same when the list's results come in order of id and its
+    merges lead to each (Qwen2.5: all do).
     """
     regex = _split_regex(spec)
     if regex is None:
@@ -100,7 +101,7 @@ def _as_tiktoken(spec):
     ranks = {bytes(byte_of[c] for c in token): ids[token] for token in [*byte_of, *results]}
     return tiktoken.Encoding('text', pat_str=regex, mergeable_ranks=ranks, special_tokens={})
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 class TextTokenizer:
     """The text tokenizer of a local folder or a hub id, with no special token ever parsed from text.
@@ -108,8 +109,8 @@ class TextTokenizer:
     .size    number of ids (n_text of a Vocab)      .first   ids put before a document (a BOS or none)
     .hash    names ids and splitting                .eot     the id that ends a document, or None
 
-    The folder of a joint model will do as well: its units are left out, so size and hash are those of the text
-    tokenizer below.
+    The folder of a joint model will do as well: its units are left out, so size and hash are those
+    of the text tokenizer below.
     """
 
     def __init__(self, folder):
@@ -131,7 +132,8 @@ class TextTokenizer:
         markup = [(token['content'], token['id']) for token in added]
         self.hash = short_hash([spec['model']['vocab'], _merges(spec['model']), spec['normalizer'],
                                 spec['pre_tokenizer'], markup, self.first, self.eot])
-        # Text must not turn into added tokens, except for the runs of blanks that GPT-NeoX and Gemma have there.
+        # Text must not turn into added tokens, except for the runs of blanks that GPT-NeoX and
+        # Gemma have there.
         for token in added:
             token['special'] = token['special'] or not token['content'].isspace()
         spec |= {'added_tokens': added, 'post_processor': None, 'truncation': None, 'padding': None}
@@ -163,7 +165,7 @@ class TextTokenizer:
     def vocab(self):
         return Vocab('text', n_text=self.size, tokenizer=self.hash)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # tokenizer files with units
 
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token

@@ -38,8 +38,8 @@ forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recompu
 add to dq: 5 products instead of 7, but in an order that differs from run to run.
 
 SDPA with a mask, for other devices and for what the Triton kernels do not support; and blocks of
-queries on the CPU. Both are in kernels/attention_torch.py, and so is attention_decode, which callers
-import from here like attention.
+queries on the CPU. Both are in kernels/attention_torch.py, and so is attention_decode, which
+callers import from here like attention.
 """
 import os
 from functools import partial
@@ -87,8 +87,8 @@ CONFIGS = {
 }
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D).
-    doc_start (B, T); None: a row is one document."""
+    """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H,
+    D). doc_start (B, T); None: a row is one document."""
     B, T, H, D = q.shape
     k = k.repeat_interleave(H // k.size(2), dim=2) # (B, T, H, D)
     v = v.repeat_interleave(H // v.size(2), dim=2)
@@ -162,8 +162,8 @@ if triton is not None:
 
     @triton.jit
     def _tile(x, b, begin, head, stride, T, ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr):
-        """-> (ROWS, D): the tokens from begin on of row b, one head. Past the end of the row there are
-        other tokens, which every mask hides."""
+        """-> (ROWS, D): the tokens from begin on of row b, one head. Past the end of the row there
+        are other tokens, which every mask hides."""
         if TMA:
             tile = x.load([b * T + begin, head * D])
         else:
@@ -208,8 +208,8 @@ if triton is not None:
 
     @triton.jit
     def _key_range(doc_start, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
-        """-> the BM queries t from begin on, the first key that each sees, and the edges of the loop
-        over keys: where it begins, needs no mask, needs a mask again, and ends."""
+        """-> the BM queries t from begin on, the first key that each sees, and the edges of the
+        loop over keys: where it begins, needs no mask, needs a mask again, and ends."""
         t = begin + tl.arange(0, BM)
         first = tl.maximum(tl.load(doc_start + b * T + tl.minimum(t, T - 1)), t - window + 1)
         low = tl.min(first)
@@ -286,8 +286,8 @@ if triton is not None:
 
     @triton.jit
     def _query_range(doc_end, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
-        """-> the BN keys j from begin on, the end of the queries that see each, and the edges of the
-        loop over queries: where it begins, needs no mask, needs a mask again, and ends."""
+        """-> the BN keys j from begin on, the end of the queries that see each, and the edges of
+        the loop over queries: where it begins, needs no mask, needs a mask again, and ends."""
         j = begin + tl.arange(0, BN)
         end = tl.minimum(tl.load(doc_end + b * T + tl.minimum(j, T - 1)), j + window)
         high = tl.minimum(tl.max(end), T)

@@ -1,6 +1,7 @@
 """
-The attention of kernels/attention.py in plain torch: what runs on the CPU, and what runs on a GPU where
-the Triton kernels do not. That file has the mathematics and the names of the options, and chooses.
+The attention of kernels/attention.py in plain torch: what runs on the CPU, and what runs on a GPU
+where the Triton kernels do not. That file has the mathematics and the names of the options, and
+chooses.
 
 Blocks, on the CPU. A row is processed document by document, QUERIES queries at a time, so no score
 outside a document or window and few above the diagonal are computed. For documents of 100-200
@@ -66,8 +67,8 @@ class Block(NamedTuple):
     end: int
 
 def _blocks(spans):
-    """-> an object whose .all is the list of the Blocks of the spans. For a bare list, torch.compile
-    would make a new graph whenever its length changes."""
+    """-> an object whose .all is the list of the Blocks of the spans. For a bare list,
+    torch.compile would make a new graph whenever its length changes."""
     blocks = []
     for row, begin, span_end, prefix in spans:
         for start in range(begin, span_end, QUERIES):
@@ -170,8 +171,8 @@ class _Blocks(torch.autograd.Function):
             p = saved[i]
             do_block = _group(do[row, start:end], HK)
             dp = torch.bmm(do_block, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            # p * (dp - sum_j p * dp), as autograd computes it. The function is private to torch, but
-            # the formula in separate operations takes more time and rounds differently.
+            # p * (dp - sum_j p * dp), as autograd computes it. The function is private to torch,
+            # but the formula in separate operations takes more time and rounds differently.
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if saved_tanh_grad:
                 ds *= saved_tanh_grad[i]
@@ -188,8 +189,8 @@ _by_blocks = torch.compiler.disable(_Blocks.apply)
 # SDPA with a mask, and decoding
 
 def _by_mask(q, k, v, mask, options):
-    """By SDPA with a mask (B, 1, T, T), True where a key is seen; None: causal. DENSE queries at a time,
-    as torch may save all their scores."""
+    """By SDPA with a mask (B, 1, T, T), True where a key is seen; None: causal. DENSE queries at a
+    time, as torch may save all their scores."""
     slopes, scale, softcap, window = options
     q, k, v = (x.transpose(1, 2) for x in (q, k, v)) # (B, H, T, D)
     t = torch.arange(q.size(2), device=q.device)
@@ -207,8 +208,8 @@ def _by_mask(q, k, v, mask, options):
     return torch.cat(outputs, 2).transpose(1, 2)
 
 def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
-    """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to the
-    scores; None: every key is seen."""
+    """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to
+    the scores; None: every key is seen."""
     if not softcap:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
@@ -223,8 +224,8 @@ def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
 def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slopes=None):
     """attention for one new token: q (B, 1, H, D) -> (B, 1, H, D).
 
-    k and v (B, HK, N, D) are the keys and values so far, the new token's own last. begin (B, 1): the
-    index among the N at which each row's document begins; None: 0.
+    k and v (B, HK, N, D) are the keys and values so far, the new token's own last. begin (B, 1):
+    the index among the N at which each row's document begins; None: 0.
     """
     B, _, H, D = q.shape
     HK, N = k.shape[1:3]

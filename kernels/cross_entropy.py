@@ -46,9 +46,9 @@ def linear_cross_entropy_ref(x, weight, targets, vocab_size, softcap=0.0):
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction='none')
 
 # --------------------------------------------------------------------------------------------------
-# A chunk pass takes logits z (rows, Vp) and returns losses (rows,) and stats (rows, 2): the largest z
-# of a row, and log(sum(exp(z - largest))). They are kept apart because p = exp(z - largest - log) loses
-# nothing, while their sum would be rounded. With grad_logits, a pass also replaces z by dz.
+# A chunk pass takes logits z (rows, Vp) and returns losses (rows,) and stats (rows, 2): the largest
+# z of a row, and log(sum(exp(z - largest))). They are kept apart because p = exp(z - largest - log)
+# loses nothing, while their sum would be rounded. With grad_logits, a pass also replaces z by dz.
 
 def _pass_torch(z, targets, stats, vocab_size, softcap, grad_logits):
     """log_softmax is one call and needs no stats: it returns those it was passed, or zeros."""

@@ -123,7 +123,7 @@ class Config:
     start: str = 'tiny/slm' # the model that papers/claims.sh trains on preferences, with its eval.json
     max_items: int = 400 # of each voice
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the runs
 
 def text_rows(cfg):
@@ -162,7 +162,7 @@ def slm_rows(cfg):
     rows = [row for row in rows if row['steps'] >= STEPS]
     return sorted(rows, key=lambda row: (row['flops'], row['seed']))
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # their results
 
 class Result(NamedTuple):
@@ -284,7 +284,7 @@ class Runs:
             return C, baseline_values - values
         return C, values - baseline_values
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the findings: functions of Runs -> a number for each seed, above 0 where the papers are right
 
 def gain_at_most_compute(arm, baseline, metric):

@@ -8,11 +8,11 @@ Converts what the papers' own code (slp-rl/slamkit) has prepared into folders of
     features.jsonl   per line {"file_name", "units": [3, 49, ...], "duration": [1, 2, ...], "aligned_text"?, "text"?}
     tokens.jsonl     per line {"file_name", "audio_repr": "<Un3><Un49>..." or "<text> once upon<speech><Un12><text> a"}
 
-A document's id is its file_name without extension, relative to the folder that all have in common; documents are sorted
-by id. Words come from aligned_text if lines have it (align.py --units=...), otherwise from the .json files beside
-the audio, by `align.py --words=FOLDER`. Token ids are slamkit's own: vocab.py's layouts, the text between the markup
-encoded piece by piece, after what the text tokenizer puts first, and no end token. Only in these files are strings like
-<Un5> units.
+A document's id is its file_name without extension, relative to the folder that all have in common;
+documents are sorted by id. Words come from aligned_text if lines have it (align.py --units=...),
+otherwise from the .json files beside the audio, by `align.py --words=FOLDER`. Token ids are
+slamkit's own: vocab.py's layouts, the text between the markup encoded piece by piece, after what
+the text tokenizer puts first, and no end token. Only in these files are strings like <Un5> units.
 """
 import os
 import re
@@ -82,7 +82,8 @@ def features_document(id, place, line, cfg):
     if not (are_integers(units, 0, cfg.n_units - 1) and are_integers(runs, 1, 65535) and len(units) == len(runs) > 0):
         raise Refused(f"{place}: expected as many units (0 to {cfg.n_units - 1}) as durations (1 and more), "
                       "and at least one")
-    # Repeated units become one run: slamkit leaves them, with a duration of 1 each, if its deduplication is off.
+    # Repeated units become one run: slamkit leaves them, with a duration of 1 each, if its
+    # deduplication is off.
     units = np.array(units)
     first = np.flatnonzero(np.diff(units, prepend=-1))
     units = units[first]

@@ -1,7 +1,7 @@
 """
-What can be fitted to the finished runs of a scaling study, in numpy alone: iso-FLOP curves, the loss
-over sizes and tokens, and a metric over compute. scaling.fit, scaling.predict and scaling.figures
-print and draw these fits.
+What can be fitted to the finished runs of a scaling study, in numpy alone: iso-FLOP curves, the
+loss over sizes and tokens, and a metric over compute. scaling.fit, scaling.predict and
+scaling.figures print and draw these fits.
 
     isoflop    y = c0 + c1 x + c2 x^2, x = ln N, for each budget C by least squares; N_opt at its vertex;
                over the budgets ln N_opt = ln G + p ln C, and D_opt = C / (6 N_opt)
@@ -80,7 +80,7 @@ def fit_line(x, Y):
 def is_flat(y):
     return np.ptp(y) < 1e-9 * abs(y).max()
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # iso-FLOP curves
 
 def vertices(log_N, groups, Y):
@@ -202,7 +202,7 @@ def exponents(metric, rows, x):
             'exponent_D_interval': ends and [1 - ends[1], 1 - ends[0]],
             'draws': np.stack((log_G, p))}
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the surface L(N, D)
 
 def dot(u, v):
@@ -345,7 +345,7 @@ def best_of(draws, C):
     log_D = math.log(C / 6) - log_N
     return log_N, log_D, E + A * np.exp(-a * log_N) + B * np.exp(-b * log_D)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a metric over compute
 
 def compute(runs, metric):
@@ -388,7 +388,7 @@ def compute(runs, metric):
             'k': float(k[0]),
             'draws': np.stack((k, g))}
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def attempt(fit, *args):
     """A fit's result, or {'refused': why}."""

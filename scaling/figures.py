@@ -48,7 +48,7 @@ class Config:
     papers: str = PAPERS # published tables for metrics.png; '' for none
     out: str = 'out/figures' # a folder
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shared by the figures
 
 def style_of(i):
@@ -144,7 +144,7 @@ def available(runs, metrics):
 def add_legend(axis, **options):
     axis.legend(frameon=False, fontsize=8, **options)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SIMS Figure 1: metrics over compute
 
 def references(path, metric):
@@ -243,7 +243,7 @@ def metric_figure(cfg, runs, metrics):
     save(figure, Path(cfg.out) / 'metrics.png', header, table)
     return ['metrics.png']
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SIMS Figure 2: families
 
 def family_figure(cfg, runs, metrics):
@@ -273,7 +273,7 @@ def family_figure(cfg, runs, metrics):
     save(figure, Path(cfg.out) / 'families.png', header, table)
     return ['families.png']
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SIMS Figures 3, 5 and 6: metrics over steps
 
 def draw_steps(axis, kind, runs, metric, style):
@@ -336,7 +336,7 @@ def steps_figures(cfg, runs, metrics):
         raise Refused("steps: expected runs of one TextLM with 2 or more different numbers of steps")
     return written
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SIMS Figures 4 and 7: iso-FLOP curves
 
 def draw_isoflop(axis, metric, fit):
@@ -389,7 +389,7 @@ def isoflop_figures(cfg, runs, metrics):
         raise Refused('; '.join(reasons) or "iso-FLOP: no run has a loss or a score")
     return written
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def main(cfg):
     runs, notes = read_runs(cfg.runs, cfg.corpus)

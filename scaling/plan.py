@@ -54,7 +54,7 @@ class Config:
     init: str | None = None # 'scratch', or folders as 'out/text-{size}'; None: the family's TextLMs (tiny: scratch)
     lr: float | None = None # None: SIMS A.2, 5e-4, or 3e-4 from 2e20 FLOPs on and for 7B from 6e19 on; tiny: the base's
     seeds: int = 1 # runs of each size and budget
-    flags: str = '' # further arguments of train.py, separated by blanks, as '--eot=True'
+    flags: str = '' # further arguments of train.py, separated by blanks, as '--eot'
     out: str = 'out/suite' # runs.jsonl, and a folder for each run
     # hardware
     gpu: str = 'H200' # A100, H100 or H200 as in training/cost.py, or 'cpu'
@@ -87,7 +87,7 @@ class Config:
             raise Refused("run: starts runs on one node; expected gpus=8 at most, or the torchrun lines started "
                           "on each node")
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the plan
 
 def positive_numbers(text, name):
@@ -271,7 +271,7 @@ def table(cfg, rows):
         total += "; the available tokens are unknown: there are no shards to count, give --tokens="
     yield total
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # execution
 
 hash_of_init = cache(train.hash_of_init)

@@ -41,7 +41,7 @@ class BadAudio(Refused):
         self.kind = kind
         self.why = why
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # resampling
 
 @lru_cache(maxsize=16)
@@ -100,7 +100,7 @@ def resample(x, rate, to=RATE):
     """float32 (n,) at `rate` -> (ceil(n * to / rate),) at `to`."""
     return x if rate == to else np.concatenate(list(_resampled([x], rate, to)))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files shorter than their headers declare
 
 def _missing_data(f):
@@ -127,7 +127,7 @@ def _missing_data(f):
             return "the last page of the stream is missing"
     return None
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # parquet
 
 def open_parquet(path):
@@ -172,7 +172,7 @@ def _in_parquet(path, file, row):
         raise BadAudio('EMPTY', path, "the row holds neither the bytes nor the path of a file")
     return audio
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading
 
 def _read_mono(f, raw, path, start, end, max_seconds):

@@ -1,6 +1,7 @@
 """
-Forced alignment: when each word of a known text is said, by any CTC model. Also what speech/whisper.py shares:
-audio in pieces that a model can take, and the best monotone path through frames.
+Forced alignment: when each word of a known text is said, by any CTC model. Also what
+speech/whisper.py shares: audio in pieces that a model can take, and the best monotone path through
+frames.
 
     CTC('facebook/wav2vec2-base-960h').align([wave, ...], [text, ...])
                                                           -> [(words, starts, ends, reason), ...]
@@ -38,7 +39,7 @@ BATCH = 16 # documents at once
 CELLS = 1 << 30 # frames times states of the documents aligned at once; one document may have more
 BLOCK = 1 << 26 # bytes of back pointers in memory at once
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # audio in pieces, paths through them
 
 def cuts(wave, hop, limit=WINDOW):
@@ -139,7 +140,7 @@ def viterbi(x, frames, states, n_states, skip=None):
     path[torch.arange(T, device=x.device) >= frames[:, None]] = -1
     return path, score
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # folders of models
 
 def model_file(name, file, needed=True):
@@ -204,7 +205,7 @@ def load_model(auto, name, types, device):
         digest.update(key.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return model.eval().to(device), digest.hexdigest()[:16]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # CTC
 
 def split_words(text):

@@ -44,7 +44,7 @@ from speech.audio import RATE
 
 KINDS = ('hubert', 'whisper', 'mimi')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what a folder holds
 
 @contextmanager
@@ -95,7 +95,7 @@ def _cut_layers(name, config, layer, field):
         raise Refused(f"{name}: has {n_layers} layers, --layer={layer} is not among them")
     setattr(config, field, layer)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The three kinds. Each is a class with
 #   rate, step        Hz of the waves, samples a frame
 #   width             C, the size of h_f
@@ -288,7 +288,7 @@ class Mimi:
         x = _padded(waves, max(map(len, waves)))[:, None]
         return self.project(self.model(x.to(self.model.device)).latents).transpose(1, 2)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the encoder
 
 def windows(blocks, step, window, margin):

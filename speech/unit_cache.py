@@ -14,8 +14,8 @@ known by its content:
         rate      (n,) in Hz
         metadata  sha256 of all these
 
-So audio that was moved is found, audio that was changed is encoded anew, and an interrupted run goes
-on where it stopped. A file of the cache that fails its sha256 is named, removed, and its audio
+So audio that was moved is found, audio that was changed is encoded anew, and an interrupted run
+goes on where it stopped. A file of the cache that fails its sha256 is named, removed, and its audio
 encoded anew. The encoder is loaded only when something is missing from the cache. Audio shorter
 than one frame has no units: (empty, empty), which the caller must not score.
 """
@@ -40,14 +40,14 @@ from vocab import PUBLISHED, PUBLISHED_LAYER
 EMBEDDED = 'tiny/hubert'
 POOL = 600 * RATE # samples of audio between two writes
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the encoder
 
 def load_encoder(name, layer, kmeans, device, vocab=None):
     """The encoder of these settings; given a model's vocab, only if it makes that model's units.
 
-    Raises Refused. Every script that measures or samples a model loads its encoder here, and uses its
-    .hash, .hop (samples a unit), .rate and .encode.
+    Raises Refused. Every script that measures or samples a model loads its encoder here, and uses
+    its .hash, .hop (samples a unit), .rate and .encode.
     """
     if vocab and vocab.kind == 'text': # without units
         vocab = None
@@ -71,7 +71,7 @@ def load_encoder(name, layer, kmeans, device, vocab=None):
         raise Refused(f"{name}: {encoder.n_units} units, the model has {vocab.n_units}")
     return encoder
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # audio
 
 def key_of(audio):
@@ -110,7 +110,7 @@ def load(audio, rate=RATE):
             return load(f.name, rate)
     return load_audio(audio, rate=rate), soundfile.info(str(audio)).samplerate
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the cache
 
 class UnitCache:

@@ -56,7 +56,7 @@ BANDS = 80 # frequencies at which a filter's gains are given
 LOWEST, HIGHEST = 60, 400 # Hz: range of the pitch
 WINDOWS = 2048, 1024, 512, 256 # samples: windows of the spectra that training compares
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # source and filter
 
 @cache
@@ -200,7 +200,7 @@ def sharpen_formants(gains, contrast):
 
     return sharp + (log_power(gains) - log_power(sharp)) / 2
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the network
 
 def pieces(n, step, margin):
@@ -353,7 +353,7 @@ class SourceFilter(nn.Module):
         # A wave that is too loud is scaled down instead of clipped; none is made louder.
         return (wave / wave.abs().max().clamp(min=1.0)).numpy()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # vocoder folders
 
 def load_vocoder(folder):

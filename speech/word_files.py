@@ -37,7 +37,7 @@ SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'}
 EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid'
 EXPECTED = 'expected words with times: "words", "segments", "aligned_text", or a TextGrid'
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # JSON
 
 def _samples(seconds, rate):
@@ -80,7 +80,7 @@ def words_of(source, name, value, rate=RATE):
                       'a string and two numbers (seconds) or null') from None
     return tuple(map(list, zip(*words))) or ([], [], [])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # TextGrid
 
 # The long and the short form of a TextGrid hold the same values in the same order. Praat reads the
@@ -125,7 +125,7 @@ def textgrid_words(source, text):
     words = [row[2].replace('""', '"').strip() for row in rows]
     return words, [row[0] for row in rows], [row[1] for row in rows]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files and folders
 
 def _text(path):

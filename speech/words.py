@@ -26,7 +26,7 @@ LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
 # Why a document cannot be repaired; `repair` returns indices into this tuple.
 REASONS = ('', 'MISSING_TIME', 'PAST_END', 'BEFORE_START', 'REVERSED', 'OVERLAP')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # times
 
 def repair(starts, ends, offsets, n_samples):
@@ -72,7 +72,7 @@ def repair(starts, ends, offsets, n_samples):
     edges = (ordered - base).astype(np.int32)
     return edges[0::2], edges[1::2], reason % len(REASONS)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # spelling
 
 def with_spaces(words, text=None):
@@ -179,7 +179,7 @@ def spelled(words, text):
         return [word for word in respelled if word is not None], remains, 0.0
     return spaced, remains, word_error(words, text)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the folder
 
 def write_words_shard(folder, index, docs, info=None):

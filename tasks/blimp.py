@@ -1,10 +1,11 @@
 """
-BLiMP (Warstadt et al. 2020, arXiv 1912.00582), as text: 67 sets of 1,000 pairs, a grammatical sentence and a wrong one.
+BLiMP (Warstadt et al. 2020, arXiv 1912.00582), as text: 67 sets of 1,000 pairs, a grammatical
+sentence and a wrong one.
 
     ROOT/*.jsonl or ROOT/data/*.jsonl    {"sentence_good", "sentence_bad", "UID", "field", "pairID"} per line
 
-Rows: all, and each field (morphology, semantics, syntax, syntax_semantics, which one set spells with a slash). `types`
-has each set. The paper's score is the sum over the sentence: see `sum`.
+Rows: all, and each field (morphology, semantics, syntax, syntax_semantics, which one set spells
+with a slash). `types` has each set. The paper's score is the sum over the sentence: see `sum`.
 """
 from pathlib import Path
 

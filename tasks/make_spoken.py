@@ -4,9 +4,10 @@ A spoken version of a set of text pairs, by any speech synthesizer: SIMS's multi
     python -m tasks.make_spoken --set=storycloze --source=val.csv --out=out/bench/cross_modal/sSC
     python -m tasks.make_spoken --set=blimp --source=blimp/data --out=out/bench/sblimp_mine --tts='say.sh {text} {out}'
 
-Sets: storycloze (its csv), copa (per line {"query", "choices", "gold"}), swag (its csv: the right ending against each
-wrong one), blimp. tts is a command that is run once for each piece of text, without a shell. It holds {text} and {out},
-a .wav to write, and optionally {voice}. The default is Kokoro's own command with the papers' four voices (SIMS A.3).
+Sets: storycloze (its csv), copa (per line {"query", "choices", "gold"}), swag (its csv: the right
+ending against each wrong one), blimp. tts is a command that is run once for each piece of text,
+without a shell. It holds {text} and {out}, a .wav to write, and optionally {voice}. The default is
+Kokoro's own command with the papers' four voices (SIMS A.3).
 
     OUT/VOICE/NAME_mutual.wav .txt,      context and endings apart, as the task cross_modal reads them
               NAME_correct.wav .txt,

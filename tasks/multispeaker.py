@@ -6,9 +6,9 @@ Multi-speaker StoryCloze (SIMS 3 and A.3: the texts of sSC and tSC in four Kokor
     cross_modal      ROOT[/SET[/VOICE]]/NAME_mutual.wav .txt, NAME_correct.wav .txt, NAME_incorrect.wav .txt:
                      context, right and wrong ending apart, so all of S, S->T, T->S and T can be scored
 
-A voice of the parquet files is the folder that holds them below ROOT (or the file's name up to '-'). If such names
-hold 'ssc' or 'tsc', only those of the task are read. Every voice must have the same stories. Audio of any rate is
-resampled. Row 'all' is the mean over the items of all voices.
+A voice of the parquet files is the folder that holds them below ROOT (or the file's name up to
+'-'). If such names hold 'ssc' or 'tsc', only those of the task are read. Every voice must have the
+same stories. Audio of any rate is resampled. Row 'all' is the mean over the items of all voices.
 """
 from pathlib import Path
 

@@ -1,12 +1,13 @@
 """
-StoryCloze (Mostafazadeh et al. 2016): four sentences, a right and a wrong ending. Spoken (Hassid et al. 2023), or text.
+StoryCloze (Mostafazadeh et al. 2016): four sentences, a right and a wrong ending. Spoken (Hassid et
+al. 2023), or text.
 
     ssc, tsc     ROOT/N_NAME.wav as distributed: file 2k is the right story k, file 2k+1 the wrong one
     storycloze   ROOT, or ROOT/*.csv: InputStoryid, InputSentence1..4, RandomFifthSentenceQuiz1 and 2, AnswerRightEnding
                  (in copies without InputStoryid an item's id is its line)
 
-Pairs are matched by their numbers, never by their order in a listing: every number from 0 to an odd one must be there
-once. Spoken stories are whole waves, without the place where the ending begins.
+Pairs are matched by their numbers, never by their order in a listing: every number from 0 to an odd
+one must be there once. Spoken stories are whole waves, without the place where the ending begins.
 """
 import csv
 from pathlib import Path

@@ -15,8 +15,8 @@ VOICES = {'m': 'main', 'u': 'unseen'}
 def pairs(corpus):
     """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong are candidates:
 
-    {'prompt': (text, units), 'ending': (text, units), 'joined': (units, index of the ending's first unit)}
-    Raises Refused if an item lacks a document: pairs are matched by name, never by position.
+    {'prompt': (text, units), 'ending': (text, units), 'joined': (units, index of the ending's first
+    unit)} Raises Refused if an item lacks a document: pairs are matched by name, never by position.
     """
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})

@@ -4,10 +4,11 @@ ZeroSpeech 2021's sBLIMP and sWUGGY (Nguyen et al. 2020, arXiv 2011.11588), from
     ROOT/syntactic/{dev,test}/*.wav + gold.csv    sBLIMP: filename, id, voice, type, subtype, transcription, correct
     ROOT/lexical/{dev,test}/*.wav + gold.csv      sWUGGY: filename, id, voice, frequency, word, phones, length, correct
 
-gold.csv names the files of each pair: equal (type, subtype, id) or id, in one voice, one of them correct. Files that it
-names and that are missing, and files that it does not name, are an error that lists them. The official score is that of
-evaluation/scores.py, the mean over a pair's voices and then over pairs. sWUGGY's `inter` is what the ZeroSpeech
-leaderboard calls in-vocabulary, words that LibriSpeech has at least once; `oov` are the others.
+gold.csv names the files of each pair: equal (type, subtype, id) or id, in one voice, one of them
+correct. Files that it names and that are missing, and files that it does not name, are an error
+that lists them. The official score is that of evaluation/scores.py, the mean over a pair's voices
+and then over pairs. sWUGGY's `inter` is what the ZeroSpeech leaderboard calls in-vocabulary, words
+that LibriSpeech has at least once; `oov` are the others.
 """
 import csv
 import math
@@ -16,7 +17,8 @@ from pathlib import Path
 from configurator import Refused
 from tasks.storycloze import check_files
 
-# (upper bound of the occurrences, not included; label). Both are the official scorer's, and differ by one.
+# (upper bound of the occurrences, not included; label). Both are the official scorer's, and differ
+# by one.
 BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
 COLUMNS = {'syntactic': ('filename', 'id', 'voice', 'type', 'subtype', 'correct'),
            'lexical': ('filename', 'id', 'voice', 'frequency', 'correct')}

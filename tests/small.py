@@ -30,7 +30,7 @@ from vocab import Vocab
 
 K = 20 # units of every vocabulary and units folder here
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # audio
 
 def speech_like(seconds, seed, rate=RATE):
@@ -55,7 +55,7 @@ def waves(*seconds):
     """A list of speech-like waves of the given lengths, each with a seed of its own."""
     return [speech_like(s, i) for i, s in enumerate(seconds)]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # text and units
 
 def byte_level(tokens):
@@ -116,7 +116,7 @@ def make_items(folder, n=3, seed=0):
             documents[f'm{i:05d}/context+{which}'] = (f'Tom saw a cat. {text}', context + ending)
     return make_units(folder, documents)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # models
 
 def make_model(folder, tokenizer_folder, kind='joint', seed=0):
@@ -175,7 +175,7 @@ def make_whisper(folder):
     (folder / 'generation_config.json').write_text(json.dumps(generation_config))
     return folder
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # crashes
 
 def killed(work, folder, moment=None):

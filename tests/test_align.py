@@ -26,7 +26,7 @@ def edges_of(starts, ends):
     """The times of words in the order in which they must rise."""
     return np.stack([starts, ends], 1).ravel()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # repairs and spelling
 
 def repair_alone(times, n_samples=16000):
@@ -133,7 +133,7 @@ def test_words_of_other_letters_stay_and_their_error_is_that_of_the_slow_recursi
     assert (new, error) == (['The', ' dog', ' sat'], .5) and remains.all()
     assert spelled(['a', '<unk>'], 'a b c')[2] == 2 / 3 and word_error(['Mr.', '--'], 'mr') == 0
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # words that are given
 
 def write_shard(folder, index, meta, words):
@@ -259,7 +259,7 @@ def test_a_damaged_shard_is_refused(tmp_path, name):
     with pytest.raises(Refused, match='not a whole shard'):
         Words(tmp_path)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the catalog of bad words, each case repaired or refused by its reason, none silently passed
 
 CASES = { # name: (words, text, words in the folder, reason)
@@ -315,7 +315,7 @@ def test_bad_words_are_repaired_or_refused_by_a_reason_that_is_counted(tmp_path,
     edges = edges_of(starts, ends)
     assert (np.diff(edges) >= 0).all() and not ((edges < 0) | (edges > 16000)).any()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # kills and ranks
 
 def speaking(tmp_path, n=9):
@@ -383,7 +383,7 @@ def test_ranks_share_the_shards_and_the_last_writes_the_same_info(tmp_path, monk
         assert {int(p.name) % world for p in out.glob('0*')} == set(range(rank, min(world, 5)))
     assert tree(out) == of_one_process and 'the rank that ends last' in capsys.readouterr().out
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # models
 
 def test_documents_that_cannot_be_heard_are_refused_by_reason(tmp_path, monkeypatch):

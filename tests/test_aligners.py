@@ -17,7 +17,7 @@ from speech.ctc import CTC, RATE, cuts, split_words, tighten, viterbi
 ROOT = Path(__file__).parent.parent
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # paths and pieces
 
 def is_legal(path, n_states, skip):
@@ -148,7 +148,7 @@ def test_edges_move_inwards_over_silence():
     assert tighten(np.zeros(100, np.float32), [0], [50]) == ([0], [50])
     assert tighten(wave[:0], [0], [0]) == ([0], [0])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # CTC
 
 VOCAB = ['<pad>', '<s>', '</s>', '<unk>', '|', *LETTERS.upper(), "'"]
@@ -258,7 +258,7 @@ def test_the_alphabet_is_the_models_own(ctc, tmp_path):
         with pytest.raises(Refused, match=message):
             CTC(tmp_path)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a taught model
 
 def teach(lines, waves, folder, steps=450):

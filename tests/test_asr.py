@@ -24,7 +24,7 @@ WHISPER = Path(os.environ.get('ASSETS', 'assets')) / 'whisper-base' # as tiny/bu
 def whisper(tmp_path_factory):
     return make_whisper(tmp_path_factory.mktemp('whisper'))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # text
 
 @pytest.mark.parametrize('language', ['zh', ''])
@@ -57,7 +57,7 @@ def test_long_audio_is_heard_piece_by_piece_and_of_next_to_nothing_no_word_is_ma
     assert len(pieces) > 2 and text == ' '.join(model.transcribe(pieces))
     assert empty == short == ''
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # words and times
 
 @pytest.mark.parametrize('pieces, spaceless, expected', [

@@ -11,7 +11,7 @@ from small import speech_like
 from speech.audio import RATE, BadAudio, load_audio, resample
 from tokenize_speech import decode
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # resampling
 
 def tone(hz, rate, seconds=1.0):
@@ -60,7 +60,7 @@ def test_resampling_keeps_duration_and_level(rate):
     y = resample(np.ones(rate, np.float32), rate)
     assert np.abs(y[3000:-3000] - 1).max() < 1e-4
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # reading
 
 @pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32', 'PCM_U8', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW'])
@@ -102,7 +102,7 @@ def test_any_file_name_will_do(tmp_path, name):
     (tmp_path / 'a.wav').rename(tmp_path / name)
     assert len(load_audio(tmp_path / name)) == 1600
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bad files: each function makes one at the path it is given
 
 def half(path):

@@ -19,7 +19,7 @@ from files import write_json
 from kernels import attention as att
 from speech.words import write_words_shard
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/common.py
 
 def test_ways_are_measured_and_one_that_raises_says_why():
@@ -58,7 +58,7 @@ def test_a_result_says_where_and_how_and_a_dry_run_leaves_none(monkeypatch):
     monkeypatch.setenv('COMMIT', 'abc')
     assert common.machine()['commit'] == 'abc'
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/correctness.py
 
 def test_correctness():
@@ -89,7 +89,7 @@ def test_memcheck(monkeypatch, tmp_path, status, outcome):
     script.chmod(0o755)
     assert correctness.memcheck().replace('========= ', '').startswith(outcome)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/kernel_speed.py
 
 LIMITS = {'tflops': 800.0, 'gbs': 4000.0}
@@ -137,7 +137,7 @@ def test_packed_documents():
     # The token at doc_start is the first of its document.
     assert (doc_start.gather(1, doc_start) == doc_start).all()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/training.py
 
 @pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
@@ -180,7 +180,7 @@ def test_goals_of_training():
     assert goals['ms of transformers']['got'] == 1.7
     assert goals['saved_mb of transformers']['met']
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # whole scripts
 
 DRY_OUTPUTS = { # {script: a part of what it prints}
@@ -244,7 +244,7 @@ def test_a_run_says_how_far_it_came(tmp_path):
     assert results['failure'][-1] == 'FAILED  evaluate'
     assert not list((tree / 'out').iterdir())
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/tune.py
 
 def assigned_value(source, name):
@@ -317,7 +317,7 @@ def test_tuning_dry():
     assert "(90, 64, 'dkv')" in done.stdout
     assert '| cross-entropy | 2 | 2 |' in done.stdout
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def test_word_times_beside_a_manifest(tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'words'

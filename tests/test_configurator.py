@@ -152,7 +152,7 @@ def test_a_script_is_named_as_the_repository_names_it(monkeypatch):
         monkeypatch.setattr(sys, 'argv', [str(path)])
         assert script_name() == name
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -54,7 +54,7 @@ def file(tmp_path):
         return path
     return write
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # k-means files
 
 def test_a_real_file_becomes_safetensors_that_the_tokenizer_reads(file, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_whatever_sklearn_and_joblib_write_is_read_as_joblib_reads_it(tmp_path, 
             joblib.dump(model, path, compress=compress, protocol=protocol)
             assert np.array_equal(read_kmeans(path), centers.astype(np.float32))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files in joblib's format, written by hand
 
 class Global:
@@ -239,7 +239,7 @@ def test_a_file_cut_or_changed_anywhere_is_read_or_refused_and_nothing_else(file
         except Refused as e:
             assert '\n' not in str(e)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # hostile files
 
 class Reduce:
@@ -365,7 +365,7 @@ def test_only_opcodes_that_a_k_means_needs_are_known(file):
         # The argument of an opcode may already be refused as damaged.
         assert opcode.name in message or opcode.arg is not None
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # vocoders
 
 def unchanged(state):

@@ -126,7 +126,7 @@ def test_librispeech_mini_reads_as_it_is():
         assert u['text'] and u['words']
         assert u['speaker'] == u['id'].split('-')[0]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # published corpora
 
 def write(root, tree):
@@ -297,7 +297,7 @@ def test_ljspeech(tmp_path):
     assert "metadata.csv:1: expected 'ID|as printed|as spoken'" in refusal(ljspeech, root)
     assert 'expected the folder LJSpeech-1.1' in refusal(ljspeech, tmp_path)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Spoken Wikipedia
 
 def swc_xml(*tokens):
@@ -354,7 +354,7 @@ def test_swc_times_go_on_from_part_to_part(tmp_path):
     write(root, {'U/audio2.ogg': speech_like(2, 2)})
     assert list(swc.utterances(root))[-1] == doc('V/0/00000', root / 'V/audio.ogg', 0, .5, 'a', 'Ann', [['a', 0, .5]])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # parquet
 
 def encoded(wave, format='FLAC'):
@@ -488,7 +488,7 @@ def test_a_file_of_corpora_that_is_not_python_is_refused_by_its_line(tmp_path, m
     (tmp_path / 'b.py').unlink()
     assert corpus_names() == ['a']
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # downloads
 
 class Server(ThreadingHTTPServer):
@@ -669,7 +669,7 @@ def test_what_is_downloaded_has_an_address_and_a_checksum_that_can_be_one():
                 assert checksum is None or re.fullmatch('sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}', checksum)
     assert len(voxpopuli.SUBSETS['en_v2']) == 25
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # text
 
 def text_of(n_words, length=4, seed=0):
@@ -761,7 +761,7 @@ def test_other_text_is_refused(tmp_path, tree, message):
     with pytest.raises(Refused, match='text without audio'):
         redpajama.utterances(root)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # read out
 
 VOICE = """

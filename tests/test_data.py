@@ -46,7 +46,7 @@ def run_python(code, *args):
     command = [sys.executable, '-c', code, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shards
 
 @pytest.mark.parametrize('vocab, width', [(JOINT, 2), (BIG, 4), (Vocab('text', 65536), 2), (Vocab('text', 65537), 4)])
@@ -148,7 +148,7 @@ def test_a_complete_folder_and_a_second_writer_are_refused(tmp_path): # B12
         ShardWriter(tmp_path / 'a', 'text', JOINT)
     assert contents(tmp_path / 'a') == before
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # faults: reliability catalogue B1-B11
 
 # Each function gives one that spoils a folder.
@@ -309,7 +309,7 @@ def test_a_source_shorter_than_a_row_is_refused_with_both_lengths(tmp_path): # B
     with pytest.raises(Refused, match='0 weights for 0 sources'):
         Loader([], None, 64, 0)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # packing
 
 def log_normal(n, mean, sigma=0.6, seed=0):
@@ -411,7 +411,7 @@ def test_a_plan_that_cannot_be_written_is_packed_again(tmp_path, monkeypatch, ca
     assert 'not written (No space left on device); packing again next time' in capsys.readouterr().out
     assert not list(tmp_path.glob('plan_*'))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # rows
 
 @pytest.fixture
@@ -530,7 +530,7 @@ def test_a_resumed_run_can_tell_other_data(sources, tmp_path):
                     Loader([foreign, *sources[1:]], None, 128, 0)):
         assert changed.identity != identity
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # corpora/table.py
 
 def table(*args):

@@ -75,7 +75,7 @@ def one_thread():
 def hubert(tmp_path_factory):
     return make_encoder(tmp_path_factory.mktemp('encoder') / 'hubert')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # encoder
 
 VARIANTS = {'group': {}, 'mhubert': dict(conv_pos_batch_norm=True),
@@ -210,7 +210,7 @@ def test_centroids_are_read_from_safetensors_only(tmp_path):
             load_centroids(path)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Whisper and Mimi
 
 def make_whisper(folder, K=60):
@@ -353,7 +353,7 @@ def test_what_does_not_fit_the_kind_is_refused_in_one_line(whisper, mimi, tmp_pa
         with pytest.raises(Refused, match='lacks 1 weights of the model, the first is .*' + key.rsplit('.', 2)[1]):
             Encoder(folder, 2, c if kind is whisper else None, window_s=4)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # k-means
 
 def inertia(x, centroids):
@@ -390,7 +390,7 @@ def test_the_distance_is_at_most_5_percent_above_that_of_sklearn(K):
         distance = inertia(torch.from_numpy(x), centroids)
         assert distance < 1.05 * sklearn, f"{distance:.4f}, sklearn {sklearn:.4f}"
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # real HuBERT-base: 11.9 s, its layer 9 and its km500 units (the centroids themselves are not there)
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason='hubert_base_golden is not here')

@@ -98,7 +98,7 @@ def test_perplexity_is_transformers_mean_loss_and_an_empty_text_has_none(tmp_pat
     assert n == 9
     assert empty == 2 * [(None, 0)]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the judge
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_busy_judge_is_asked_again_and_a_wrong_address_is_one_line(server):
         ask_judge(judge_of(server), 'a', 'b', wait=0)
     assert len(server.requests) == 4 # not asked again
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the whole run
 
 def transcribe(waves):

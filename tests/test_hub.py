@@ -133,7 +133,7 @@ def test_without_a_network_what_to_do_is_said(monkeypatch):
     with pytest.raises(Refused, match='slprl/slam: no such folder, .*: hf download slprl/slam --local-dir=FOLDER'):
         vocabulary('slprl/slam')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the scripts
 
 class Ear:

@@ -51,7 +51,7 @@ def tokenizer(tmp_path_factory):
 def joint(tokenizer):
     return Vocab('joint', tokenizer.size, K, tokenizer.hash, 'h')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # spans
 
 def slow_mix(x):
@@ -156,7 +156,7 @@ def test_a_document_has_its_own_spans_whatever_is_around_it_and_other_ones_each_
         pairs = zip(alone, spans_of(ids, lengths, seed, epoch))
         assert np.mean([(a == b).all() for a, b in pairs if len(a) > 30]) < .05
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # documents
 
 def make_batch(folder, docs, tokenizer, splits=True):
@@ -334,7 +334,7 @@ def test_spans_tile_the_document_each_word_once_and_the_units_of_its_time(tmp_pa
         assert words_in_spans == list(range(n))
         assert all(ids[a] != ids[b] for a, b in zip(marks, marks[1:])), "separators alternate"
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # folders
 
 def make_folder(folder, shards, words=True, **info):

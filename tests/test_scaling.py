@@ -81,7 +81,7 @@ def write_suite(folder, runs, family='qwen2.5'):
     write_jsonl(folder / 'runs.jsonl', rows)
     return folder
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # plan
 
 def run_plan(argv):
@@ -188,7 +188,7 @@ def test_a_bad_plan_is_refused_in_a_line(settings, message):
     with pytest.raises(Refused, match=message.replace('.', r'\.')):
         plan_of(**settings)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # running a plan
 
 # Stands in for train.py and eval.py: it notes the call, and leaves the files that the plan looks for. The training of
@@ -306,7 +306,7 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(Refused, match='ended with status 0, unfinished'):
         run_plan(argv)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # fits
 
 def coverage(seeds, noise):
@@ -497,7 +497,7 @@ def test_a_bad_prediction_is_refused(settings, message):
     with pytest.raises(Refused, match=message):
         predict.Config(**settings)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # figures
 
 def table_of(path):
@@ -557,7 +557,7 @@ def test_published_rows_have_their_source():
     hours = sum(row['hours'] for row in rows if row['table'] == 'SIMS 4')
     assert hours == pytest.approx(84e3 + 30e3, rel=0.01) # the text of SIMS
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a few runs side by side
 
 def make_run(folder, source='speech', losses=(3.0, 2.0)):

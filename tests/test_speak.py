@@ -231,7 +231,7 @@ def test_noise_is_added_at_the_drawn_ratio():
         assert abs(20 * np.log10(scale) - room['level_db']) < 0.3
         assert np.abs(noisy).max() < 1
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shards
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_items_are_four_segments_and_both_voices_say_the_same():
     assert [len(doc['sentences']) for doc in main[0]] == [2, 1, 1, 1]
     assert unseen[0][0]['id'] == 'u00000/context' and unseen[0][0]['speaker'] == engines.UNSEEN
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the real ones
 
 def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():

@@ -27,7 +27,7 @@ def items():
 def words(text):
     return re.findall('[a-z]+', text.lower())
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # size
 
 def test_100000_stories_are_distinct_with_600_word_types(train):
@@ -48,7 +48,7 @@ def test_articles_agree_with_what_follows(train):
     for story in train:
         assert not re.search(r'\b[Aa] [aeiou]|\b[Aa]n [^aeiou]', story.text), story.text
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # draws and the split
 
 def test_draws_repeat_and_a_smaller_set_begins_a_larger_one(train, items):
@@ -82,7 +82,7 @@ def test_an_unknown_split_is_refused():
     with pytest.raises(grammar.Refused, match="no split 'test'"):
         next(grammar.stories('test', 1))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # endings
 
 def test_each_ending_names_who_what_and_where_of_its_tuple(train):
@@ -120,7 +120,7 @@ def test_topic_endings_come_in_pairs_of_stories_without_a_common_name_object_or_
         shared = set(words(item.topic)) & context - stop
         assert not shared, (shared, item)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shortcuts
 
 @pytest.mark.parametrize('stop', [frozenset(), grammar.STOP], ids=['all words', 'no stop words'])
@@ -189,7 +189,7 @@ def test_the_last_or_first_mentioned_alternative_is_right_half_the_time(items):
     standard_error = 0.5 / math.sqrt(total)
     assert abs(right_is_last / total - 0.5) <= 4 * standard_error, (right_is_last, total)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # talk
 
 @pytest.fixture(scope='module')
@@ -220,7 +220,7 @@ def test_utterances_repeat_and_a_smaller_set_begins_a_larger_one(talked):
 def test_numbers_in_words(n, name):
     assert talk.number(n) == name
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # commands
 
 def test_each_command_writes_one_text_a_line(tmp_path, talked, train, capsys):

@@ -166,7 +166,7 @@ def house(tmp_path_factory):
         make_numbered(bench / 'ms_tsc' / voice, rate=24000, seed=len(voice))
     return root, tokenizer
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # scores against the slow reference
 
 MODELS = {} # what reference has loaded
@@ -270,7 +270,7 @@ def test_scores_equal_transformers_one_item_at_a_time(house, name, kind, lead):
             assert row['n'] == len(part_wins)
             assert row.get('plain', row['value']) == pytest.approx(np.mean(part_wins))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # layouts
 
 def test_zerospeech_files_are_paired_by_gold_and_the_submission_has_every_file_once(house):
@@ -441,7 +441,7 @@ def test_across_modalities_the_context_is_mutual_and_comes_first(tmp_path):
                                   'joined': (context, ending)}
         assert item['rows'] == (collection, f'{collection}/{voice}')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # eval.py over tasks
 
 def test_all_measures_what_is_there_and_names_what_is_not(house, tmp_path, capsys):

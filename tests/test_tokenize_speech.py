@@ -54,7 +54,7 @@ def tree(folder):
     info = json.loads(files['info.json'])
     return files | {'info.json': {k: v for k, v in info.items() if k not in ('command', 'settings')}}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the units folder
 
 def test_repeats_are_merged_as_groupby_merges_them():
@@ -132,7 +132,7 @@ def test_a_faulty_units_folder_is_refused_by_the_name_of_the_file(units_folder, 
         Units(folder)
     assert message in str(e.value) and '\n' not in str(e.value), str(e.value)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the whole script
 
 def test_a_folder_of_audio_becomes_the_units_of_each_file(corpus, hubert, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_real_speech_goes_through_with_its_words(hubert, tmp_path):
         assert runs.sum() == soundfile.info(LIBRISPEECH / line['audio']).frames // 640
         assert len(np.unique(units)) > 5
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # other encoders, other corpora, long files
 
 def test_mimi_gets_24_khz_and_needs_no_k_means(corpus, mimi, tmp_path):
@@ -376,7 +376,7 @@ def test_another_corpus_is_read_by_its_own_file(hubert, tmp_path, monkeypatch):
     assert [m['id'] for m in u.meta] == ['a', 'b']
     assert [u[i][1].sum() for i in (0, 1)] == [12, 25]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # centroids from the corpus
 
 def test_centroids_are_fitted_on_the_corpus_and_used(corpus, hubert, tmp_path, capsys):
@@ -418,7 +418,7 @@ def test_a_fit_that_cannot_be_is_refused(corpus, hubert, mimi, tmp_path, monkeyp
         main(config(corpus, hubert, '', fit_kmeans=5, kmeans=new))
     assert not Path(new).exists()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # several processes
 
 def spawn(cfg, rank, world):
@@ -499,7 +499,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_bytes_at_another_number_of_
         assert tree(out) == tree(reference), f"killed {i}"
     assert len(complete) > 3, f"the kills met {complete} complete shards"
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # corpora that are refused
 
 @pytest.mark.parametrize('change, message', [

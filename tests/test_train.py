@@ -177,7 +177,7 @@ def on_ranks(world, work, limit=900):
             process.join()
     return [process.exitcode for process in processes]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def test_twenty_steps_lower_the_loss_of_every_modality(config):
     val = train.main(config())

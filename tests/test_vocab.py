@@ -73,7 +73,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp('tokenizers')
     return {kind: make_tokenizer(kind, root / kind) for kind in FAMILIES}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def test_layouts_are_the_published_ones():
     sims = Vocab('joint', n_text=151665, n_units=500, tokenizer='t', units='u')
@@ -183,7 +183,7 @@ def test_a_vocabulary_survives_its_file_and_a_broken_file_is_named(tmp_path):
         with pytest.raises(Refused, match=message):
             Vocab.load(tmp_path)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', FAMILIES)
 def test_markup_in_text_stays_text(folders, kind):
@@ -267,7 +267,7 @@ def test_tokenizer_faults_are_named(folders, tmp_path):
     with pytest.raises(Refused, match=f'expected 0..{tokenizer.size - 1}'):
         tokenizer.decode([1, tokenizer.size])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind', FAMILIES)
 def test_the_exported_tokenizer_gives_our_ids_to_transformers(folders, tmp_path, kind):
@@ -309,7 +309,7 @@ def test_export_with_another_tokenizer_is_refused(folders, tmp_path):
         export_tokenizer(folders['opt'], Vocab('joint', text.size, 5, text.hash, 'km'), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # tiny/tokenizer
 
 def test_the_embedded_tokenizer_knows_the_stories_words_and_takes_the_papers_path(tmp_path):

@@ -51,7 +51,7 @@ def sawtooth(hz):
 def seeded():
     return torch.Generator().manual_seed(0)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # sources and filters
 
 def test_pitch_follows_a_glide_and_tells_a_voice_from_noise():
@@ -124,7 +124,7 @@ def test_contrast_leaves_loudness_and_tilt_alone():
     after = apply_filters((source, sharp.expand(1, 200, BANDS)))
     assert abs(before.square().mean() / after.square().mean() - 1) < 0.1
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # speaking
 
 def test_wave_length_is_the_sum_of_the_runs_in_frames_of_640_samples():
@@ -254,7 +254,7 @@ def test_the_shipped_vocoder_speaks_units_of_the_shipped_corpus():
         assert 0.01 < np.sqrt((wave ** 2).mean()) < 0.2
         assert np.abs(wave).max() < 1 and abs(wave.mean()) < 0.01
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # training
 
 def make_speech(folder, n=4, n_frames=60):

@@ -39,7 +39,7 @@ def word_list(text):
     entries = text.split(',') if ',' in text else text.split()
     return tuple(' '.join(entry.split()) for entry in entries)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # words: common ones with a single spelling; homophones are avoided
 
 SHE = word_list('''Anna Lily Emma Clara Nora Ruth Molly Vera Tina Rosa Julia Helen Maria Paula Susan
@@ -146,7 +146,7 @@ LISTS = {name: word_list(text) for name, text in LIST_TEXTS.items()}
 LINKERS = frozenset('''under behind in inside by near on beside a the to very too was had felt of
     did not'''.split())
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # kinds of story
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ KINDS = {
 KIND_NAMES = tuple(KINDS)
 _SLOT = re.compile(r'([a-z]+)([:/])([A-Z+]+)|([a-z]+),([a-z]+):([A-Z]+)')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # drawing one story
 
 @dataclass(frozen=True)
@@ -360,7 +360,8 @@ def _fill(rng, slots):
     phrases = {}
     for names, separator, source, *_, rows in _SLOT.findall(slots):
         if rows:
-            # 'kx,jy:WIND': an entry has a clue, its answer, the other clue and its answer. Either clue may be told.
+            # 'kx,jy:WIND': an entry has a clue, its answer, the other clue and its answer. Either
+            # clue may be told.
             row = pick(rng, LISTS[rows]).split('/')
             phrases |= zip('kxjy', row if rng.random() < 0.5 else row[2:] + row[:2])
         elif separator == '/':
@@ -422,11 +423,12 @@ def _tell(draft, id):
     wrong = sentence(draft.templates[2].format_map(mirrored))
     return Story(id, draft.kind, sentences, wrong, draft.tuple, draft.words)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # drawing many
 
 def stories(split, n, seed=1):
-    """Yields the first n distinct stories of a split ('train' or 'eval'). A smaller n gives the beginning of a larger.
+    """Yields the first n distinct stories of a split ('train' or 'eval'). A smaller n gives the
+    beginning of a larger.
 
     Raises Refused for any other split.
     """
@@ -459,7 +461,7 @@ def items(n, seed=1):
             break
     return paired[:n]
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # baseline: choosing endings by word overlap alone
 
 STOP = frozenset('''a an the and but or of on in at to by for with from under behind near beside
@@ -490,7 +492,7 @@ def baseline(items, stop=frozenset(), weighted=False):
         score['tSC'] += ((right > topic) + (right >= topic)) / 2
     return {task: value / len(items) for task, value in score.items()}
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Config:

@@ -21,7 +21,7 @@ from configurator import Refused, run
 from files import atomically
 from tiny.stories import pick, sentence, word_list
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # numbers in words
 
 ONES = word_list('''zero one two three four five six seven eight nine ten eleven twelve thirteen
@@ -48,7 +48,7 @@ def _price():
         yield f'{number(dollars)} dollars'
         yield f'{number(dollars)} dollars and {number(5 + dollars * 7 % 19 * 5)} cents'
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # lists and templates
 
 LIST_TEXTS = {
@@ -279,7 +279,7 @@ KINDS = {kind: tuple(map(str.strip, text.strip().splitlines())) for kind, text i
 KIND_NAMES = tuple(KINDS)
 _SLOT = re.compile(r'\[([^\]]+)\]')
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # drawing utterances
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def utterances(n, seed=1):
             yield Utterance(f'u{len(seen):06d}', kind, sentences)
             seen.add(sentences)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Config:

@@ -35,7 +35,7 @@ FORMAT = 1
 KEEP = 2 # folders that stay: a failing disk may damage the newest one
 NEW_RUN, REFUSED = -1, -2 # what `find` sends from rank 0 in place of a step
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # checkpoint folders
 
 def folders(out_dir):
@@ -190,7 +190,7 @@ def load_optimizer(folder, model, optimizer):
     if missing and len(missing) < len(parameters): # all are missing if it was saved before the first step
         raise Refused(f"{path}: nothing for {', '.join(missing[:10])}")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a run, and which checkpoint it continues from
 
 def digest(hashes):

@@ -7,8 +7,8 @@ step. train.py --memory, scaling/ and bench/plan.py share these formulas.
                 hides behind no product, and the optimizer
 
 Matrix products run at `efficiency` of the chip's peak, which is what attention, norms and launches
-leave. It is an assumption until bench/training.py measures it. Communication runs at 0.8 of what the
-links carry. Between nodes it uses all links of a node at once, as NCCL's rings do.
+leave. It is an assumption until bench/training.py measures it. Communication runs at 0.8 of what
+the links carry. Between nodes it uses all links of a node at once, as NCCL's rings do.
 """
 from typing import NamedTuple
 
@@ -126,7 +126,8 @@ def step_time(cfg, chip, world, batch_tokens, tokens, keys, parallel='ddp', dtyp
     ring = (world - 1) / world / (LINKS * slowest) # seconds a byte
     word, master = _bytes_of(dtype)
     if parallel == 'fsdp':
-        # Each micro-batch gathers weights for the forward and the backward and sums float32 gradients.
+        # Each micro-batch gathers weights for the forward and the backward and sums float32
+        # gradients.
         communication = n_micro * n_params * (2 * word + 4) * ring
         exposed = max(0.0, communication - n_micro * products)
     else:

@@ -37,8 +37,8 @@ def modality_means(sums, counts):
 class Log:
     """Writes log.jsonl and the terminal's lines. All ranks post and read every step; rank 0 writes.
 
-    A step's numbers are posted when the step has been launched, and read when the next one has been:
-    reading waits for the device, which by then has the next step to work on.
+    A step's numbers are posted when the step has been launched, and read when the next one has
+    been: reading waits for the device, which by then has the next step to work on.
 
     summary     turns the sums of a step into {'loss', ..., 'targets'}
     streak      number of skipped steps in a row, up to the last step that was read

@@ -92,8 +92,8 @@ def wrap_distributed(objective, cfg, world, device):
     if cfg.parallel == 'ddp':
         return DistributedDataParallel(objective, broadcast_buffers=False,
                                        gradient_as_bucket_view=True)
-    # The weights of a layer are gathered when it is used, in the dtype of the compute. Gradients are
-    # summed in float32.
+    # The weights of a layer are gathered when it is used, in the dtype of the compute. Gradients
+    # are summed in float32.
     compute_dtype = torch.bfloat16 if cfg.dtype == 'bfloat16' else None
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (world,))

@@ -45,12 +45,13 @@ VOICES = (
 class Unspeakable(ValueError):
     """A sentence whose word times would be a guess. The message is the reason that is counted."""
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # phones of words
 
 PUNCTUATION = '.,:;!?'
 STRESS = 'ˈˌ'
-# How espeak says words within a sentence, if it says them differently alone. Longer forms come first.
+# How espeak says words within a sentence, if it says them differently alone. Longer forms come
+# first.
 WEAK = {
     'a': ('ɐ', 'ə'), 'an': ('ən', 'ɐn'), 'the': ('ðɪʲ', 'ðɪ', 'ðə'), 'to': ('tʊ', 'tə'),
     'of': ('əv',), 'for': ('fɚɹ', 'fɚ'), 'be': ('biː', 'bi'), 'been': ('bɪn',),
@@ -89,7 +90,8 @@ def split_join(phones, words, phonemize):
         return [0]
     for tail in phonemize.forms(words[-1]):
         if bare(phones).endswith(tail) and len(tail) < len(bare(phones)):
-            # Walk back over the phones of the tail and the stress mark that precedes its first syllable.
+            # Walk back over the phones of the tail and the stress mark that precedes its first
+            # syllable.
             remaining = len(tail)
             begin = len(phones)
             while remaining or phones[begin - 1] in STRESS:
@@ -166,7 +168,7 @@ def ends_of_sound(wave, rate, starts, ends):
                 ends[i] = sound_end
     return ends
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # engines: phones -> wave, and how many of its samples each token lasts
 
 def _session(model):
@@ -261,7 +263,8 @@ class Kokoro:
         self.session = _session(model)
 
     def __call__(self, phones, voice, rng):
-        # Kokoro lacks the mark of a syllabic consonant. A schwa before it keeps the number of tokens.
+        # Kokoro lacks the mark of a syllabic consonant. A schwa before it keeps the number of
+        # tokens.
         phones = re.sub('(.)\u0329', r'ə\1', phones)
         if not set(phones) <= set(self.ids):
             raise Unspeakable('phone unknown to the voice')

@@ -43,7 +43,7 @@ class Config:
         if not self.speech:
             raise Refused("expected --speech=FOLDER, with the parts that tiny/build/speak.py wrote")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the file
 
 def json_bytes(value):
@@ -93,7 +93,7 @@ def write_packed(path, docs, info):
     with atomically(path) as tmp:
         tmp.write_bytes(lzma.compress(data.getvalue(), preset=9))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # speech -> file
 
 def join_ending(context, ending, pause, edge):

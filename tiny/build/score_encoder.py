@@ -4,8 +4,8 @@ Scores the embedded encoder's units against phones: the last stage of tiny/build
     python -m tiny.build.train_encoder --stage=score       -> tiny/hubert/score.json
 
 The phones come from pocketsphinx's forced alignment. The score is the phone-normalized mutual
-information. With K = 500 and a few minutes of speech even shuffled units score high, so the score is
-corrected for chance:
+information. With K = 500 and a few minutes of speech even shuffled units score high, so the score
+is corrected for chance:
 
     PNMI = I(phone; unit) / H(phone)
     corrected = (PNMI - PNMI of shuffled units) / (1 - PNMI of shuffled units)

@@ -33,8 +33,8 @@ with the direct path at sample 0, so word times do not move), noise at 10-30 dB 
     DIR/info.json            counts and how it was made; written last
 
 Shard k depends on these settings and on k alone. Finished shards are skipped, so an interrupted run
-can go on. Piper's noise is drawn from (seed, document, sentence); Kokoro has none. With one thread per
-model, the same machine repeats its bytes; other processors may round differently.
+can go on. Piper's noise is drawn from (seed, document, sentence); Kokoro has none. With one thread
+per model, the same machine repeats its bytes; other processors may round differently.
 """
 import hashlib
 import json
@@ -108,7 +108,7 @@ class Config:
             if not 0 <= value <= maximum:
                 raise Refused(f"{name}={value}: expected 0 to {maximum}")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # a sentence, a document
 
 def say(engine, phonemize, sentence, voice, rng):
@@ -160,7 +160,7 @@ def document(engine, phonemize, doc, cfg):
 def _rng(seed, *name):
     return np.random.default_rng([seed, *hashlib.sha256(repr(name).encode()).digest()])
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # room, noise, level
 
 def impulse_response(rt60, direct_db, rng):
@@ -208,7 +208,7 @@ def in_room(wave, rng):
     wave *= min(10 ** (room['level_db'] / 20), 0.99 / np.abs(wave).max())
     return wave.astype(np.float32), room
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what to speak: groups of documents; either all of a group is spoken or none of it
 
 WORDS_PER_SECOND = {'stories': 3.4, 'talk': 3.0} # of the two engines, including the margins of a sentence
@@ -258,7 +258,7 @@ def plan(cfg):
             seconds += sum(_seconds(doc['sentences'], cfg) for group in shard for doc in group)
     return shards
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shards
 
 def write_shard(folder, shard, speak):
@@ -314,7 +314,7 @@ def _is_finished(folder, shard):
                       f"remove {folder.parent} or change --out")
     return True
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the run
 
 _worker = {} # engine and phonemizer of this process

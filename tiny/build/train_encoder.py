@@ -82,7 +82,7 @@ class Config:
         if not (self.minutes > 0 and 0 < self.human_share < 1 and self.step_frames % 256 == 0):
             raise Refused("expected minutes above 0, human_share between 0 and 1, step_frames a multiple of 256")
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # features of the teacher
 
 def recordings(folder):
@@ -122,7 +122,8 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, wave):
         frames = len(wave) // HOP
-        # With the second of silence there may be at most 30 s: that is how many positions Whisper has.
+        # With the second of silence there may be at most 30 s: that is how many positions Whisper
+        # has.
         wave = np.pad(wave, (0, RATE))
         encoder = self.encoder
         h = F.gelu(encoder.conv1(log_mel(self.mel, wave)))
@@ -185,7 +186,7 @@ def features(cfg):
     if Path(cfg.build, 'classes.safetensors').exists():
         label(cfg)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # classes: k-means of the teacher's features
 
 def nearest(x, centroids):
@@ -263,7 +264,7 @@ def label(cfg):
             with atomically(path) as tmp, open(tmp, 'wb') as f:
                 np.save(f, labels)
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the student
 
 def hubert_config(**changes):
@@ -441,7 +442,8 @@ def train(cfg):
     saved = seconds
     losses = []
     while seconds < 60 * cfg.minutes:
-        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of it.
+        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of
+        # it.
         progress = seconds / 60 / cfg.minutes
         factor = min((step + 1) / 200, 0.505 + 0.495 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
@@ -483,7 +485,7 @@ def save_student(student, out):
     student.hubert.half().save_pretrained(out)
     save_file({'centroids': student.centroids.detach().half()}, Path(out, 'kmeans.safetensors'))
 
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def main(cfg):
     # score_encoder.py imports this file, so this file cannot import it at the top.
