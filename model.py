@@ -278,25 +278,25 @@ class GPT(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
-    def forward(self, tokens, doc_start=None, cache=None, gap=None):
+    def forward(self, tokens, doc_start=None, cache=None, hidden_span=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are its next T columns. Where documents share a prefix, gap (B, T, 2)
-        has the columns [begin, end) of other branches that a token skips, (0, 0) for none. Refuses
-        rows longer than learned positions.
+        With a cache, tokens are its next T columns. Where documents share a prefix, hidden_span (B,
+        T, 2) has the columns [begin, end) of other branches that a token skips, (0, 0) for none.
+        Refuses rows longer than learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
         begin = 0 if cache is None else cache.length
         column = torch.arange(begin, begin + T, device=tokens.device) # (T,)
         position = column if doc_start is None else column - doc_start # (T,) or (B, T)
-        if gap is not None:
+        if hidden_span is not None:
             # On a GPU, a mask would count distances along the row.
             by_distance = cfg.window or cfg.position == 'alibi'
-            assert tokens.is_cpu or not by_distance, "gaps with windows or ALiBi: CPU only"
-            position = position - (gap[..., 1] - gap[..., 0])
+            assert tokens.is_cpu or not by_distance, "hidden spans with windows or ALiBi: CPU only"
+            position = position - (hidden_span[..., 1] - hidden_span[..., 0])
         backend = self.attention if cache is None else None
-        docs = documents(doc_start, backend, gap) if doc_start is not None and begin == 0 else None
+        docs = documents(doc_start, backend, hidden_span) if doc_start is not None and begin == 0 else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as in transformers
@@ -332,9 +332,9 @@ class GPT(nn.Module):
         cap = self.cfg.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    def losses(self, tokens, doc_start, targets, gap=None, rows=None):
+    def losses(self, tokens, doc_start, targets, hidden_span=None, rows=None):
         """-log p of each target, float32 (B*T,), 0 where it is -100; for rows (n,) of B*T, targets are (n,)."""
-        hidden = self(tokens, doc_start, gap=gap).flatten(0, 1)
+        hidden = self(tokens, doc_start, hidden_span=hidden_span).flatten(0, 1)
         if rows is not None:
             hidden = hidden[rows]
         return self._cross_entropy(linear_cross_entropy, hidden, targets)

@@ -22,9 +22,9 @@ into what a backend needs, once a batch, for all layers.
 
 For scoring, documents that begin alike may share that beginning. In a row P A B, the branches A and
 B both continue P. The tokens of B do not see A, and their distances to P do not count it. For each
-of them gap (B, T, 2) holds the index of A's first token and the index after A's last. The CPU's
-blocks support gaps; so does SDPA's mask, but only without window and slopes, because it counts
-distances along the row.
+of them hidden_span (B, T, 2) holds the index of A's first token and the index after A's last. The
+CPU's blocks support hidden spans; so does SDPA's mask, but only without window and slopes, because
+it counts distances along the row.
 
 There are three backends.
 
@@ -138,21 +138,21 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
 # --------------------------------------------------------------------------------------------------
 # the documents of a batch
 
-def documents(doc_start, backend=None, gap=None):
-    """What `attention` needs to know of doc_start (B, T) and gap (B, T, 2), computed once a batch.
+def documents(doc_start, backend=None, hidden_span=None):
+    """What `attention` needs to know of doc_start (B, T) and hidden_span (B, T, 2), computed once a batch.
 
     For Triton the begin and the end of each token's document, both int32 (B, T). For SDPA, and on a
-    GPU with gaps, a mask (B, 1, T, T). On the CPU the blocks of queries.
+    GPU with hidden spans, a mask (B, 1, T, T). On the CPU the blocks of queries.
     """
     chosen = choose_backend(doc_start.device, backend)
-    if chosen == 'triton' and gap is None:
+    if chosen == 'triton' and hidden_span is None:
         doc_start = doc_start.to(torch.int32).contiguous()
         # doc_start ascends along a row: a document ends where the next larger value begins.
         doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
         return doc_start, doc_end
     if chosen != 'blocks':
-        return _mask(doc_start, gap)
-    return _blocks(_spans(doc_start, gap))
+        return _mask(doc_start, hidden_span)
+    return _blocks(_spans(doc_start, hidden_span))
 
 # --------------------------------------------------------------------------------------------------
 # Triton: the kernels
@@ -497,7 +497,7 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
     if chosen == 'blocks':
         docs = docs or _blocks([(row, 0, T, None) for row in range(B)])
         return _by_blocks(q, k, v, docs, options)
-    if chosen == 'triton' and not isinstance(docs, torch.Tensor): # rows with gaps have a mask
+    if chosen == 'triton' and not isinstance(docs, torch.Tensor): # rows with hidden spans have a mask
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
         return _by_triton(q, k, v, docs, backend == 'one-pass', options)
     if isinstance(docs, tuple): # computed for Triton, whose kernels do not support these heads

@@ -34,28 +34,28 @@ class Options(NamedTuple):
 # --------------------------------------------------------------------------------------------------
 # the documents of a batch
 
-def _mask(doc_start, gap=None):
+def _mask(doc_start, hidden_span=None):
     """(B, T) -> (B, 1, T, T), True where query t (dim 2) sees key j (dim 3)."""
     j = torch.arange(doc_start.size(1), device=doc_start.device)
     seen = (j <= j[:, None]) & (j >= doc_start[:, :, None])
-    if gap is not None:
-        seen = seen & ~((j >= gap[..., :1]) & (j < gap[..., 1:]))
+    if hidden_span is not None:
+        seen = seen & ~((j >= hidden_span[..., :1]) & (j < hidden_span[..., 1:]))
     return seen[:, None]
 
-def _spans(doc_start, gap):
+def _spans(doc_start, hidden_span):
     """-> (row, begin, end, prefix) of each document or branch, in order.
 
-    prefix: the indices of the beginning that a branch shares; None where there is no gap.
+    prefix: the indices of the beginning that a branch shares; None where there is no hidden_span.
     """
     T = doc_start.size(1)
-    span_start = doc_start if gap is None else torch.where(gap[..., 1] > 0, gap[..., 1], doc_start)
+    span_start = doc_start if hidden_span is None else torch.where(hidden_span[..., 1] > 0, hidden_span[..., 1], doc_start)
     starts = (span_start == torch.arange(T)).nonzero().tolist() # (row, begin)
     spans = []
     for (row, begin), (next_row, next_begin) in zip(starts, [*starts[1:], (None, T)]):
         end = next_begin if row == next_row else T
         prefix = None
-        if gap is not None and gap[row, begin, 1]:
-            prefix = torch.arange(doc_start[row, begin], gap[row, begin, 0])
+        if hidden_span is not None and hidden_span[row, begin, 1]:
+            prefix = torch.arange(doc_start[row, begin], hidden_span[row, begin, 0])
         spans.append((row, begin, end, prefix))
     return spans
 
