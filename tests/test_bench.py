@@ -201,7 +201,7 @@ def test_scripts_without_a_gpu_run_dry(script):
     results = ROOT / 'bench' / 'results'
     before = modification_times(results)
     done = subprocess.run([sys.executable, f'bench/{script}.py', '--dry'],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+                          cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert DRY_OUTPUTS[script] in done.stdout
     assert modification_times(results) == before
