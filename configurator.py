@@ -111,14 +111,22 @@ def _checked(key, value, kinds, source):
         raise Refused(f"{source}: {key} must be {names}, got {value!r}")
     return value
 
+def _help(Config):
+    """Yields the docstring of Config's script, then the lines of its fields with their comments."""
+    yield sys.modules[Config.__module__].__doc__ or ''
+    for line in inspect.getsource(Config).splitlines():
+        if line.startswith(('    def ', '    @')):
+            break
+        if not line.startswith(('@', 'class ')):
+            yield line
+
 def configure(Config, argv):
     """Config (a frozen dataclass with defaults) with argv's config files and --key=value applied, all of them checked.
 
     Raises Refused with one line for an unknown key, a wrong type, a missing file or a statement that is no setting.
     """
     if '--help' in argv or '-h' in argv:
-        for cls in Config.__mro__[:-1]:
-            print(inspect.getsource(cls)) # the comments are the help
+        print(*_help(Config), sep='\n')
         raise SystemExit(0)
     kinds = get_type_hints(Config)
     settings = {field.name: field.default for field in fields(Config)}

@@ -143,7 +143,8 @@ def test_script_ends_in_one_line_and_status_1_on_bad_input(tmp_path):
     ran = call('--n=2')
     assert (ran.returncode, ran.stdout) == (0, "overriding: n = 2 (was 1)\n2\n")
     usage = call('--help')
-    assert usage.returncode == 0 and "n: int = 1 # how many" in usage.stdout
+    assert usage.returncode == 0 and "    n: int = 1 # how many" in usage.stdout
+    assert "dataclass" not in usage.stdout and "def " not in usage.stdout
 
 def test_a_script_is_named_as_the_repository_names_it(monkeypatch):
     root = Path(__file__).parents[1]
