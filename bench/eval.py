@@ -137,7 +137,7 @@ class PapersScheme:
     def scores(self, items, directions=DIRECTIONS['joint'], from_audio=False):
         """Mean log p per token, by direction, set, side and item, in one list.
 
-        items: with units, as unit_cache.encoded gives them; or with audio that is encoded here.
+        items: with units, as eval.encoded gives them; or with audio that is encoded here.
         """
         scores = []
         for direction, task, side in product(directions, ENDINGS, SIDES):
