@@ -1,7 +1,7 @@
 """
 Settings for every script, nanoGPT's way, but checked:
 
-    python train.py config/tiny.py --learning_rate=1e-3
+    python train.py config/tiny.py --lr=1e-3
 
 Each script has one frozen dataclass `Config`; the comments on its fields are the documentation, and --help prints them.
 Config files and --key=value arguments apply from left to right. What a value looks like depends on the field's type:
@@ -103,7 +103,7 @@ def _checked(key, value, kinds, source):
         raise Refused(f"{source}: no setting '{key}'" + (f", did you mean '{close[0]}'?" if close else ""))
     allowed = _types(kinds[key])
     if float in allowed and type(value) is int:
-        value = float(value) # --learning_rate=1 is fine
+        value = float(value) # --lr=1 is fine
     if int in allowed and float not in allowed and type(value) is float and value.is_integer():
         value = int(value) # and so is --max_tokens=15e9
     if type(value) not in allowed: # exactly: a bool is no int
