@@ -94,7 +94,7 @@ class Config:
     parallel: str = 'ddp' # 'ddp' or 'fsdp'
     recompute: str = 'none' # 'none', 'selective', 'full'
     dtype: str = 'bfloat16' # 'bfloat16', 'float32', 'pure_bfloat16'
-    timeout: float = 600.0 # seconds a rank waits for another before the run fails
+    timeout: float = 600.0 # most seconds that ranks wait for each other; for a checkpoint, at least 3,600
     log_every: int = 10 # steps between lines on the terminal
     eval_every: int = 100 # steps between evaluations
     eval_rows: int = 512 # held-out pairs to evaluate, at most

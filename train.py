@@ -56,11 +56,11 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # folders of interleave.py, separated by commas
     sources: tuple = ('text', 'speech', 'interleaved') # folders of DATA/train to mix
     weights: tuple | None = None # share of the rows for each source; None: equal shares
-    vocab: str = 'joint' # 'joint' (text and units), 'speech' (units alone: --sources=textless), 'text'
+    vocab: str = 'joint' # 'joint' (text and units), 'speech' (units; --sources=textless), 'text' (a TextLM)
     tokenizer: str | None = None # text tokenizer of the data, a folder or hub id; None: that of init
     # model
     init: str = 'scratch' # TextLM or SLM to start from, a folder or hub id; 'scratch': random weights
-    init_config: str | None = None # with init='scratch': a folder or hub id whose shape to take (GSLM)
+    init_config: str | None = None # with init='scratch': a folder or hub id whose shape to take
     n_layer: int | None = None # this and the next five: the shape for init='scratch' without init_config
     n_head: int | None = None
     n_kv_head: int | None = None # None: n_head
@@ -99,7 +99,7 @@ class Config:
     compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
     dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': of weights and moments too
     memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
-    timeout: float = 600.0 # seconds a rank waits for another (for a checkpoint, an hour or more)
+    timeout: float = 600.0 # most seconds that ranks wait for each other; for a checkpoint, at least 3,600
     log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
     eval_every: int = 1000 # steps between evaluations
     eval_rows: int = 64 # held-out rows to evaluate for each corpus and source, at most
