@@ -9,8 +9,8 @@ ENCODER is a folder, or mhubert or mimi: the published architecture (mHuBERT-25H
 Mimi) with random weights, on which the speed does not depend.
 
     encoders.py    what tokenize_speech.py does, except for writing: decoding, the encoder up to the
-                   layer, k-means with 500 centroids (Mimi: its own codebook); with the share of each
-                   part of the time, decoding included
+                   layer, k-means with 500 centroids (Mimi: its own codebook). The columns with % are
+                   the shares of the time that these parts take
     transformers   one file at a time, all layers and all hidden states (Mimi: all its codebooks),
                    without decoding and k-means; Whisper includes its feature extractor
 
@@ -27,16 +27,16 @@ import time
 from pathlib import Path
 
 import torch
-from common import DEVICE, save, table
 from transformers import HubertConfig, HubertModel, MimiConfig, MimiModel, WhisperFeatureExtractor, WhisperModel
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.common import DEVICE, save, table
 from corpora.folder import utterances
 from speech.audio import load_audio
 from speech.encoders import Encoder, kind_of
 
 COLUMNS = ('encoder', 'layer', 'way', 'audio s', 'ms', 'x real time',
            'decode %', 'encoder %', 'k-means %')
-
 
 def measure(calls, repeats):
     """Times calls in turn: {name: function()} -> {name: {'ms', 'least', 'most'}}; ms is the median."""

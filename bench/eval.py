@@ -127,7 +127,7 @@ def encode_alone(encoder, direction, candidate):
             'joined': (units_of(candidate['joined'], 'S'),)}
 
 class PapersScheme:
-    """The papers' scheme with a transformers model and its tokenizer, from folder, and an encoder."""
+    """The papers' scheme, with an encoder and the transformers model and tokenizer of a folder."""
     def __init__(self, folder, encoder):
         from transformers import AutoModelForCausalLM, AutoTokenizer
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -137,7 +137,7 @@ class PapersScheme:
     def scores(self, items, directions=DIRECTIONS['joint'], from_audio=False):
         """Mean log p per token, by direction, set, side and item, in one list.
 
-        items: with units, as eval.encoded gives them; or with audio that is encoded here.
+        items: with units, as `encoded` of eval.py gives them; or with audio, which is encoded here.
         """
         scores = []
         for direction, task, side in product(directions, ENDINGS, SIDES):

@@ -7,7 +7,7 @@
 #                                   about a minute
 #
 # Tables are printed, and results written to bench/results/gpu-PART.json, as they are measured. A part
-# that fails or runs out of time does not stop the next, but the exit status is then 1. If the python3
+# that fails or runs out of time does not stop the next one, but makes the exit status 1. If the python3
 # on the PATH has torch and triton, it is used (for a machine without a network); otherwise the .venv
 # of setup.sh. COMMIT=... names the commit of a tree that was copied without its .git.
 set -uo pipefail

@@ -77,8 +77,7 @@ KINDS = (
     ('elementwise, norms', r''))
 
 # --------------------------------------------------------------------------------------------------
-# the implementations: cfg -> (model, loss), where loss(tokens, doc_start, targets, position) is a
-# mean
+# the implementations: cfg -> (model, loss); loss(tokens, doc_start, targets, position) is a mean
 
 def build_nanoslm(cfg):
     model = GPT(cfg)

@@ -82,8 +82,7 @@ def fits(key, config):
                 if kernel.fn.__module__ == att.__name__]
     finally:
         att.CONFIGS = shipped
-    # Hopper must use its matrix instructions, for which the backward tiles of D = 256 are too
-    # small.
+    # Hopper must use its matrix instructions; the backward tiles of D = 256 are too small for them.
     needs_wgmma = sm >= 90 and (D != 256 or step == 'forward')
     return all(row['spills'] <= aot.SPILLS
                and row['shared'] <= aot.SHARED[sm]

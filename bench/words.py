@@ -26,8 +26,8 @@ from speech.words import Words, letters_of
 @dataclass(frozen=True)
 class Config:
     words: str = '' # words folder, as align.py writes it
-    manifest: str = '' # .jsonl with words in seconds, matched by id
-    name: str = '' # of the result
+    manifest: str = '' # manifest.jsonl with words in seconds; its documents are matched by id
+    name: str = '' # name of the result, bench/results/NAME.json
 
     def __post_init__(self):
         if not (self.words and self.manifest and self.name):

@@ -1,6 +1,6 @@
 # torchrun --nproc_per_node=8 train.py config/bloom-1b7.py          3.05e19 FLOPs: 2.1 h on 8 H200 at 50 % MFU
 #
-# SIMS Figure 2 [4.2]: an interleaved SLM from Bloom-1.7B, 20k steps as all families.
+# SIMS Figure 2 [4.2]: an interleaved SLM from Bloom-1.7B, 20k steps as for all families.
 # Context, batch, schedule and the rest are train.py's defaults, which are the paper's [A.2].
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')

@@ -1,6 +1,6 @@
 # torchrun --nproc_per_node=8 train.py config/llama3.2-3b.py          5.90e19 FLOPs: 4.1 h on 8 H200 at 50 % MFU
 #
-# SIMS Table 2 [4.2, 5]: Llama-3.2-3B at 5.9e19 FLOPs, 20k steps as all families to 4 %.
+# SIMS Table 2 [4.2, 5]: Llama-3.2-3B at 5.9e19 FLOPs, which is within 4 % of the 20k steps of all families.
 # Context, batch, schedule and the rest are train.py's defaults, which are the paper's [A.2].
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')

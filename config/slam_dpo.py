@@ -1,7 +1,7 @@
 # python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at half of 111 TFLOP/s; 0.5 h in the paper
 #
 # Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
-# config/slam.py. The paper's schedule is the inverse square root; its code's default has become a constant.
+# config/slam.py. The paper's schedule is the inverse square root; the default of its code is a constant now.
 # Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's
 # encoder, --audio=data/spokenswag --out=out/units/spokenswag.
 data = 'out/units/spokenswag'
@@ -13,10 +13,10 @@ max_auto_bleu = 0.3
 block_size = 1024
 skip_long = True
 batch = 64
-micro_batch = 8 # pairs, of about 200 tokens each: nothing is padded; on up to 8 GPUs
+micro_batch = 8 # pairs of about 200 tokens each, packed without padding; so at most 8 GPUs share the batch
 lr = 5e-5
 schedule = 'inverse_sqrt'
-warmup = 100 / 813 # 100 steps, the papers' code's
+warmup = 100 / 813 # 100 steps, as in the papers' code
 clip = 0.5
 max_steps = 813
 

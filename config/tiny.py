@@ -1,6 +1,6 @@
-# python train.py config/tiny.py        speech and text interleaved, after config/tiny_text.py: about 130 s on 2 CPU cores
+# python train.py config/tiny.py        interleaved, after config/tiny_text.py: about 130 s on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
-sources = ('text', 'speech', 'interleaved') # rows in equal number, as SIMS
+sources = ('text', 'speech', 'interleaved') # as many rows of each, as in SIMS
 init = 'out/tiny-text' # TWIST: its text rows are kept, 502 rows for units and separators are added
 new_rows = 'normal' # the papers' 'hf' starts all units at one point, which a run this short does not leave
 out = 'out/tiny'

@@ -1,8 +1,8 @@
 # python dpo.py config/tiny_dpo.py          tiny/slm, after `python -m tiny.preferences`: about 4 min on 2 CPU cores
-data = 'out/data/pairs/train' # of training stories (tiny/preferences.py); the evaluation's are not among them
+data = 'out/data/pairs/train' # pairs of training stories (tiny/preferences.py); no evaluation story is among them
 val_data = 'out/data/pairs/val'
 directions = ('S',)
-eot = True # as its speech documents end
+eot = True # the speech documents that tiny/slm learned end with <|endoftext|>
 init = 'tiny/slm'
 out = 'out/tiny-dpo'
 

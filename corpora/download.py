@@ -1,20 +1,20 @@
 """
-Archives of public corpora: downloaded, checked, unpacked. And what a corpus does as a script:
+Downloads, checks and unpacks the archives of public corpora. A corpus is a script that does this, too:
 
     python -m corpora.librispeech --root=data/LibriSpeech/dev-clean             shows what tokenize_speech.py would read
     python -m corpora.librispeech --download --root=data --subset=dev-clean     fills data/
 
 An interrupted download is resumed (HTTP Range): FILE.part becomes FILE when its size is right, and
-its sha256 or md5 if one is published. An archive is unpacked into a temporary folder beside its
-place, moved there when it is complete, and then deleted; ROOT/.downloaded/FILE records that. So
-twice its size must be free. Names and links that lead out of ROOT are refused.
+its sha256 or md5 if one is published. An archive is unpacked into a temporary folder, whose
+contents are moved into place when they are complete; then the archive is deleted, and
+ROOT/.downloaded/FILE records that. So more than twice its size must be free. Names and links that
+lead out of ROOT are refused.
 """
 import hashlib
 import json
 import lzma
 import os
 import shutil
-import sys
 import tarfile
 import time
 import zlib
@@ -31,20 +31,20 @@ BLOCK = 1 << 16 # bytes; an interrupted download loses the block that was not fu
 
 @dataclass(frozen=True)
 class Config:
-    root: str = '' # the subset to show; with --download the folder to fill
-    download: bool = False # fetch and unpack
-    subset: str = '' # what to download, comma-separated; '' lists the subsets
+    root: str = '' # folder of the subset to show; with --download the folder to fill
+    download: bool = False # download and unpack the subsets
+    subset: str = '' # subsets to download, separated by commas; '': names those there are
 
     def __post_init__(self):
         if not self.root:
             raise Refused("expected --root=DIR")
 
 def script(utterances, subsets=None):
-    """The last line of a corpus file. subsets: {name: ((url, folder inside root, checksum), ...)}
+    """Runs a corpus as a script: the last line of its file.
 
-    A checksum is 'sha256:...', 'md5:...' or None.
+    subsets: {name: ((url, folder inside root, checksum), ...)}; a checksum is 'sha256:...',
+    'md5:...' or None.
     """
-    sys.argv = ['--download=True' if arg == '--download' else arg for arg in sys.argv]
     run(partial(main, utterances, subsets or {}), Config)
 
 def main(utterances, subsets, cfg):

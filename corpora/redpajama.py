@@ -1,8 +1,8 @@
 """
-RedPajama V2 (https://huggingface.co/datasets/togethercomputer/RedPajama-Data-V2), or any other text: filtered.
+Filters RedPajama V2 (https://huggingface.co/datasets/togethercomputer/RedPajama-Data-V2), or any other text.
 
     python -m corpora.redpajama --root=data/rp2 --out=out/text/rp2
-    python interleave.py --text=out/text/rp2/2023-14 --sources='("text",)' --out=...
+    python interleave.py --text=out/text/rp2/2023-14 --sources=text --out=...
 
     ROOT/documents/2023-14/0000/en_head.json.gz                per document a line {"raw_content", "url", ...}
     ROOT/quality_signals/2023-14/0000/en_head.signals.json.gz  a line {"id", "quality_signals": {NAME: [[a, b, value]]}}
@@ -20,8 +20,8 @@ ASCII punctuation, and the lines l:
     word_length 3 <= mean length of w <= 10                         rps_doc_mean_word_length
     symbols     '#', '...', '…' / words as written <= 0.1           rps_doc_symbol_to_word_ratio
     bullets     l that begin with a bullet / |l| <= 0.9             rps_lines_start_with_bulletpoint, ccnet_nlines
-    top_2gram   characters of all copies of the most frequent pair of words, if it is repeated, / those of w <= 0.2
-                                                                    rps_doc_frac_chars_top_2gram
+    top_2gram   characters in all copies of the most frequent pair of words / characters of w <= 0.2;
+                0 if no pair is repeated                            rps_doc_frac_chars_top_2gram
 """
 import json
 import os

@@ -34,11 +34,11 @@ from speech.audio import BadAudio, load_audio
 
 @dataclass(frozen=True)
 class Config:
-    text: str = '' # .txt or .jsonl
-    command: str = '' # with {wav}, and optionally {words} and {text}
+    text: str = '' # .txt with a document per line, or .jsonl with 'text' and perhaps 'id'
+    command: str = '' # 'PROGRAM ... {wav}', which speaks a document; it may have {words} and {text} too
     out: str = '' # folder to fill
-    speaker: str | None = None # name of the voice
-    workers: int = 1 # commands at a time
+    speaker: str | None = None # name of the voice, for the manifest
+    workers: int = 1 # commands that run at a time
     timeout: float = 600.0 # seconds that a command may take
     shard_docs: int = 1000 # documents in a shard
     max_fail_frac: float = 0.01 # the run stops when a larger share of the documents could not be spoken

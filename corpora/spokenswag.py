@@ -24,8 +24,8 @@ FORMATS = {b'RIFF': 'wav', b'fLaC': 'flac', b'OggS': 'ogg'} # by a file's first 
 
 @dataclass(frozen=True)
 class Config:
-    parquet: str = '' # a folder of .parquet files, or one of them
-    out: str = '' # folder to fill
+    parquet: str = '' # folder of SpokenSwag's .parquet files, or one of them
+    out: str = '' # folder to make, for tokenize_speech.py --audio
 
     def __post_init__(self):
         if not self.parquet or not self.out:

@@ -55,7 +55,7 @@ def _part_number(path):
     return int(re.search(r'(\d*)\.ogg$', path)[1] or 0)
 
 def _seconds(path, is_last):
-    """Length of a part; None for a last part that cannot be opened, which tokenize_speech.py will count as such."""
+    """Seconds of a part; None for a last part that cannot be opened, which tokenize_speech.py counts as a failure."""
     try:
         return soundfile.info(path).duration
     except soundfile.LibsndfileError as e:
@@ -65,7 +65,10 @@ def _seconds(path, is_last):
                       "unpack it again, or move its article away") from None
 
 def _divide(runs, seconds):
-    """Yields (start, end, words) of all of a recording but silence; words: [[word, start, end]] from start, or None."""
+    """Yields (start, end, words) of all of a recording but silence.
+
+    words: [[word, start, end]], in seconds from start, or None.
+    """
     covered = 0.0 # seconds of the recording that are dealt with
     for run in runs:
         for piece in pieces(run):

@@ -1,5 +1,5 @@
 """
-What the readers of published corpora share: trees of files, tables, parquet, cutting long recordings into pieces.
+What the readers of published corpora share: listing files, reading tables and parquet, cutting long recordings.
 
 A transcript whose audio is missing is yielded, and tokenize_speech.py counts it as MISSING. Audio
 whose transcript is missing is refused, since that is what half an archive looks like. Long
@@ -39,7 +39,7 @@ def files(root, extension, layout, subset):
                 paths[name] = path
     if not paths:
         raise Refused(f"{root}: no {extension} in it; expected {subset}, with {layout}{extension} in it")
-    # The order of ids that continue the name with a '/'.
+    # Sorted as the ids are that continue these names with a '/'.
     paths = dict(sorted(paths.items(), key=lambda item: item[0] + '/'))
     for name, path in paths.items():
         if layout != '**' and name.count('/') != layout.count('/'):
@@ -56,7 +56,7 @@ def refuse_orphans(audio, known, why):
         raise Refused(f"{orphans[0]}: {why}, one of {len(orphans)} such; unpack the archive again, or move them away")
 
 def lines(path):
-    """Yields (place, line) for each line that is not blank, of a UTF-8 text or .gz. place: 'PATH:LINE_NUMBER'."""
+    """Yields (place, line) for each line of a UTF-8 text or .gz that is not blank. place: 'PATH:LINE_NUMBER'."""
     open_text = gzip.open if path.endswith('.gz') else open
     try:
         with open_text(path, 'rt', encoding='utf-8-sig', newline='\n') as f:

@@ -28,7 +28,7 @@ OTHERS = tuple((f'{URL}/audios/en_{year}_2.tar', 'raw_audios', None) for year in
 SUBSETS = {'en': (SEGMENTS, *PLENARIES), 'en_v2': (SEGMENTS, *PLENARIES, *OTHERS)}
 
 def utterances(root):
-    root = os.path.abspath(root) # so that '.' has its name too
+    root = os.path.abspath(root) # so that the last part of its path names the language, also for '.'
     docs = _transcribed(root) if root.endswith('.tsv') else _sessions(root)
     yield from by_id(docs)
 

@@ -48,7 +48,9 @@ def _spans(doc_start, hidden_span):
     prefix: the indices of the beginning that a branch shares; None where there is no hidden_span.
     """
     T = doc_start.size(1)
-    span_start = doc_start if hidden_span is None else torch.where(hidden_span[..., 1] > 0, hidden_span[..., 1], doc_start)
+    span_start = doc_start
+    if hidden_span is not None:
+        span_start = torch.where(hidden_span[..., 1] > 0, hidden_span[..., 1], doc_start)
     starts = (span_start == torch.arange(T)).nonzero().tolist() # (row, begin)
     spans = []
     for (row, begin), (next_row, next_begin) in zip(starts, [*starts[1:], (None, T)]):

@@ -6,8 +6,8 @@ Puts the papers' claims to the test on tiny/, by some 150 runs that several proc
     python -m papers.report     what the finished runs say: OUT/claims.json, claims.md, claims.png, runs.csv
 
 A finding has parts. A part is one number for each of three seeds, above 0 where the papers are
-right. The seeds differ in the order of the data and in the new rows or, from scratch, in all
-weights. The 95 % interval over the seeds (Student's t) gives the verdict:
+right. The seeds differ in the order of the data and in the new rows of the embedding or, from
+scratch, in all weights. The 95 % interval over the seeds (Student's t) gives the verdict:
 
     reproduced       the interval lies above 0
     contradicted     the interval lies below 0
@@ -16,23 +16,20 @@ weights. The 95 % interval over the seeds (Student's t) gives the verdict:
 
 The rules:
 
-    - Arms are compared at equal compute C = 6 N D. (SIMS 4.3 compares some at equal steps.) - An
-    arm with several sizes is taken at its best size: the one with the lowest loss, of those that
-      have enough data. A size has enough data if it reads no source more than EPOCHS times.
+    - Arms are compared at equal compute C = 6 N D. (SIMS 4.3 compares some at equal steps.)
+    - An arm with several sizes is taken at its best size: the one with the lowest loss, of those
+      that have enough data. A size has enough data if it reads no source more than EPOCHS times.
     - A budget counts if all runs of the part's arms are finished. It does not count if an arm is
-    best
-      at its smallest size while a still smaller size lacks data: the data would decide then.
-    - "At the most compute" is the largest budget that counts. - Loss is in nats a unit on 32 rows
-    of held-out stories, the last of log.jsonl. Arms with another
-      vocabulary pack the stories into other rows.
+      best at its smallest size while a still smaller size lacks data: the data would decide then.
+    - "At the most compute" is the largest budget that counts.
+    - Loss is in nats a unit on 32 rows of held-out stories, the last of log.jsonl. Arms with
+      another vocabulary pack the stories into other rows.
     - tSC and sSC are measured in the voice that was trained on and in speech alone, unless a part
-    says
-      otherwise.
+      says otherwise.
     - A score at chance decides nothing. It is at chance if all the arms' means over the seeds are
       within 2 standard errors of 50 %.
     - N_opt is counted without the table of ids, and only at budgets where the best size is neither
-    the
-      smallest nor the largest.
+      the smallest nor the largest.
 
 What an interval does not cover: all seeds start from the same TextLM of a kind, and all models
 answer the same items. The papers' grammar scores have no counterpart here.
@@ -53,8 +50,7 @@ Changed after a review:
 Changed after all runs:
 
     - N_opt counts only where the best size is neither the smallest nor the largest. Where it was
-    the
-      smallest in both arms, the parabolas alone gave the papers' answer.
+      the smallest in both arms, the parabolas alone gave the papers' answer.
 """
 import math
 from dataclasses import dataclass
@@ -71,13 +67,13 @@ from scaling.plan import SHAPE_KEYS, execute, is_evaluated, is_trained
 from scaling.runs import loss_curve
 
 SIZES = ('0.25M', '0.5M', '1M', '2.8M', '6M')
-ONE = '1M' # the size of the findings that vary something else
+ONE = '1M' # the size of the arms that have only one
 BUDGETS = (1e12, 2e12, 4e12, 1.2e13) # FLOPs; there is not enough speech for more
 MIDDLE = 4e12 # FLOPs, at which TextLMs are compared
 SMALL = 1.4e12 # FLOPs; nearly EPOCHS times through half an hour of speech for the size ONE
 SEEDS = 3
-STEPS = 60 # at least; fewer are hardly more than the warm-up
-EPOCHS = 4 # over any source, at most
+STEPS = 60 # the least that a run may have; fewer are hardly more than the warm-up
+EPOCHS = 4 # how often a run may read any source
 T95 = 4.303 # Student's t, 95 %, of SEEDS - 1 degrees of freedom
 LOSS = 'loss' # nats a unit of held-out stories: the last of log.jsonl
 UNSEEN = 'loss, unseen voice' # nats a unit, the mean over eval.py's right stories in the unseen voice
@@ -97,10 +93,10 @@ class Arm(NamedTuple):
     text: str | None # the TextLM they start from, a key of TEXTS; '{size}': that of their size; None: random weights
     sizes: tuple
     budgets: tuple # FLOPs
-    flags: str # of train.py, beside those of config/papers/slm.py
+    flags: str # arguments of train.py beside config/papers/slm.py
 
-TEXTLESS = "--sources=('textless',) --vocab=speech --tokenizer=None"
-FEW = "--sources=('speech','interleaved') --data="
+TEXTLESS = '--sources=textless --vocab=speech --tokenizer=None'
+FEW = '--sources=speech,interleaved --data='
 ARMS = {
     'interleaved': Arm('{size}', SIZES, BUDGETS, ''),
     'textless': Arm(None, SIZES, BUDGETS, TEXTLESS),
@@ -118,10 +114,10 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Config:
-    out: str = 'out/papers' # a folder for each run, claims.json, claims.md, claims.png, runs.csv
-    gpu: str = 'cpu' # as in scaling.plan; or A100, H100, H200: one for each process
+    out: str = 'out/papers' # folder for claims.json, claims.md, claims.png, runs.csv, and for a folder of each run
+    gpu: str = 'cpu' # what each process trains on: cpu, or a GPU of the kind A100, H100 or H200
     start: str = 'tiny/slm' # the model that papers/claims.sh trains on preferences, with its eval.json
-    max_items: int = 400 # of each voice
+    max_items: int = 400 # StoryCloze items of each voice that the models are scored on
 
 # --------------------------------------------------------------------------------------------------
 # the runs
@@ -163,14 +159,14 @@ def slm_rows(cfg):
     return sorted(rows, key=lambda row: (row['flops'], row['seed']))
 
 # --------------------------------------------------------------------------------------------------
-# their results
+# the results of runs
 
 class Result(NamedTuple):
     """What a finished run has reached."""
     N: int # parameters
     steps: int
     commit: str # of the code that trained it
-    scores: dict # the value of each row of eval.json; LOSS and UNSEEN
+    scores: dict # the value of each row of eval.json, and LOSS and UNSEEN
     errors: dict # the standard error of each row of eval.json
 
 def result_of(row):
@@ -256,7 +252,7 @@ class Runs:
         return any(self.best(arm, C, sizes, seed) is self.results[arm, sizes[0], C, seed] for seed in self.seeds)
 
     def best(self, arm, C, sizes, seed):
-        """The Result with the lowest loss; chosen by a score it would profit from luck."""
+        """The Result with the lowest loss. Chosen by a score, the best would be a lucky one."""
         results = [self.results[arm, size, C, seed] for size in sizes]
         return min(results, key=lambda result: result.scores.get(LOSS, 0))
 
@@ -329,9 +325,9 @@ def log_n_opt(runs, arm, C, sizes, seed):
     return -c1 / 2 / c2 if c2 > 0 and best_is_inside else math.nan
 
 def log_n_opt_gain(runs):
-    """ln of N_opt, interleaved over textless.
+    """ln of the N_opt of interleaved over that of textless, the mean over budgets.
 
-    The mean over the budgets at which for all seeds the best size has a worse one on both sides.
+    A budget counts if for all seeds the best size is neither the smallest nor the largest.
     """
     grid = runs.grid('interleaved', 'textless')
     grid = [(C, sizes) for C, sizes in grid if min(map(len, sizes.values())) >= 3]
@@ -347,7 +343,7 @@ def log_n_opt_gain(runs):
     return np.array(gains).T.mean(1)
 
 def strong_over_weak(runs):
-    """Gain of interleaving from the good TextLM less that from the weak one, mean over budgets."""
+    """Gain of interleaving with the good TextLM less that with the weak one, the mean over budgets."""
     arms = ('interleaved', 'speech', 'weak', 'weak-speech')
     _, (interleaved, speech, weak, weak_speech) = runs.curves(TSC, *arms)
     return (interleaved - speech - weak + weak_speech).mean(1)

@@ -41,7 +41,7 @@ class Config:
     n_units: int = 500 # K
     hop: int = 640 # samples at 16 kHz in a frame: 25 Hz
     units_hash: str = 'slprl/mhubert-base-25hz' # of the encoder; if a units folder was made with it here, use its hash
-    shard_docs: int = 2000 # documents in a units shard
+    shard_docs: int = 2000 # documents in a shard of the units folder
     val_frac: float = 0.01 # share of token documents, chosen by the hash of their id, that go to val/
 
     def __post_init__(self):

@@ -17,8 +17,8 @@ PUBLISHED = Path(__file__).with_name('published.json')
 class Config:
     models: str = 'out/tiny' # folders with eval.json, separated by commas
     orig: str = '' # the TextLM before training, for the column Orig. of Table 2; '' for none
-    corpus: str = 'stories' # whose held-out speech is Val. CE
-    out: str = 'out/tables.md'
+    corpus: str = 'stories' # corpus whose held-out speech is the column Val. CE
+    out: str = 'out/tables.md' # Markdown file to write
 
 NOTE = (
     "An empty cell was not reported. Rows marked (here) come from eval.json, with the standard error over items: "
@@ -96,7 +96,7 @@ def measured_cell(results, name):
     return cell
 
 def measured_cells(results, orig, table_columns):
-    """One model's cells of a table, as text."""
+    """The cells of one model in a table, as text."""
     cells = []
     for column, (_, candidates) in table_columns.items():
         source = results

@@ -22,9 +22,9 @@ BARS = [(task, direction) for task in TASKS for direction in ('S', 'S->T', 'T->S
 @dataclass(frozen=True)
 class Config:
     runs: str = 'out/tiny,out/tiny-speech,out/tiny-scratch' # folders of train.py, separated by commas
-    corpus: str = 'stories' # whose held-out speech the left panel shows
-    voice: str = 'main' # of the items in the right panel
-    out: str = 'out/figure.png'
+    corpus: str = 'stories' # corpus whose held-out speech the left panel shows
+    voice: str = 'main' # voice of the items in the right panel: main or unseen
+    out: str = 'out/figure.png' # the picture; its numbers go into a .csv beside it
 
 def scores(folder, voice):
     """{(task, direction): row} of a run's eval.json."""

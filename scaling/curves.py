@@ -58,8 +58,8 @@ def interval(draws):
     """[2.5 %, 97.5 %] of draws, of which the first is the estimate; None if over 5 % are undefined.
 
     Bias-corrected percentiles (Efron 1987, without acceleration): if the draws are shifted against
-    the estimate, the estimate is shifted as much against the truth, so the levels move by twice
-    that.
+    the estimate, the estimate is shifted as much against the truth, so the levels move by twice the
+    shift.
     """
     draws = np.asarray(draws, dtype=float)
     defined = draws[np.isfinite(draws)]
@@ -101,7 +101,7 @@ def vertices(log_N, groups, Y):
     return np.stack(x), np.stack(top), np.stack(c2)
 
 def vertex_position(N_opt, N, best_N, is_undetermined):
-    """Where the vertex of a budget's parabola lies among its sizes N: the 'where' of isoflop."""
+    """Where the vertex of a budget's parabola lies among its sizes N: 'where' in isoflop's result."""
     if math.isnan(N_opt):
         return 'no optimum'
     if N_opt < N.min():
@@ -131,8 +131,7 @@ def budget_row(C, N, y, errors, parabola, x, top, sign):
             'where': vertex_position(N_opt, N, best_N, is_undetermined)}
 
 def isoflop(runs, metric):
-    """A parabola for each budget with at least 3 sizes, its minimum (maximum of a score), and
-    N_opt(C).
+    """Fits a parabola over ln N to each budget with at least 3 sizes, and N_opt(C) to their optima.
 
     -> {'metric', 'budgets': [{'C', 'N', 'y', 'stderr', 'parabola' (c2, c1, c0 in ln N), 'best_N'
     (of the runs), 'N_opt', 'N_interval', 'y_opt', 'where'}], 'left_out', 'rms', 'exponent_N', 'G',
@@ -262,8 +261,7 @@ def variable_projection(log_N, log_D, Y, w):
     moves = np.arange(-3, 4)
     moves_a, moves_b = (values.ravel() for values in np.meshgrid(moves, moves, indexing='ij'))
     for _ in range(9):
-        # The step is halved and the window reaches 3 steps to each side, so that it can follow a
-        # ridge.
+        # The step is halved; the window reaches 3 steps to each side, to be able to follow a ridge.
         step /= 2
         near_a = np.clip(log_a[:, None] + step * moves_a, *limits)
         near_b = np.clip(log_b[:, None] + step * moves_b, *limits)

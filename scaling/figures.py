@@ -42,11 +42,11 @@ TASKS = {'tsc': 'tSC', 'ssc': 'sSC', 'sblimp': 'sBLIMP', 'loss': 'loss'}
 
 @dataclass(frozen=True)
 class Config:
-    runs: str = 'out/suite' # folders of scaling.plan or of runs, .json files of published tables, separated by commas
+    runs: str = 'out/suite' # folders of scaling.plan or train.py, or .json of published tables, separated by commas
     corpus: str = 'stories' # whose held-out speech the loss is measured on
     metrics: str = '' # of eval.json, separated by commas; '': those of direction S, three at most
     papers: str = PAPERS # published tables for metrics.png; '' for none
-    out: str = 'out/figures' # a folder
+    out: str = 'out/figures' # folder for the figures
 
 # --------------------------------------------------------------------------------------------------
 # shared by the figures
@@ -229,7 +229,7 @@ def metric_figure(cfg, runs, metrics):
             if band:
                 bands.append((*band, COLORS[i % 6]))
         table += draw_references(axis, cfg.papers, metric, budgets.max())
-        limits = axis.get_ylim() # without the bands: that of three points may be wide
+        limits = axis.get_ylim() # without the bands, since a fit to three points may have a wide one
         for x, ends, color in bands:
             axis.fill_between(x, *ends, color=color, alpha=0.15, linewidth=0)
         axis.set_ylim(limits)
@@ -247,7 +247,7 @@ def metric_figure(cfg, runs, metrics):
 # SIMS Figure 2: families
 
 def family_figure(cfg, runs, metrics):
-    """Interleaved runs of equally many steps, those from the most TextLMs; the largest first."""
+    """Interleaved runs of one number of steps, that with the most TextLMs; the largest model first."""
     interleaved = [run for run in runs if run.group.endswith('interleaved') and run.steps]
     def n_inits(steps):
         return len({run.init for run in interleaved if run.steps == steps})

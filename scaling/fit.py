@@ -22,10 +22,10 @@ from scaling.runs import by_group, count
 
 @dataclass(frozen=True)
 class Config:
-    runs: str = 'out/suite' # folders of scaling.plan or of runs, .json files of published tables, separated by commas
+    runs: str = 'out/suite' # folders of scaling.plan or train.py, or .json of published tables, separated by commas
     corpus: str = 'stories' # whose held-out speech the loss is measured on
     metrics: str = '' # of eval.json, separated by commas; '': all of direction S
-    out: str | None = None # the folder of fit.json; None: the first of runs
+    out: str | None = None # folder for fit.json; None: the first folder of runs
 
 def isoflop_lines(fit):
     """The result of isoflop as lines of text."""

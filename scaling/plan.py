@@ -2,11 +2,10 @@
 Plans the runs of a scaling study, sizes x compute budgets x seeds, and executes them.
 
     python -m scaling.plan --family=qwen2.5 --budgets=2.1e18,5e18,2e19,6e19,2e20
-                             the plan as a table, OUT/runs.jsonl, and the torchrun command of each
-                             run
+        prints the plan as a table and the torchrun command of each run, writes OUT/runs.jsonl
     python -m scaling.plan ... --run
-                             trains and evaluates the runs one after another; the same command goes
-                             on where it was stopped
+        trains and evaluates the runs one after another; the same command goes on where it was
+        stopped
 
     C = 6 N D      N parameters with the embedding and the rows of the units, D tokens of all
                    modalities (SIMS 5)
@@ -15,10 +14,10 @@ A run sees D = C / 6N tokens, in whole steps of the base config's batch_tokens; 
 as in that config. Memory and the time of a step come from training/cost.py. runs.jsonl has a line a
 run:
 
-    {"name", "family", "size", "N", "flops", "tokens", "steps", "lr", "seed", "micro_batch",
-    "parallel",
-     "recompute", "gb" (on a GPU), "hours", "epochs" (of the scarcest source), "why_not" (null where
-     the run is feasible), "out_dir", "train", "eval" (arguments of train.py and eval.py)}
+    {"name", "family", "size", "N", "flops", "tokens", "steps", "lr", "seed",
+     "micro_batch", "parallel", "recompute" (on GPUs), "gb" (on each GPU), "hours",
+     "epochs" (of the scarcest source), "why_not" (null where the run is feasible),
+     "out_dir", "train", "eval" (arguments of train.py and eval.py)}
 """
 import contextlib
 import fcntl
@@ -54,22 +53,22 @@ class Config:
     init: str | None = None # 'scratch', or folders as 'out/text-{size}'; None: the family's TextLMs (tiny: scratch)
     lr: float | None = None # None: SIMS A.2, 5e-4, or 3e-4 from 2e20 FLOPs on and for 7B from 6e19 on; tiny: the base's
     seeds: int = 1 # runs of each size and budget
-    flags: str = '' # further arguments of train.py, separated by blanks, as '--eot'
-    out: str = 'out/suite' # runs.jsonl, and a folder for each run
+    flags: str = '' # further arguments of train.py for all runs, separated by blanks, as '--block_size=1024 --clip=1'
+    out: str = 'out/suite' # folder for runs.jsonl, and for a folder of each run
     # hardware
     gpu: str = 'H200' # A100, H100 or H200 as in training/cost.py, or 'cpu'
-    gpus: int = 8
-    mfu: float | None = None # measured; None: what training/cost.py expects if matrix products reach 60 % of the peak
-    cpu_flops: float = CPU_FLOPS # for gpu='cpu': 6ND a second
-    keys: int = 400 # that a token attends to on average, for training/cost.py
-    price: float | None = None # of a GPU for an hour, in any currency
+    gpus: int = 8 # of each run: at most 8, or whole nodes of 8
+    mfu: float | None = None # measured share of the peak; None: expected by training/cost.py, with products at 60 %
+    cpu_flops: float = CPU_FLOPS # 6ND a second of train.py on this machine, for --gpu=cpu
+    keys: int = 400 # keys that a token attends to on average, for training/cost.py
+    price: float | None = None # price of a GPU for an hour, in any currency, for the column cost
     # data
-    tokens: float | None = None # available; None: counted in the shards of the base's data, unknown without shards
-    epochs: float = 1.0 # over any source, at most (SIMS 3: speech at most once)
+    tokens: float | None = None # tokens that a run can see in an epoch; None: counted in the shards of the base's data
+    epochs: float = 1.0 # how often a run may read any source; more is not feasible (SIMS 3: speech at most once)
     # execution
     run: bool = False # train and evaluate what is feasible, one run after another
-    train: str = 'train.py'
-    eval: str = 'eval.py'
+    train: str = 'train.py' # script that trains a run
+    eval: str = 'eval.py' # script that evaluates it
     eval_flags: str = '' # further arguments of eval.py, separated by blanks, as '--max_items=200'
 
     def __post_init__(self):
@@ -106,7 +105,7 @@ def parse_settings(flags, kind=train.Config):
         return configure(kind, flags)
 
 def peak_lr(cfg, N, C, base):
-    """The peak learning rate: SIMS A.2."""
+    """The peak learning rate: the plan's or, of tiny, the base's; otherwise that of SIMS A.2."""
     if cfg.lr is not None or cfg.family == 'tiny':
         return cfg.lr or base.lr
     is_large_run = C >= 2e20
@@ -118,7 +117,7 @@ def train_flags(cfg, base, model, C, lr, seed, placement, out_dir):
     flags = {'max_flops': f'{C:.10g}'.replace('+', ''), 'lr': lr, 'out': out_dir, **placement}
     if base.min_lr > lr:
         flags['min_lr'] = lr
-    for key in (*train.BUDGETS, *train.SCRATCH, 'init_config'):
+    for key in (*train.BUDGETS, *SHAPE_KEYS, 'init_config'):
         if key != 'max_flops' and getattr(base, key) is not None:
             flags[key] = None
     no_hub_has_it = model.name in SHAPES and model.name.startswith('tiny/')
@@ -283,7 +282,7 @@ def as_json(settings):
 def is_trained(row):
     """Whether a run's folder holds its trained model.
 
-    Refused where that was trained with other settings, or from other weights.
+    Refused where the model was trained with other settings, or from other weights.
     """
     path = Path(row['out_dir']) / 'settings.json'
     if not path.is_file():
@@ -343,8 +342,8 @@ def execute(cfg, rows):
 
     A finished run is skipped, an interrupted one continues from its checkpoint, and an evaluation
     that is older than its model or has other settings is made again. Several processes that are
-    given the same rows share them: each run has a lock, and a process leaves alone what another one
-    holds until nothing else remains, when it waits for it.
+    given the same rows share them: each run has a lock. A process passes over runs that another one
+    holds, and waits for them when nothing else is left.
     """
     launch = []
     if cfg.gpu != 'cpu' and cfg.gpus > 1:
@@ -367,11 +366,11 @@ def execute(cfg, rows):
                 label = f'[{number}/{len(feasible)}] {row["name"]}'
                 train_and_evaluate(cfg, row, label, launch, lock.fileno())
         pending = busy
-        wait = True # for the first of them
+        wait = True # in the next round, for the first of the busy runs
     print(f"{cfg.out}: {len(feasible)} runs are trained and evaluated; next: python -m scaling.fit --runs={cfg.out}")
 
 def train_and_evaluate(cfg, row, label, launch, lock):
-    """Does what is missing of one run, whose lock this process holds."""
+    """Trains and evaluates one run, as far as that is not done; this process holds its lock."""
     started = time.monotonic()
     for script, arguments, launch_flags, is_done in (
             (cfg.train, row['train'], launch, is_trained),

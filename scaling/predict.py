@@ -19,17 +19,20 @@ RULE = {'steps': 25_000, 'tokens': 4.5e9} # SIMS 5: the least of each for the la
 
 @dataclass(frozen=True)
 class Config:
-    flops: float | None = None # of the run to come; or
-    hours: float | None = None # on the GPUs below
+    # the budget of the run to come: give flops or hours
+    flops: float | None = None # compute, in FLOPs
+    hours: float | None = None # time on these GPUs:
     gpus: int = 8
-    gpu: str = 'H200' # their kind
-    mfu: float = 0.4 # share of the peak FLOP/s that is reached
-    runs: str = '' # as in scaling.fit; '': the papers' rule alone
-    family: str = 'qwen2.5' # for the rule: as in scaling.plan
-    vocab: str = 'joint' # or 'speech'
-    batch_tokens: int = 147456 # a step
-    corpus: str = 'stories' # as in scaling.fit
-    metrics: str = '' # as in scaling.fit
+    gpu: str = 'H200' # A100, H100 or H200
+    mfu: float = 0.4 # share of the GPUs' peak FLOP/s that is reached
+    # finished runs, whose fits predict; the settings are those of scaling.fit
+    runs: str = '' # folders of scaling.plan or train.py, separated by commas; '': the papers' rule alone
+    corpus: str = 'stories' # corpus whose held-out speech the loss is measured on
+    metrics: str = '' # of eval.json, separated by commas; '': all of direction S
+    # the papers' rule
+    family: str = 'qwen2.5' # 'qwen2.5', 'llama3.2', 'tiny', or folders and hub ids of models, separated by commas
+    vocab: str = 'joint' # vocabulary of the run to come: joint or speech
+    batch_tokens: int = 147456 # tokens a step
 
     def __post_init__(self):
         if (self.flops is None) == (self.hours is None):

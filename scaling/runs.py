@@ -27,7 +27,7 @@ class Run(NamedTuple):
     steps: int
     loss: float | None # held-out, nats a unit; None where it was not measured
     scores: dict # {metric: (value, its standard error or None)}, accuracies between 0 and 1
-    planned: float | None = None # planned FLOPs, of which whole steps use a little less
+    planned: float | None = None # planned FLOPs; a run of whole steps uses a little less
 
     @property
     def budget(self):
@@ -164,10 +164,10 @@ def metrics_of(runs, names):
     return metrics
 
 def values_of(runs, metric):
-    """Arrays (N, D, budget, y, standard error or nan) of the runs that have the metric: 'loss' or a
-    score's name.
+    """Arrays (N, D, budgets, y, errors) of the runs that have the metric: 'loss' or a score's name.
 
-    Refused where no run has it, or a value is not finite.
+    y: the metric's values; errors: their standard errors, nan where unknown. Refused where no run has
+    the metric, or a value is not finite.
     """
     if metric == 'loss':
         runs = [run for run in runs if run.loss is not None]

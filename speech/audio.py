@@ -29,7 +29,7 @@ from configurator import Refused
 RATE = 16000 # Hz, of every wave and word time in this project
 
 class BadAudio(Refused):
-    """A file that cannot be used. `why` says it in words, `kind` is one of
+    """A file that cannot be used: `why` in words, and `kind`, which is one of
 
     MISSING     no regular file that can be read      NONFINITE   a sample is NaN or infinite
     NOT_AUDIO   not a format that libsndfile knows    TOO_LONG    longer than max_seconds
@@ -121,7 +121,7 @@ def _missing_data(f):
     if head[:4] == b'OggS':
         f.seek(max(0, size - 65307)) # the size of the largest page
         tail = f.read()
-        page = tail[tail.rfind(b'OggS'):] # one byte where there is no page
+        page = tail[tail.rfind(b'OggS'):] # one byte if there is no page, as rfind is then -1
         complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
         if not complete or not page[5] & 4: # the flag of the last page
             return "the last page of the stream is missing"

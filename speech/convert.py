@@ -75,10 +75,10 @@ DTYPES = {'b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8'
 
 @dataclass(frozen=True)
 class Config:
-    kmeans: str = '' # a k-means that joblib dumped
+    kmeans: str = '' # a k-means file that joblib dumped
     vocoder: str = '' # or the .pt of a unit HiFi-GAN of textlesslib
     config: str = '' # the config.json of that HiFi-GAN
-    units_hash: str = '' # of the units that it speaks; '': any units are accepted
+    units_hash: str = '' # units_hash in the info.json of the units that the HiFi-GAN speaks; '': it accepts any
     out: str = '' # NEW.safetensors with 'centroids' (K, C) in float32; or the vocoder's new folder
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ def _check(ok, reason):
         raise InvalidFile(reason)
 
 def _shown(name):
-    """A name for a message: text is cut; of other values, which may be huge, only the type."""
+    """A name as a message shows it: cut to 80 characters, or its type if it is not text."""
     return ascii(name[:80]) if isinstance(name, str) else type(name).__name__
 
 def _summary(error):

@@ -3,12 +3,12 @@ Forced alignment: when each word of a known text is said, by any CTC model. Also
 speech/whisper.py shares: audio in pieces that a model can take, and the best monotone path through
 frames.
 
-    CTC('facebook/wav2vec2-base-960h').align([wave, ...], [text, ...])
-                                                          -> [(words, starts, ends, reason), ...]
+    ctc = CTC('facebook/wav2vec2-base-960h')
+    ctc.align([wave, ...], [text, ...])     -> [(words, starts, ends, reason), ...]
 
 Waves are float32 at 16 kHz, times are samples, words carry the leading space they have in the text.
 The reason is '' or why a document has no words. The path of the highest score through frames t and
-states s follows (Viterbi)
+states s is found by Viterbi's recursion
 
     a_t(s) = x_t(s) + max(a_{t-1}(s), a_{t-1}(s-1), a_{t-1}(s-2) if s can be reached by a skip)
 
@@ -302,7 +302,8 @@ class CTC:
                 todo.append(i)
         todo.sort(key=lambda i: len(waves[i]))
 
-        def cells(part): # of the padded batch; the last wave is the longest
+        def cells(part):
+            """Frames times states of these documents as a padded batch; the last wave is the longest."""
             n_states = max(2 * len(labels[i][0]) + 1 for i in part)
             return len(part) * len(waves[part[-1]]) // self.hop * n_states
 

@@ -25,8 +25,8 @@ units are the same alone and in any batch: HuBERT's norms over time see only the
 and its padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is
 causal. What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so
 near to a tie that its unit changes. In bf16, which is used on CUDA, up to 2 frames in 1,000 of the
-embedded encoder change, and 2 to 3 in 1,000 differ from float32 (measured with autocast on a CPU:
-Whisper tiny.en and the embedded encoder on 107 s of LibriSpeech).
+embedded encoder change with the batch, and 2 to 3 in 1,000 differ from float32 (measured with
+autocast on a CPU: Whisper tiny.en and the embedded encoder on 107 s of LibriSpeech).
 """
 import hashlib
 import json
@@ -344,7 +344,8 @@ class Encoder:
                           f"of {self.step / self.rate:g} s, a window must have more than two margins")
         if net.limit and self.window * self.step > net.limit:
             raise Refused(f"window_s is {window_s:g}, {name} takes {net.limit / self.rate:g} s at once")
-        # Samples in a forward pass; 0: one window, which is bit-exact and on a CPU as fast.
+        # Samples in a forward pass. 0 is one window at a time: without padding units are exact to
+        # the bit, and a CPU is as fast.
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0
         self.hash = _hash(*net.identity(), self.centroids)
         net.prepare(self.device)
@@ -421,7 +422,7 @@ class Encoder:
         return np.concatenate([h for _, h in self._run(self._windows([wave]), quantize=False)])
 
 def _hash(facts, tensors, centroids):
-    """Hex digits of all that decides a unit: weights up to the layer, geometry, centroids; no file names."""
+    """The hash of all that decides a unit: weights up to the layer, geometry, centroids; no file names."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     tensors = {**tensors, 'centroids': centroids}
     for name in sorted(tensors):

@@ -22,7 +22,7 @@ from configurator import Refused
 from speech.audio import RATE
 from speech.units import refuse_foreign_units
 
-PIECES = 8 # pieces of waves in a batch
+PIECES = 8 # pieces of waves in a batch, each of `seconds` at most
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
@@ -126,7 +126,7 @@ class HiFiGAN(nn.Module):
                 lengths = lengths * up.stride[0]
             x = masked(up(F.leaky_relu(x, 0.1)), lengths)
             x = sum(block(x, lengths) for block in self.resblocks[n * i:n * (i + 1)]) / n
-        return torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0] # 0.01 here, as published
+        return torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0] # a slope of 0.01, as published
 
     @cached_property
     def context(self):

@@ -1,22 +1,22 @@
 """
-Audio -> units. Each piece of audio is encoded once for each encoder, whichever task asks for it.
+A cache of units: each piece of audio is encoded once for each encoder, whichever task asks for it.
 
     cache = UnitCache('out/cache', encoder=..., layer=..., kmeans=None, vocab=vocab, device='cpu')
     entries = cache.encode([audio, ...])        {audio: (units, runs, sample rate of the file)}
 
-audio is a path, the bytes of a file, or a tuple of these, whose waves are joined. What is stored is
-known by its content:
+audio is a path, the bytes of a file, or a tuple of these, whose waves are joined. The cache knows
+audio by its content, not by its name:
 
     CACHE/ENCODER-DEVICE/KEYS-PID.safetensors
-        keys      (n, 32) sha256 of each audio
-        units     uint16, those of all audios one after another; runs alike
-        offsets   (n + 1,) where each audio's begin
-        rate      (n,) in Hz
-        metadata  sha256 of all these
+        keys            (n, 32) uint8, the sha256 of each audio
+        units, runs     uint16, those of all audios one after another
+        offsets         (n + 1,) int64, audio i has units[offsets[i]:offsets[i + 1]]
+        rate            (n,) int32, the sample rate of each file in Hz
+        metadata        the sha256 of these arrays
 
 So audio that was moved is found, audio that was changed is encoded anew, and an interrupted run
-goes on where it stopped. A file of the cache that fails its sha256 is named, removed, and its audio
-encoded anew. The encoder is loaded only when something is missing from the cache. Audio shorter
+goes on where it stopped. A file of the cache that fails its sha256 is named and removed, and its
+audio is encoded anew. The encoder is loaded only when something is missing from the cache. Audio shorter
 than one frame has no units: (empty, empty), which the caller must not score.
 """
 import hashlib
@@ -44,20 +44,20 @@ POOL = 600 * RATE # samples of audio between two writes
 # the encoder
 
 def load_encoder(name, layer, kmeans, device, vocab=None):
-    """The encoder of these settings; given a model's vocab, only if it makes that model's units.
+    """The Encoder of these settings. Refused if it does not make the units of a model.
 
-    Raises Refused. Every script that measures or samples a model loads its encoder here, and uses
-    its .hash, .hop (samples a unit), .rate and .encode.
+    vocab: that of the model, if there is one. Every script that measures or samples a model loads
+    its encoder here, and uses its .hash, .hop (samples a unit), .rate and .encode.
     """
     if vocab and vocab.kind == 'text': # without units
         vocab = None
     unknown = vocab and not vocab.units
-    is_name = vocab and '/' in vocab.units # of a published encoder, not a hash
+    is_name = vocab and '/' in vocab.units # the name of a published encoder, not a hash
     # Refuse before anything is downloaded.
     if unknown and name == EMBEDDED or is_name and not vocab.speaks('', name):
         source = vocab.units or 'an encoder that its folder does not name'
         raise Refused(f"{name}: the model's units are of {source}: give its --encoder, --layer and --kmeans "
-                      "(slprl/*: slprl/mhubert-base-25hz, 11, a file of speech/convert.py)")
+                      "(for slprl/*: slprl/mhubert-base-25hz, 11, and what python -m speech.convert wrote)")
     if vocab and vocab.units == PUBLISHED and layer != PUBLISHED_LAYER:
         raise Refused(f"layer={layer}: the model's units are of layer {PUBLISHED_LAYER} "
                       f"of {PUBLISHED}: --layer={PUBLISHED_LAYER}")
@@ -87,10 +87,9 @@ def key_of(audio):
         raise Refused(f"{audio}: not readable ({e.strerror})") from None
 
 def wave_for(encoder, path, start=None, end=None, seconds=0):
-    """A file (from start to end, in seconds) -> its wave at the rate that the encoder takes, as
-    tokenize_speech.py reads it; only the first `seconds` of it unless that is 0.
+    """Reads a file (from start to end, in seconds) at the encoder's rate, as tokenize_speech.py does.
 
-    Raises Refused where the wave is shorter than a unit.
+    seconds: how much of the wave to keep; 0: all of it. Raises Refused if it is shorter than a unit.
     """
     wave = load_audio(path, start, end, rate=encoder.rate)[:round(seconds * encoder.rate) or None]
     if len(wave) < encoder.hop:

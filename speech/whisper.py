@@ -5,22 +5,22 @@ Speech -> what is said and when, by a Whisper of transformers, multilingual or E
     whisper.transcribe([wave, ...])     -> [text, ...]
     whisper.align([wave, ...])          -> [(words, starts, ends, reason), ...]
 
-Waves are float32 at 16 kHz, times are samples. Audio longer than 30 s is cut at its quietest
-moments (aligners.cuts). Windows are decoded greedily, 16 at a time, each without its neighbors.
-Only tokens of text are allowed, none of time or markup.
+Waves are float32 at 16 kHz, times are samples. Audio longer than 30 s is cut into windows at its
+quietest moments (`cuts` of speech/ctc.py). Windows are decoded greedily, 16 at a time, each without
+its neighbors. Only tokens of text are allowed, none of time or markup.
 
 Times come from one forward pass over a window and its text y_1..y_n: the best monotone path
-(aligners.viterbi) through the encoder's frames of 20 ms. Its states are the tokens of the text and
-the end token; state s scores at frame t
+(`viterbi` of speech/ctc.py) through the encoder's frames of 20 ms. Its states are the tokens of the
+text and the end token; state s scores at frame t
 
     x_t(s) = mean over heads of median_7 over t of (w - mean_s w) / std_s w
     w = softmax_t(q_s k_t / sqrt(d))
 
 for the cross-attention heads listed in generation_config.json, else for all heads in the upper half
 of the decoder (openai-whisper's timing.py, whose DTW also lets two tokens share a frame). A word
-ends where the token after it begins. Then both its edges move inwards over silence
-(aligners.tighten). `align` cuts a window whose text loops in two and decodes it again; one that is
-short already is refused.
+ends where the token after it begins. Then both its edges move inwards over silence (`tighten` of
+speech/ctc.py). If the text of a window loops, `align` cuts the window in two and decodes the
+halves; a window that is already short is refused.
 """
 import json
 import math
@@ -35,7 +35,7 @@ from speech.audio import RATE
 from speech.ctc import cuts, load_model, model_file, tighten, viterbi
 
 SHORTEST = 8 * RATE # only a piece longer than this is cut again when its text loops
-AUDIBLE = RATE // 10 # from less audio than this Whisper invents words
+AUDIBLE = RATE // 10 # Whisper invents words for audio shorter than this
 BATCH = 16 # windows at once
 # Bytes of a text over bytes of its zlib. Above this the text repeats itself: knitting patterns have
 # 2.4, loops 5 and more.
@@ -43,10 +43,11 @@ LOOP = 3.0
 SPACELESS = {'zh', 'ja', 'th', 'lo', 'my', 'yue'} # languages whose words are single characters here
 
 def spell(pieces, spaceless=False):
-    """Texts of token groups -> [(word, first, end)]: words by their spaces, of groups first..end-1.
+    """Joins the texts of token groups into words, by their spaces -> [(word, first, end)].
 
-    A word without letters and digits (a dash) joins the word before it, or the first one. It does
-    not count for the time: group end-1 has the word's last letter.
+    A word is said in the groups first..end-1. A group without letters and digits (a dash) joins the
+    word before it or, at the beginning, the first word. It adds no time at the word's end: group
+    end-1 has its last letter.
     """
     words = [] # [word, first, end]
     for i, piece in enumerate(pieces):
@@ -66,8 +67,11 @@ def spell(pieces, spaceless=False):
     return [tuple(word) for word in words if word[2] > word[1]]
 
 class Whisper:
-    """name: folder or hub id. language: that of the speech ('en', 'de', ...); '': detected in the
-    first window of each wave."""
+    """A Whisper model of transformers, which transcribes and aligns.
+
+    name: folder or hub id. language: that of the speech ('en', 'de', ...); '': detected in the
+    first window of each wave.
+    """
     needs_text = False
     hop = 320 # samples of an encoder frame
 
@@ -182,8 +186,10 @@ class Whisper:
         return encoded, prompts
 
     def _windows(self, part, languages):
-        """Up to BATCH windows [(wave's index, offset, samples)] -> [(words, starts, ends, reason)],
-        times from the window's start."""
+        """Up to BATCH windows [(wave's index, offset, samples)] -> [(words, starts, ends, reason)].
+
+        Times count from the start of the window.
+        """
         encoded, prompts = self._encode(part, languages)
         tokens, silent = self._decode(encoded, prompts)
         frames = [max(1, -(-len(piece) // self.hop)) for *_, piece in part]
@@ -277,7 +283,10 @@ class Whisper:
         return outputs
 
     def _scores(self, encoded, prompts, tokens, frames):
-        """x_t(s) of each window, (F, n+1): F from frames, its n text tokens and the end token."""
+        """The scores x_t(s) of each window -> [(F, n + 1)].
+
+        F is its number of frames; the columns are its n text tokens and the end token.
+        """
         P = len(prompts[0])
         texts = [[i for i in row if i != self.end] for row in tokens]
         ids = torch.full((len(prompts), P + max(map(len, texts))), self.end)

@@ -2,7 +2,8 @@
 Word times that people already have -> {document id: (words, starts, ends)}, in samples at 16 kHz,
 NaN where a time is missing.
 
-    read_words('words.jsonl', ids)    a document a line      read_words('FOLDER', ids)    one a file
+    read_words('words.jsonl', ids)    a document a line
+    read_words('FOLDER', ids)         a document a file
 
 The content of a document decides its format, not its file name:
 
@@ -32,7 +33,7 @@ from configurator import Refused
 from files import read_lines, strict_json, unlisted
 from speech.audio import RATE
 
-# How MFA, old versions too, marks silence in a tier of words.
+# The marks of silence in a tier of words, those of old versions of MFA included.
 SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'}
 EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid'
 EXPECTED = 'expected words with times: "words", "segments", "aligned_text", or a TextGrid'
@@ -144,7 +145,8 @@ def _name(source, value):
         file = file.get('path')
     name = value.get('id') or (Path(file).stem if isinstance(file, str) else None)
     if not isinstance(name, str):
-        raise Refused(f'{source}: expected ' '{"id": ..., "words": [[word, start, end], ...]}, '
+        raise Refused(f'{source}: expected '
+                      '{"id": ..., "words": [[word, start, end], ...]}, '
                       'or a "file_name" instead of the id')
     return name
 

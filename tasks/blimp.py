@@ -4,8 +4,9 @@ sentence and a wrong one.
 
     ROOT/*.jsonl or ROOT/data/*.jsonl    {"sentence_good", "sentence_bad", "UID", "field", "pairID"} per line
 
-Rows: all, and each field (morphology, semantics, syntax, syntax_semantics, which one set spells
-with a slash). `types` has each set. The paper's score is the sum over the sentence: see `sum`.
+Rows of eval.json: all, and each field (morphology, semantics, syntax, syntax_semantics; one set
+spells the last with a slash). `types` has each set. The paper compares the log-likelihoods of whole
+sentences, not their means per token: that score is `sum`.
 """
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 """
-A spoken version of a set of text pairs, by any speech synthesizer: SIMS's multi-speaker StoryCloze, and the like.
+Speaks a set of text pairs by any speech synthesizer: SIMS's multi-speaker StoryCloze, and the like.
 
     python -m tasks.make_spoken --set=storycloze --source=val.csv --out=out/bench/cross_modal/sSC
     python -m tasks.make_spoken --set=blimp --source=blimp/data --out=out/bench/sblimp_mine --tts='say.sh {text} {out}'
@@ -37,13 +37,13 @@ from speech.audio import RATE, BadAudio, load_audio
 
 @dataclass(frozen=True)
 class Config:
-    set: str = 'storycloze' # storycloze, copa, swag, blimp
+    set: str = 'storycloze' # storycloze, copa, swag or blimp
     source: str = '' # the set's file or folder
-    out: str = ''
+    out: str = '' # folder to fill
     voices: str = 'af_bella,bf_emma,am_puck,bm_george' # values of {voice}, comma-separated
     tts: str = 'python -m kokoro --voice {voice} --text {text} --output-file {out}' # a command, without a shell
     max_items: int | None = None # only the first so many; None: all
-    workers: int = 1 # commands at a time; never changes the result
+    workers: int = 1 # commands that run at a time; does not change the result
 
     def __post_init__(self):
         if not self.source or not self.out:

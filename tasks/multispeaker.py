@@ -1,5 +1,5 @@
 """
-Multi-speaker StoryCloze (SIMS 3 and A.3: the texts of sSC and tSC in four Kokoro voices), and across modalities.
+StoryCloze in several voices (SIMS 3 and A.3: sSC and tSC in four Kokoro voices), and StoryCloze across modalities.
 
     ms_ssc, ms_tsc   ROOT/VOICE/N_NAME.wav, paired by number as in tasks/storycloze.py, or the hub's parquet files
                      (slprl/multispeaker-storycloze): id, correct_text, correct_audio, negative_text, negative_audio
@@ -13,6 +13,7 @@ same stories. Audio of any rate is resampled. Row 'all' is the mean over the ite
 from pathlib import Path
 
 from configurator import Refused
+from speech.audio import open_parquet
 from tasks.storycloze import check_files, numbered_pairs
 
 PARTS = ('mutual', 'correct', 'incorrect')
@@ -52,12 +53,8 @@ def _voice(root, path):
 
 def _rows(path):
     """Yields (id, right, wrong) of a parquet file; the audio is the bytes of a file."""
-    try:
-        import pyarrow.parquet  # only here
-    except ImportError:
-        raise Refused(f"{path}: needs pyarrow; `pip install pyarrow`") from None
     columns = ['id', 'correct_text', 'correct_audio', 'negative_text', 'negative_audio']
-    table = pyarrow.parquet.ParquetFile(path)
+    table = open_parquet(path)
     if missing := set(columns) - set(table.schema_arrow.names):
         raise Refused(f"{path}: no column {', '.join(sorted(missing))}; expected {', '.join(columns)}")
     for row in table.read(columns).to_pylist():

@@ -1,6 +1,6 @@
 """
-StoryCloze (Mostafazadeh et al. 2016): four sentences, a right and a wrong ending. Spoken (Hassid et
-al. 2023), or text.
+StoryCloze (Mostafazadeh et al. 2016): four sentences, a right and a wrong ending; spoken (Hassid et
+al. 2023) or as text.
 
     ssc, tsc     ROOT/N_NAME.wav as distributed: file 2k is the right story k, file 2k+1 the wrong one
     storycloze   ROOT, or ROOT/*.csv: InputStoryid, InputSentence1..4, RandomFifthSentenceQuiz1 and 2, AnswerRightEnding
@@ -54,7 +54,7 @@ def check_files(folder, names, source, pattern='*.wav'):
         raise Refused(f"{folder}: {len(extra)} files not named in {source}: {', '.join(extra[:10])}")
 
 def text(root):
-    """Items of the csv, as text. `rows` is the name of the file if there are several."""
+    """Items of the csv files, as text. If there are several files, `rows` is the name of the file."""
     root = Path(root)
     paths = [root] if root.is_file() else sorted(root.glob('*.csv'))
     if not paths:

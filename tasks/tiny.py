@@ -13,10 +13,11 @@ from configurator import Refused
 VOICES = {'m': 'main', 'u': 'unseen'}
 
 def pairs(corpus):
-    """corpus: Units of the items. Yields {id, task, voice, rows, right, wrong}; right and wrong are candidates:
+    """Yields {id, task, voice, rows, right, wrong} for each item and task. corpus: the Units of the items.
 
-    {'prompt': (text, units), 'ending': (text, units), 'joined': (units, index of the ending's first
-    unit)} Raises Refused if an item lacks a document: pairs are matched by name, never by position.
+    right and wrong are candidates: {'prompt': (text, units), 'ending': (text, units),
+    'joined': (units, index of the ending's first unit)}. Raises Refused if an item lacks a document:
+    pairs are matched by name, never by position.
     """
     documents = {meta['id']: i for i, meta in enumerate(corpus.meta)}
     items = sorted({name.split('/')[0] for name in documents})

@@ -4,11 +4,12 @@ ZeroSpeech 2021's sBLIMP and sWUGGY (Nguyen et al. 2020, arXiv 2011.11588), from
     ROOT/syntactic/{dev,test}/*.wav + gold.csv    sBLIMP: filename, id, voice, type, subtype, transcription, correct
     ROOT/lexical/{dev,test}/*.wav + gold.csv      sWUGGY: filename, id, voice, frequency, word, phones, length, correct
 
-gold.csv names the files of each pair: equal (type, subtype, id) or id, in one voice, one of them
-correct. Files that it names and that are missing, and files that it does not name, are an error
-that lists them. The official score is that of evaluation/scores.py, the mean over a pair's voices
-and then over pairs. sWUGGY's `inter` is what the ZeroSpeech leaderboard calls in-vocabulary, words
-that LibriSpeech has at least once; `oov` are the others.
+The two files of a pair have the same voice and the same (type, subtype, id) in sBLIMP's gold.csv,
+or the same id in sWUGGY's; one of them is correct. Files that gold.csv names and that are missing,
+and files that it does not name, are an error that lists them. The official score is that of
+evaluation/scores.py, the mean over a pair's voices and then over pairs. sWUGGY's `inter` is what
+the ZeroSpeech leaderboard calls in-vocabulary: words that LibriSpeech has at least once. `oov` are
+the others.
 """
 import csv
 import math
@@ -17,8 +18,7 @@ from pathlib import Path
 from configurator import Refused
 from tasks.storycloze import check_files
 
-# (upper bound of the occurrences, not included; label). Both are the official scorer's, and differ
-# by one.
+# The official scorer's bands: (number of occurrences below which a word belongs to it, label).
 BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
 COLUMNS = {'syntactic': ('filename', 'id', 'voice', 'type', 'subtype', 'correct'),
            'lexical': ('filename', 'id', 'voice', 'frequency', 'correct')}
@@ -29,7 +29,7 @@ def sblimp(root):
         yield _item(split, pair, voice, rows, (split,), rows['1']['type'])
 
 def swuggy(root):
-    """Items of sWUGGY; `type` is the band of frequency, which only dev may lack."""
+    """Items of sWUGGY; `type` is the band of frequency, if gold.csv has a frequency."""
     for split, pair, voice, rows in _pairs(root, 'lexical', ('id',)):
         frequency = rows['1']['frequency']
         if not frequency:

@@ -638,7 +638,7 @@ def test_pairs_of_stories_say_what_they_should(tmp_path):
     assert len(train) + len(val) == 60 + mirrors
     texts = {story.text for story in stories('train', 60)}
     assert not texts & {' '.join((*item.context, item.right)) for item in items(200)}
-    with pytest.raises(Refused, match="s000000: says .* expected --seed of its stories"):
+    with pytest.raises(Refused, match="s000000: says .* give the --seed that made its stories"):
         preferences.main(preferences.Config(str(tmp_path / 'stories'), str(tmp_path / 'again'), seed=2))
 
 # ---- refusals

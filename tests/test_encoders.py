@@ -1,4 +1,4 @@
-"""speech/encoders.py against plain transformers, slow versions, known clusters; each model is made here, small and random."""
+"""speech/encoders.py against plain transformers, slow versions, known clusters; models are small and random."""
 import itertools
 import json
 import math

@@ -75,7 +75,7 @@ def test_a_corpus_spoken_in_two_goes_packs_to_the_same_bytes(tmp_path):
     assert (tmp_path / 'both').read_bytes() == (tmp_path / 'all').read_bytes()
     replaced = [{**doc, 'speaker': 'c'} for doc in docs[3:6]]
     assert_same(merge(docs, replaced), docs[:3] + replaced + docs[6:])
-    with pytest.raises(Refused, match="units are of another encoder; --keep=False packs all of it anew"):
+    with pytest.raises(Refused, match="units are of another encoder; without --keep all of it is packed anew"):
         packed_docs(tmp_path / 'first', 'abd')
 
 def test_unpacking_makes_folders_that_the_readers_accept_and_is_done_once(tmp_path, capsys):

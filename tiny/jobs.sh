@@ -3,12 +3,12 @@
 # that make token shards of the embedded corpus.
 mkdir -p "$out/logs"
 
-step() { # step NAME LOG COMMAND...: its output goes to a log, of which the last line is shown
+step() { # step NAME LOG COMMAND...: writes the command's output to a log, and shows the last line of it
   local name=$1 log=$out/logs/$2.log start=$SECONDS; shift 2
   "$@" >"$log" 2>&1 || { echo "FAILED  $name; $log ends with:"; tail -n 5 "$log"; exit 1; }
   printf '%5d s  %-46s %s\n' $((SECONDS - start)) "$name" "$(tail -n 1 "$log" | cut -c 1-110)"
 }
-once() { # once FILE step ...: only while FILE is not there
+once() { # once FILE step ...: runs the step unless FILE is there
   if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
 }
 corpus() { # tiny/ -> out/data, out/tokens/stories and out/tokens/talk

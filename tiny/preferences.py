@@ -34,10 +34,10 @@ VAL_ONE_IN = 20
 
 @dataclass(frozen=True)
 class Config:
-    units: str = 'out/data/stories' # units folder with words/, of the stories as tiny/build/speak.py names them
-    out: str = 'out/data/pairs' # folder of train/ and val/
-    kinds: tuple = ('topic', 'mirror')
-    seed: int = 1 # of the stories
+    units: str = 'out/data/stories' # units folder of the stories with words/ in it, as tiny.unpack makes it
+    out: str = 'out/data/pairs' # folder to make, with train/ and val/
+    kinds: tuple = ('topic', 'mirror') # kinds of rejected completions: topic, mirror or both
+    seed: int = 1 # the seed that tiny.stories made the stories with
 
     def __post_init__(self):
         if not self.kinds or not set(self.kinds) <= {'topic', 'mirror'}:
@@ -104,7 +104,7 @@ def read_stories(units, words, seed):
         story = by_name[name]
         if meta['text'] != story.text:
             raise Refused(f"{name}: says '{meta['text'][:40]}...', tiny.stories '{story.text[:40]}...'; "
-                          "expected --seed of its stories")
+                          "give the --seed that made its stories")
         documents.append((name, story, Spoken(*units[i], *words[i], units.info['hop'])))
     return documents
 

@@ -427,10 +427,9 @@ def _tell(draft, id):
 # drawing many
 
 def stories(split, n, seed=1):
-    """Yields the first n distinct stories of a split ('train' or 'eval'). A smaller n gives the
-    beginning of a larger.
+    """Yields the first n distinct stories of a split ('train' or 'eval'); Refused for any other.
 
-    Raises Refused for any other split.
+    The stories of a smaller n are the first ones of a larger n.
     """
     if split not in ('train', 'eval'):
         raise Refused(f"stories: no split '{split}'; expected 'train' or 'eval'")
@@ -499,7 +498,7 @@ class Config:
     n: int = 100000                     # training stories to write
     out: str = 'out/data/stories.txt'   # one a line
     items: int = 0                      # if above 0: write nothing, print the baselines of this many evaluation items
-    seed: int = 1
+    seed: int = 1                       # another seed gives other stories and items
 
     def __post_init__(self):
         if self.n < 1 or self.items < 0 or self.seed < 0:

@@ -7,7 +7,7 @@ real speech.
 Its kinds are descriptions, talk, instructions, recipes, weather, times, prices, counts, directions,
 opinions, work, nature, health and news. An utterance is one to three sentences of 6-14 words. Words
 and syntax differ from the stories' (present and future tense, questions, orders, relative clauses,
-reported speech, numbers in words); only common words are shared.
+reported speech, numbers in words); the two grammars share only common words.
 
 In a template, '|' separates sentences. [LIST] is a random entry of a list and [LIST 2] a different
 entry of it; the same name stands for the same entry wherever it returns. [one/two] is one of the
@@ -313,7 +313,7 @@ def _draw(seed, index):
 def utterances(n, seed=1):
     """Yields the first n distinct utterances whose sentences have 6-14 words.
 
-    A smaller n gives the beginning of a larger.
+    The utterances of a smaller n are the first ones of a larger n.
     """
     seen = set()
     index = 0
@@ -330,7 +330,7 @@ def utterances(n, seed=1):
 class Config:
     n: int = 20000                   # utterances to write
     out: str = 'out/data/talk.txt'   # one a line
-    seed: int = 1
+    seed: int = 1                    # another seed gives other utterances
 
     def __post_init__(self):
         if self.n < 1 or self.seed < 0:

@@ -50,10 +50,10 @@ class Config:
     out: str = 'out/data' # folder for the units folders
 
 def read_packed(path):
-    """Reads a packed file -> docs, info, as write_packed takes them. Raises Refused if it is none.
+    """Reads a packed file -> docs, info, as write_packed of tiny/build/pack.py takes them.
 
     docs: list of {id, speaker, samples, units, runs, words, starts, ends}; the words have their
-    leading spaces, starts and ends are in samples.
+    leading spaces, starts and ends are in samples. Raises Refused for any other file.
     """
     try:
         with np.load(io.BytesIO(lzma.decompress(Path(path).read_bytes()))) as packed:

@@ -3,7 +3,7 @@
 # The SLMs of papers/claims.py, which sets size, start, budget, seed and, for textless ones, sources.
 # As config/tiny.py, but with half its batch, so that small budgets have enough steps.
 data = 'out/tokens/stories,out/tokens/talk'
-sources = ('text', 'speech', 'interleaved') # rows in equal number
+sources = ('text', 'speech', 'interleaved') # as many rows of each
 tokenizer = 'tiny/tokenizer'
 init = 'out/papers/text-1M'
 new_rows = 'normal'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what tiny/ ships, from text to encoder, corpus and vocoder: about 7 hours on 2 CPU cores, every stage resumable.
 #   ASSETS=FOLDER tiny/build/build.sh [HOURS_OF_STORIES] [HOURS_OF_TALK]
-# ASSETS holds, each under its usual name on the model hub (tiny/README.md has sources, licenses and hashes):
+# ASSETS holds, each under its usual name on the model hub (tiny/README.md has sources and licenses):
 #   piper-joe/en_US-joe-medium.onnx and .onnx.json      the voice of the stories
 #   kokoro/kokoro-v1.0.int8.onnx, vocab.json, voices/   the voices of the talk and of the unseen items
 #   whisper-tiny.en/, whisper-base/                     transformers folders: the encoder's teacher, and the listener
@@ -22,8 +22,8 @@ stage "speak the items, unseen voice" speak items-unseen --items=500 --kokoro="$
 train_encoder() {
   python -m tiny.build.train_encoder --stage="$1" --build=$encoder --out=tiny/hubert \
     --teacher="$ASSETS/whisper-tiny.en" \
-    --human="('$ASSETS/human/train-clean-5',)" \
-    --speech="('$speech/stories', '$speech/talk', '$speech/items-main', '$speech/items-unseen')"
+    --human="$ASSETS/human/train-clean-5" \
+    --speech=$speech/stories,$speech/talk,$speech/items-main,$speech/items-unseen
 }
 for part in features classes train export score; do stage "encoder: $part" train_encoder $part; done
 stage "corpus: units and words" python -m tiny.build.pack --speech=$speech

@@ -1,5 +1,5 @@
 """
-The engines of tiny/build/speak.py, Piper and Kokoro, and which of the phones they say belong to which word.
+The engines of tiny/build/speak.py, Piper and Kokoro; and which of their phones belong to which word.
 
     phonemize = Phonemizer()                            a sentence -> espeak's phones
     spans = word_tokens(sentence, phones, phonemize)    the phones of each word
@@ -16,7 +16,7 @@ durations sum to the samples of the wave, so word times need no aligner:
                     with 80 ms or more of silence (below -40 dB of the sentence's power) ends where
                     its sound ends. Kokoro's sound also comes 30 ms before its durations say
                     (measured by pocketsphinx, and by the first sound of sentences, against
-                    Piper's). They are its `lag`, by which speak.py moves its word times.
+                    Piper's). These 30 ms are its `lag`, by which speak.py moves its word times.
     joined words    espeak merges some words ("was a" -> wʌzɐ). The last word takes the phones it is
                     known by.
 
@@ -50,8 +50,7 @@ class Unspeakable(ValueError):
 
 PUNCTUATION = '.,:;!?'
 STRESS = 'ˈˌ'
-# How espeak says words within a sentence, if it says them differently alone. Longer forms come
-# first.
+# How espeak says words within a sentence, if it says them differently alone. Longer forms go first.
 WEAK = {
     'a': ('ɐ', 'ə'), 'an': ('ən', 'ɐn'), 'the': ('ðɪʲ', 'ðɪ', 'ðə'), 'to': ('tʊ', 'tə'),
     'of': ('əv',), 'for': ('fɚɹ', 'fɚ'), 'be': ('biː', 'bi'), 'been': ('bɪn',),
@@ -90,8 +89,7 @@ def split_join(phones, words, phonemize):
         return [0]
     for tail in phonemize.forms(words[-1]):
         if bare(phones).endswith(tail) and len(tail) < len(bare(phones)):
-            # Walk back over the phones of the tail and the stress mark that precedes its first
-            # syllable.
+            # Walk back over the phones of the tail and the stress mark before its first syllable.
             remaining = len(tail)
             begin = len(phones)
             while remaining or phones[begin - 1] in STRESS:
@@ -254,7 +252,7 @@ class Kokoro:
         import onnx
         folder = Path(folder)
         self.ids = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))['vocab']
-        self.styles = {} # of each voice, one for each number of phones
+        self.styles = {} # {voice: a style for each number of phones}
         for voice in (*VOICES, UNSEEN):
             style = np.fromfile(folder / 'voices' / f'{voice}.bin', np.float32)
             self.styles[voice] = style.reshape(-1, 1, 256)
@@ -263,8 +261,8 @@ class Kokoro:
         self.session = _session(model)
 
     def __call__(self, phones, voice, rng):
-        # Kokoro lacks the mark of a syllabic consonant. A schwa before it keeps the number of
-        # tokens.
+        # Kokoro lacks the mark of a syllabic consonant. A schwa before the consonant takes the
+        # place of the mark, so that the number of tokens stays.
         phones = re.sub('(.)\u0329', r'ə\1', phones)
         if not set(phones) <= set(self.ids):
             raise Unspeakable('phone unknown to the voice')

@@ -1,10 +1,10 @@
 """
 Packs the spoken parts of the embedded corpus into three small files (format: tiny/unpack.py).
 
-    python -m tiny.build.pack --speech=out/build/speech --encoder=out/build/encoder/hubert
+    python -m tiny.build.pack --speech=out/build/speech
 
-With --keep, what is packed already stays in the files: so a corpus of 50 hours can be spoken on
-several machines or days.
+With --keep, documents that are packed already stay in the files, so that a corpus of 50 hours can
+be spoken on several machines or days.
 
 Packing also writes tiny/audio/: under two minutes of the speech itself, as FLAC with a
 manifest.jsonl (corpora/folder.py reads it), so that every stage can start from sound.
@@ -32,11 +32,11 @@ ENDINGS = ('right', 'wrong', 'topic') # of an item, spoken after its context
 @dataclass(frozen=True)
 class Config:
     speech: str = '' # folder of the parts that tiny/build/speak.py wrote
-    encoder: str = 'tiny/hubert' # with kmeans.safetensors in it
-    layer: int = 4
-    keep: bool = False # keep packed documents that are not in speech; same encoder only
+    encoder: str = 'tiny/hubert' # folder of the encoder, with kmeans.safetensors in it
+    layer: int = 4 # layer of the encoder whose output becomes units
+    keep: bool = False # keep packed documents that are not in speech; the encoder must be the same
     pause: float = 0.25 # seconds between context and ending, as between sentences in speak.py
-    edge: float = 0.1 # seconds of silence at a document's beginning and end
+    edge: float = 0.1 # seconds of silence at a document's beginning and end, as in speak.py
     packed: str = 'tiny' # where the .npz.xz files go
 
     def __post_init__(self):
@@ -50,10 +50,10 @@ def json_bytes(value):
     return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
 
 def write_packed(path, docs, info):
-    """docs: list of {id, speaker, samples, units, runs, words, starts, ends}.
+    """Writes a packed file (tiny/unpack.py has the format). The same docs give the same bytes.
 
-    The words have their leading spaces; starts and ends are in samples. The same docs give the same
-    bytes.
+    docs: list of {id, speaker, samples, units, runs, words, starts, ends}; the words have their
+    leading spaces, starts and ends are in samples.
     """
     def column(key):
         return [d[key] for d in docs]
@@ -190,7 +190,7 @@ def packed_docs(path, units_hash):
     docs, info = read_packed(path)
     if info['units_hash'] != units_hash:
         raise Refused(f"{path}: its units are of another encoder; "
-                      "--keep=False packs all of it anew from speech")
+                      "without --keep all of it is packed anew from speech")
     return docs
 
 def merge(packed, docs):

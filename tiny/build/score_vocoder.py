@@ -1,8 +1,8 @@
 """
-Scores a vocoder on spoken items that it was not trained on: words, naturalness, lengths, speed ->
-VOCODER/score.json
+Scores a vocoder on spoken items that it was not trained on: words, naturalness, lengths, speed.
 
     python -m tiny.build.score_vocoder --items=out/build/speech/items-main --asr=openai/whisper-base
+                                                                           -> VOCODER/score.json
 
 An item is its context with the right ending. Each item is scored in four versions:
 
@@ -11,7 +11,7 @@ An item is its context with the right ending. Each item is scored in four versio
     own_runs         wave -> units -> vocoder with the run lengths of the units
     predicted_runs   wave -> units -> vocoder with run lengths that it predicts
 
-    wer              share of wrong words in what a Whisper model hears (evaluation/generation.py)
+    wer              share of wrong words in what a Whisper model hears (evaluation/text_scores.py)
     mos              naturalness from 1 to 5, predicted by DistillMOS (Stahl and Gamper, 2025),
                      whose package has its weights
     run_ms           mean absolute error of a predicted run, in ms
@@ -47,15 +47,15 @@ from tiny.build.speak import documents
 
 @dataclass(frozen=True)
 class Config:
-    vocoder: str = 'tiny/vocoder'
-    items: str = 'out/build/speech/items-main' # shards of tiny/build/speak.py
+    vocoder: str = 'tiny/vocoder' # folder of the vocoder, into which score.json is written
+    items: str = 'out/build/speech/items-main' # folder of spoken items, as tiny/build/speak.py writes it
     n: int = 100 # items to score
-    encoder: str = 'tiny/hubert'
-    layer: int = 4
-    asr: str = 'openai/whisper-base' # Whisper, a folder or hub id
-    # The versions to score. score.json keeps the rows of others.
+    encoder: str = 'tiny/hubert' # encoder of the vocoder's units
+    layer: int = 4 # layer of the encoder
+    asr: str = 'openai/whisper-base' # Whisper that hears the words, a folder or hub id
+    # the versions to score; score.json keeps its rows of other versions
     versions: tuple = ('original', 'griffin_lim', 'own_runs', 'predicted_runs')
-    threads: int = 2
+    threads: int = 2 # threads of torch
 
 def log_mel(wave):
     """(S,) -> (S // HOP, BANDS): natural log of the mel magnitudes. Frame t is centered on sample t * HOP."""

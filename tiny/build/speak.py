@@ -83,7 +83,7 @@ class Config:
     part: str = 'stories' # what to speak: stories | talk | items-main | items-unseen
     out: str = 'out/build/speech/stories' # a folder for this part alone
     hours: float = 1.0 # of stories or talk, estimated from the number of words; rounded up to whole shards
-    items: int = 1000 # of the evaluation parts
+    items: int = 1000 # items of an evaluation part
     first: int = 0 # first shard to speak; earlier ones are spoken elsewhere (tiny/build/pack.py --keep joins them)
     piper: str = '' # VOICE.onnx, for stories and items-main
     kokoro: str = '' # Kokoro's folder, for talk and items-unseen
@@ -92,7 +92,7 @@ class Config:
     pause: float = 0.25 # seconds of silence between two sentences
     edge: float = 0.1 # seconds of silence at the beginning and at the end
     room: float = 0.5 # share of the talk that gets a room and noise
-    seed: int = 1
+    seed: int = 1 # of the texts, of Piper's noise and of the rooms
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -317,7 +317,7 @@ def _is_finished(folder, shard):
 # --------------------------------------------------------------------------------------------------
 # the run
 
-_worker = {} # engine and phonemizer of this process
+_worker = {} # the engine and the phonemizer of this process, made when it speaks its first shard
 
 def _speak_shard(cfg, numbered_shard):
     if not _worker:
@@ -332,7 +332,7 @@ def _speaks_main(cfg):
     return cfg.part in ('stories', 'items-main')
 
 def _asset_hashes(cfg):
-    """sha256 of the engine's files that determine the bytes. Raises Refused if one is missing."""
+    """{file: sha256} of the engine's files, which determine the bytes. Raises Refused if one is missing."""
     if _speaks_main(cfg):
         option = 'piper=VOICE.onnx'
         paths = [cfg.piper, cfg.piper + '.json']

@@ -57,24 +57,25 @@ STAGES = ('features', 'classes', 'train', 'export', 'score')
 
 @dataclass(frozen=True)
 class Config:
-    stage: str = 'features' # one of STAGES
+    stage: str = 'features' # features, classes, train, export or score, in this order
     human: tuple = () # folders of human speech: LibriSpeech's, or any that corpora/folder.py reads
     speech: tuple = () # folders of synthetic speech, as tiny/build/speak.py writes them
-    held_speakers: tuple = ('118', '3947', '5789', '8629', 'am_puck') # never trained on
-    held_folders: tuple = ('librispeech_test-other', 'items-main', 'items-unseen') # nor are these, nor 1 in 50 others
-    hours: float = 8.0 # at most, of each folder
+    # speakers and folders that are never trained on; nor is 1 in 50 of the other utterances
+    held_speakers: tuple = ('118', '3947', '5789', '8629', 'am_puck')
+    held_folders: tuple = ('librispeech_test-other', 'items-main', 'items-unseen')
+    hours: float = 8.0 # the most that is taken of each folder
     teacher: str = 'out/build/whisper-tiny.en' # a Whisper folder
     teacher_layer: int = 3 # of 4; the last one gives poor classes
-    n_units: int = 500
-    kmeans_frames: int = 120_000 # half of them human
-    build: str = 'out/build/encoder'
-    out: str = 'tiny/hubert'
+    n_units: int = 500 # classes, which become the units
+    kmeans_frames: int = 120_000 # frames that the classes are fitted to, half of them human
+    build: str = 'out/build/encoder' # folder for intermediate results
+    out: str = 'tiny/hubert' # folder for the encoder
     minutes: float = 60.0 # CPU time of training, over all runs; the schedule ends there
     learning_rate: float = 1e-3
-    human_share: float = 0.6 # of the training crops
+    human_share: float = 0.6 # share of the training crops that are human speech
     step_frames: int = 512 # frames a step, in crops of 64, 128 or 256
-    threads: int = 1
-    seed: int = 0
+    threads: int = 1 # threads of torch
+    seed: int = 0 # of the classes, the weights and the batches
 
     def __post_init__(self):
         if self.stage not in STAGES:
@@ -122,8 +123,7 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, wave):
         frames = len(wave) // HOP
-        # With the second of silence there may be at most 30 s: that is how many positions Whisper
-        # has.
+        # With the second of silence there may be at most 30 s, as many as Whisper has positions for.
         wave = np.pad(wave, (0, RATE))
         encoder = self.encoder
         h = F.gelu(encoder.conv1(log_mel(self.mel, wave)))
@@ -437,13 +437,12 @@ def train(cfg):
           f"{streams[0].hours:.2f} h of human speech, {streams[1].hours:.2f} h synthetic; "
           f"from step {step}, minute {seconds / 60:.1f}", flush=True)
 
-    # CPU time: a busy machine changes nothing.
+    # The schedule runs in CPU time, so that a busy machine does not shorten the training.
     clock = time.process_time() - seconds
     saved = seconds
     losses = []
     while seconds < 60 * cfg.minutes:
-        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 % of
-        # it.
+        # A linear warm-up of 200 steps, then a cosine from the full learning rate down to 1 %.
         progress = seconds / 60 / cfg.minutes
         factor = min((step + 1) / 200, 0.505 + 0.495 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:

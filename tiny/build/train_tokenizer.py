@@ -26,7 +26,7 @@ EOT = '<|endoftext|>'
 class Config:
     out: str = 'tiny/tokenizer' # folder of tokenizer.json and tokenizer_config.json
     n_ids: int = 2048           # 256 bytes, merges, <|endoftext|>
-    documents: int = 40000      # to train on: as many stories, and as many utterances of the talk
+    documents: int = 40000      # stories to train on, and as many utterances of the talk
     seed: int = 1               # of the grammars
 
 def corpus(documents, seed):

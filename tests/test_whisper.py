@@ -1,4 +1,4 @@
-"""speech/whisper.py on a small random Whisper: texts beside transformers', words, times, refusals; a real one if here."""
+"""speech/whisper.py on a small random Whisper: texts beside transformers', words, times, refusals; a real one."""
 import json
 import os
 import re
