@@ -47,7 +47,7 @@ class Config:
     ctc: str = '' # a transformers CTC model (wav2vec2, HuBERT), folder or hub id: aligns each document's text
     whisper: str = '' # a transformers Whisper, folder or hub id: transcribes and aligns
     language: str = '' # language of the speech, for Whisper ('en', 'de', ...); '': heard in each file's first 30 s
-    min_score: float = -4.0 # lowest score under --ctc: log probability a letter, minus that of the likeliest letters
+    min_score: float = -4.0 # --ctc refuses documents of a lower log probability a letter (0: the likeliest letters)
     max_word_error: float = 0.3 # share of a known text's words that may be left out, added or spelled otherwise
     out: str = '' # words folder to make; '': units/words, where interleave.py looks
     max_fail_frac: float = 0.05 # share of refused documents, among those with words, above which the run stops

@@ -46,10 +46,10 @@ from vocab import MODALITIES, Vocab
 MAGIC, VERSION = b'slmtoken', 1 # of a shard
 INDEX_VERSION = 2 # of index.json; version 1 called the separators 'other'
 HEADER = struct.Struct('<8sIIQQ8s24x') # magic, version, bytes per token, tokens, documents, vocabulary hash
-FILL = 0.995     # least share of a row's places that hold tokens
+FILL = 0.995     # least share of all rows' places that hold tokens
 MAX_T = 65535    # the longest row: lengths are sorted as uint16
-IGNORE = -100    # cross-entropy's "no target here"
-PERIOD = 10_000  # the order of the sources repeats after so many rows at most
+IGNORE = -100    # a target without a loss, for torch's cross-entropy
+PERIOD = 10_000  # the order of the sources repeats after at most this many rows
 
 # --------------------------------------------------------------------------------------------------
 # writing
@@ -266,8 +266,7 @@ class Shards:
                     self.shards.append(shard)
         if not self.shards:
             raise Refused(f"{self.name}: no documents")
-        # first[s]: the first token of shard s in the source's stream, which is all its shards end
-        # to end
+        # All shards end to end are the source's stream; first[s]: where shard s begins in it.
         self.first = np.cumsum([0, *(len(shard.tokens) for shard in self.shards)])
         self.tokens = int(self.first[-1])
         self.documents = sum(len(shard.ends) for shard in self.shards)
@@ -306,8 +305,7 @@ class Shards:
     def plan(self, T):
         """pack(self.lengths, T), cached beside the first folder's shards under the hash of all shards' content."""
         path = self.folder / f'plan_T{T}_{self.hash[:16]}'
-        # The ranks of a run come here together: the first to lock the folder packs, the others map
-        # its result.
+        # All ranks of a run come here at once: the first with the lock packs, the others map the plan.
         lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -387,8 +385,7 @@ def pack(lengths, T):
     if not 2 <= T <= MAX_T:
         raise Refused(f"block_size {T}, expected 2..{MAX_T}")
     ends = np.cumsum(lengths, dtype=np.int64)
-    # Pieces of T tokens fill a row each; `long` is the document of each, `nth` the number of the
-    # piece in it.
+    # A piece of T tokens fills a row. `long`: the document of each such piece; `nth`: its number there.
     n_full = lengths // T
     long = np.repeat(np.flatnonzero(n_full), n_full[n_full > 0])
     nth = np.arange(len(long)) - np.searchsorted(long, long)
@@ -501,8 +498,8 @@ def _schedule(weights):
     return np.array(order), np.array(rows_before)
 
 class Loader:
-    """Rows of several sources, mixed by weight. Row g is a pure function of (seed, g): any world
-    size takes its slice.
+    """Rows of several sources, mixed by weight. Row g is a pure function of (seed, g), so
+    any number of ranks can share the rows.
 
     sources: list of Shards; weights: share of the rows, None for equal ones. .identity must be equal on resume.
     """
@@ -541,11 +538,11 @@ class Loader:
         """tokens int64, doc_start int32, targets int64 (count, T) each, and source int64 (count,), from row `first`."""
         source, _, row = self.locate(np.arange(first, first + count))
         tokens = np.zeros((count, self.T), dtype=np.int64)
-        begins = np.ones((count, self.T), dtype=bool) # a piece begins here; each place behind the last is its own piece
+        begins = np.ones((count, self.T), dtype=bool) # does a piece begin here? empty places count as pieces
         for i in range(count):
             self._fill(self.sources[source[i]], self.plans[source[i]], row[i], tokens[i], begins[i])
         vocab_size = self.sources[0].vocab.size
-        if tokens.max() >= vocab_size: # said here, before a GPU fails on an id without an embedding
+        if tokens.max() >= vocab_size: # before a GPU fails on an id without an embedding
             i = (tokens.max(1) >= vocab_size).argmax()
             raise Refused(f"{self.sources[source[i]].name}: id {tokens[i].max()}, the vocabulary has {vocab_size}; "
                           "a shard was changed after it was written")

@@ -33,7 +33,6 @@ rewards; "kl", nats per token, the mean of e^d - 1 - d with d = log pi - log ref
 KL(ref || pi) as far as completions resemble samples of ref (Schulman 2020); then train.py's keys.
 """
 import hashlib
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from configurator import Refused, run
+from configurator import Refused, ranks, run
 from data import IGNORE, permute
 from evaluation.text_scores import auto_bleu2
 from files import atomically, read_lines, write_lines
@@ -64,43 +63,43 @@ BUDGETS = ('max_steps', 'max_epochs', 'max_seconds')
 class Config:
     # data
     data: str = 'out/pairs/train' # units folders and .jsonl files of pairs, separated by commas
-    val_data: str = '' # the same, held out; '': none
+    val_data: str = '' # held-out pairs, given in the same way; '': none
     directions: tuple = ('S',) # 'S' reads a pair as speech; joint models know 'S->T', 'T->S', 'T' too (eval.py)
-    eot: bool = False # end token after completions, for a joint model trained with one; speech models have eos
-    max_auto_bleu: float | None = 0.3 # of prompt and chosen text; a pair must be below it; None: no limit
+    eot: bool = False # end completions with the end token, for a joint model trained with it
+    max_auto_bleu: float | None = 0.3 # auto-BLEU-2 from which on a pair is left out; None: no pair is
     skip_long: bool = False # leave out pairs longer than block_size, which are refused otherwise
     # model
     init: str = 'out/slam' # folder of a model (train.py): the start, and the reference
-    beta: float = 0.1
+    beta: float = 0.1 # factor of the rewards: the larger, the nearer the model stays to the reference
     # batch
     block_size: int = 1024 # maximum tokens of a prompt and its completion
     batch: int = 64 # pairs a step, over all ranks
-    micro_batch: int = 8 # pairs a forward, on each rank; the accumulation follows
-    # optimizer: AdamW 0.9, 0.999, 1e-8, no decay
-    lr: float = 5e-5 # the peak
-    min_lr: float = 0.0
+    micro_batch: int = 8 # pairs in a forward pass of a rank; gradients are summed over a step
+    # optimizer: AdamW with betas 0.9 and 0.999, eps 1e-8, no weight decay
+    lr: float = 5e-5 # peak of the learning rate
+    min_lr: float = 0.0 # where 'cosine' and 'wsd' end
     schedule: str = 'inverse_sqrt' # 'cosine', 'constant', 'inverse_sqrt', 'wsd', as in train.py
     warmup: float = 0.1 # share of the budget
     decay: float = 0.2 # share of the budget, for wsd
-    clip: float = 0.5 # norm of the gradient
-    # budget, exactly one
+    clip: float = 0.5 # a gradient of a larger norm is scaled down to this norm
+    # budget: exactly one of these; the schedule ends with it
     max_steps: int | None = None
     max_epochs: float | None = None # passes over the pairs
-    max_seconds: float | None = None # of training, by rank 0's clock (not bit-equal on resume)
-    # run, as in train.py
-    out: str = 'out/model-dpo'
-    seed: int = 0
+    max_seconds: float | None = None # of training, by rank 0's clock; does not resume to the bit
+    # run: what train.py --help says of these
+    out: str = 'out/model-dpo' # folder of the model, its checkpoints and its log
+    seed: int = 0 # of the order of the pairs
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    attention: str | None = None
+    attention: str | None = None # 'triton', 'one-pass', 'sdpa'; None: the fastest that repeats to the bit
     parallel: str = 'ddp' # 'ddp' or 'fsdp'
     recompute: str = 'none' # 'none', 'selective', 'full'
     dtype: str = 'bfloat16' # 'bfloat16', 'float32', 'pure_bfloat16'
-    timeout: float = 600.0 # seconds
-    log_every: int = 10 # steps
-    eval_every: int = 100 # steps
-    eval_rows: int = 512 # maximum number of held-out pairs
-    save_every: int = 100 # steps
-    wandb: str = ''
+    timeout: float = 600.0 # most seconds that ranks wait for each other; for a checkpoint, at least 3,600
+    log_every: int = 10 # steps between lines on the terminal
+    eval_every: int = 100 # steps between evaluations
+    eval_rows: int = 512 # held-out pairs to evaluate, at most
+    save_every: int = 100 # steps between checkpoints
+    wandb: str = '' # project of Weights & Biases that gets the log too
 
     def __post_init__(self):
         check_settings(self, BUDGETS)
@@ -113,7 +112,7 @@ class Config:
                           "does: expected parallel='ddp', or dtype='pure_bfloat16' or 'float32'")
         if not self.directions:
             raise Refused("directions=(): expected at least one, such as 'S'")
-        world = int(os.environ.get('WORLD_SIZE', 1))
+        world = ranks()[1]
         unit = world * self.micro_batch
         if self.batch % unit:
             near = max(self.batch // unit, 1) * unit
@@ -460,8 +459,7 @@ def load_with_reference(run, init, inputs, sets, steps):
             with atomically(path) as tmp:
                 save_file(arrays, tmp, _metadata(key, arrays))
 
-    # A resumed run goes on with its checkpoint's model; dropping the other first leaves one in
-    # memory.
+    # A resumed run goes on with its checkpoint's model. The other is dropped first to save memory.
     if run.folder:
         model = None
     return model or cast_weights(load_model(run.folder or init, cfg, device), cfg)

@@ -1,5 +1,5 @@
 """
-Measure models: likelihood tasks and held-out loss. Numbers go to MODEL/eval.json and, as a table, to the terminal.
+Measures models: likelihood tasks and held-out loss. Writes MODEL/eval.json, and a table to the terminal.
 
     python eval.py --model=out/tiny                                        tiny's items, and held-out loss
     python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json    side by side, and in one file
@@ -28,7 +28,7 @@ positions are refused, not cut.
 
 Loss: nats per token on CORPUS/val/SOURCE, for all tokens and for each modality, with whole
 documents; stderr over documents. bits_per_second = loss of units / ln 2 * units per second of the
-corpus' speech: it compares encoders.
+corpus' speech, which can be compared between encoders.
 """
 import functools
 import json
@@ -64,7 +64,7 @@ class Config:
     directions: tuple = () # which of S, S->T, T->S, T; (): all that the model reads and the items have parts for
     max_items: int | None = None # number of items of each voice, part or type; None: all
     max_documents: int = 2000 # number of documents of each source of the held-out data
-    row_tokens: int = 2048 # tokens in a forward pass; on a CPU, more is slower
+    row_tokens: int = 2048 # tokens in a forward pass: the memory; on a CPU, more is slower
     encoder: str = 'tiny/hubert' # encoder of the model's units, for audio that is not in the cache
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
@@ -99,7 +99,7 @@ TASKS = {'tiny': tiny.pairs, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.s
          'ms_tsc': multispeaker.ms_tsc, 'cross_modal': multispeaker.cross_modal,
          'salmon': salmon.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
 SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # tasks whose scores ZeroSpeech takes as files
-SCORE = 'mean log-likelihood a token; ties count half' # what the value column is, for eval.json
+SCORE = 'mean log-likelihood a token; ties count half' # eval.json says this of its `value`
 LEADS = ('none', 'separator', 'bos')
 SIDES = ('right', 'wrong')
 SAMPLE_KEYS = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item, copied to samples_TASK.jsonl
@@ -165,7 +165,7 @@ def encoded(items, open_cache):
     have is None or absent. Audio becomes units, joined becomes (units, index of the ending's first
     unit or None).
     """
-    audios = {} # a set that keeps the order
+    audios = {} # used as a set that keeps the order
     for candidate in [item[side] for item in items for side in SIDES]:
         (_, prompt), (_, ending), joined = _parts(candidate)
         audios |= dict.fromkeys(audio for audio in (prompt, ending, joined) if audio is not None)

@@ -45,9 +45,9 @@ from speech.words import Words
 from vocab import Vocab
 
 SOURCES = ('text', 'speech', 'interleaved', 'textless')
-MAX_DRAWS = 10_000 # per document, if no word is eligible; lam 10, eta 0.3 need about 300 at most (for 4 words)
+MAX_DRAWS = 10_000 # after so many, no word counts as eligible; lam 10, eta 0.3 need at most about 300 (4 words)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15) # step of the splitmix64 generator
-BATCH_DOCS, BATCH_RUNS = 8192, 1 << 20 # documents and units processed at once: sets the memory, never the result
+BATCH_DOCS, BATCH_RUNS = 8192, 1 << 20 # documents and units processed at once: decides the memory, never the result
 
 @dataclass(frozen=True)
 class Config:
@@ -55,13 +55,13 @@ class Config:
     tokenizer: str = 'tiny/tokenizer' # text tokenizer: a folder or hub id
     text: str = '' # more text: .txt (a document per line), .jsonl ('text' of a line), folders of such, comma-separated
     out: str = '' # folder to make
-    sources: tuple = SOURCES # which to write
+    sources: tuple = SOURCES # which of the four to write
     eot: bool = False # end token after every text, speech and interleaved document (off in the papers, on for tiny)
     epochs: int = 1 # interleavings of every document, each with its own spans
     lam: float = 10.0 # mean span length in words
     eta: float = 0.3 # minimum share of spoken words
     val_frac: float = 0.01 # share of documents, chosen by the hash of their id, that go to val/
-    seed: int = 0
+    seed: int = 0 # of the spans
     show: str = '' # id of a document: print its interleaving, write nothing
 
     def __post_init__(self):
@@ -133,8 +133,8 @@ def _rounds(keys, n_words, table, eta):
         end = np.minimum(start + np.searchsorted(table, bits & np.uint64(0xFFFFFFFF), side='right'), n)
         valid = draw < MAX_DRAWS
         for s, e in zip(*spans[..., None]):
-            # Valid: start is eligible, no word is spoken already. A span with L = 0 takes only its
-            # start away.
+            # Valid: start is eligible and no word is spoken already. A span with L = 0 speaks no word,
+            # but its start is no longer eligible.
             valid &= (start > e) | ((start < s) & ((end <= s) | (s == e)))
         choice = valid.argmax(1)
         row = np.flatnonzero(valid[np.arange(len(live)), choice]) # the documents that get a span
@@ -153,11 +153,11 @@ def _rounds(keys, n_words, table, eta):
         live, missing, next_draw = (array[unfinished] for array in (live, missing, next_draw))
 
 class WordTable:
-    """Tokens of a shard's distinct words, each tokenized once. Joined words have their words' tokens if
+    """Tokens of a shard's distinct words, each tokenized once. A text has the tokens of its words if
 
     1. no token has a space after another character, so that none covers parts of two words (splits_at_spaces);
     2. the words meet at a space: the right one is ' ' and a character that is no space, the left one ends in none; and
-    3. one pair of words was tried for each (last character, first two characters) that meet in the shard: what a
+    3. this was found true of one pair with the same (last character, first two characters) where they meet: what a
        pre-tokenizer or normalizer does at the boundary depends only on those.
     A document with a pair of words that breaks a condition is `exact`: its texts are joined and tokenized one by one.
     .tokens, .first, .count: word w has tokens[first[w]:first[w] + count[w]]; .bare[w]: w without leading space.
@@ -176,8 +176,7 @@ class WordTable:
         words = np.asarray(shard.word)
         doc = np.repeat(np.arange(len(shard)), np.diff(shard.offsets))
         exact = np.zeros(len(shard), bool)
-        # A word that ends in a space breaks condition 2; as the last word of a text it would lose
-        # it to strip().
+        # A word that ends in a space breaks condition 2, and strip() would change it as a last word.
         ends_in_space = np.array([word[-1:].isspace() for word in shard.table], bool)
         exact[doc[ends_in_space[words]]] = True
         pair_start = np.flatnonzero(doc[1:] == doc[:-1]) # words that another one of their document follows
@@ -277,8 +276,8 @@ def interleaved_documents(batch, keys, table, tokenizer, vocab, hop, eot=(), lam
     separators = [vocab.text, *tokenizer.first, vocab.speech]
     text_spans = first[is_text], last[is_text]
     pool, start, count = text_pieces(batch, batch.word, *text_spans, table, tokenizer, eot, separators)
-    # A span begins with its separator, which a document's first span has after `first`: each stands
-    # there in the pool.
+    # A span begins with its separator, a document's first span with tokenizer.first and its separator.
+    # All of these are slices of the pool's end: first, <text>, first, <speech>, eot.
     speech_at = len(pool) - len(eot) - 1
     text_at = speech_at - len(tokenizer.first) - 1
     start[first, BEFORE] = np.where(is_text, text_at, speech_at) - count[first, BEFORE]
@@ -366,8 +365,8 @@ def texts_of(path):
         if text.strip():
             yield id if isinstance(id, str) and id else f"{name}:{place.rpartition(':')[2]}", text
 
-# the run
 # --------------------------------------------------------------------------------------------------
+# the run
 
 class SplitWriter(ExitStack):
     """Writes the shards of OUT/{train,val}/SOURCE, each opened when its first document comes."""
@@ -518,6 +517,21 @@ def text_files(cfg):
             raise Refused(f"{path}: no such text file")
     return files
 
+def report(cfg, info):
+    """Prints what was written, a line per folder."""
+    for name, n in info['written'].items():
+        print(f"{cfg.out}/{name}: {n['documents']:,} documents, {n['tokens']:,} tokens")
+    for source in cfg.sources:
+        if f'train/{source}' not in info['written']:
+            print(f"{cfg.out}/train/{source}: not written, since no document has what it needs")
+    n = info['interleaved']
+    if n.get('words'):
+        tokens = sum(c['tokens'] for name, c in info['written'].items() if name.endswith('/interleaved'))
+        print(f"interleaved: {n['spoken_words'] / n['words']:.1%} of words spoken, {n['unit_tokens'] / tokens:.1%} of "
+              f"tokens units; {n['without_words']:,} wordless documents, {n['exactly_tokenized']:,} tokenized whole")
+    refused = ', '.join(f'{reason} {count}' for reason, count in info['refused'].items())
+    print(f"{info['documents']:,} documents, {info['hours']:.2f} h of speech; refused by align.py: {refused or 'none'}")
+
 def main(cfg):
     corpora = open_corpora(cfg)
     tokenizer = TextTokenizer(cfg.tokenizer) if set(cfg.sources) != {'textless'} else None
@@ -550,21 +564,6 @@ def main(cfg):
                 'refused': dict(sorted(refused.items())), **description, **record(cfg)}
         write_json(tmp / 'info.json', info)
     report(cfg, info)
-
-def report(cfg, info):
-    """Prints what was written, a line per folder."""
-    for name, n in info['written'].items():
-        print(f"{cfg.out}/{name}: {n['documents']:,} documents, {n['tokens']:,} tokens")
-    for source in cfg.sources:
-        if f'train/{source}' not in info['written']:
-            print(f"{cfg.out}/train/{source}: not written, since no document has what it needs")
-    n = info['interleaved']
-    if n.get('words'):
-        tokens = sum(c['tokens'] for name, c in info['written'].items() if name.endswith('/interleaved'))
-        print(f"interleaved: {n['spoken_words'] / n['words']:.1%} of words spoken, {n['unit_tokens'] / tokens:.1%} of "
-              f"tokens units; {n['without_words']:,} wordless documents, {n['exactly_tokenized']:,} tokenized whole")
-    refused = ', '.join(f'{reason} {count}' for reason, count in info['refused'].items())
-    print(f"{info['documents']:,} documents, {info['hours']:.2f} h of speech; refused by align.py: {refused or 'none'}")
 
 if __name__ == '__main__':
     run(main, Config)

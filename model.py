@@ -283,7 +283,7 @@ class GPT(nn.Module):
 
         With a cache, tokens are its next T columns. Where documents share a prefix, hidden_span (B,
         T, 2) has the columns [begin, end) of other branches that a token skips, (0, 0) for none.
-        Refuses rows longer than learned positions.
+        Refuses rows that are longer than the table of learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
@@ -374,7 +374,7 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
                  stop=(), generator=None):
-        """Continues prompts (lists of ids, any lengths) -> lists of new ids, including a stop id.
+        """Continues prompts (lists of ids, any lengths) -> lists of new ids, up to and including a stop id.
 
         temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
         computed for others. repetition_penalty, as in transformers, divides positive logits of ids
@@ -471,8 +471,8 @@ class GPT(nn.Module):
             rows = old[:n_kept or n_old].float()
             mean = rows.mean(0)
             noise = 0.0
-            # Drawn on the CPU, noise is the same on any device. Random sums of centered rows have
-            # their covariance.
+            # Drawn on the CPU, so that it is the same on any device. Random sums of the centered rows
+            # have the covariance of the rows.
             if new_rows == 'hf' and n_new > 0:
                 draws = torch.randn(n_new, len(rows), generator=generator).to(rows.device)
                 noise = (1e-9 / len(rows)) ** 0.5 * draws @ (rows - mean)
@@ -541,7 +541,7 @@ class GPT(nn.Module):
 
 @contextmanager
 def _by_columns(weights):
-    """Stores weights (out, in) by columns meanwhile: faster for one token on a CPU."""
+    """Stores weights (out, in) by columns inside the block: faster for one token on a CPU."""
     def store(layout):
         with torch.inference_mode(False), torch.no_grad():
             for w in weights:

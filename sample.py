@@ -1,5 +1,5 @@
 """
-Continues prompts, spoken, written or mixed, with speech, with text, or freely with both by turns.
+Continues prompts (spoken, written or mixed) with speech, with text, or with both by turns.
 
     python sample.py --prompt=tiny/audio/m00000.context.flac                    speech -> speech
     python sample.py --prompt=tiny/audio/m00000.context.flac --output=text      speech -> text
@@ -12,9 +12,9 @@ The parts of a prompt are separated by |. Each is the path of an audio file, or 
 are those of eval.py: without separators if prompt and continuation are of one modality, otherwise
 with <speech> or <text> before each span.
 
-The folder --out gets files numbered through all prompts and their --n continuations, and two of all:
+The folder --out gets files for each continuation, numbered through all prompts, and two for all:
 
-    000.wav          its speech, one span after another, if there is any
+    000.wav          the continuation's speech, one span after another, if there is any
     000.txt          its text, if there is any
     000.prompt.wav   the audio of its prompt, as far as it was used
     000.heard.txt    with --asr, a line for each span of prompt and continuation, heard or written
@@ -51,18 +51,18 @@ class Config:
     output: str = 'speech' # 'speech', 'text', or 'free': both by turns, as the model likes
     seconds: float = 3.0 # how much of each audio file is used, from its start; 0: all
     n: int = 1 # continuations a prompt
-    max_new_tokens: int = 100
+    max_new_tokens: int = 100 # length of a continuation in tokens, at most; 25 units take a second or more
     temperature: float = 0.8 # 0: always the most likely token
-    top_k: int = 25
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    top_k: int = 25 # number of the likeliest tokens to sample from
+    repetition_penalty: float = 1.0 # above 1: tokens that are there already become less likely
+    seed: int = 0 # of the sampling
     batch: int = 16 # continuations generated at once
-    encoder: str = 'tiny/hubert'
-    layer: int = 4
-    kmeans: str | None = None # None: kmeans.safetensors in the encoder's folder
-    vocoder: str = 'tiny/vocoder'
+    encoder: str = 'tiny/hubert' # encoder of the model's units
+    layer: int = 4 # layer of the encoder that the units come from
+    kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = '' # Whisper, a folder or hub id, to transcribe prompts and continuations; '': none
-    out: str = 'out/samples'
+    out: str = 'out/samples' # folder for the audio, text and page
     device: str = 'auto' # 'cpu', 'cuda', or 'auto': cuda if there is a GPU
 
     def __post_init__(self):

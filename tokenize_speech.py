@@ -1,5 +1,5 @@
 """
-Audio -> units: one id for every 40 ms of speech, repeats merged.
+Audio -> units: a number for every 40 ms of speech (HuBERT at 25 Hz), repeats merged.
 
     python tokenize_speech.py --audio=FOLDER --out=out/units/mine       the embedded encoder
     python tokenize_speech.py --audio=list.jsonl --out=out/units/mine --layer=11 \
@@ -9,12 +9,12 @@ Audio -> units: one id for every 40 ms of speech, repeats merged.
     torchrun --nproc_per_node=8 tokenize_speech.py --audio=... --out=...       one process a GPU
 
 corpora/folder.py says what FOLDER and list may hold; --corpus=NAME reads --audio by
-corpora/NAME.py. Audio becomes mono at the rate of the encoder (16 kHz; Mimi 24 kHz), a file of N
-samples N // step frames, each frame the number of its nearest centroid (speech/encoders.py), and
+corpora/NAME.py. Audio becomes mono at the rate of the encoder (16 kHz; Mimi 24 kHz). N samples have
+N // step frames. A frame's unit is the number of its nearest centroid (speech/encoders.py), and
 
     units, runs = the units without repeats, and for how many frames each lasted
 
-The result is a units folder (speech/units.py), which has two further files:
+The result is a units folder (speech/units.py) with two more files:
 
     DIR/failures.jsonl    {"id", "path", "class", "message"} a line: what cannot be used, and why;
                           each shard has its own, too

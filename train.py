@@ -11,15 +11,15 @@ micro-batches of a step
 
     loss = sum of the targets' losses / number of targets     C = 6 N D (FLOPs, parameters, tokens)
 
-The same command resumes a run that was cut (to the bit, on as many ranks) and leaves a finished one
-alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers 30 s for that,
-or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any rank is skipped on
-all ranks; five in a row end the run with status 17. At the end --out is a Hugging Face folder, with
-log.jsonl (training/log.py), settings.json and the last two step-N/ (training/checkpoint.py) in it.
+The same command resumes a run that was cut (to the bit, on the same number of ranks) and leaves a
+finished one alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers
+30 s for that, or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any
+rank is skipped on all ranks; five in a row end the run with status 17. At the end --out is a
+Hugging Face folder, with log.jsonl (training/log.py), settings.json and the last two step-N/
+(training/checkpoint.py) in it.
 """
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from configurator import Refused, run
+from configurator import Refused, ranks, run
 from data import Loader, Shards, check_names
 from files import sha256
 from hub.families import GPTConfig
@@ -54,14 +54,14 @@ MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel',
 class Config:
     # data
     data: str = 'out/tokens/stories,out/tokens/talk' # folders of interleave.py, separated by commas
-    sources: tuple = ('text', 'speech', 'interleaved') # folders of data/train to mix; or ('textless',)
+    sources: tuple = ('text', 'speech', 'interleaved') # folders of DATA/train to mix
     weights: tuple | None = None # share of the rows for each source; None: equal shares
-    vocab: str = 'joint' # 'joint' (text and units), 'speech' (units alone), 'text' (a TextLM)
+    vocab: str = 'joint' # 'joint' (text and units), 'speech' (units; --sources=textless), 'text' (a TextLM)
     tokenizer: str | None = None # text tokenizer of the data, a folder or hub id; None: that of init
     # model
     init: str = 'scratch' # TextLM or SLM to start from, a folder or hub id; 'scratch': random weights
-    init_config: str | None = None # with 'scratch': folder or hub id of the shape (the papers' GSLM)
-    n_layer: int | None = None # this and the next five: the shape for 'scratch' without init_config
+    init_config: str | None = None # with init='scratch': a folder or hub id whose shape to take
+    n_layer: int | None = None # this and the next five: the shape for init='scratch' without init_config
     n_head: int | None = None
     n_kv_head: int | None = None # None: n_head
     n_embd: int | None = None
@@ -72,14 +72,14 @@ class Config:
     # batch
     block_size: int = 2048 # tokens in a row
     batch_tokens: int = 147456 # tokens in a step, over all ranks: 72 rows of 2,048
-    micro_batch: int = 8 # rows in one forward of a rank; their gradients add up over a step
+    micro_batch: int = 8 # rows in a forward pass of a rank; gradients are summed over a step
     # optimizer: AdamW with betas 0.9 and 0.999, eps 1e-8, no weight decay
     lr: float = 5e-4 # peak of the learning rate
     min_lr: float = 5e-5 # where 'cosine' and 'wsd' end
     schedule: str = 'cosine' # 'cosine', 'constant', 'inverse_sqrt', 'wsd' (warm-up, stable, linear decay)
     warmup: float = 0.01 # share of the budget
     decay: float = 0.2 # share of the budget, for 'wsd'
-    clip: float = 0.5 # largest norm of the gradient
+    clip: float = 0.5 # a gradient of a larger norm is scaled down to this norm
     # budget: exactly one of these; the schedule ends with it
     max_steps: int | None = None
     max_tokens: int | None = None
@@ -87,17 +87,19 @@ class Config:
     max_seconds: float | None = None # of training, by rank 0's clock; does not resume to the bit
     # run
     out: str = 'out/model' # folder of the model, its checkpoints and its log
-    seed: int = 0
+    seed: int = 0 # of random weights and of the order of the rows
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    # 'one-pass' has a faster backward that does not repeat its bits; 'sdpa' has no soft-cap, which
-    # Gemma2 needs
-    attention: str | None = None # 'triton', 'one-pass', 'sdpa' (torch's); None: the fastest that repeats its bits
+    # 'one-pass' is 'triton' with a faster backward, whose last bits differ from run to run; 'sdpa' is
+    # torch's attention, which has no soft-cap (Gemma2). None: the fastest that repeats to the bit
+    attention: str | None = None # 'triton', 'one-pass', 'sdpa' or None
     parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
-    recompute: str = 'none' # to save memory, in the backward: 'selective' (norms, activations), 'full' (layers)
+    # To save memory, the backward can compute norms and activations ('selective') or whole layers
+    # ('full') again
+    recompute: str = 'none' # 'none', 'selective', 'full'
     compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
-    dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': weights and moments too (papers' code)
+    dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': of weights and moments too
     memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
-    timeout: float = 600.0 # seconds a rank waits for another until it ends the run; an hour for checkpoints
+    timeout: float = 600.0 # most seconds that ranks wait for each other; for a checkpoint, at least 3,600
     log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
     eval_every: int = 1000 # steps between evaluations
     eval_rows: int = 64 # held-out rows to evaluate for each corpus and source, at most
@@ -109,7 +111,7 @@ class Config:
         if self.memory < 0:
             raise Refused(f"memory={self.memory}: expected a number of GPUs")
         check_init(self, SCRATCH)
-        world = self.memory or int(os.environ.get('WORLD_SIZE', 1))
+        world = self.memory or ranks()[1]
         unit = world * self.micro_batch * self.block_size
         if self.batch_tokens % unit:
             near = max(self.batch_tokens // unit, 1) * unit
@@ -150,11 +152,9 @@ def total_steps(cfg, flops):
     return steps
 
 def make_optimizer(model, lr):
-    """AdamW, fused: three times as fast, on a CPU too, and its `found_inf` can skip a step on the device."""
+    """AdamW, fused: three times as fast, on a CPU too, and able to skip a step by `found_inf`."""
     settings = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True, **settings)
-    optimizer.grad_scale = None
-    return optimizer
+    return torch.optim.AdamW(model.parameters(), lr=lr, fused=True, **settings)
 
 # --------------------------------------------------------------------------------------------------
 # data
@@ -200,7 +200,7 @@ def open_data(cfg):
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):
-    """A rank's part of a step -> (micro-batches, their number of targets, of keys their tokens attend to).
+    """A rank's part of a step -> (micro-batches, number of targets, number of attended keys).
 
     A micro-batch is (tokens, doc_start, targets) of Loader.rows on the device, (micro_batch, block_size) each.
     """
@@ -226,6 +226,7 @@ def held_out(loader):
 # model
 
 def _rope(cfg, shape):
+    """The change to a shape that --rope_theta asks for."""
     if cfg.rope_theta and shape.position != 'rope':
         raise Refused(f"rope_theta={cfg.rope_theta}: {shape.family} has no rotary positions; expected rope_theta=None")
     return {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
@@ -237,7 +238,7 @@ def shape_of(cfg):
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
-    """{part: bytes} on each GPU, by training/cost.py. Without vocab_size: that of the papers' 500 units."""
+    """{part: bytes} on each GPU, by training/cost.py. Without vocab_size: with 500 units."""
     shape = shape_of(cfg)
     vocab_size = vocab_size or papers_vocab(cfg.vocab, shape.vocab_size).size
     shape = replace(shape, vocab_size=vocab_size)
@@ -262,8 +263,7 @@ def build_model(cfg, vocab, tokenizer, device):
         shape = replace(shape, **ids, **_rope(cfg, shape))
         return GPT(shape, cfg.attention, cfg.recompute).to(device)
     init_vocab = vocabulary(cfg.init)[0] if knows_units(cfg.init) else None # None: a TextLM
-    # A published model says at most the hub id of its units' encoder: take its units to be the
-    # shards'.
+    # A published model names its encoder at most: its units are taken to be those of the shards.
     if init_vocab and (not init_vocab.units or '/' in init_vocab.units):
         init_vocab = replace(init_vocab, units=vocab.units)
     if init_vocab and init_vocab.kind != 'text' and init_vocab != vocab:
@@ -277,7 +277,7 @@ def build_model(cfg, vocab, tokenizer, device):
     return model
 
 class LMObjective(torch.nn.Module):
-    """The loss of a micro-batch, and by modality (text, units, separators) the sums of its losses and targets."""
+    """A micro-batch -> the sum of its losses; sum and number of losses of each modality."""
 
     def __init__(self, model, vocab):
         super().__init__()
@@ -322,13 +322,12 @@ def evaluate(run, objective, sets):
             dist.all_reduce(sums)
         results[name] = objective.summary(sums.tolist())
     if isinstance(objective, FSDPModule):
-        # Without a backward its own weights stay gathered in bf16, and a checkpoint would save
-        # those.
+        # Without a backward, its own weights stay gathered in bf16, which a checkpoint would save.
         objective.reshard()
     return results
 
 def accumulate_gradients(run, net, micro_batches, weight):
-    """Forward and backward of a rank's micro-batches -> their sums for the log; sums weight over the ranks."""
+    """The backward of a rank's micro-batches -> sums for the log; all-reduces weight in place."""
     world = run.place.world
     if world > 1:
         dist.all_reduce(weight)
@@ -343,7 +342,7 @@ def accumulate_gradients(run, net, micro_batches, weight):
     return sums
 
 def update_weights(optimizer, model, clip, step_stats, weight):
-    """A step of the optimizer, skipped if anything is not finite -> (norm of the gradient, is it skipped)."""
+    """Steps the optimizer if everything is finite -> (gradient's norm, was the step skipped)."""
     grad_norm = checkpoint.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
     # Global sums are equal on every rank, so all ranks skip the same steps.
     skip_step = ~(grad_norm.isfinite() & step_stats.isfinite().all())
@@ -367,7 +366,7 @@ def log_evaluation(run, log, step, val):
     run.say(*(f"step {step} | val {name} {means['loss']:.3f}" for name, means in val.items()), sep='\n')
 
 def training_loop(run, objective, steps, fetch, sets):
-    """Trains to the end of the budget or to a stop signal -> (last step, is it the end, skipped steps).
+    """Trains to the end of the budget or a stop signal -> (last step, is it done, skipped steps).
 
     objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
                  .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks
@@ -415,7 +414,7 @@ def training_loop(run, objective, steps, fetch, sets):
         if not to_evaluate and not to_save:
             continue
 
-        # ---- at times an evaluation, a checkpoint: this step is logged before them
+        # ---- where one is due, an evaluation or a checkpoint; this step is logged before it
         stop = read_log(run, log)[0] or stop
         if to_evaluate:
             log_evaluation(run, log, step, evaluate(run, objective, sets))

@@ -130,7 +130,7 @@ class Vocab:
 
     def speaks(self, units_hash, encoder):
         """Are units of this hash, made by the encoder of this name, those of the vocabulary?"""
-        names_encoder = '/' in self.units # the published ones do, for want of a hash
+        names_encoder = '/' in self.units # published models name their encoder and have no hash
         return units_hash == self.units or (names_encoder and Path(encoder or '').name == Path(self.units).name)
 
     def save(self, folder):
@@ -184,12 +184,12 @@ def directions_of(vocab, candidate):
     return [direction for direction in DIRECTIONS[vocab.kind] if has_parts[direction]]
 
 def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
-    """A benchmark's document: (its ids as int64, where the ending begins among them or None if the
-    task does not say).
+    """A benchmark's document -> (int64 ids, where the ending begins, None if the task does not say).
 
-    candidate: {'prompt': (text, units), 'ending': (text, units), 'joined': (units of both, where
-    the ending begins)} lead: ids put first where the tokenizer puts none; separate: <speech> or
-    <text> also in S and T, if joint.
+    candidate   {'prompt': (text, units), 'ending': (text, units),
+                 'joined': (units of both, where the ending begins)}
+    lead        ids put first where the tokenizer puts none
+    separate    <speech> or <text> also in S and T, if joint
     """
     prompt, prompt_units = candidate['prompt']
     ending, ending_units = candidate['ending']

@@ -52,7 +52,7 @@ def _compare_row(name, models, first, second):
         unshared = sorted(first.keys() ^ second.keys())
         examples = ', '.join(map(str, unshared[:3]))
         raise Refused(f"{name}: {models[0]} and {models[1]} were measured on different items, {len(unshared)} are in "
-                      f"one alone, as {examples}; measure both with the same settings")
+                      f"one alone, such as {examples}; measure both with the same settings")
     differences = [second[unit] - first[unit] for unit in first]
     return {'row': name,
             'models': models,

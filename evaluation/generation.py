@@ -93,7 +93,7 @@ class Config:
 
 def _pretrained(Class, name, **options):
     import transformers  # here and below, because it takes seconds
-    # Hides the warnings that an option replaces a default of the model.
+    # Without this, transformers warns of each option that replaces a default of the model.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -147,7 +147,7 @@ Second: {continuation}
 Give a sentence of reasons, then, on a line of its own, "Score: " and one whole number from 1 to 5."""
 
 def ask_judge(cfg, prompt, continuation, wait=1.0):
-    """(mark, answer); the mark is None where the answer has none.
+    """The judge's (mark, answer); the mark is None where the answer has none.
 
     Tries 5 times, waiting `wait` seconds after the first and twice as long after each further try.
     Raises Refused when the endpoint gives no answer.
@@ -188,7 +188,7 @@ def prompt_files(folder, n):
     return files[:n]
 
 def continuations(cfg, model, vocab, tokenizer, prompts, device):
-    """New units of each prompt (arrays of units).
+    """The new units that continue each prompt, as arrays.
 
     Prompts of like length share a batch; all batches share one seeded generator.
     """

@@ -127,12 +127,11 @@ def document_losses(model, documents, row_tokens=2048):
     device = model.embed.device
     cfg = model.cfg
     losses = {_key(document): np.zeros(0, np.float32) for document in documents}
-    keys = sorted(key for key in losses if len(key) > 8) # of a single id, 8 bytes, nothing is predicted
+    keys = sorted(key for key in losses if len(key) > 8) # a single id (8 bytes) predicts nothing
     unique = [np.frombuffer(key, '>i8').astype(np.int64) for key in keys]
     if cfg.position == 'learned':
         row_tokens = min(row_tokens, cfg.n_positions) # places in a row count as positions
-    # On a GPU, windows and ALiBi measure distances along the row, and there a branch may stand far
-    # behind its prefix.
+    # On a GPU, windows and ALiBi measure distances along the row, where a branch is far from its prefix.
     share = device.type == 'cpu' or not (cfg.window or cfg.position == 'alibi')
     groups = shared_prefixes(unique, row_tokens, max_group=64 if share else 1)
     for row in _rows_of_groups(progress(groups, desc='score', leave=False), unique, row_tokens):

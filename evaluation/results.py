@@ -57,7 +57,7 @@ def store(folder, weights, results, samples, tasks, provenance):
     path = folder / 'eval.json'
     old = read_eval(folder) if path.is_file() else {}
     old_rows = old.get('results', {})
-    # Of a model with other weights nothing is carried over.
+    # Rows of other weights are not carried over.
     same_model = old.get('model') == weights
     old_tasks = old.get('tasks', {}) if same_model else {}
     tasks = {name: notes for name, notes in tasks.items()
@@ -76,7 +76,7 @@ def store(folder, weights, results, samples, tasks, provenance):
             tmp.write_text(text, encoding='utf-8')
     if any(rows.get(name) != row for name, row in old_rows.items()):
         keep_old(path)
-    # eval.json comes last: where it stands, the samples are complete.
+    # eval.json comes last: where it is, the samples are complete.
     write_json(path, {'results': rows, 'tasks': all_tasks, 'model': weights, **provenance})
 
 # --------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from collections import Counter
 
 from speech.words import edit_distance
 
-# Punctuation that is a word of its own wherever it stands; commas and colons only where no digit
-# follows.
+# Punctuation that is always a word of its own; commas and colons are where no digit follows.
 PUNCTUATION = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)')
 
 # Endings that are split off a word: 's, 'll, n't, ...
@@ -30,7 +29,7 @@ def words(text):
     text = PUNCTUATION.sub(r' \g<0> ', text)
     out = []
     for word in text.split():
-        # A quote that opens a word is none of its endings.
+        # A quote that opens a word is not an ending.
         if re.match(r"`\w|'(?!(re|ve|ll|[mtsdn])\b)\w", word, re.I):
             out.append(word[0])
             word = word[1:]

@@ -168,7 +168,7 @@ class GPTConfig:
     head_dim: int | None = None    # D; None: n_embd / n_head
     n_ffn: int | None = None       # width of the MLP: of g and of u; None: 4 n_embd
     n_word: int | None = None      # width of the embedding; None: n_embd. Only opt-350m has another
-    n_positions: int = 32768       # most tokens in a row; checked by generate and for learned ones
+    n_positions: int = 32768       # most tokens in a row; enforced by generate and learned positions
     tied: bool = True              # head and embedding are one matrix
     bos_token_id: int | None = None
     eos_token_id: int | tuple | None = None
@@ -203,7 +203,7 @@ class GPTConfig:
             value = getattr(self, name)
             if value is None:
                 object.__setattr__(self, name, default)
-            elif name not in family['fields'] and value != default: # config.json could not say it
+            elif name not in family['fields'] and value != default: # config.json has no key for it
                 raise Refused(f"model: {name}={value!r} is not {self.family}, which has {default!r} here")
         self._check_positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word')
         if 'window' in family['fields']:

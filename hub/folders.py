@@ -23,10 +23,10 @@ from configurator import Refused
 from files import atomically, read_json, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, vocabulary_of
-from vocab import PUBLISHED, Vocab
+from vocab import PAPERS_UNITS, PUBLISHED, Vocab
 
 WRITER = "transformers' save_pretrained" # what makes the files that are read here
-SHARD_BYTES = 5 * 10**9 # of a written file, at most
+SHARD_BYTES = 5 * 10**9 # a written file has at most this many
 BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of old transformers, not weights
 
 def local_folder(name, files=('*.json', '*.safetensors')):
@@ -71,7 +71,7 @@ def vocabulary(name):
     ours        vocab.json
     tokenizer   units in its tokenizer.json, in one of vocab.py's layouts
     slamkit     (slprl/*) config.json with base_config and no tokenizer. vocab_size is K + 2, or
-                T + K + 2 with the T ids of the text tokenizer of base_model_name (or of a
+                n_text + K + 2 with the n_text ids of the tokenizer of base_model_name (or of a
                 tokenizer.json put beside it). K is num_units of tokeniser_config.json, or 500. The
                 units are those of slprl/mhubert-base-25hz, layer 11
     None        a text model: its tokenizer
@@ -89,7 +89,7 @@ def vocabulary(name):
 def _published(folder, config):
     """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""
     tokeniser = folder / 'tokeniser_config.json'
-    K = read_json(folder, tokeniser.name, WRITER).get('num_units') if tokeniser.is_file() else 500
+    K = read_json(folder, tokeniser.name, WRITER).get('num_units') if tokeniser.is_file() else PAPERS_UNITS
     V = config.get('vocab_size')
     base = config['base_config']
     if V == K + 2:

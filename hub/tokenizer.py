@@ -41,7 +41,7 @@ def _read_tokenizer(source):
     return spec, config
 
 def _convert_tokenizer(folder):
-    """The same of a folder in an older format (OPT's vocab.json + merges.txt), through transformers."""
+    """What _read_tokenizer returns, of an older format (OPT's vocab.json + merges.txt), by transformers."""
     from transformers import AutoTokenizer  # not at the top: it takes seconds
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -132,8 +132,7 @@ class TextTokenizer:
         markup = [(token['content'], token['id']) for token in added]
         self.hash = short_hash([spec['model']['vocab'], _merges(spec['model']), spec['normalizer'],
                                 spec['pre_tokenizer'], markup, self.first, self.eot])
-        # Text must not turn into added tokens, except for the runs of blanks that GPT-NeoX and
-        # Gemma have there.
+        # Text must not turn into added tokens. The runs of blanks among those of GPT-NeoX and Gemma may.
         for token in added:
             token['special'] = token['special'] or not token['content'].isspace()
         spec |= {'added_tokens': added, 'post_processor': None, 'truncation': None, 'padding': None}

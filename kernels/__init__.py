@@ -3,5 +3,5 @@ Our own Triton kernels: attention inside packed documents, and the fused linear 
 attention_torch.py is the attention of the CPU, and of GPUs where the kernels do not run, in plain
 torch.
 
-May import: configurator and files. model.py is what uses them.
+May import: configurator and files. model.py uses the kernels.
 """

@@ -29,8 +29,8 @@ it counts distances along the row.
 There are three backends.
 
 Triton, on a GPU in 16 bits. One program owns a block of queries (for o and dq) or of keys (for dk
-and dv) and walks over the blocks of the other kind, between the diagonal and the begin of the first
-document, or the end of the last. Only the blocks at both edges of this walk need a mask. One
+and dv) and walks over the blocks of the other kind, between the diagonal and where the first
+document begins or the last one ends. Only the blocks at both edges of this walk need a mask. One
 program sums dk and dv over the query heads of a group, so no atomics are needed and the gradient is
 the same every time. exp(x) is computed as exp2(x log2(e)), with log2(e) folded into the scale; the
 forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recomputes p
@@ -87,8 +87,8 @@ CONFIGS = {
 }
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
-    """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H,
-    D). doc_start (B, T); None: a row is one document."""
+    """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D).
+    doc_start is (B, T); None: a row is one document."""
     B, T, H, D = q.shape
     k = k.repeat_interleave(H // k.size(2), dim=2) # (B, T, H, D)
     v = v.repeat_interleave(H // v.size(2), dim=2)
@@ -141,8 +141,8 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
 def documents(doc_start, backend=None, hidden_span=None):
     """What `attention` needs to know of doc_start (B, T) and hidden_span (B, T, 2), computed once a batch.
 
-    For Triton the begin and the end of each token's document, both int32 (B, T). For SDPA, and on a
-    GPU with hidden spans, a mask (B, 1, T, T). On the CPU the blocks of queries.
+    For Triton: where each token's document begins and where it ends, both int32 (B, T). For SDPA,
+    and on a GPU with hidden spans: a mask (B, 1, T, T). On the CPU: the blocks of queries.
     """
     chosen = choose_backend(doc_start.device, backend)
     if chosen == 'triton' and hidden_span is None:
@@ -174,7 +174,7 @@ if triton is not None:
 
     @triton.jit
     def _store(x, b, begin, head, heads, T, tile, ROWS: tl.constexpr, D: tl.constexpr):
-        """The reverse: writes a tile (ROWS, D) into x (B, T, heads, D)."""
+        """The reverse of _tile: writes a tile (ROWS, D) into x (B, T, heads, D)."""
         t = begin + tl.arange(0, ROWS)
         x += (b * T).to(tl.int64) * heads * D + head * D
         tl.store(x + t[:, None] * heads * D + tl.arange(0, D)[None, :],

@@ -1,7 +1,7 @@
 """
 The attention of kernels/attention.py in plain torch: what runs on the CPU, and what runs on a GPU
 where the Triton kernels do not. That file has the mathematics and the names of the options, and
-chooses.
+chooses the backend.
 
 Blocks, on the CPU. A row is processed document by document, QUERIES queries at a time, so no score
 outside a document or window and few above the diagonal are computed. For documents of 100-200

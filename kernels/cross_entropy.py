@@ -1,7 +1,7 @@
 """
 Linear cross-entropy: the head's matrix product and the loss in one, without the (n, V) logits.
 
-    python -m kernels.cross_entropy       checks both against the definition, then times them
+    python -m kernels.cross_entropy       checks the losses against the definition, then times both
 
 For a row x of C channels, the head W (Vp, C), whose rows from V on are padding, and a target y:
 
@@ -51,7 +51,7 @@ def linear_cross_entropy_ref(x, weight, targets, vocab_size, softcap=0.0):
 # loses nothing, while their sum would be rounded. With grad_logits, a pass also replaces z by dz.
 
 def _pass_torch(z, targets, stats, vocab_size, softcap, grad_logits):
-    """log_softmax is one call and needs no stats: it returns those it was passed, or zeros."""
+    """A chunk pass in torch. log_softmax needs no stats: those passed are returned, or zeros."""
     z_fp32 = z.to(torch.promote_types(z.dtype, torch.float32))
     if softcap:
         tanh = torch.tanh(z_fp32 / softcap)

@@ -57,7 +57,7 @@ def test_voices_of_a_pair_are_one_unit(tmp_path):
 def test_models_measured_on_other_items_are_not_compared(tmp_path):
     a = make_results(tmp_path / 'a', [1, 0])
     b = make_results(tmp_path / 'b', [1, 0], ids=[0, 7])
-    with pytest.raises(Refused, match='measured on different items, 2 are in one alone, as 1, 7'):
+    with pytest.raises(Refused, match='measured on different items, 2 are in one alone, such as 1, 7'):
         compare([a, b])
     with pytest.raises(Refused, match='expected at least two folders'):
         compare([a])

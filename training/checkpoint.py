@@ -40,8 +40,7 @@ NEW_RUN, REFUSED = -1, -2 # what `find` sends from rank 0 in place of a step
 
 def folders(out_dir):
     """The step-N folders of out_dir, newest first."""
-    names = r'step-(\d+)'
-    paths = [path for path in Path(out_dir).glob('step-*') if re.fullmatch(names, path.name)]
+    paths = [path for path in Path(out_dir).glob('step-*') if re.fullmatch(r'step-\d+', path.name)]
     return sorted(paths, key=_step_of, reverse=True)
 
 def _step_of(folder):
@@ -148,6 +147,7 @@ def save(out_dir, step, model, optimizer, state, vocab, tokenizer, rank=0):
     return folder
 
 def _write_json(path, value):
+    """Like files.write_json, but the folder is fsynced and renamed as a whole."""
     path.write_text(json.dumps(value, indent=1) + '\n')
 
 def _purge(out_dir, step):

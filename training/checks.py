@@ -17,7 +17,7 @@ POSITIVE = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn', 'ro
             'max_seconds', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
 
 def check_settings(cfg, budgets):
-    """Refuses what no run can have: an unknown choice, a count of 0, two budgets, an impossible schedule."""
+    """Refuses an unknown choice, a count of 0, a second budget, an impossible schedule."""
     for name, choices in CHOICES.items():
         value = getattr(cfg, name, choices[0])
         if value not in choices:
@@ -28,8 +28,7 @@ def check_settings(cfg, budgets):
             raise Refused(f"{name}={value}: expected more than 0")
     chosen = [name for name in budgets if getattr(cfg, name) is not None]
     if len(chosen) != 1:
-        raise Refused(f"expected exactly one of {', '.join(budgets)}, "
-                      f"got {' and '.join(chosen) or 'none'}")
+        raise Refused(f"expected exactly one of {', '.join(budgets)}, got {' and '.join(chosen) or 'none'}")
     if cfg.wandb and not find_spec('wandb'):
         raise Refused(f"wandb={cfg.wandb!r}: expected its package; pip install wandb")
     if not 0 <= cfg.min_lr <= cfg.lr:
@@ -65,6 +64,7 @@ def check_attention(cfg, shape, device):
     choose_backend(device, cfg.attention, dtype, shape.head_dim, shape.attn_softcap)
 
 def describe_memory(n_bytes, cfg, world):
+    """{part: bytes} on a GPU as a line of text."""
     parts = ', '.join(f'{name} {size / 1e9:.1f}' for name, size in n_bytes.items())
     return (f"{sum(n_bytes.values()) / 1e9:.1f} GB on each of {world} GPUs at most ({parts}): {cfg.parallel}, "
             f"{cfg.dtype}, recompute={cfg.recompute}, {cfg.micro_batch} x {cfg.block_size} tokens")

@@ -45,7 +45,7 @@ def _bytes_of(dtype):
     return word, master
 
 def _saved_per_token(cfg, word, stream):
-    """Bytes of a token that a layer saves for the backward, {recompute: bytes}; bytes a norm saves of a channel.
+    """({recompute: bytes that a layer saves of a token}, bytes that a norm saves of a channel).
 
     word, stream: bytes of a number in a product, and in the row x between layers.
     """
@@ -126,8 +126,7 @@ def step_time(cfg, chip, world, batch_tokens, tokens, keys, parallel='ddp', dtyp
     ring = (world - 1) / world / (LINKS * slowest) # seconds a byte
     word, master = _bytes_of(dtype)
     if parallel == 'fsdp':
-        # Each micro-batch gathers weights for the forward and the backward and sums float32
-        # gradients.
+        # Each micro-batch gathers the weights for forward and backward, and sums float32 gradients.
         communication = n_micro * n_params * (2 * word + 4) * ring
         exposed = max(0.0, communication - n_micro * products)
     else:

@@ -1,6 +1,6 @@
 """
-Writes a trained model in bfloat16, half its size, to a new folder for others to use. Vocabulary,
-tokenizer, settings and log are copied.
+Copies a trained model to a new folder for others to use, its weights in bfloat16, which halves it.
+Vocabulary, tokenizer, settings and log are copied as they are.
 
     python -m training.export --model=out/tiny-long --out=tiny/slm
 """

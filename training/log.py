@@ -23,7 +23,7 @@ from files import atomically
 from training.cost import chip_of
 from vocab import MODALITIES
 
-# the keys that a terminal line has behind the loss: those of train.py, then those of dpo.py
+# What a terminal line shows behind the loss: the keys of train.py, then those of dpo.py.
 TERMINAL = (*MODALITIES, 'margin', 'accuracy', 'kl')
 
 def modality_means(sums, counts):
@@ -72,7 +72,7 @@ class Log:
             self.wandb.log(row, step=row['step'])
 
     def _now(self):
-        """When the device has done all that was launched: a recorded event, or on a CPU the time."""
+        """The moment when the device has done all that was launched, as an event; on a CPU, the time."""
         if self.device.type != 'cuda':
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -140,7 +140,7 @@ def _or_null(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def _open(path, last_step):
-    """Opens log.jsonl for appending, without the lines after last_step: these steps are done again."""
+    """Opens log.jsonl for appending, without the lines after last_step, whose steps are done again."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     # A kill may have cut the last line short.
     lines = [line for line in lines if line.endswith('\n')]

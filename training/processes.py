@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import Refused
+from configurator import Refused, ranks
 
 REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
-TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what it sets in the environment
+TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun sets in the environment
 
 class Place(NamedTuple):
     """The place of this process among those of the run."""
@@ -32,7 +32,7 @@ def signals():
     """Yields a list to which every SIGTERM, SIGINT or SIGHUP is appended, so that the loop can save and end.
 
     A scheduler and torchrun may both pass on the same signal, so one that follows within REPEATED
-    seconds changes nothing more. A signal after that ends the process in the usual way.
+    seconds has no further effect. A signal after that ends the process in the usual way.
     """
     stop_signals = []
     times = []
@@ -58,8 +58,7 @@ def processes(cfg):
 
     Refuses an incomplete environment of torchrun, and a GPU that is not there.
     """
-    rank = int(os.environ.get('RANK', 0))
-    world = int(os.environ.get('WORLD_SIZE', 1))
+    rank, world = ranks()
     local_rank = int(os.environ.get('LOCAL_RANK', 0))
     present = [name for name in TORCHRUN if name in os.environ]
     if (rank or world > 1) and len(present) < len(TORCHRUN):

@@ -47,15 +47,15 @@ class Config:
     init: str = '' # a vocoder of the same units to start from: a stopped run, another voice
     hours: float = 5.0 # of speech at most; an hour takes 0.13 GB of memory
     minutes: float = 45.0 # of training
-    critic_from: float = 0.5 # the adversarial loss starts after this share of minutes; 1: never
-    batch: int = 8 # crops
-    crop: float = 2.0 # seconds
-    learning_rate: float = 1.5e-3 # falls to zero
-    n_embd: int = 192
-    n_slow: int = 6
-    n_fast: int = 3
-    seed: int = 0
-    device: str = 'auto'
+    critic_from: float = 0.5 # share of the minutes after which the adversarial loss starts; 1: never
+    batch: int = 8 # crops of speech in a step
+    crop: float = 2.0 # length of a crop in seconds
+    learning_rate: float = 1.5e-3 # its peak; it falls to zero
+    n_embd: int = 192 # channels of the network
+    n_slow: int = 6 # residual blocks at the rate of the units
+    n_fast: int = 3 # residual blocks at 100 Hz
+    seed: int = 0 # of random weights, crops and noise
+    device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
 
     def __post_init__(self):
         if not self.units or not self.out:
