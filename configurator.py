@@ -165,17 +165,19 @@ def ranks():
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 def pick_device(device):
-    """Resolves 'auto' to cuda:LOCAL_RANK or cpu, makes the GPU the current one, and refuses one that is not there."""
+    """'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:N' -> 'cpu' or 'cuda:N', made the current device.
+
+    Without N it is the GPU of this process: torchrun's LOCAL_RANK, or the first one. Refuses a GPU that is not there.
+    """
     import torch  # not at the top: scripts that only read files need not wait for it
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == 'auto':
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus else 'cpu'
-    if device == 'cpu':
-        return device
-    kind, _, index = device.partition(':')
-    if kind != 'cuda' or not gpus or not (index or '0').isdecimal():
+    if device == 'cpu' or device == 'auto' and not gpus:
+        return 'cpu'
+    kind, _, index = ('cuda' if device == 'auto' else device).partition(':')
+    index = index or os.environ.get('LOCAL_RANK', '0')
+    if kind != 'cuda' or not gpus or not index.isdecimal():
         raise Refused(f"device is {device}, expected auto, cpu, or cuda where there is one")
-    if int(index or 0) >= gpus:
-        raise Refused(f"device is {device}, this machine has {gpus} GPUs: start one process per GPU")
-    torch.cuda.set_device(int(index or 0)) # the current device, on which Triton starts its kernels
-    return device
+    if int(index) >= gpus:
+        raise Refused(f"device is cuda:{index}, this machine has {gpus} GPUs: start one process per GPU")
+    torch.cuda.set_device(int(index)) # the current device, on which Triton starts its kernels
+    return f'cuda:{index}'

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from configurator import Refused, configure, script_name
+from configurator import Refused, configure, pick_device, script_name
 from files import atomically, read_info, read_json, record, sha256, write_json
 
 
@@ -152,6 +153,30 @@ def test_a_script_is_named_as_the_repository_names_it(monkeypatch):
                        ('/elsewhere/x.py', 'x.py')):
         monkeypatch.setattr(sys, 'argv', [str(path)])
         assert script_name() == name
+
+@pytest.mark.parametrize('device, local_rank, expected', [
+    ('auto', None, 'cuda:0'), ('auto', '1', 'cuda:1'), ('cuda', '1', 'cuda:1'), ('cuda:0', '1', 'cuda:0'),
+    ('cpu', '1', 'cpu')])
+def test_a_process_takes_the_gpu_of_its_number_on_the_machine(monkeypatch, device, local_rank, expected):
+    current = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    if local_rank:
+        monkeypatch.setenv('LOCAL_RANK', local_rank)
+    assert pick_device(device) == expected
+    assert [f'cuda:{index}' for index in current] == [expected] * (expected != 'cpu')
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(Refused, match='device is cuda:2, this machine has 2 GPUs: start one process per GPU'):
+        pick_device('auto')
+
+@pytest.mark.parametrize('device', ['cuda', 'cuda:1', 'tpu', 'auto:1', 'cuda:x'])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert pick_device('auto') == 'cpu'
+    with pytest.raises(Refused, match='expected auto, cpu, or cuda where there is one'):
+        pick_device(device)
 
 # --------------------------------------------------------------------------------------------------
 # files

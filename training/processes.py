@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import Refused, ranks
+from configurator import Refused, pick_device, ranks
 
 REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun sets in the environment
@@ -59,23 +59,14 @@ def processes(cfg):
     Refuses an incomplete environment of torchrun, and a GPU that is not there.
     """
     rank, world = ranks()
-    local_rank = int(os.environ.get('LOCAL_RANK', 0))
     present = [name for name in TORCHRUN if name in os.environ]
     if (rank or world > 1) and len(present) < len(TORCHRUN):
         raise Refused(f"the environment has only {', '.join(present)}: "
                       "expected torchrun to start several processes")
-    if cfg.device == 'cuda' and not torch.cuda.is_available():
-        raise Refused("device='cuda': torch sees no GPU here; expected 'cpu' or 'auto'")
-    cuda = cfg.device != 'cpu' and torch.cuda.is_available()
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise Refused(f"process {local_rank} of this machine, which has "
-                      f"{torch.cuda.device_count()} GPUs: start one process a GPU")
-    device = torch.device('cuda', local_rank) if cuda else torch.device('cpu')
-    if cuda:
-        torch.cuda.set_device(device)
+    device = torch.device(pick_device(cfg.device))
     checkpoint_group = None
     if world > 1:
-        dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=cfg.timeout))
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(seconds=cfg.timeout))
         patience = timedelta(seconds=max(cfg.timeout, 3600))
         checkpoint_group = dist.new_group(backend='gloo', timeout=patience)
     try:
