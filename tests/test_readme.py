@@ -1,5 +1,6 @@
 """Every command of README.md and docs/ has settings that its script knows, and the files they name are there; the shell
 scripts parse; a set-up that failed is not taken for a finished one."""
+import ast
 import importlib
 import os
 import re
@@ -27,6 +28,18 @@ def commands(text):
                     yield line.removeprefix('$ ')
 
 LINES = [line for text in TEXT.values() for line in commands(text)]
+
+def docstring_commands():
+    """The complete commands in the first lines of scripts; those of bench/ and kernels/ take no settings."""
+    for path in sorted(ROOT.glob('**/*.py')):
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(('bench/', 'kernels/', 'config/', 'tests/', 'out/', '.')) or path.name == '__init__.py':
+            continue
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+        for line in docstring.replace('\\\n', ' ').splitlines():
+            command = re.split(r'\s{3,}(?!\s|--)|\s+#|\s+->', line.strip())[0]
+            if COMMAND.match(command) and not re.search(r'\.\.\.|\[|=STAGE', command):
+                yield command
 NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers') # shown as a mistake, and what the reader adds to the code
 SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh',
            'bench/gpu.sh']
@@ -39,7 +52,8 @@ def config_of(argv):
         module, arguments = importlib.import_module(argv[0].removesuffix('.py').replace('/', '.')), argv[1:]
     return getattr(module, 'Config', corpora.download.Config), arguments # readers of corpora share that one
 
-@pytest.mark.parametrize('line', [line for line in LINES if not any(word in line for word in NEW)])
+@pytest.mark.parametrize('line', [line for line in (*LINES, *docstring_commands())
+                                  if not any(word in line for word in NEW)])
 def test_every_command_has_the_settings_it_names(line, monkeypatch):
     monkeypatch.chdir(ROOT) # where config/ is
     for command in line.partition(' # ')[0].split('&&'):
