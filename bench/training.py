@@ -163,6 +163,10 @@ def batch_of(cfg, n_rows, T, mean, micro_rows):
         parts[3] = [None] * len(parts[0])
     return list(zip(*parts)), (t + 1 - doc_start).float().mean().item()
 
+def kind_of(kernel):
+    """The first of KINDS whose pattern is in the name of a kernel."""
+    return next(kind for kind, pattern in KINDS if re.search(pattern, kernel, re.I))
+
 def profile_of(step):
     """Yields a row for each of KINDS: its share of a step's device time, its three longest kernels."""
     from torch.profiler import ProfilerActivity, profile
@@ -173,8 +177,7 @@ def profile_of(step):
     kernels = {kind: {} for kind, _ in KINDS} # {kind: {kernel: microseconds}}
     for event in profiler.key_averages():
         us = event.self_device_time_total if cuda else event.self_cpu_time_total
-        kind = next(kind for kind, pattern in KINDS if re.search(pattern, event.key, re.I))
-        kernels[kind][event.key] = us
+        kernels[kind_of(event.key)][event.key] = us
     total = sum(sum(times.values()) for times in kernels.values())
     for kind, times in kernels.items():
         longest = sorted(times, key=times.get, reverse=True)[:3]

@@ -167,6 +167,14 @@ def test_training_in_pure_bf16_and_where_its_time_goes():
     assert parts['products']['share'] > 0 and 'mm' in parts['products']['kernels']
     assert 'adam' in parts['optimizer, clip']['kernels'].lower()
 
+@pytest.mark.parametrize('kernel, kind', [
+    ('aten::mm', 'products'), ('aten::addmm', 'products'), ('sm90_xmma_gemm_bf16', 'products'),
+    ('aten::_fused_adamw_', 'optimizer, clip'), ('Optimizer.step#AdamW.step', 'optimizer, clip'),
+    ('_backward_kv', 'attention'), ('_pass', 'loss'), ('aten::copy_', 'copies'),
+    ('aten::mul', 'elementwise, norms')])
+def test_a_kernel_counts_under_its_kind(kernel, kind):
+    assert training.kind_of(kernel) == kind
+
 def test_goals_of_training():
     key = {'model': 'Qwen2.5-0.5B', 'documents': 2048}
     numbers = [{'of': 'nanoSLM', 'tok_s': 150_000, 'ms': 10.0, 'saved_mb': 100},

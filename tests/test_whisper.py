@@ -163,6 +163,14 @@ def test_a_window_that_loops_is_heard_again_in_parts(whisper, monkeypatch):
     longest = 5
     assert model.align(waves(50))[0] == ([], [], [], 'WHISPER_LOOPS')
 
+@pytest.mark.parametrize('token', ['transcribe', 'translate', 'notimestamps', 'startoftranscript'])
+def test_a_tokenizer_without_whispers_own_tokens_is_refused(whisper, tmp_path, token):
+    copy_files(whisper, tmp_path)
+    path = tmp_path / 'tokenizer.json'
+    path.write_text(path.read_text().replace(f'<|{token}|>', f'<|not {token}|>'))
+    with pytest.raises(Refused, match='not a Whisper tokenizer, it lacks'):
+        Whisper(tmp_path)
+
 def test_what_is_no_whisper_is_refused_in_one_line(whisper, tmp_path):
     for folder, language, message in ((tmp_path, '', 'no tokenizer.json'), (whisper, 'xx', "no language 'xx'"),
                                       (tmp_path / 'none' / 'x' / 'y', '', 'nor a hub id')):
