@@ -37,7 +37,7 @@ import numpy as np
 from configurator import Refused, run
 from corpora.tree import lines
 from data import ShardWriter
-from files import atomically, progress, read_lines, record, sha256, write_json
+from files import atomically, progress, read_json, read_lines, record, sha256, write_json
 from hub.tokenizer import TextTokenizer
 from speech.audio import RATE
 from speech.units import Units
@@ -494,8 +494,8 @@ def is_finished(out_dir, description):
     if not out_dir.exists():
         return False
     try:
-        info = json.loads((out_dir / 'info.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        info = read_json(out_dir, 'info.json', 'interleave.py')
+    except Refused:
         raise Refused(f"{out_dir}: exists and was not made by this script; take another --out") from None
     info['settings'] = {k: v for k, v in info.get('settings', {}).items() if k != 'out'}
     if differing := [key for key in description if info.get(key) != description[key]]:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from configurator import Refused
-from files import atomically, write_json
+from files import atomically, read_json, write_json
 
 # --------------------------------------------------------------------------------------------------
 # files
@@ -36,15 +36,10 @@ def keep_old(path):
 
 def read_eval(folder):
     """A model's eval.json. Raises Refused where there is none, or where it is not what eval.py writes."""
-    path = folder_of(folder) / 'eval.json'
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        content['results'].items()
-        return content
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file; eval.py writes it") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Refused(f"{path}: not what eval.py writes ({type(e).__name__}: {e})") from None
+    content = read_json(folder_of(folder), 'eval.json', 'eval.py')
+    if not isinstance(content.get('results'), dict):
+        raise Refused(f"{folder_of(folder)}/eval.json: not what eval.py writes, it has no results; measure it again")
+    return content
 
 def store(folder, weights, results, samples, tasks, provenance):
     """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; keeps what they replace (keep_old).

@@ -8,7 +8,7 @@ from configurator import Refused
 from evaluation.compare import Config as CompareConfig
 from evaluation.compare import compare
 from evaluation.compare import main as run_compare
-from evaluation.results import store
+from evaluation.results import read_eval, store
 from papers.tables import PUBLISHED, Config, columns, main
 
 
@@ -95,3 +95,13 @@ def test_published_rows_fill_their_tables_columns():
 def test_a_model_that_was_not_measured_is_named(tmp_path):
     with pytest.raises(Refused, match='eval.json: no such file; eval.py writes it'):
         main(Config(models=str(tmp_path), out=str(tmp_path / 't.md')))
+
+@pytest.mark.parametrize('content, message', [
+    ('{"cut', 'eval.json: not JSON'), ('[]', 'expected a JSON object'), ('{"results": []}', 'it has no results'),
+    (None, 'no such file; eval.py writes it')])
+def test_what_is_no_eval_json_is_refused_in_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / 'eval.json').write_text(content)
+    with pytest.raises(Refused, match=message) as e:
+        read_eval(tmp_path)
+    assert '\n' not in str(e.value)
