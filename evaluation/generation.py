@@ -3,12 +3,14 @@ Measures what a model says: continuations of spoken prompts, transcribed and jud
 Rows go to MODEL/eval.json.
 
     python -m evaluation.generation --model=out/x --prompts=bench/ssc          the papers' GenPPL and auto-BLEU
-    python -m evaluation.generation --model=out/x --prompts=bench/ssc \\
-        --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 and an LLM's marks
+    python -m evaluation.generation --model=out/x --prompts=LibriSpeech/dev-clean --min_seconds=6 --cut=word \\
+        --judge=https://api.openai.com/v1 --judge_model=gpt-4o                 an LLM's marks, judge.py
     python -m evaluation.generation --model=out/x --prompts= --speech=FOLDER   word error rate of resynthesis
 
 Prompts are the first `seconds` of the right stories of spoken StoryCloze (N_NAME.wav with an even
-N, in order of N), or of every audio file of another folder, in order of path. The vocoder speaks a
+N, in order of N), or of every audio file of another folder, in order of path. With cut='word' a
+prompt ends where the word does that ends nearest to `seconds`, as under the papers' judge; word
+ends are those of --words, of the folder's manifest, or what --asr hears. The vocoder speaks a
 continuation's units twice: after the prompt's units, as the papers measure it (rows /whole), and
 alone (rows /continuation). Scores of the transcripts:
 
@@ -18,7 +20,8 @@ alone (rows /continuation). Scores of the transcripts:
     auto_bleu2   share of a text's bigrams (places) that occur in it again; mean over texts (Lakhotia
                  et al. 2021, 4.2; the papers' "Auto-BLEU" and "Self-BLEU")
     self_bleu2   mean BLEU-2 of each text with all others as references (Zhu et al. 2018, 2.3)
-    judge        mean mark, 1 to 5, that a chat model gives the continuation
+    judge        mean mark, 1 to 5, that a chat model gives the continuation (judge.py; the papers'
+                 GPTScore where --rubric is slamkit's file)
     wer          (substitutions + insertions + deletions) / words of --speech's texts: of the recording
                  (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and
                  punctuation do not count.
@@ -29,18 +32,16 @@ are left out of those means and counted in `empty` (auto_bleu2 takes them as 0, 
 prompts, units, transcripts, each score and the judge's words.
 """
 import math
-import os
 import re
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import requests
 import torch
 
 from configurator import Refused, pick_device, run
 from corpora.folder import utterances
+from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
 from evaluation.results import folder_of, store, table
 from evaluation.scores import mean_and_stderr, ratio_and_stderr
@@ -51,6 +52,7 @@ from speech.unit_cache import load_encoder, wave_for
 from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
 from speech.whisper import Whisper
+from speech.word_files import read_words
 from tasks.storycloze import numbered_pairs
 from vocab import UNITS, allowed_ids, prompt_ids
 
@@ -62,10 +64,13 @@ class Config:
     speech: str = '' # folder of audio with texts, for the word error rate of resynthesis; '' for none
     n: int = 1000 # number of prompts, and of utterances of speech, to take from the beginning
     seconds: float = 3.0 # length of a prompt in seconds
+    min_seconds: float = 0.0 # prompts are taken from audio of this length at least; the papers' judge: 6
+    cut: str = 'seconds' # where prompts end: 'seconds', or 'word', at the word end nearest to that
+    words: str = '' # words with times, for cut='word' (as align.py --words); '': the manifest's, or asr finds them
     max_new_tokens: int = 150 # length of a continuation in tokens, at most
     temperature: float = 0.8 # sampling temperature; 0: greedy
     top_k: int = 25 # number of the likeliest tokens to sample from
-    repetition_penalty: float = 1.1 # factor against tokens already there (Slam Table 6; slamkit's later settings: 1)
+    repetition_penalty: float = 1.0 # factor against tokens already there; 1: none, as in SIMS; Slam after DPO: 1.1
     seed: int = 0 # seed of the sampling
     batch: int = 16 # number of prompts continued together
     encoder: str = 'tiny/hubert' # encoder of the model's units
@@ -74,9 +79,13 @@ class Config:
     vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = 'openai/whisper-large-v3-turbo' # Whisper that transcribes the speech, a folder or hub id
     llm: str = 'meta-llama/Llama-3.2-1B' # language model of GenPPL, a folder or hub id; '' for no GenPPL
+    llm_dtype: str = 'float32' # of the language model, as in slamkit; or 'bfloat16', 'float16'
     judge: str = '' # URL of an OpenAI-compatible endpoint, up to /v1; '' for no judge
     judge_model: str = 'gpt-4o' # name of the judge's model at the endpoint
     judge_key: str = 'OPENAI_API_KEY' # environment variable that holds the endpoint's key, if it wants one
+    judge_temperature: float | None = None # None: the endpoint's own, as in slamkit
+    rubric: str = 'papers' # 'papers' (their question in our words), 'ours', or a file, as slamkit's llm_as_judge.yaml
+    answer: str = '' # pattern of an answer, group 1 is the mark; '': \boxed{(\d+)}, or that of 'ours'
     device: str = 'auto' # cpu or cuda; auto: cuda where there is a GPU
 
     def __post_init__(self):
@@ -87,6 +96,11 @@ class Config:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
         if self.temperature < 0:
             raise Refused(f"temperature is {self.temperature}, must be 0 (greedy) or more")
+        for key, choices in (('cut', ('seconds', 'word')), ('llm_dtype', ('float32', 'bfloat16', 'float16'))):
+            if getattr(self, key) not in choices:
+                raise Refused(f"{key} is {getattr(self, key)!r}, expected {' or '.join(map(repr, choices))}")
+        if self.words and self.cut != 'word':
+            raise Refused("words has no effect with cut='seconds': expected cut='word'")
 
 # --------------------------------------------------------------------------------------------------
 # other people's models
@@ -106,15 +120,18 @@ def load_asr(name, device):
     """A function from float32 waves at 16 kHz to their transcripts."""
     return Whisper(name, device).transcribe
 
-def load_llm(name, device):
+def load_aligner(name, device):
+    """A function from float32 waves at 16 kHz to [(words, starts, ends, reason)], times in samples."""
+    return Whisper(name, device).align
+
+def load_llm(name, device, dtype='float32'):
     """A function from texts to [(mean -log p per predicted token or None, predicted tokens)], by a causal LM.
 
     Each text gets a blank before it, as Whisper writes texts and slamkit hands them on.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     tokenizer = _pretrained(AutoTokenizer, name)
-    dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-    model = _pretrained(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
+    model = _pretrained(AutoModelForCausalLM, name, dtype=getattr(torch, dtype)).to(device).eval()
     @torch.inference_mode()
     def mean_losses(texts):
         out = []
@@ -129,63 +146,65 @@ def load_llm(name, device):
         return out
     return mean_losses
 
-RUBRIC = """\
-You will read two transcripts. The first is of a short piece of speech; the second is of what a machine said to
-go on from it. Speech recognition made both, so overlook spelling, punctuation and a word cut off at either edge. \
-Ask only how
-good the second is as a continuation of the first: does it make sense, is it grammatical, does it stay on the matter?
-
-1  no continuation: nonsense, or about something else altogether
-2  a few words fit, the whole does not make sense
-3  one can follow it, with clear breaks in sense, grammar or topic
-4  a sensible continuation with small faults
-5  what a person might well have said: fluent, coherent, on the matter
-
-First: {prompt}
-Second: {continuation}
-
-Give a sentence of reasons, then, on a line of its own, "Score: " and one whole number from 1 to 5."""
-
-def ask_judge(cfg, prompt, continuation, wait=1.0):
-    """The judge's (mark, answer); the mark is None where the answer has none.
-
-    Tries 5 times, waiting `wait` seconds after the first and twice as long after each further try.
-    Raises Refused when the endpoint gives no answer.
-    """
-    key = os.environ.get(cfg.judge_key)
-    message = {'role': 'user', 'content': RUBRIC.format(prompt=prompt, continuation=continuation)}
-    body = {'model': cfg.judge_model, 'temperature': 0, 'messages': [message]}
-    headers = {'Authorization': f'Bearer {key}'} if key else {}
-    url = cfg.judge.rstrip('/') + '/chat/completions'
-    for attempt in range(5):
-        try:
-            reply = requests.post(url, json=body, headers=headers, timeout=120)
-            why = f'status {reply.status_code}'
-            if reply.status_code == 200:
-                answer = reply.json()['choices'][0]['message']['content']
-                marks = re.findall(r'(?im)^\W*score\W*([1-5])\b(?![.,]\d)', answer)
-                return (int(marks[-1]) if marks else None), answer
-            if reply.status_code not in (408, 429) and reply.status_code < 500:
-                break # asking again does not help
-        except (requests.RequestException, ValueError, KeyError, IndexError, TypeError) as e:
-            why = type(e).__name__
-        time.sleep(wait * 2 ** attempt)
-    raise Refused(f"{url}: {why}; expected an OpenAI-compatible endpoint, its key in ${cfg.judge_key} if it wants one")
-
 # --------------------------------------------------------------------------------------------------
 # continuations
 
-def prompt_files(folder, n):
-    """(id, path) of the first n prompts: right stories by number, or audio files by path."""
-    folder = Path(folder)
+def prompt_files(cfg):
+    """[(id, path, ends)] of all prompts: right stories by number, or audio files by path.
+
+    ends: where words end, in seconds, by --words or else by the folder's manifest; None: nobody says.
+    """
+    folder = Path(cfg.prompts)
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder; expected spoken StoryCloze (N_NAME.wav) or a folder of audio")
     names = sorted(path.name for path in folder.glob('*.wav'))
     if names and re.match(r'\d+[_+.]', names[0]):
-        files = [(path.stem, path) for _, path, _ in numbered_pairs(folder)]
+        files = [(path.stem, path, None) for _, path, _ in numbered_pairs(folder)]
     else:
-        files = [(utterance['id'], Path(utterance['path'])) for utterance in utterances(folder)]
-    return files[:n]
+        files = []
+        for prompt in utterances(folder):
+            ends = [end for _, _, end in prompt['words'] if end] if prompt['words'] else None
+            files.append((prompt['id'], Path(prompt['path']), ends))
+    if cfg.words:
+        docs = read_words(cfg.words, [id for id, _, _ in files])
+        ends = {id: [end / RATE for end in ends if end > 0] for id, (_, _, ends) in docs.items()} # NaN is not
+        files = [(id, path, ends.get(id, [])) for id, path, _ in files]
+    return files
+
+def cut_prompts(cfg, device):
+    """The first n prompts -> [(id, path, seconds, wave)], cut; what is left out is named on the terminal.
+
+    With cut='word' a prompt lasts to the word end that is nearest to cfg.seconds, the earlier of two
+    (slamkit). wave: float32 at 16 kHz.
+    """
+    prompts = []
+    short = []
+    wordless = []
+    align = None
+    for id, path, ends in progress(prompt_files(cfg), desc='prompts', leave=False):
+        if len(prompts) == cfg.n:
+            break
+        wave = load_audio(path)
+        if len(wave) < cfg.min_seconds * RATE:
+            short.append(id)
+            continue
+        if cfg.cut == 'seconds':
+            ends = [cfg.seconds]
+        elif ends is None:
+            align = align or load_aligner(cfg.asr, device)
+            ends = [end / RATE for end in align([wave])[0][2] if end > 0]
+        if not ends:
+            wordless.append(id)
+            continue
+        seconds = float(min(ends, key=lambda end: abs(end - cfg.seconds)))
+        prompts.append((id, path, seconds, wave[:round(seconds * RATE)]))
+    for why, ids in ((f'shorter than {cfg.min_seconds:g} s', short), ('no word with an end', wordless)):
+        if ids:
+            print(f"{cfg.prompts}: {len(ids)} left out, {why}: {', '.join(ids[:5])}{', ...' if ids[5:] else ''}")
+    if not prompts:
+        raise Refused(f"{cfg.prompts}: no prompt remains: {len(short)} are shorter than "
+                      f"min_seconds={cfg.min_seconds:g}, {len(wordless)} have no word with an end")
+    return prompts
 
 def continuations(cfg, model, vocab, tokenizer, prompts, device):
     """The new units that continue each prompt, as arrays.
@@ -242,24 +261,26 @@ def measure_texts(lines, part, llm):
     rows['self_bleu2'] = mean_of_texts('self_bleu2', part, lines, self_bleu2(texts))
     return {f'{name}/{part}': row for name, row in rows.items() if row}
 
-def judge_continuations(cfg, lines):
+def judge_continuations(cfg, rubric, lines):
     """The row of the judge's marks; each line gets its mark and the judge's answer."""
     for line in progress(lines, desc='judge', leave=False):
-        line['mark'], line['answer'] = ask_judge(cfg, line['prompt'], line['continuation'])
+        line['answer'] = ask(cfg, rubric.fill(line['prompt'], line['continuation']))
+        line['mark'] = rubric.mark(line['answer'])
     marks = [line['mark'] for line in lines if line['mark'] is not None]
     if not marks:
-        raise Refused(f"{cfg.judge}: none of {len(lines)} answers of {cfg.judge_model} holds 'Score: N', 1 to 5; "
-                      f"the first is {lines[0]['answer'][:80]!r}")
+        raise Refused(f"{cfg.judge}: none of {len(lines)} answers of {cfg.judge_model} holds {rubric.answer} "
+                      f"with 1 to 5; the first is {lines[0]['answer'][:80]!r}")
     mean, stderr = mean_and_stderr(marks)
     return {'value': mean, 'stderr': stderr, 'n': len(marks), 'unparsed': len(lines) - len(marks)}
 
 def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, device):
     """({row name: row}, a line of the samples file for each prompt) of --prompts."""
-    files = prompt_files(cfg.prompts, cfg.n)
     # Loaded before the slow part, so that a wrong name is refused at once.
-    llm = load_llm(cfg.llm, device) if cfg.llm else None
-    waves = [load_audio(path)[:round(cfg.seconds * RATE)] for _, path in files]
-    frames = encoder.encode([wave_for(encoder, path, seconds=cfg.seconds) for _, path in files])
+    rubric = read_rubric(cfg.rubric, cfg.answer) if cfg.judge else None
+    llm = load_llm(cfg.llm, device, cfg.llm_dtype) if cfg.llm else None
+    files = cut_prompts(cfg, device)
+    waves = [wave for *_, wave in files]
+    frames = encoder.encode([wave_for(encoder, path, seconds=seconds) for _, path, seconds, _ in files])
     prompts = [deduplicate(units)[0] for units in frames]
     new = continuations(cfg, model, vocab, tokenizer, prompts, device)
     prompts_and_new = [np.concatenate(pair) for pair in zip(prompts, new)]
@@ -267,14 +288,15 @@ def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, d
     transcripts['whole'] = asr(vocoder.speak(prompts_and_new, units_hash=vocab.units))
     transcripts['continuation'] = asr(vocoder.speak(new, units_hash=vocab.units))
     lines = []
-    for i, (name, path) in enumerate(files):
-        line = {'id': name, 'path': str(path), 'prompt_units': prompts[i].tolist(), 'units': new[i].tolist()}
+    for i, (name, path, seconds, _) in enumerate(files):
+        line = {'id': name, 'path': str(path), 'seconds': seconds, 'prompt_units': prompts[i].tolist(),
+                'units': new[i].tolist()}
         lines.append(line | {part: texts[i] for part, texts in transcripts.items()})
     rows = {}
     for part in ('whole', 'continuation'):
         rows |= measure_texts(lines, part, llm)
     if cfg.judge:
-        rows['judge/continuation'] = judge_continuations(cfg, lines)
+        rows['judge/continuation'] = judge_continuations(cfg, rubric, lines)
     return rows, lines
 
 # --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from configurator import Refused
 from evaluation import generation
-from evaluation.generation import Config, ask_judge, load_llm, main
+from evaluation.generation import Config, load_llm, main
+from evaluation.judge import ask, read_rubric
 from evaluation.text_scores import auto_bleu2, self_bleu2, word_errors, words
 from hub.tokenizer import TextTokenizer
 from model import GPT
@@ -129,28 +131,66 @@ def url_of(server):
 def judge_of(server):
     return Config(judge=url_of(server), judge_model='m', judge_key='NANOSLM_TEST_KEY')
 
-def test_the_judge_reads_both_transcripts_and_its_mark_is_parsed(server, monkeypatch):
+def test_the_judge_gets_one_message_and_the_key(server, monkeypatch):
     monkeypatch.setenv('NANOSLM_TEST_KEY', 'secret')
-    server.replies = [(200, 'It stays on topic; 2 slips.\nScore: 4')]
-    assert ask_judge(judge_of(server), 'Once upon', 'a time {x}')[0] == 4
+    server.replies = [(200, 'It stays on topic.')]
+    assert ask(judge_of(server), 'the message') == 'It stays on topic.'
     path, headers, body = server.requests[0]
-    assert path == '/v1/chat/completions' and body['model'] == 'm'
-    assert headers['Authorization'] == 'Bearer secret'
-    assert 'First: Once upon\nSecond: a time {x}' in body['messages'][0]['content']
+    assert path == '/v1/chat/completions' and headers['Authorization'] == 'Bearer secret'
+    assert body == {'model': 'm', 'messages': [{'role': 'user', 'content': 'the message'}]} # no temperature
+    ask(replace(judge_of(server), judge_temperature=0.0), 'x')
+    assert server.requests[1][2]['temperature'] == 0
 
-@pytest.mark.parametrize('answer, mark', [
-    ('**Score: 5**', 5), ('Score: 3\n', 3), ('score: 7', None), ('I like it', None), ('Score: 4.5', None)])
-def test_an_answer_without_a_whole_mark_has_none(server, answer, mark):
-    server.replies = [(200, answer)]
-    assert ask_judge(judge_of(server), 'a', 'b') == (mark, answer)
+@pytest.mark.parametrize('name, answer, mark', [
+    ('ours', '**Score: 5**', 5), ('ours', 'Fine.\nScore: 3\n', 3), ('ours', 'score: 7', None),
+    ('ours', 'I like it', None), ('ours', 'Score: 4.5', None), ('ours', r'The final answer is $\boxed{4}$', None),
+    ('papers', r'It fits. The final answer is $\boxed{4}$.', 4), ('papers', r'\boxed{2} and not \boxed{5}', 2),
+    ('papers', r'\boxed{x}, that is \boxed{3}', 3), ('papers', 'Score: 4', None), ('papers', r'\boxed{4.5}', None),
+    ('papers', r'\boxed{7}', None), ('papers', r'\boxed{0}', None), ('papers', '', None)])
+def test_a_mark_is_a_whole_number_in_the_rubrics_form_of_answer(name, answer, mark):
+    assert read_rubric(name).mark(answer) == mark
+
+def test_a_rubric_is_filled_with_both_transcripts_as_whisper_writes_them():
+    for name in ('papers', 'ours'):
+        rubric = read_rubric(name)
+        message = rubric.fill('Once upon', 'a [prompt_audio_transcription] {x}')
+        assert message.count(' Once upon') == 1 and ' a [prompt_audio_transcription] {x}' in message
+        assert rubric.fill('', '').count('_transcription]') == 0
+    assert r'The final answer is $\boxed{x}$' in read_rubric('papers').instruction
+    assert all(f'\n{mark} - ' in read_rubric('papers').instruction for mark in range(1, 6))
+
+def test_a_rubric_of_a_file_is_taken_to_the_letter(tmp_path):
+    """The .yaml has the shape of slamkit's: other keys, one double-quoted line with escapes."""
+    text = 'Rate "[generated_audio_transcription]" after "[prompt_audio_transcription]".\n\\boxed{x}'
+    (tmp_path / 'own.txt').write_text(text)
+    lines = ['defaults:', '  - default', '', 'prompt_length: 3', f'instruction: {json.dumps(text)}', '']
+    (tmp_path / 'judge.yaml').write_text('\n'.join(lines))
+    for name in ('own.txt', 'judge.yaml'):
+        rubric = read_rubric(tmp_path / name)
+        assert rubric.fill('A b.', 'c') == 'Rate " c" after " A b.".\n\\boxed{x}'
+        assert rubric.mark(r'\boxed{2}') == 2
+    assert read_rubric(tmp_path / 'own.txt', r'mark=(\d)').mark('mark=3') == 3
+
+@pytest.mark.parametrize('name, answer, message', [
+    ('theirs', '', 'rubric theirs: cannot be read .* expected papers, ours or a file'),
+    ('a.txt', '', r'a.txt: no \[prompt_audio_transcription\] in it'), ('a.yaml', '', 'a.yaml: not YAML'),
+    ('b.yaml', '', 'b.yaml: no text `instruction: ...` in it'), ('ours', '(', 'not a regular expression'),
+    ('ours', r'\d', '0 groups, expected one')])
+def test_a_bad_rubric_is_one_line(tmp_path, monkeypatch, name, answer, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.txt').write_text('[generated_audio_transcription]')
+    (tmp_path / 'a.yaml').write_text('instruction: "x')
+    (tmp_path / 'b.yaml').write_text('instruction: 3')
+    with pytest.raises(Refused, match=message) as refused:
+        read_rubric(name, answer)
+    assert '\n' not in str(refused.value)
 
 def test_a_busy_judge_is_asked_again_and_a_wrong_address_is_one_line(server):
     server.replies = [(429, ''), (503, ''), (200, 'Score: 1')]
-    mark, _ = ask_judge(judge_of(server), 'a', 'b', wait=0)
-    assert mark == 1 and len(server.requests) == 3
+    assert ask(judge_of(server), 'a', wait=0) == 'Score: 1' and len(server.requests) == 3
     server.replies = [(401, '')]
     with pytest.raises(Refused, match='status 401; expected an OpenAI-compatible endpoint'):
-        ask_judge(judge_of(server), 'a', 'b', wait=0)
+        ask(judge_of(server), 'a', wait=0)
     assert len(server.requests) == 4 # not asked again
 
 # --------------------------------------------------------------------------------------------------
@@ -196,7 +236,7 @@ def read_eval(folder):
 
 @pytest.mark.parametrize('kind', ['joint', 'speech'])
 def test_continuations_are_measured_and_everything_is_kept(house, kind, server, capsys):
-    server.replies = [(200, 'Score: 2'), (200, 'none'), (200, 'Score: 3')]
+    server.replies = [(200, r'\boxed{2}'), (200, 'none'), (200, r'\boxed{3}')]
     cfg = config_of(house, kind, batch=2, judge=url_of(server))
     main(cfg)
     content = read_eval(house / kind)
@@ -215,11 +255,82 @@ def test_continuations_are_measured_and_everything_is_kept(house, kind, server, 
         assert len(line['units']) <= 8 and max(line['units'], default=0) < K
     mean_auto_bleu = np.mean([auto_bleu2(line['whole']) for line in lines])
     assert rows['auto_bleu2/whole']['value'] == pytest.approx(mean_auto_bleu)
-    assert content['tasks']['genppl']['settings']['repetition_penalty'] == 1.1
+    settings = content['tasks']['genppl']['settings']
+    sampling = ('seconds', 'max_new_tokens', 'temperature', 'top_k', 'repetition_penalty')
+    assert [settings[key] for key in sampling] == [0.3, 8, 0.8, 25, 1]
+    messages = [body['messages'][0]['content'] for _, _, body in server.requests]
+    assert messages == [read_rubric('papers').fill(line['prompt'], line['continuation']) for line in lines]
     assert f"{'genppl/whole':34} {3:5d}" in capsys.readouterr().out
-    server.replies = [(200, 'Score: 2')]
+    server.replies = [(200, r'\boxed{2}')]
     main(cfg) # the same seed: the same units
     assert [line['units'] for line in read_samples(house / kind)] == [line['units'] for line in lines]
+
+def test_genppl_is_sampled_as_the_papers_say():
+    """SIMS A.3: 150 tokens, top-k 25, temperature 0.8, 3 s of 1000 stories; it names no repetition penalty."""
+    cfg = Config()
+    assert (cfg.n, cfg.seconds, cfg.max_new_tokens, cfg.top_k, cfg.temperature) == (1000, 3.0, 150, 25, 0.8)
+    assert cfg.repetition_penalty == 1 and cfg.cut == 'seconds' and cfg.min_seconds == 0
+    assert cfg.llm_dtype == 'float32' and cfg.judge_temperature is None and cfg.rubric == 'papers'
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_language_model_is_loaded_in_the_dtype_that_is_asked_for(tmp_path, dtype):
+    make_tokenizer(tmp_path / 'tokenizer')
+    make_model(tmp_path / 'llm', tmp_path / 'tokenizer', 'text')
+    mean_losses = load_llm(str(tmp_path / 'llm'), 'cpu', dtype)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / 'llm', dtype=getattr(torch, dtype))
+    ids = torch.tensor([list(map(int, TextTokenizer(tmp_path / 'llm').encode(' hello you')))])
+    loss = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:])
+    assert mean_losses(['hello you'])[0][0] == pytest.approx(loss.item(), abs=1e-6)
+
+# --------------------------------------------------------------------------------------------------
+# prompts cut at a word's end
+
+def make_talk(folder):
+    """Four waves of 1.0, 0.5, 1.0 and 1.0 s; the first two have words, the third has words without a known end."""
+    words = {'a': [['x', 0.0, 0.25], ['y', 0.25, 0.5], ['z', 0.5, 0.96]], 'b': [['x', 0.0, 0.4]],
+             'c': [['x', 0.1, None]], 'd': None}
+    lines = []
+    for i, (id, doc) in enumerate(words.items()):
+        write_wav(folder / f'{id}.wav', i, 0.5 if id == 'b' else 1.0)
+        lines.append(json.dumps({'id': id, 'audio': f'{id}.wav', 'words': doc}) + '\n')
+    (folder / 'manifest.jsonl').write_text(''.join(lines))
+    return folder
+
+def align(waves):
+    """A stand-in for Whisper, which hears two words; times in samples."""
+    return [(['one', 'two'], [0, 5000], [4800, 9600], '') for _ in waves]
+
+def test_prompts_end_with_the_nearest_word_and_short_ones_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generation, 'load_aligner', lambda *_: align)
+    talk = str(make_talk(tmp_path / 'talk'))
+    cfg = Config(prompts=talk, cut='word', seconds=0.375, min_seconds=0.6)
+    prompts = generation.cut_prompts(cfg, 'cpu')
+    # 0.25 and 0.5 are equally far from 0.375: the earlier one, as slamkit's argmin has it.
+    assert [(id, seconds, len(wave)) for id, _, seconds, wave in prompts] == [('a', 0.25, 4000), ('d', 0.3, 4800)]
+    out = capsys.readouterr().out
+    assert '1 left out, shorter than 0.6 s: b' in out and '1 left out, no word with an end: c' in out
+    prompts = generation.cut_prompts(replace(cfg, seconds=0.4, min_seconds=0.0, n=2), 'cpu')
+    assert [(id, seconds) for id, _, seconds, _ in prompts] == [('a', 0.5), ('b', 0.4)]
+    with pytest.raises(Refused, match='no prompt remains: 4 are shorter than min_seconds=2, 0 have'):
+        generation.cut_prompts(replace(cfg, min_seconds=2.0), 'cpu')
+
+def test_words_of_slamkits_files_come_before_all_others(tmp_path):
+    make_talk(tmp_path / 'talk')
+    (tmp_path / 'words').mkdir()
+    for id, end in (('a', 0.6), ('d', 0.72)):
+        doc = {'file_name': f'/x/{id}.wav', 'text': ' one two', 'aligned_text': [[' one', 0.0, end], [' two', end, 0.99]]}
+        (tmp_path / 'words' / f'{id}.json').write_text(json.dumps(doc))
+    cfg = Config(prompts=str(tmp_path / 'talk'), words=str(tmp_path / 'words'), cut='word', seconds=0.5)
+    prompts = generation.cut_prompts(cfg, 'cpu')
+    assert [(id, seconds) for id, _, seconds, _ in prompts] == [('a', 0.6), ('d', 0.72)]
+
+def test_the_run_measures_what_follows_the_word(house, monkeypatch):
+    monkeypatch.setattr(generation, 'load_aligner', lambda *_: align)
+    make_talk(house / 'talk')
+    main(config_of(house, 'speech', prompts=str(house / 'talk'), cut='word', seconds=0.4, min_seconds=0.6))
+    lines = read_samples(house / 'speech')
+    assert [(line['id'], line['seconds']) for line in lines] == [('a', 0.5), ('d', 0.3)]
+    assert all(len(line['prompt_units']) <= line['seconds'] * 25 for line in lines)
 
 def test_empty_transcripts_are_counted_not_infinite(house, monkeypatch):
     set_asr(monkeypatch, lambda waves: ['', 'a b a b a b', 'c d e'][:len(waves)])
@@ -255,8 +366,10 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
 
 @pytest.mark.parametrize('settings, message', [
     ({'prompts': '', 'speech': ''}, 'nothing to measure'), ({'prompts': '/none'}, '/none: no such folder'),
-    ({'top_k': 0}, 'top_k is 0'), ({'llm': '/none'}, 'llm /none: cannot be loaded'),
-    ({'vocoder': '/none'}, '/none: no vocoder here')])
+    ({'top_k': 0}, 'top_k is 0'), ({'cut': 'x'}, "cut is 'x', expected 'seconds' or 'word'"),
+    ({'words': 'x'}, "expected cut='word'"), ({'llm_dtype': 'half'}, "llm_dtype is 'half'"),
+    ({'judge': 'http://x', 'rubric': '/none'}, 'rubric /none: cannot be read'),
+    ({'llm': '/none'}, 'llm /none: cannot be loaded'), ({'vocoder': '/none'}, '/none: no vocoder here')])
 def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(config_of(house, 'joint', **{'llm': '', **settings}))
