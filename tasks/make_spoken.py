@@ -1,20 +1,39 @@
 """
-Speaks a set of text pairs by any speech synthesizer: SIMS's multi-speaker StoryCloze, and the like.
+Speaks a set of texts by any speech synthesizer: SIMS's multi-speaker StoryCloze, and Slam's SpokenSwag.
 
     python -m tasks.make_spoken --set=storycloze --source=val.csv --out=out/bench/cross_modal/sSC
+    python -m tasks.make_spoken --set=topic_storycloze --source=PARQUET --out=out/bench/cross_modal/tSC
+    python -m tasks.make_spoken --set=spokenswag --source=train.csv --out=data/spokenswag
     python -m tasks.make_spoken --set=blimp --source=blimp/data --out=out/bench/sblimp_mine --tts='say.sh {text} {out}'
 
-Sets: storycloze (its csv), copa (per line {"query", "choices", "gold"}), swag (its csv: the right
-ending against each wrong one), blimp. tts is a command that is run once for each piece of text,
-without a shell. It holds {text} and {out}, a .wav to write, and optionally {voice}. The default is
-Kokoro's own command with the papers' four voices (SIMS A.3).
+tts is a command that is run once for each piece of text, without a shell. It holds {text} and {out},
+a .wav to write, and optionally {voice}. The default is Kokoro's own command. Benchmarks are spoken
+in each of the voices (SIMS A.3 names the four):
+
+    storycloze        a context, its right and its wrong ending (sSC): StoryCloze's csv, or the hub's
+                      slprl/multispeaker-storycloze, a folder or a file of .parquet
+    topic_storycloze  the wrong ending is that of another story (tSC). Hassid et al. (2023) drew it at random, and
+                      which story got which is known from their stories alone: the parquet files of tSC have them.
+                      From StoryCloze's csv `seed` draws another pairing, in which each ending is the wrong one of one
+                      other story (as far as no two endings are equal)
+    copa              per line {"query", "choices", "gold"}
+    blimp             sentences without a context
+
+A parquet file has whole stories; the context is the sentences with which right and wrong story begin.
+spokenswag makes preference pairs of SWAG's csv or parquet (Zellers et al. 2018) for dpo.py, as the papers'
+code does: of the items whose gold-source is 'gold', the prompt is sent1, chosen is sent2 and the right ending,
+rejected is sent2 and one of the three others, all in one voice. `seed` draws ending and voice; those of the
+published SpokenSwag were drawn without a seed (corpora/spokenswag.py reads it).
 
     OUT/VOICE/NAME_mutual.wav .txt,      context and endings apart, as the task cross_modal reads them
               NAME_correct.wav .txt,
               NAME_incorrect.wav .txt
     OUT/VOICE/N_NAME_correct.wav,        pairs without a context (blimp), as ms_ssc and ssc read them: even N is right
               N_NAME_incorrect.wav
-    OUT/manifest.jsonl                   {"file", "voice", "text", "sha256", "seconds"} per line; written last
+    OUT/VOICE/NAME_prompt.wav .txt, NAME_chosen.wav .txt, NAME_rejected.wav .txt      spokenswag
+    OUT/manifest.jsonl                   {"id", "audio", "text", "speaker", "sha256", "seconds"} per line, as
+                                         tokenize_speech.py --audio=OUT reads it; written last. id is VOICE/NAME_PART,
+                                         in spokenswag NAME/PART
     OUT/settings.json                    written first
 
 A piece that exists and can be read is not spoken again, so an interrupted run can be resumed.
@@ -22,25 +41,33 @@ A piece that exists and can be read is not spoken again, so an interrupted run c
 import csv
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import tasks.blimp
+import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
 from files import atomically, progress, read_lines, record, sha256, write_json, write_lines
-from speech.audio import RATE, BadAudio, load_audio
+from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
+BENCHMARK_VOICES = 'af_bella,bf_emma,am_puck,bm_george' # SIMS A.3
+PAIR_VOICES = 'af_heart,am_fenrir,bf_emma,bm_george' # SpokenSwag's
+# A full stop after these ends no sentence.
+ABBREVIATIONS = ('Mr', 'Mrs', 'Ms', 'Dr', 'St', 'Jr', 'Sr')
 
 @dataclass(frozen=True)
 class Config:
-    set: str = 'storycloze' # storycloze, copa, swag or blimp
+    set: str = 'storycloze' # storycloze, topic_storycloze, copa, blimp or spokenswag
     source: str = '' # the set's file or folder
     out: str = '' # folder to fill
-    voices: str = 'af_bella,bf_emma,am_puck,bm_george' # values of {voice}, comma-separated
+    voices: str = '' # values of {voice}, comma-separated; '': the papers' four of the set
+    seed: int = 0 # of the endings that topic_storycloze draws, and of spokenswag's endings and voices
     tts: str = 'python -m kokoro --voice {voice} --text {text} --output-file {out}' # a command, without a shell
     max_items: int | None = None # only the first so many; None: all
     workers: int = 1 # commands that run at a time; does not change the result
@@ -53,62 +80,150 @@ class Config:
         if missing := [field for field in ('{text}', '{out}') if field not in self.tts]:
             raise Refused(f"tts is {self.tts!r}: {' and '.join(missing)} must stand in it; {{voice}} may")
 
+# --------------------------------------------------------------------------------------------------
+# sets: functions that yield (id, context or None, right, wrong), all texts
+
 def _pairs(items):
-    """Yields (id, context or None, right, wrong) as text, for a task's items."""
+    """The same of a task's items."""
     for item in items:
         context = item['right'].get('prompt', (None, None))[0]
         yield item['id'], context or None, item['right']['ending'][0], item['wrong']['ending'][0]
 
-def storycloze(source):
-    return _pairs(tasks.storycloze.text(source))
+def _from_parquet(source):
+    source = Path(source)
+    return source.suffix == '.parquet' or source.is_dir() and any(source.rglob('*.parquet'))
 
-def blimp(source):
-    return _pairs(tasks.blimp.items(source))
+def split_stories(id, right, wrong):
+    """Two stories -> (the sentences with which both begin, the rest of each)."""
+    right, wrong = (' '.join(text.split()) for text in (right, wrong))
+    n_shared = len(os.path.commonprefix([right, wrong]))
+    ends = []
+    for match in re.finditer(r'(\w*)[.!?]+["\')\u2019\u201d]* ', right[:n_shared]):
+        if match.group(1) not in ABBREVIATIONS:
+            ends.append(match.end())
+    if not ends or n_shared in (len(right), len(wrong)):
+        raise Refused(f"story {id}: expected two stories that begin with the same sentences and end differently, "
+                      f"got {right[:40]!r} and {wrong[:40]!r}")
+    return right[:ends[-1]].rstrip(), right[ends[-1]:], wrong[ends[-1]:]
 
-def copa(source):
+def _published(source, task):
+    stories = tasks.multispeaker.texts(source, task)
+    if not stories:
+        raise Refused(f"{source}: no .parquet of {task} in it; expected slprl/multispeaker-storycloze")
+    for id, (right, wrong) in stories.items():
+        yield id, *split_stories(id, right, wrong)
+
+def _draw(seed, key):
+    """A large number that depends on seed and key alone."""
+    return int.from_bytes(hashlib.sha256(f'{seed}/{key}'.encode()).digest()[:8])
+
+def storycloze(cfg):
+    if _from_parquet(cfg.source):
+        return _published(cfg.source, 'ssc')
+    return _pairs(tasks.storycloze.text(cfg.source))
+
+def topic_storycloze(cfg):
+    if _from_parquet(cfg.source):
+        yield from _published(cfg.source, 'tsc')
+        return
+    stories = [(id, context, ending) for id, context, ending, _ in _pairs(tasks.storycloze.text(cfg.source))]
+    endings = {id: ending for id, _, ending in stories}
+    if len(set(endings.values())) < 2:
+        raise Refused(f"{cfg.source}: one ending in all; expected stories with different endings")
+    # A circle of all stories: each takes the next ending that is not its own.
+    circle = sorted(endings, key=lambda id: _draw(cfg.seed, id))
+    place = {id: n for n, id in enumerate(circle)}
+    for id, context, ending in stories:
+        n = place[id] + 1
+        while endings[circle[n % len(circle)]] == ending:
+            n += 1
+        yield id, context, ending, endings[circle[n % len(circle)]]
+
+def blimp(cfg):
+    return _pairs(tasks.blimp.items(cfg.source))
+
+def copa(cfg):
     """Pairs of mosaicml's copa.jsonl; the query is the context."""
-    for n, (place, line) in enumerate(read_lines(source)):
+    for n, (place, line) in enumerate(read_lines(cfg.source)):
         query, choices, gold = (line.get(key) for key in ('query', 'choices', 'gold'))
         if not (isinstance(query, str) and isinstance(choices, list) and len(choices) == 2 and gold in (0, 1)):
             raise Refused(f"{place}: expected \"query\", two \"choices\" and \"gold\" 0 or 1")
         yield str(n), query, choices[gold], choices[1 - gold]
 
-def swag(source):
-    """Pairs of SWAG's csv (Zellers et al. 2018), three per line."""
-    endings = ['ending0', 'ending1', 'ending2', 'ending3']
-    columns = ['startphrase', *endings, 'label']
-    with open(source, newline='', encoding='utf-8') as f:
-        reader = csv.DictReader(f)
-        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise Refused(f"{source}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-        for n, row in enumerate(reader):
-            if row['label'] not in ('0', '1', '2', '3'):
-                raise Refused(f"{source}:{reader.line_num}: label is {row['label']!r}, expected 0 to 3")
-            right = f"ending{row['label']}"
-            for wrong in endings:
-                if wrong != right:
-                    yield f'{n}-{wrong[-1]}', row['startphrase'], row[right], row[wrong]
+SWAG = ('video-id', 'fold-ind', 'sent1', 'sent2', 'gold-source', 'label', 'ending0', 'ending1', 'ending2', 'ending3')
 
-SETS = {'storycloze': storycloze, 'copa': copa, 'swag': swag, 'blimp': blimp}
+def _csv_rows(path):
+    """Yields (place, {column: text}) of a csv with SWAG's columns."""
+    try:
+        file = open(path, newline='', encoding='utf-8-sig')
+    except OSError as e:
+        raise Refused(f"{path}: {e.strerror}; expected SWAG's train.csv or val.csv, or its parquet") from None
+    with file:
+        reader = csv.DictReader(file)
+        _check_columns(path, reader.fieldnames or ())
+        for row in reader:
+            yield f'{path}:{reader.line_num}', row
+
+def _parquet_rows(path):
+    """The same of a parquet file."""
+    table = open_parquet(path)
+    _check_columns(path, table.schema_arrow.names)
+    for n, row in enumerate(table.read(list(SWAG)).to_pylist()):
+        yield f'{path}#{n}', {column: None if value is None else str(value) for column, value in row.items()}
+
+def _check_columns(path, names):
+    if missing := [column for column in SWAG if column not in names]:
+        raise Refused(f"{path}: no column {', '.join(missing)}; expected SWAG's {', '.join(SWAG)}")
+
+def spokenswag(cfg):
+    """Preference pairs of SWAG's items whose gold-source is 'gold'."""
+    rows = _parquet_rows if cfg.source.endswith('.parquet') else _csv_rows
+    for place, row in rows(cfg.source):
+        if row['gold-source'] != 'gold':
+            continue
+        if row['label'] not in ('0', '1', '2', '3'):
+            raise Refused(f"{place}: label is {row['label']!r}, expected 0 to 3")
+        if missing := [column for column in SWAG if row[column] is None]:
+            raise Refused(f"{place}: no {', '.join(missing)}")
+        id = f"{row['video-id']}_{row['fold-ind']}"
+        right = row[f"ending{row['label']}"]
+        others = [row[f'ending{i}'] for i in range(4) if str(i) != row['label']]
+        wrong = others[_draw(cfg.seed, f'{id}/ending') % 3]
+        yield id, row['sent1'], f"{row['sent2']} {right}", f"{row['sent2']} {wrong}"
+
+SETS = {'storycloze': storycloze, 'topic_storycloze': topic_storycloze, 'copa': copa, 'blimp': blimp,
+        'spokenswag': spokenswag}
+
+# --------------------------------------------------------------------------------------------------
+# pieces
 
 def pieces_of(cfg):
-    """[(file name without .wav, text)] of every piece, in order; the same for each voice."""
+    """[(voice or None for each of them, id, file name without .wav, text)] of every piece, in order."""
     pieces = []
     names = set()
-    for k, (id, context, right, wrong) in enumerate(SETS[cfg.set](cfg.source)):
+    voices = cfg.voices.split(',')
+    pairs = cfg.set == 'spokenswag'
+    parts = ('prompt', 'chosen', 'rejected') if pairs else ('mutual', 'correct', 'incorrect')
+    for k, (item, *texts) in enumerate(SETS[cfg.set](cfg)):
         if cfg.max_items is not None and k >= cfg.max_items:
             break
-        name = re.sub(r'[^\w-]', '-', id)
+        name = re.sub(r'[^\w-]', '-', item)
         if name in names:
             raise Refused(f"{cfg.source}: two items would be called '{name}'")
         names.add(name)
-        if context is None:
-            pieces += [(f'{2 * k}_{name}_correct', right), (f'{2 * k + 1}_{name}_incorrect', wrong)]
-        else:
-            pieces += [(f'{name}_mutual', context), (f'{name}_correct', right), (f'{name}_incorrect', wrong)]
+        voice = voices[_draw(cfg.seed, f'{item}/voice') % len(voices)] if pairs else None
+        for i, (part, text) in enumerate(zip(parts, texts)):
+            if text is None: # no context
+                continue
+            text = ' '.join(text.split())
+            if not text:
+                raise Refused(f"{cfg.source}: item {item} has no text for {part}")
+            number = f'{2 * k + i - 1}_' if texts[0] is None else ''
+            id = f'{name}/{part}' if pairs else f'{number}{name}_{part}'
+            pieces.append((voice, id, f'{number}{name}_{part}', text))
     if not pieces:
         raise Refused(f"{cfg.source}: no items")
-    return [(name, ' '.join(text.split())) for name, text in pieces]
+    return pieces
 
 def run_tts(cfg, voice, name, text, wav):
     """Runs the command, which writes wav."""
@@ -127,7 +242,7 @@ def run_tts(cfg, voice, name, text, wav):
         last_line = (process.stderr.strip().splitlines() or ['nothing written'])[-1][:200]
         raise Refused(f"tts: {command[0]} failed on {name} in {voice} (exit {process.returncode}): {last_line}")
 
-def speak(cfg, voice, name, text):
+def speak(cfg, voice, id, name, text):
     """Makes OUT/VOICE/NAME.wav and .txt unless they exist -> the line of the manifest."""
     path = Path(cfg.out) / voice / f'{name}.wav'
     if not path.is_file():
@@ -142,29 +257,37 @@ def speak(cfg, voice, name, text):
         seconds = len(load_audio(path)) / RATE
     except BadAudio as e:
         raise Refused(f"{e}; remove it and run again") from None
-    return {'file': f'{voice}/{name}.wav', 'voice': voice, 'text': text, 'sha256': sha256(path),
+    return {'id': id, 'audio': f'{voice}/{name}.wav', 'text': text, 'speaker': voice, 'sha256': sha256(path),
             'seconds': round(seconds, 3)}
 
 def check_settings(cfg, pieces):
     """Writes OUT/settings.json, or refuses to go on in a folder that was begun with other settings or texts."""
     path = Path(cfg.out) / 'settings.json'
-    texts_hash = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:16]
+    texts = [(name, text) for _, _, name, text in pieces]
+    texts_hash = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
     if not path.is_file():
         write_json(path, {**record(cfg), 'texts': texts_hash})
         return
     earlier = json.loads(path.read_text(encoding='utf-8'))
-    keys = ('set', 'tts', 'voices', 'max_items')
-    differing = [key for key in keys if earlier['settings'].get(key) != getattr(cfg, key)]
+    keys = ('set', 'tts', 'voices', 'seed', 'max_items')
+    differing = [key for key in keys if earlier['settings'].get(key, getattr(Config, key)) != getattr(cfg, key)]
     if earlier['texts'] != texts_hash:
         differing.append('texts')
     if differing:
         raise Refused(f"{cfg.out}: begun with other {', '.join(differing)}; take another --out, or delete it")
 
 def main(cfg):
+    voices = cfg.voices or (PAIR_VOICES if cfg.set == 'spokenswag' else BENCHMARK_VOICES)
+    voices = [voice.strip() for voice in voices.split(',') if voice.strip()]
+    if not voices:
+        raise Refused(f"voices is {cfg.voices!r}: expected names, comma-separated")
+    cfg = replace(cfg, voices=','.join(voices))
     pieces = pieces_of(cfg)
-    voices = [voice.strip() for voice in cfg.voices.split(',') if voice.strip()]
     check_settings(cfg, pieces)
-    jobs = [(cfg, voice, *piece) for voice in voices for piece in pieces]
+    if cfg.set == 'spokenswag':
+        jobs = [(cfg, *piece) for piece in pieces]
+    else:
+        jobs = [(cfg, voice, f'{voice}/{id}', name, text) for voice in voices for _, id, name, text in pieces]
     with ThreadPoolExecutor(cfg.workers) as pool:
         try:
             lines = list(progress(pool.map(speak, *zip(*jobs)), total=len(jobs), unit='piece'))
@@ -174,7 +297,7 @@ def main(cfg):
     with atomically(Path(cfg.out) / 'manifest.jsonl') as tmp:
         write_lines(tmp, lines)
     hours = sum(line['seconds'] for line in lines) / 3600
-    print(f"{cfg.out}: {len(pieces)} pieces in {len(voices)} voices, {hours:.2f} h")
+    print(f"{cfg.out}: {len(pieces):,} pieces, {len(voices)} voices, {hours:.2f} h")
 
 if __name__ == '__main__':
     run(main, Config)

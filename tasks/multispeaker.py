@@ -27,10 +27,8 @@ def ms_tsc(root):
 def _spoken(root, task, other_task):
     root = Path(root)
     voices = {} # {voice: [(id, right, wrong), ...]}
-    for path in sorted(root.rglob('*.parquet')):
-        voice = _voice(root, path)
-        if other_task not in voice.lower() or task in voice.lower():
-            voices.setdefault(voice, []).extend(_rows(path))
+    for voice, path in _parquet_files(root, task, other_task):
+        voices.setdefault(voice, []).extend(_rows(path))
     if not voices:
         for folder in sorted({path.parent for path in root.glob('*/*.wav')}):
             voices[folder.name] = [(str(k), {'joined': right}, {'joined': wrong})
@@ -47,17 +45,41 @@ def _spoken(root, task, other_task):
         for id, right, wrong in stories:
             yield {'id': f'{voice}/{id}', 'rows': ('all', voice), 'right': right, 'wrong': wrong}
 
-def _voice(root, path):
-    folder = path.parent.relative_to(root).as_posix()
-    return path.stem.split('-')[0] if folder == '.' else folder.removesuffix('/data')
+def texts(root, task):
+    """{id: (right story, wrong story)} of the hub's parquet files as text. task: 'ssc' or 'tsc'; root: may be a file.
 
-def _rows(path):
-    """Yields (id, right, wrong) of a parquet file; the audio is the bytes of a file."""
-    columns = ['id', 'correct_text', 'correct_audio', 'negative_text', 'negative_audio']
+    All voices of a task tell the same stories.
+    """
+    stories = {}
+    for _, path in _parquet_files(Path(root), task, 'tsc' if task == 'ssc' else 'ssc'):
+        for row in _columns(path, ['id', 'correct_text', 'negative_text']):
+            id = str(row['id'])
+            pair = row['correct_text'], row['negative_text']
+            if row['id'] is None or not all(pair):
+                raise Refused(f"{path}: story {id} has no id or lacks a text")
+            if stories.setdefault(id, pair) != pair:
+                raise Refused(f"{path}: story {id} has another text than in the files before; "
+                              "expected the voices of one task")
+    return stories
+
+def _parquet_files(root, task, other_task):
+    """Yields (voice, path) of the parquet files of a task below root, or of root if it is a file."""
+    folder = root.parent if root.is_file() else root
+    for path in [root] if root.is_file() else sorted(root.rglob('*.parquet')):
+        inside = path.parent.relative_to(folder).as_posix()
+        voice = path.stem.split('-')[0] if inside == '.' else inside.removesuffix('/data')
+        if other_task not in voice.lower() or task in voice.lower():
+            yield voice, path
+
+def _columns(path, columns):
     table = open_parquet(path)
     if missing := set(columns) - set(table.schema_arrow.names):
         raise Refused(f"{path}: no column {', '.join(sorted(missing))}; expected {', '.join(columns)}")
-    for row in table.read(columns).to_pylist():
+    return table.read(columns).to_pylist()
+
+def _rows(path):
+    """Yields (id, right, wrong) of a parquet file; the audio is the bytes of a file."""
+    for row in _columns(path, ['id', 'correct_text', 'correct_audio', 'negative_text', 'negative_audio']):
         sides = []
         for name in ('correct', 'negative'):
             text = row[f'{name}_text']

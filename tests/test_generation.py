@@ -318,7 +318,8 @@ def test_words_of_slamkits_files_come_before_all_others(tmp_path):
     make_talk(tmp_path / 'talk')
     (tmp_path / 'words').mkdir()
     for id, end in (('a', 0.6), ('d', 0.72)):
-        doc = {'file_name': f'/x/{id}.wav', 'text': ' one two', 'aligned_text': [[' one', 0.0, end], [' two', end, 0.99]]}
+        words = [[' one', 0.0, end], [' two', end, 0.99]]
+        doc = {'file_name': f'/x/{id}.wav', 'text': ' one two', 'aligned_text': words}
         (tmp_path / 'words' / f'{id}.json').write_text(json.dumps(doc))
     cfg = Config(prompts=str(tmp_path / 'talk'), words=str(tmp_path / 'words'), cut='word', seconds=0.5)
     prompts = generation.cut_prompts(cfg, 'cpu')
