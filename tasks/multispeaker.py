@@ -63,11 +63,13 @@ def texts(root, task):
     return stories
 
 def _parquet_files(root, task, other_task):
-    """Yields (voice, path) of the parquet files of a task below root, or of root if it is a file."""
-    folder = root.parent if root.is_file() else root
+    """Yields (voice, path) of the parquet files of a task below root, or of root if it is such a file."""
     for path in [root] if root.is_file() else sorted(root.rglob('*.parquet')):
-        inside = path.parent.relative_to(folder).as_posix()
-        voice = path.stem.split('-')[0] if inside == '.' else inside.removesuffix('/data')
+        if path == root:
+            voice = f'{path.parent.name}/{path.stem}'
+        else:
+            folder = path.parent.relative_to(root).as_posix()
+            voice = path.stem.split('-')[0] if folder == '.' else folder.removesuffix('/data')
         if other_task not in voice.lower() or task in voice.lower():
             yield voice, path
 

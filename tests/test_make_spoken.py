@@ -145,6 +145,8 @@ def test_published_pairings_are_taken_from_the_hubs_files(tmp_path, tts):
                     for i in range(3)}
         assert texts_of(set=set, source=hub) == expected
         assert texts_of(set=set, source=f'{hub}/{task}_am_puck/test-00000.parquet') == expected
+    with pytest.raises(Refused, match='no .parquet of tsc in it'):
+        texts_of(set='topic_storycloze', source=f'{hub}/sSC_am_puck/test-00000.parquet')
     main(Config(set='topic_storycloze', source=hub, out=str(tmp_path / 'cm' / 'tSC'), tts=tts, voices='a', max_items=1))
     item, = tasks.multispeaker.cross_modal(tmp_path / 'cm')
     assert item['rows'] == ('tSC', 'tSC/a') and item['wrong']['ending'][0] == 'He went on.'
