@@ -152,7 +152,7 @@ def load_llm(name, device, dtype='float32'):
 def prompt_files(cfg):
     """[(id, path, ends)] of all prompts: right stories by number, or audio files by path.
 
-    ends: where words end, in seconds, by --words or else by the folder's manifest; None: nobody says.
+    ends: where words end, in seconds, by --words or else by the folder's manifest; None: unknown.
     """
     folder = Path(cfg.prompts)
     if not folder.is_dir():
@@ -163,12 +163,13 @@ def prompt_files(cfg):
     else:
         files = []
         for prompt in utterances(folder):
-            ends = [end for _, _, end in prompt['words'] if end] if prompt['words'] else None
+            words = prompt['words']
+            ends = None if words is None else [end for _, _, end in words if end is not None and end > 0]
             files.append((prompt['id'], Path(prompt['path']), ends))
     if cfg.words:
         docs = read_words(cfg.words, [id for id, _, _ in files])
-        ends = {id: [end / RATE for end in ends if end > 0] for id, (_, _, ends) in docs.items()} # NaN is not
-        files = [(id, path, ends.get(id, [])) for id, path, _ in files]
+        files = [(id, path, docs[id][2] if id in docs else ()) for id, path, _ in files]
+        files = [(id, path, [end / RATE for end in ends if end > 0]) for id, path, ends in files] # not the NaNs
     return files
 
 def cut_prompts(cfg, device):
