@@ -4,6 +4,7 @@
 # config/slam.py. The paper's schedule is the inverse square root; the default of its code is a constant now.
 # Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's
 # encoder, --audio=data/spokenswag --out=out/units/spokenswag.
+# Weights and moments are float32, as by default in the papers' code; dtype = 'pure_bfloat16' has both in bf16.
 data = 'out/units/spokenswag'
 init = 'out/slam'
 out = 'out/slam-dpo'
