@@ -1,4 +1,4 @@
-# torchrun --nproc_per_node=8 train.py config/qwen7b.py          6.86e20 FLOPs: 48.1 h on 8 H200 at 50 % MFU
+# torchrun --nproc_per_node=8 train.py config/qwen7b.py          6.85e20 FLOPs: 48.1 h on 8 H200 at 50 % MFU
 #
 # SIMS 7B [SIMS 4.1, 5.1, A.2]: Qwen2.5-7B on 15B tokens of text, speech and both interleaved, a third of the rows each.
 # Sharded by FSDP, a run takes 58 GB on each of 8 GPUs (--memory=8); as copies (--parallel=ddp) it would take 177.
