@@ -1,6 +1,6 @@
 # torchrun --nproc_per_node=2 dpo.py config/slam-large_dpo.py          1.4e17 FLOPs: 0.13 h on 2 A100 at 50 % MFU
 #
-# The second half of Slam large [Slam Table 3]: config/slam_dpo.py for 2 epochs, 9M tokens of prompts and chosen
+# The second stage of Slam large [Slam Table 3]: config/slam_dpo.py for 2 epochs, 9M tokens of prompts and chosen
 # completions, from config/slam-large.py. The paper does not say which batch two GPUs had.
 # Weights and moments are float32, as by default in the papers' code; dtype = 'pure_bfloat16' has both in bf16.
 data = 'out/units/spokenswag'
