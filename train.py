@@ -34,6 +34,7 @@ from data import Loader, Shards, check_names
 from files import sha256
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
+from hub.shapes import planned_config
 from hub.tokenizer import TextTokenizer
 from model import GPT
 from training import checkpoint
@@ -98,7 +99,7 @@ class Config:
     recompute: str = 'none' # 'none', 'selective', 'full'
     compile: bool = False # torch.compile each layer around our kernels: a slow start, then faster
     dtype: str = 'bfloat16' # of the compute, or 'float32'; 'pure_bfloat16': of weights and moments too
-    memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU or data is needed
+    memory: int = 0 # print what each of this many GPUs would hold, and end; no GPU, data or network is needed
     timeout: float = 600.0 # most seconds that ranks wait for each other; for a checkpoint, at least 3,600
     log_every: int = 10 # steps between lines on the terminal; log.jsonl has every step
     eval_every: int = 1000 # steps between evaluations
@@ -231,15 +232,15 @@ def _rope(cfg, shape):
         raise Refused(f"rope_theta={cfg.rope_theta}: {shape.family} has no rotary positions; expected rope_theta=None")
     return {'rope_theta': cfg.rope_theta} if cfg.rope_theta else {}
 
-def shape_of(cfg):
+def shape_of(cfg, read=read_config):
     """The GPTConfig that a new run starts from, before it gets the vocabulary of the data."""
     if cfg.init != 'scratch' or cfg.init_config:
-        return read_config(cfg.init_config or cfg.init)
+        return read(cfg.init_config or cfg.init)
     return GPTConfig(**{name: getattr(cfg, name) for name in SCRATCH if getattr(cfg, name) is not None})
 
 def memory_of(cfg, world, vocab_size=None):
     """{part: bytes} on each GPU, by training/cost.py. Without vocab_size: with 500 units."""
-    shape = shape_of(cfg)
+    shape = shape_of(cfg, planned_config)
     vocab_size = vocab_size or papers_vocab(cfg.vocab, shape.vocab_size).size
     shape = replace(shape, vocab_size=vocab_size)
     return memory(shape, cfg.micro_batch * cfg.block_size, world, cfg.parallel, cfg.dtype, cfg.recompute)

@@ -2,6 +2,7 @@
 #
 # SIMS Figure 2 [4.2]: an interleaved SLM from Llama-3.2-1B, 20k steps as for all families.
 # Context, batch, schedule and the rest are train.py's defaults, which are the paper's [A.2].
+# Weights and moments are float32 here and bf16 in the papers' code: for that, dtype = 'pure_bfloat16'.
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'meta-llama/Llama-3.2-1B'

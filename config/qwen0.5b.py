@@ -4,6 +4,7 @@
 # --max_steps=5000 interleaving begins to help. The paper compares the run with one of speech only (--sources=speech)
 # and with one from random weights (--init=scratch --init_config=Qwen/Qwen2.5-0.5B).
 # Context, batch, schedule and the rest are train.py's defaults, which are the paper's [A.2].
+# Weights and moments are float32 here and bf16 in the papers' code: for that, dtype = 'pure_bfloat16'.
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'Qwen/Qwen2.5-0.5B'

@@ -1,6 +1,7 @@
 # torchrun --nproc_per_node=2 train.py config/slam-large.py          5.39e19 FLOPs: 48.0 h on 2 A100 at 50 % MFU
 #
-# Slam large: config/slam-scaled.py from Qwen2.5-1.5B.
+# Slam large [Slam Table 3]: config/slam-scaled.py from Qwen2.5-1.5B, which saw 6.1B tokens in the paper.
+# Weights and moments are float32 here and bf16 in the papers' code: for that, dtype = 'pure_bfloat16'.
 data = 'out/tokens/librilight,out/tokens/librispeech,out/tokens/stinystories'
 sources = ('textless',)
 vocab = 'speech'

@@ -1,7 +1,8 @@
 # torchrun --nproc_per_node=2 train.py config/slam-scaled.py          5.39e19 FLOPs: 48.0 h on 2 A100 at 50 % MFU
 #
-# Slam scaled [Slam Table 1]: config/slam.py on 2 A100 for 48 h, with twice the batch: 16.7B tokens, at the 48.3k
+# Slam scaled [Slam Table 3]: config/slam.py on 2 A100 for 48 h, with twice the batch: 16.7B tokens, at the 48.3k
 # tokens a second on each GPU that the paper had.
+# Weights and moments are float32 here and bf16 in the papers' code: for that, dtype = 'pure_bfloat16'.
 data = 'out/tokens/librilight,out/tokens/librispeech,out/tokens/stinystories'
 sources = ('textless',)
 vocab = 'speech'

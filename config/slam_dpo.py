@@ -1,9 +1,10 @@
-# python dpo.py config/slam_dpo.py          2.2e16 FLOPs: 0.11 h on an A5000 at half of 111 TFLOP/s; 0.5 h in the paper
+# python dpo.py config/slam_dpo.py          2.1e16 FLOPs: 0.11 h on an A5000 at 50 % of its 111 TFLOP/s
 #
-# Slam's second half [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag in the last half hour of the day, from
-# config/slam.py. The paper's schedule is the inverse square root; the default of its code is a constant now.
+# Slam's second stage [Slam Tables 4-6, A]: 813 steps of 64 pairs of SpokenSwag, the last half hour of the paper's day,
+# from config/slam.py. The paper's schedule is the inverse square root; the default of its code is a constant now.
 # Pairs: python -m corpora.spokenswag --parquet=FOLDER --out=data/spokenswag, then tokenize_speech.py with Slam's
 # encoder, --audio=data/spokenswag --out=out/units/spokenswag.
+# Weights and moments are float32, as by default in the papers' code; dtype = 'pure_bfloat16' has both in bf16.
 data = 'out/units/spokenswag'
 init = 'out/slam'
 out = 'out/slam-dpo'

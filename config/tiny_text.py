@@ -5,7 +5,7 @@ vocab = 'text'
 tokenizer = 'tiny/tokenizer'
 out = 'out/tiny-text'
 
-# shape: Qwen2.5 in small, 2.7M parameters of which 0.4M are the table of 2,048 ids
+# shape: Qwen2.5 in small, 2.8M parameters of which 0.4M are the table of 2,048 ids
 init = 'scratch'
 n_layer = 6
 n_head = 6

@@ -1,5 +1,6 @@
 """
-Libri-Light (https://github.com/facebookresearch/libri-light/tree/main/data_preparation): 60,000 h of read English.
+Libri-Light (https://github.com/facebookresearch/libri-light/tree/main/data_preparation): 57,700 h of read English
+(SIMS Table 4: 50,000).
 
     python -m corpora.librilight --download --root=data --subset=small      577 h; medium: 5,193 h, large: 51,934 h
     python tokenize_speech.py --corpus=librilight --audio=data/small --out=...

@@ -1,5 +1,6 @@
 """
-The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 30,000 h of English, with text.
+The People's Speech (https://huggingface.co/datasets/MLCommons/peoples_speech): 30,000 h of English, with text,
+of which SIMS Table 4 has 7,000, probably clean and clean_sa.
 
     hf download MLCommons/peoples_speech --repo-type dataset --include 'clean/train-*' --local-dir data/ps
     python tokenize_speech.py --corpus=peoples_speech --audio=data/ps/clean --out=...

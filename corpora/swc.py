@@ -1,5 +1,6 @@
 """
-Spoken Wikipedia Corpora, English (https://nats.gitlab.io/swc): articles read by volunteers, partly with word times.
+Spoken Wikipedia Corpora, English (https://nats.gitlab.io/swc): articles read by volunteers, partly with word times;
+395 h (SIMS Table 4: 750).
 
     python -m corpora.swc --download --root=data --subset=en
     python tokenize_speech.py --corpus=swc --audio=data/english --out=...

@@ -1,5 +1,5 @@
 """
-TED-LIUM 3 (https://www.openslr.org/51): 452 h of talks in English, with text.
+TED-LIUM 3 (https://www.openslr.org/51): 452 h of talks in English, with text (SIMS Table 4: 1,600).
 
     python -m corpora.tedlium --download --root=data --subset=release-3
     python tokenize_speech.py --corpus=tedlium --audio=data/TEDLIUM_release-3/legacy/train --out=...

@@ -1,5 +1,5 @@
 """
-The models of a scaling study: the shapes of the published families, and of the tiny ones.
+The models of a scaling study: the shapes of the published families (hub/shapes.py), and of the tiny ones.
 
 SHAPES has a row for each model, FAMILIES what the ids of a family begin with. models_of gives the
 models of a family with the vocabulary of a speech language model, and their number of parameters.
@@ -13,40 +13,12 @@ import torch
 from configurator import Refused
 from hub.families import GPTConfig
 from hub.folders import read_config
+from hub.shapes import SHAPES as PUBLISHED
+from hub.shapes import Shape
 from model import GPT
 from vocab import papers_vocab
 
-
-class Shape(NamedTuple):
-    """A published model: its config.json, and its numbers of parameters and of text ids."""
-    family: str
-    n_layer: int
-    n_head: int
-    n_kv_head: int
-    n_embd: int
-    n_ffn: int
-    embedding_rows: int # of the published table, which has more rows than the tokenizer has ids
-    n_params: int
-    n_text_ids: int
-    extra: dict = {} # further fields of GPTConfig
-
-    def config(self, vocab_size):
-        """The GPTConfig of this shape with a table of vocab_size rows."""
-        return GPTConfig(family=self.family, vocab_size=vocab_size, n_layer=self.n_layer, n_head=self.n_head,
-                         n_kv_head=self.n_kv_head, n_embd=self.n_embd, n_ffn=self.n_ffn, **self.extra)
-
-SHAPES = {
-    'Qwen/Qwen2.5-0.5B': Shape('qwen2', 24, 14, 2, 896, 4864, 151936, 494_032_768, 151665),
-    'Qwen/Qwen2.5-1.5B': Shape('qwen2', 28, 12, 2, 1536, 8960, 151936, 1_543_714_304, 151665),
-    'Qwen/Qwen2.5-3B': Shape('qwen2', 36, 16, 2, 2048, 11008, 151936, 3_085_938_688, 151665),
-    'Qwen/Qwen2.5-7B': Shape('qwen2', 28, 28, 4, 3584, 18944, 152064, 7_615_616_512, 151665, {'tied': False}),
-    'meta-llama/Llama-3.2-1B': Shape('llama', 16, 32, 8, 2048, 8192, 128256, 1_235_814_400, 128256),
-    'meta-llama/Llama-3.2-3B': Shape('llama', 28, 24, 8, 3072, 8192, 128256, 3_212_749_824, 128256),
-    'HuggingFaceTB/SmolLM2-1.7B': Shape('llama', 24, 32, 32, 2048, 8192, 49152, 1_711_376_384, 49152),
-    'google/gemma-2-2b': Shape('gemma2', 26, 8, 4, 2304, 9216, 256000, 2_614_341_888, 256000, {'head_dim': 256}),
-    'EleutherAI/pythia-160m': Shape('gpt_neox', 12, 12, 12, 768, 3072, 50304, 162_322_944, 50277, {'tied': False}),
-    'facebook/opt-125m': Shape('opt', 12, 12, 12, 768, 3072, 50272, 125_239_296, 50265, {'n_positions': 2048}),
-    'bigscience/bloom-1b7': Shape('bloom', 24, 16, 16, 2048, 8192, 250880, 1_722_408_960, 250680),
+SHAPES = PUBLISHED | {
     # Models of this repository, over the 2,048 ids of tiny/tokenizer. No hub has them.
     'tiny/0.25M': Shape('qwen2', 2, 2, 1, 64, 176, 2048, 223_808, 2048, {'head_dim': 32}),
     'tiny/0.5M': Shape('qwen2', 3, 3, 1, 96, 256, 2048, 492_672, 2048, {'head_dim': 32}),

@@ -1,21 +1,30 @@
 """
-What to train for a budget: the papers' rule of thumb, and what the fits of finished runs expect.
+What to train for a budget: the papers' rule of thumb with its evidence, and what the fits of finished runs expect.
 
     python -m scaling.predict --flops=6.86e20                            the rule of SIMS 5
     python -m scaling.predict --runs=out/suite --flops=1e14              and the fits
     python -m scaling.predict --hours=24 --gpus=8 --gpu=H200             a budget in hours
 """
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused, run
+from files import read_json
 from scaling.curves import attempt, best_of, compute, interval, interval_text, isoflop, surface
 from scaling.models import models_of
 from scaling.runs import by_group, count
 from training.cost import CHIPS
 
-RULE = {'steps': 25_000, 'tokens': 4.5e9} # SIMS 5: the least of each for the largest model of a good family
+# SIMS 5 trained for 2.1e18, 5e18, 2e19, 6e19 and 2e20 FLOPs. Up to 5e18 its smallest size was best in tSC; at 2e20 7B
+# was, by far, on 4.2B tokens (4.38B by C = 6ND). It advises the largest size from 25k steps and 4.5B tokens on, but
+# that best run had fewer, so its tokens are the least here.
+STUDIED = 2.1e18
+SMALLEST_UNTIL = 5e18
+LARGEST_FROM = 2e20
+ENOUGH = {'steps': 25_000, 'tokens': 4.2e9}
+PUBLISHED = Path(__file__).parents[1] / 'papers' / 'published.json'
 
 @dataclass(frozen=True)
 class Config:
@@ -44,25 +53,50 @@ class Config:
             if value is not None and not value > 0:
                 raise Refused(f"{name}={value}: expected more than 0")
 
-def rule_of_thumb(C, family, vocab, batch_tokens):
-    """The papers' advice (SIMS 5) as a line of text.
-
-    It is the largest model of a good family that still sees 25k steps and 4.5B tokens.
-    """
-    models = models_of(family, vocab=vocab)
+def allocation(C, models, batch_tokens):
+    """What SIMS 5 says of a budget -> (size or None, why), of models {size: Model} by rising size."""
+    if C < STUDIED:
+        return None, f"none for less than its smallest budget, {STUDIED:g} FLOPs"
+    if C <= SMALLEST_UNTIL:
+        return next(iter(models)), f"up to {SMALLEST_UNTIL:g} FLOPs the smallest size has the best tSC"
+    if C < LARGEST_FROM:
+        return None, (f"between {SMALLEST_UNTIL:g} and {LARGEST_FROM:g} FLOPs a size above the smallest, "
+                      "which Figure 4 draws and the text does not name")
+    least = f"{ENOUGH['steps']:,} steps and {ENOUGH['tokens'] / 1e9:g}B tokens"
     n_tokens = {size: C / 6 / model.n_params for size, model in models.items()}
     enough = [size for size in models
-              if n_tokens[size] >= RULE['tokens'] and n_tokens[size] / batch_tokens >= RULE['steps']]
-    least = f"{RULE['steps']:,} steps and {RULE['tokens'] / 1e9:g}B tokens"
-    if enough:
-        size = enough[-1]
-        return (f"rule of SIMS 5, the largest good model with at least {least}: {family} {size} "
-                f"(N {models[size].n_params:,}), {n_tokens[size] / 1e9:.2f}B tokens, "
-                f"{n_tokens[size] / batch_tokens:,.0f} steps")
-    smallest = next(iter(models))
-    return (f"rule of SIMS 5: no size of {family} would see {least} at {C:.3g} FLOPs (the smallest, {smallest}: "
-            f"{n_tokens[smallest] / 1e9:.2f}B tokens); follow the iso-FLOP curves of scaling.fit and "
-            "scaling.figures there")
+              if n_tokens[size] >= ENOUGH['tokens'] and n_tokens[size] / batch_tokens >= ENOUGH['steps']]
+    if not enough:
+        return None, f"no size would see {least}"
+    return enough[-1], f"from {LARGEST_FROM:g} FLOPs on the largest size that sees {least}"
+
+def evidence(C):
+    """The rows of SIMS Table 2 within a factor of 4 of C FLOPs, or else the nearest ones, as lines of text."""
+    rows = [row for row in read_json(PUBLISHED.parent, PUBLISHED.name, 'the repository')['rows']
+            if row['table'] == 'SIMS 2']
+    distances = [abs(np.log(row['flops'] / C)) for row in rows]
+    farthest = max(min(distances), np.log(4))
+    yield "SIMS Table 2 (papers/published.json), multi-speaker, speech to speech:"
+    for row, distance in zip(rows, distances):
+        if distance <= farthest:
+            yield (f"  {row['model']:19} {row['params'] / 1e9:4.1f}B {row['flops']:9.3g} FLOPs   "
+                   f"sSC {row['ms_ssc/S']:.2f}   tSC {row['ms_tsc/S']:.2f}")
+    if min(distances) > np.log(4):
+        yield f"  there is no row within a factor of 4 of {C:.4g} FLOPs"
+
+def rule_of_thumb(C, family, vocab, batch_tokens):
+    """The papers' advice for a budget with the rows that it rests on, and what each size would see: lines of text."""
+    models = models_of(family, vocab=vocab)
+    size, why = allocation(C, models, batch_tokens)
+    yield f"rule of SIMS 5: {why}" + (f": {family} {size}" if size else '')
+    for name, model in models.items():
+        n_tokens = C / 6 / model.n_params
+        yield (f"{'->' if name == size else '':2} {name:8} N {model.n_params:13,} {n_tokens:9.2e} tokens "
+               f"{n_tokens / batch_tokens:11,.0f} steps")
+    if vocab == 'speech':
+        yield ("  that is for interleaved models; for textless ones SIMS 5 cites 463M parameters on 72B tokens at 2e20 "
+               "FLOPs (Cuervo and Marxer)")
+    yield from evidence(C)
 
 def estimate(log_draws, form):
     """Draws of a logarithm, the first of which is the estimate -> 'value (low to high)'."""
@@ -110,7 +144,7 @@ def main(cfg):
         groups, metrics, _ = by_group(cfg)
         for name, runs in groups.items():
             print(f"{name}, {count(len(runs), 'run')}", *predictions(C, runs, metrics), sep='\n')
-    print(rule_of_thumb(C, cfg.family, cfg.vocab, cfg.batch_tokens))
+    print(*rule_of_thumb(C, cfg.family, cfg.vocab, cfg.batch_tokens), sep='\n')
 
 if __name__ == '__main__':
     run(main, Config)

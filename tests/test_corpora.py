@@ -840,3 +840,19 @@ def test_rows_of_parquet_that_name_themselves_or_nothing_are_bad_audio(tmp_path)
             load_audio(f'{path}#{row}')
     with pytest.raises(BadAudio, match='no file has such a name'):
         load_audio('a\0b.wav')
+
+def test_the_hours_that_the_docs_quote_from_sims_are_those_of_its_table_4():
+    root = Path(__file__).parents[1]
+    rows = json.loads((root / 'papers' / 'published.json').read_text(encoding='utf-8'))['rows']
+    hours = {row['data'].lower().replace('-', ''): row['hours'] for row in rows if row['table'] == 'SIMS 4'}
+    page = (root / 'docs' / 'your_speech.md').read_text(encoding='utf-8')
+    quoted = dict(re.findall(r'^\| `(\w+)` \| [\d,]+ \| ([\d,]+) \|', page, re.M))
+    assert len(quoted) == len(hours) == 7
+    for corpus, text in quoted.items():
+        assert float(text.replace(',', '')) == hours[corpus.replace('_', '').replace('peoples', 'people')]
+    for module in (librilight, peoples_speech, swc, tedlium):
+        text = quoted[module.__name__.removeprefix('corpora.')]
+        assert f'SIMS Table 4: {text}' in ' '.join(module.__doc__.split()) or f'Table 4 has {text}' in module.__doc__
+    rates = {row['data']: row['tokens'] / row['hours'] / 3600 for row in rows if row['table'] == 'SIMS 4'}
+    swc_rate = rates.pop('SWC')
+    assert 18.9 < min(rates.values()) and max(rates.values()) < 20.5 and swc_rate < 10

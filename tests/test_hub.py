@@ -22,6 +22,7 @@ from evaluation import generation
 from evaluation.likelihood import document_losses
 from hub.families import GPTConfig
 from hub.folders import vocabulary
+from hub.shapes import SHAPES, planned_config
 from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech import unit_cache
@@ -132,6 +133,33 @@ def test_without_a_network_what_to_do_is_said(monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
     with pytest.raises(Refused, match='slprl/slam: no such folder, .*: hf download slprl/slam --local-dir=FOLDER'):
         vocabulary('slprl/slam')
+
+def test_a_plan_takes_the_folder_then_the_download_then_the_table_of_shapes(tmp_path, monkeypatch):
+    name = 'Qwen/Qwen2.5-0.5B'
+    other = json.dumps(GPTConfig(vocab_size=77, **SHAPE).to_hf())
+    downloads = []
+    def download(hub_id, allow_patterns):
+        downloads.append(hub_id)
+        return tmp_path / 'cache' / 'models--Qwen--Qwen2.5-0.5B' / 'snapshots' / 'a1'
+    monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.chdir(tmp_path)
+    table = planned_config(name)
+    assert (table.n_layer, table.n_embd, table.vocab_size, table.tied) == (24, 896, 151936, True) and not downloads
+    assert not planned_config('Qwen/Qwen2.5-7B').tied and set(SHAPES) > {name}
+
+    snapshot = download(name, None)
+    snapshot.mkdir(parents=True)
+    (snapshot / 'config.json').write_text(other)
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs' / 'main').write_text('a1')
+    assert planned_config(name).vocab_size == 77 and len(downloads) == 2
+
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / 'config.json').write_text(other.replace('77', '78'))
+    assert planned_config(name).vocab_size == 78 and len(downloads) == 2
+    with pytest.raises(Refused, match='no such model folder'):
+        planned_config('out/nothing/here')
 
 # --------------------------------------------------------------------------------------------------
 # the scripts

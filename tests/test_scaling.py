@@ -3,6 +3,7 @@ figures are files."""
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,22 +94,44 @@ def plan_of(**settings):
 def rows_of(**settings):
     return {(row['size'], row['flops']): row for row in plan_of(**settings)}
 
-def test_a_plan_has_the_papers_tokens(): # SIMS 5, 5.1 and 4.3
-    rows = rows_of(budgets='2e20,6.86e20', sizes='0.5B,7B')
-    assert rows['7B', 6.86e20]['tokens'] == pytest.approx(15e9, rel=0.02)
-    assert rows['7B', 2e20]['tokens'] == pytest.approx(4.2e9, rel=0.05)
-    assert rows['7B', 2e20]['N'] == 7_616_354_816 # the published checkpoint's, and the 7.6B of Table 2
-    small = rows['0.5B', 2e20]
-    assert small['tokens'] / small['steps'] * 5000 == pytest.approx(720e6, rel=0.03)
+BELOW, FROM = 5e-4, 3e-4 # SIMS A.2: the peak rate below 2e20 FLOPs, and from there on
+PLAN = [ # (size, FLOPs, tokens or None where the paper names none, rate, where the paper has them)
+    ('0.5B', 2.1e18, None, BELOW, 'SIMS 5, A.2'),
+    ('1.5B', 2.1e18, None, BELOW, 'SIMS 5, A.2'),
+    ('0.5B', 5e18, None, BELOW, 'SIMS 5, A.2'),
+    ('3B', 2e19, None, BELOW, 'SIMS 5, A.2'),
+    ('7B', 2e19, None, BELOW, 'SIMS 5, A.2'),
+    ('0.5B', 6e19, None, BELOW, 'SIMS A.2: the better of both rates at 6e19'),
+    ('1.5B', 6e19, None, BELOW, 'SIMS A.2: the better of both rates at 6e19'),
+    ('3B', 6e19, None, BELOW, 'SIMS A.2: the better of both rates at 6e19'),
+    ('7B', 6e19, None, FROM, 'SIMS A.2: the better of both rates at 6e19'),
+    ('0.5B', 2e20, None, FROM, 'SIMS A.2'),
+    ('1.5B', 2e20, None, FROM, 'SIMS Table 2, A.2'),
+    ('3B', 2e20, None, FROM, 'SIMS Table 2, A.2'),
+    ('7B', 2e20, 4.2e9, FROM, 'SIMS 5, A.2'),
+    ('7B', 6.86e20, 15e9, FROM, 'SIMS 5.1, A.2'),
+]
 
-def test_the_rates_are_those_of_a2():
-    rows = rows_of()
-    assert len(rows) == 20
-    for (size, C), row in rows.items():
-        assert row['lr'] == (3e-4 if C == 2e20 or (size, C) == ('7B', 6e19) else 5e-4), row['name']
-        assert row['tokens'] * 6 * row['N'] == pytest.approx(C, rel=0.004) # whole steps
+@pytest.fixture(scope='module')
+def papers_plan():
+    return rows_of(budgets=f'{plan.Config.budgets},6.86e20')
+
+@pytest.mark.parametrize('size, C, tokens, lr, source', PLAN)
+def test_a_row_of_the_plan_is_the_papers(papers_plan, size, C, tokens, lr, source):
+    row = papers_plan[size, C]
+    assert row['lr'] == lr, source
+    assert tokens is None or row['tokens'] == pytest.approx(tokens, rel=0.05), source
+    assert 6 * row['N'] * row['tokens'] == pytest.approx(C, rel=0.004) # whole steps
+    assert row['tokens'] / row['steps'] * 5000 == pytest.approx(720e6, rel=0.03) # SIMS 4.3
+
+def test_the_plan_has_all_sizes_and_budgets_of_sims(papers_plan): # its section 5, and Table 2's 7.6B
+    sizes = ('0.5B', '1.5B', '3B', '7B')
+    assert set(papers_plan) == {(size, C) for size in sizes for C in (2.1e18, 5e18, 2e19, 6e19, 2e20, 6.86e20)}
+    assert papers_plan['7B', 2e20]['N'] == 7_616_354_816 # the published checkpoint's
+
+def test_the_rate_of_a_7b_without_text_is_that_of_7b():
     speech_only = rows_of(base='config/slam.py', sizes='3B,7B', budgets='6e19')
-    assert speech_only['7B', 6e19]['lr'] == 3e-4 # N is 6.5e9 without text
+    assert speech_only['7B', 6e19]['lr'] == FROM # N is 6.5e9
 
 def test_train_py_would_make_as_many_steps():
     for row in plan_of(family='tiny', budgets='1e12', gpu='cpu'):
@@ -480,14 +503,39 @@ def test_a_corpus_without_evaluation_is_said(tmp_path):
     with pytest.raises(Refused, match='no run has a loss on the held-out speech of --corpus='):
         surface(runs)
 
-def test_the_rule_of_thumb_is_that_of_sims(capsys):
-    predict.main(predict.Config(flops=6.86e20))
-    assert 'qwen2.5 7B (N 7,616,354,816), 15.01B tokens' in capsys.readouterr().out
-    predict.main(predict.Config(flops=6e19)) # 7B would see 1.3B tokens, 1.5B sees 6.5B
-    assert 'qwen2.5 1.5B' in capsys.readouterr().out
-    predict.main(predict.Config(hours=1.0, gpus=1, mfu=0.5))
+LLAMA = 'SIMS (Llama-3.2)     3.2B   5.9e+19 FLOPs   sSC 58.23   tSC 86.22'
+QWEN_7B = 'SIMS (Qwen2.5)       7.6B     2e+20 FLOPs   sSC 58.73   tSC 87.67'
+QWEN_3B = 'SIMS (Qwen2.5)       3.0B     2e+20 FLOPs   sSC 57.00   tSC 85.36'
+SIMS_7B = 'SIMS (Qwen2.5)       7.6B  6.86e+20 FLOPs   sSC 60.33   tSC 88.27'
+
+@pytest.mark.parametrize('C, size, tokens, why, rows', [
+    (1e18, None, None, 'none for less than its smallest budget', {LLAMA}),
+    (2.1e18, '0.5B', '7.08e+08', 'the smallest size has the best tSC', {LLAMA}),
+    (5e18, '0.5B', '1.69e+09', 'the smallest size has the best tSC', {LLAMA}),
+    (6e19, None, None, 'a size above the smallest, which Figure 4 draws', {LLAMA, QWEN_3B, QWEN_7B}),
+    (2e20, '7B', '4.38e+09', 'the largest size that sees 25,000 steps and 4.2B', {LLAMA, QWEN_3B, QWEN_7B, SIMS_7B}),
+    (6.86e20, '7B', '1.50e+10', 'the largest size', {QWEN_3B, QWEN_7B, SIMS_7B})])
+def test_the_rule_is_that_of_sims_5_with_the_rows_it_rests_on(capsys, C, size, tokens, why, rows):
+    predict.main(predict.Config(flops=C))
     printed = capsys.readouterr().out
-    assert '1.781e+18 FLOPs: 1 h on 1 x H200' in printed and 'no size of qwen2.5 would see' in printed
+    chosen = re.findall(r'^-> (\S+) .* (\S+) tokens', printed, re.M)
+    assert chosen == ([(size, tokens)] if size else [])
+    assert why in printed and 'SIMS Table 2' in printed
+    assert {row for row in (LLAMA, QWEN_3B, QWEN_7B, SIMS_7B) if row in printed} == rows
+    assert ('no row within a factor of 4' in printed) == (C < 1e19)
+
+def test_the_rule_knows_other_families_textless_models_and_hours(capsys):
+    predict.main(predict.Config(flops=2e20, family='llama3.2', vocab='speech'))
+    printed = capsys.readouterr().out
+    assert '-> 3B ' in printed and '463M parameters on 72B tokens' in printed
+    predict.main(predict.Config(hours=1.0, gpus=1, mfu=0.5))
+    assert '1.781e+18 FLOPs: 1 h on 1 x H200' in capsys.readouterr().out
+    assert predict.allocation(2e20, {'70B': predict.models_of('qwen2.5')['7B']._replace(n_params=70e9)}, 147456) == (
+        None, 'no size would see 25,000 steps and 4.2B tokens')
+
+def test_the_docs_show_what_predict_prints(capsys):
+    predict.main(predict.Config(flops=2e20))
+    assert capsys.readouterr().out in (ROOT / 'docs' / 'scaling.md').read_text(encoding='utf-8')
 
 @pytest.mark.parametrize('settings, message', [
     ({}, 'either --flops= or --hours='),
