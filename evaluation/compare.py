@@ -8,7 +8,7 @@ Reads MODEL/samples_TASK.jsonl and eval.json, which eval.py writes. The formulas
 from dataclasses import dataclass
 
 from configurator import Refused, run
-from evaluation.results import folder_of, read_eval, style_of
+from evaluation.results import document_style, folder_of, read_eval
 from evaluation.scores import bootstrap, by_pair, sign_test, wins
 from files import read_lines, record, write_json
 from vocab import STYLES
@@ -49,7 +49,7 @@ def won_units(folder):
 
 def _check_styles(name, models, evaluations):
     """Refuses a row that one model was scored on slamkit's documents for, and the other on those of training."""
-    styles = [style_of(evaluation, name) for evaluation in evaluations]
+    styles = [document_style(evaluation, name) for evaluation in evaluations]
     if set(styles) == set(STYLES):
         raise Refused(f"{name}: {models[0]} was scored on documents of {styles[0]}, {models[1]} on those of "
                       f"{styles[1]}; measure both with the same --documents")

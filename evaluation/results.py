@@ -43,7 +43,7 @@ def read_eval(folder):
         raise Refused(f"{folder_of(folder)}/eval.json: not what eval.py writes, it has no results; measure it again")
     return content
 
-def style_of(evaluation, name):
+def document_style(evaluation, name):
     """The style of the documents behind a row of eval.json: of vocab.STYLES, or SAME; None for losses and the like."""
     notes = evaluation.get('tasks', {}).get(name.split('/')[0], {})
     # eval.py said `lead` before it had styles; the documents were those of training.

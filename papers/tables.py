@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import run
-from evaluation.results import SAME, in_percent, read_eval, style_of
+from evaluation.results import SAME, document_style, in_percent, read_eval
 from files import atomically, record
 
 PUBLISHED = Path(__file__).with_name('published.json')
@@ -94,7 +94,7 @@ def measured_cell(evaluation, name):
     error = results[name]['stderr']
     if error is not None:
         cell += f" ± {scale * error:.{digits}f}"
-    style = style_of(evaluation, name)
+    style = document_style(evaluation, name)
     if name.startswith('cross_modal/') and style not in ('slamkit', SAME): # the other tasks have whole waves
         cell += f" (documents: {style or 'unknown'})"
     return cell
