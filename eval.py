@@ -10,14 +10,22 @@ Tasks (tasks/*.py) give items, pairs of a right and a wrong candidate. An item i
 direction that it has the parts for and that the model's vocabulary can read. A candidate becomes a
 document of ids:
 
-    S      units of the whole wave             (joint: without separator, as in the speech-only training source;
-                                               speech: bos units bos, the last of which counts, as in slamkit)
+    S      units of the whole wave             (speech: bos units bos, the last of which counts)
     S->T   <speech> units of the context <text> ending
     T->S   <text> context <speech> units of the ending
-    T      text                                (as in the text-only training source)
---lead=separator puts <speech> or <text> before S and T of a joint model, as slamkit's cross-modal S->S and T->T do.
-(slamkit also joins texts without the blank that stands between words here and in training.)
---lead=bos puts the model's bos before documents whose tokenizer puts nothing there.
+    T      text
+
+--documents says in which style, for items that have a context and an ending:
+
+    training   as training has them: a blank before text that does not come first, <text> or not; S and
+               T without a separator, as in the speech-only and text-only sources
+    slamkit    as the papers' code has them: texts stripped and joined without a blank; S and T of a
+               joint model begin with <speech> or <text>
+
+Whole waves and sentences (sSC, tSC, sBLIMP, BLiMP, ...), and all documents of a speech model, are the
+same in both. By default cross_modal, whose published numbers are slamkit's, has its documents, and
+other tasks have those of training; eval.json names the style of each task. --bos puts the model's bos
+before documents whose tokenizer puts nothing there.
 
 An item counts 1 when the right document's log-likelihood is above the wrong one's, 1/2 when they
 are equal, else 0. `value` takes the mean over the document's predicted tokens (SIMS, Slam), `sum`
@@ -41,14 +49,14 @@ import numpy as np
 from configurator import Refused, pick_device, run
 from data import Shards, check_names
 from evaluation.likelihood import document_losses, load
-from evaluation.results import folder_of, store, table
+from evaluation.results import SAME, folder_of, store, table
 from evaluation.scores import accuracy, ratio_and_stderr, wins
 from files import atomically, record, write_json
 from speech.audio import RATE
 from speech.unit_cache import UnitCache
 from speech.units import Units
 from tasks import blimp, multispeaker, salmon, storycloze, tiny, zerospeech
-from vocab import DIRECTIONS, MODALITIES, directions_of, document
+from vocab import DIRECTIONS, MODALITIES, STYLES, directions_of, document, has_context
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # token folders of the held-out loss, separated by commas; '': none
     items: str = 'out/data/items' # units folder of the task tiny; '' leaves this task out
     out: str | None = None # JSON file for the results of all models; None: only each model's eval.json
-    lead: str = 'none' # what is put before a document: none, separator or bos
+    documents: str | None = None # how documents are written: slamkit or training; None: slamkit for cross_modal alone
+    bos: bool = False # put the model's bos before documents whose tokenizer puts nothing there
     directions: tuple = () # which of S, S->T, T->S, T; (): all that the model reads and the items have parts for
     max_items: int | None = None # number of items of each voice, part or type; None: all
     max_documents: int = 2000 # number of documents of each source of the held-out data
@@ -74,8 +83,8 @@ class Config:
     def __post_init__(self):
         if not (self.data or self.wanted):
             raise Refused("data and items are both empty: nothing to measure")
-        if self.lead not in LEADS:
-            raise Refused(f"lead is {self.lead!r}, expected {', '.join(LEADS)}")
+        if self.documents not in (None, *STYLES):
+            raise Refused(f"documents is {self.documents!r}, expected {', '.join(STYLES)}")
         if not set(self.directions) <= set(DIRECTIONS['joint']):
             raise Refused(f"directions={self.directions}: expected some of {','.join(DIRECTIONS['joint'])}")
         for name in [*self.wanted, *self.places]:
@@ -100,7 +109,6 @@ TASKS = {'tiny': tiny.pairs, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.s
          'salmon': salmon.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
 SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # tasks whose scores ZeroSpeech takes as files
 SCORE = 'mean log-likelihood a token; ties count half' # eval.json says this of its `value`
-LEADS = ('none', 'separator', 'bos')
 SIDES = ('right', 'wrong')
 SAMPLE_KEYS = ('id', 'rows', 'pair', 'type', 'split', 'files') # of an item, copied to samples_TASK.jsonl
 
@@ -189,13 +197,14 @@ def is_empty(direction, candidate):
         return len(candidate['joined'][0]) == 0
     _, prompt_units = candidate['prompt']
     ending, ending_units = candidate['ending']
-    parts = {'T': [ending], 'S->T': [prompt_units, ending], 'T->S': [ending_units]}[direction]
+    letters = (ending or '').strip()
+    parts = {'T': [letters], 'S->T': [prompt_units, letters], 'T->S': [ending_units]}[direction]
     return any(len(part) == 0 for part in parts)
 
-def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), separate=False):
+def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, style='training', lead=()):
     """({row name: row of eval.json} of items in one direction, [line of the samples file of each item]).
 
-    lead, separate: of vocab.document. Raises Refused for an item longer than the model's positions.
+    style, lead: of vocab.document. Raises Refused for an item longer than the model's positions.
     """
     limit = model.cfg.n_positions
     samples = []
@@ -204,7 +213,7 @@ def score_pairs(model, vocab, tokenizer, items, direction, row_tokens, lead=(), 
     for item in items:
         sample = {key: item[key] for key in SAMPLE_KEYS if key in item} | {'direction': direction}
         samples.append(sample)
-        pair = [document(vocab, tokenizer, direction, item[side], lead, separate) for side in SIDES]
+        pair = [document(vocab, tokenizer, direction, item[side], style, lead) for side in SIDES]
         lengths = [len(ids) for ids, _ in pair]
         if max(lengths) > limit:
             raise Refused(f"{item['id']}, {direction}: {max(lengths)} tokens, the model has {limit} positions; "
@@ -269,18 +278,19 @@ def measure_task(cfg, name, model, vocab, tokenizer, open_cache):
     for item in items:
         if any(directions_of(vocab, item[side]) != possible for side in SIDES):
             raise Refused(f"{name}: item {item['id']} lacks a text or an audio that other items have")
-    lead = [model.cfg.bos_token_id] if cfg.lead == 'bos' else []
+    lead = [model.cfg.bos_token_id] if cfg.bos else []
     if lead == [None] and not (tokenizer is None or tokenizer.first):
-        raise Refused("lead is 'bos', and the model's config.json names no bos_token_id")
-    separate = cfg.lead == 'separator'
+        raise Refused("--bos, and the model's config.json names no bos_token_id")
+    style = cfg.documents or ('slamkit' if name == 'cross_modal' else 'training')
+    matters = vocab.kind != 'speech' and has_context(items[0]['right'])
     results = {}
     samples = []
     for direction in directions:
-        rows, lines = score_pairs(model, vocab, tokenizer, items, direction, cfg.row_tokens, lead, separate)
+        rows, lines = score_pairs(model, vocab, tokenizer, items, direction, cfg.row_tokens, style, lead)
         for row, value in rows.items():
             results['/'.join(filter(None, (name, row, direction)))] = value
         samples += lines
-    return results, samples, {'score': SCORE, 'lead': 'bos' if vocab.kind == 'speech' else cfg.lead, **notes}
+    return results, samples, {'score': SCORE, 'documents': style if matters else SAME, **notes}
 
 # --------------------------------------------------------------------------------------------------
 # held-out loss
@@ -388,7 +398,9 @@ def main(cfg):
         store(folder, weights, rows, samples, notes, provenance)
     results = {folder: rows for folder, (rows, *_) in measured.items()}
     if cfg.out:
-        write_json(cfg.out, {'results': results, **provenance})
+        styles = {folder: {name: note['documents'] for name, note in notes.items() if 'documents' in note}
+                  for folder, (_, _, notes, _) in measured.items()}
+        write_json(cfg.out, {'results': results, 'documents': styles, **provenance})
     print(table(results))
     paths = [f'{folder_of(folder)}/eval.json' for folder in results]
     print('; '.join([*paths, cfg.out] if cfg.out else paths))

@@ -16,14 +16,15 @@ papers_vocab is one to plan with.
 A document begins with bos in a speech vocabulary, else with what the tokenizer puts first (a BOS or
 nothing). Where it has both modalities, <speech> or <text> stands before each change. Text that is
 not first has a space before it. `document` writes one of a benchmark in a direction (S speech, T
-text, S->T, T->S; directions_of: those that are possible), prompt_ids one to be continued;
-allowed_ids says what may follow, spans_of what was generated.
+text, S->T, T->S; directions_of: those that are possible), in this style or in slamkit's; prompt_ids
+one to be continued; allowed_ids says what may follow, spans_of what was generated.
 """
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
+from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ KINDS = ('text', 'joint', 'speech')
 MODALITIES = ('text', 'units', 'separators') # what Vocab.modality numbers; the last also has bos and pad
 TEXT, UNITS, SEPARATORS = range(3)
 DIRECTIONS = {'joint': ('S', 'S->T', 'T->S', 'T'), 'speech': ('S',), 'text': ('T',)} # that a kind can read
+STYLES = ('slamkit', 'training') # of a benchmark's document
 
 PUBLISHED = 'slprl/mhubert-base-25hz' # the units of the published models, by their cards
 PUBLISHED_LAYER = 11
@@ -155,11 +157,11 @@ def _document_start(vocab, tokenizer, lead=()):
 def _separator(vocab, modality):
     return vocab.speech if modality == UNITS else vocab.text
 
-def _part_ids(vocab, tokenizer, parts, separated):
+def _part_ids(vocab, tokenizer, parts, separated, blank=' '):
     """The ids of each of a document's parts, given as [(UNITS, units) or (TEXT, text)].
 
     separated: <speech> or <text> stands before a part of another modality than the one before it.
-    Text that does not come first has a space before it.
+    blank: stands before text that does not come first.
     """
     ids_of_parts = []
     last = None
@@ -168,7 +170,7 @@ def _part_ids(vocab, tokenizer, parts, separated):
         if modality == UNITS:
             ids += vocab.unit_to_token(content).tolist()
         else:
-            ids += tokenizer.encode(content if last is None else ' ' + content)
+            ids += tokenizer.encode(content if last is None else blank + content)
         ids_of_parts.append(ids)
         last = modality
     return ids_of_parts
@@ -183,35 +185,53 @@ def directions_of(vocab, candidate):
                  'T->S': bool(prompt) and ending_units is not None}
     return [direction for direction in DIRECTIONS[vocab.kind] if has_parts[direction]]
 
-def document(vocab, tokenizer, direction, candidate, lead=(), separate=False):
+def has_context(candidate):
+    """Whether a candidate (see document) is a context and an ending; otherwise it is one wave or text."""
+    prompt, prompt_units = candidate['prompt']
+    return bool(prompt) or prompt_units is not None
+
+def document(vocab, tokenizer, direction, candidate, style='training', lead=()):
     """A benchmark's document -> (int64 ids, where the ending begins, None if the task does not say).
 
     candidate   {'prompt': (text, units), 'ending': (text, units),
                  'joined': (units of both, where the ending begins)}
+    style       'training': like the documents of training. 'slamkit': where there is a context, texts
+                are stripped and joined without a blank, as one string, and a joint model's S and T
+                begin with <speech> or <text>
     lead        ids put first where the tokenizer puts none
-    separate    <speech> or <text> also in S and T, if joint
+
+    In slamkit's T a token may hold the end of the prompt and the start of the ending. The ending
+    begins with the first id that the prompt alone does not have.
     """
     prompt, prompt_units = candidate['prompt']
     ending, ending_units = candidate['ending']
+    is_slamkit = style == 'slamkit' and has_context(candidate)
+    if is_slamkit:
+        prompt = prompt and prompt.strip()
+        ending = ending and ending.strip()
     begin = None
     if direction == 'S':
         units, begin = candidate['joined']
         parts = [(UNITS, units)]
     elif direction == 'T':
-        parts = [(TEXT, prompt), (TEXT, ending)] if prompt else [(TEXT, ending)]
+        texts = [prompt, ending] if prompt else [ending]
+        parts = [(TEXT, text) for text in ([''.join(texts)] if is_slamkit else texts)]
     elif direction == 'S->T':
         parts = [(UNITS, prompt_units), (TEXT, ending)]
     else:
         parts = [(TEXT, prompt), (UNITS, ending_units)]
-    separated = '->' in direction or (separate and vocab.kind == 'joint')
+    separated = '->' in direction or (is_slamkit and vocab.kind == 'joint')
     start = _document_start(vocab, tokenizer, lead)
-    *before, last = _part_ids(vocab, tokenizer, parts, separated)
+    *before, last = _part_ids(vocab, tokenizer, parts, separated, '' if is_slamkit else ' ')
     ids = [*start, *sum(before, []), *last]
     if direction == 'S':
         if begin is not None:
             begin += len(ids) - len(units)
         if vocab.kind == 'speech' and len(units):
             ids.append(vocab.bos)
+    elif direction == 'T' and is_slamkit:
+        [prompt_alone] = _part_ids(vocab, tokenizer, [(TEXT, prompt)], separated)
+        begin = len(commonprefix([ids, [*start, *prompt_alone]]))
     elif prompt or direction == 'S->T':
         begin = len(ids) - len(last)
     return np.array(ids, dtype=np.int64), begin

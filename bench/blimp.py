@@ -42,7 +42,7 @@ def beside(folder, pairs, row_tokens=2048):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, vocab, tokenizer, _ = load(str(folder), 'cpu')
     rows, samples = score_pairs(
-        model, vocab, tokenizer, without_audio(pairs), 'T', row_tokens, [model.cfg.bos_token_id])
+        model, vocab, tokenizer, without_audio(pairs), 'T', row_tokens, lead=[model.cfg.bos_token_id])
     hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     hf_tokenizer = AutoTokenizer.from_pretrained(folder)
 

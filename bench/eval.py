@@ -86,7 +86,7 @@ def items_of(items, task):
 # the papers' scheme
 
 def as_string(direction, candidate):
-    """A candidate with units as slamkit writes it, but with a blank between texts."""
+    """A candidate with units as slamkit writes it."""
     def string_of(units):
         return ''.join(f'<Un{u}>' for u in units)
     prompt, prompt_units = candidate['prompt']
@@ -94,9 +94,9 @@ def as_string(direction, candidate):
     if direction == 'S':
         return '<speech>' + string_of(candidate['joined'][0])
     if direction == 'T':
-        return f'<text>{prompt} {ending}'
+        return f'<text>{prompt}{ending}'
     if direction == 'S->T':
-        return f'<speech>{string_of(prompt_units)}<text> {ending}'
+        return f'<speech>{string_of(prompt_units)}<text>{ending}'
     return f'<text>{prompt}<speech>{string_of(ending_units)}'
 
 @torch.inference_mode()
@@ -163,7 +163,7 @@ class NanoSLMScheme(NamedTuple):
         """For each direction, the samples of score_pairs of items with units."""
         samples = []
         for direction in directions:
-            samples.append(score_pairs(*self, items, direction, ROW, separate=True)[1])
+            samples.append(score_pairs(*self, items, direction, ROW, 'slamkit')[1])
         return samples
 
     def scores(self, items):
@@ -176,7 +176,7 @@ class NanoSLMScheme(NamedTuple):
 
     def ids_of(self, items, direction, side):
         """The ids of one side of each item, a list."""
-        return [document(self.vocab, self.tokenizer, direction, item[side], separate=True)[0]
+        return [document(self.vocab, self.tokenizer, direction, item[side], 'slamkit')[0]
                 for item in items]
 
     def token_counts(self, items):

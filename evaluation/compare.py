@@ -3,14 +3,15 @@ Compares models item by item: every row that both have, with a confidence interv
 
     python -m evaluation.compare --models=out/a,out/b,out/c          the first with each of the others
 
-Reads MODEL/samples_TASK.jsonl, which eval.py writes. The formulas are in evaluation/scores.py.
+Reads MODEL/samples_TASK.jsonl and eval.json, which eval.py writes. The formulas are in evaluation/scores.py.
 """
 from dataclasses import dataclass
 
 from configurator import Refused, run
-from evaluation.results import folder_of
+from evaluation.results import document_style, folder_of, read_eval
 from evaluation.scores import bootstrap, by_pair, sign_test, wins
 from files import read_lines, record, write_json
+from vocab import STYLES
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def won_units(folder):
         raise Refused(f"{folder}: no samples_TASK.jsonl with scores; eval.py writes them")
     return won_of
 
+def _check_styles(name, models, evaluations):
+    """Refuses a row that one model was scored on slamkit's documents for, and the other on those of training."""
+    styles = [document_style(evaluation, name) for evaluation in evaluations]
+    if set(styles) == set(STYLES):
+        raise Refused(f"{name}: {models[0]} was scored on documents of {styles[0]}, {models[1]} on those of "
+                      f"{styles[1]}; measure both with the same --documents")
+
 def _compare_row(name, models, first, second):
     """A row of two models as compare gives it; first, second: {unit: won}."""
     if first.keys() != second.keys():
@@ -65,15 +73,18 @@ def _compare_row(name, models, first, second):
 def compare(models):
     """[{row, models, values, difference, interval, p, n}]: the first model against each other one.
 
-    Raises Refused where a row's items differ, or where the models have no row in common.
+    Raises Refused where a row's items or the style of its documents differ, or where the models have
+    no row in common.
     """
     if len(models) < 2:
         raise Refused(f"models={','.join(models)!r}: expected at least two folders, separated by commas")
     baseline, *candidates = [won_units(model) for model in models]
+    evaluations = [read_eval(model) for model in models]
     rows = []
-    for model, won_of in zip(models[1:], candidates):
+    for model, won_of, evaluation in zip(models[1:], candidates, evaluations[1:]):
         for name in baseline:
             if name in won_of:
+                _check_styles(name, [models[0], model], [evaluations[0], evaluation])
                 rows.append(_compare_row(name, [models[0], model], baseline[name], won_of[name]))
     if not rows:
         raise Refused(f"{', '.join(models)}: no row that the first and another model both have")

@@ -1,8 +1,8 @@
 """
 eval.json of models: writing it without losing anything, reading it, showing it as a table.
 
-    MODEL/eval.json             results: {row: {value, stderr, n, ...}}; tasks: {task: how it was measured};
-                                model: {file: sha256}
+    MODEL/eval.json             results: {row: {value, stderr, n, ...}}; tasks: {task: how it was measured, with
+                                the style of its documents}; model: {file: sha256}
     MODEL/samples_TASK.jsonl    an item a line with its scores; what evaluation/compare.py reads
     MODEL/eval.1.json, ...      what would have been overwritten
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from configurator import Refused
 from files import atomically, read_json, write_json
+
+SAME = 'the same in both styles' # said of documents that slamkit and training write alike
 
 # --------------------------------------------------------------------------------------------------
 # files
@@ -40,6 +42,12 @@ def read_eval(folder):
     if not isinstance(content.get('results'), dict):
         raise Refused(f"{folder_of(folder)}/eval.json: not what eval.py writes, it has no results; measure it again")
     return content
+
+def document_style(evaluation, name):
+    """The style of the documents behind a row of eval.json: of vocab.STYLES, or SAME; None for losses and the like."""
+    notes = evaluation.get('tasks', {}).get(name.split('/')[0], {})
+    # eval.py said `lead` before it had styles; the documents were those of training.
+    return notes.get('documents', 'training' if 'lead' in notes else None)
 
 def store(folder, weights, results, samples, tasks, provenance):
     """Adds rows to FOLDER/eval.json and writes samples_TASK.jsonl; keeps what they replace (keep_old).

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
+from evaluation.results import document_style, read_eval
 from files import atomically, read_json, record, write_json
 from papers.claims import (
     ARMS,
@@ -176,7 +177,11 @@ def main(cfg):
     for name in TEXTS:
         for scores in scores_in([out / f'text-{name}']):
             text_losses[name] = scores['loss/stories/text/text']['value']
-    scores_before = read_json(cfg.start, 'eval.json', 'eval.py')['results']
+    start = read_eval(cfg.start)
+    if document_style(start, 'tiny/main/tsc/S') == 'slamkit':
+        raise Refused(f"{cfg.start}/eval.json: scored on slamkit's documents, those after preferences on training's; "
+                      f"measure it again: python eval.py --model={cfg.start} --data=")
+    scores_before = start['results']
     scores_after = scores_in([out / f'dpo-{seed}' for seed in range(SEEDS)])
     runs = Runs(rows, text_losses, scores_before, scores_after)
     findings = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import run
-from evaluation.results import in_percent, read_eval
+from evaluation.results import SAME, document_style, in_percent, read_eval
 from files import atomically, record
 
 PUBLISHED = Path(__file__).with_name('published.json')
@@ -25,8 +25,8 @@ NOTE = (
     "accuracies in percent; sBLIMP is ZeroSpeech's official average on test, or dev where test was not measured (the "
     "papers average plainly over file pairs and do not name the split: eval.json has that mean as `plain`); Val. CE is "
     "nats a unit on the corpus given, not on the papers' data; Self-BLEU is what the papers call auto-BLEU-2 of prompt "
-    "and continuation, times 100; in SIMS 2 the papers put a separator before S and T too (here --lead=separator) and "
-    "join texts without a blank; Orig. is the TextLM before training; SpiritLM is its official weights, trained for "
+    "and continuation, times 100; in SIMS 2 the documents are written as slamkit writes them, and a cell of eval.py "
+    "--documents=training says so; Orig. is the TextLM before training; SpiritLM is its official weights, trained for "
     "75 % longer than its paper says (footnote of SIMS Table 2).")
 
 TITLES = {
@@ -87,24 +87,28 @@ def published_cell(table, name, value):
         return f'{value:g}'
     return f'{value:.2f}' if table != 'SIMS 3' and value > 10 else str(value)
 
-def measured_cell(results, name):
-    """A row of eval.json as text, with its standard error."""
+def measured_cell(evaluation, name):
+    """A row of eval.json as text: with its standard error and, in SIMS 2, the style of documents unlike slamkit's."""
+    results = evaluation['results']
     scale, digits = (100, 2) if in_percent(name) else (1, 3)
     cell = f"{scale * results[name]['value']:.{digits}f}"
     error = results[name]['stderr']
     if error is not None:
         cell += f" ± {scale * error:.{digits}f}"
+    style = document_style(evaluation, name)
+    if name.startswith('cross_modal/') and style not in ('slamkit', SAME): # the other tasks have whole waves
+        cell += f" (documents: {style or 'unknown'})"
     return cell
 
-def measured_cells(results, orig, table_columns):
+def measured_cells(evaluation, orig, table_columns):
     """The cells of one model in a table, as text."""
     cells = []
     for column, (_, candidates) in table_columns.items():
-        source = results
+        source = evaluation
         if column.endswith('Orig.'): # the TextLM's own text score
             source = orig
             candidates = (f'cross_modal/{column[:3]}/T',)
-        name = next((name for name in candidates if name in source), None)
+        name = next((name for name in candidates if name in source['results']), None)
         cells.append('' if name is None else measured_cell(source, name))
     return cells
 
@@ -114,8 +118,8 @@ def markdown_row(*cells):
 def tables(models, orig, corpus):
     """SIMS Tables 1-3 as Markdown: published rows as printed, then ours with standard errors."""
     published = json.loads(PUBLISHED.read_text(encoding='utf-8'))
-    results_of = {model: read_eval(model)['results'] for model in models}
-    orig_results = read_eval(orig)['results'] if orig else {}
+    evaluations = {model: read_eval(model) for model in models}
+    orig_evaluation = read_eval(orig) if orig else {'results': {}}
     lines = ["# The papers' tables, and ours", '', NOTE, '']
     for table, table_columns in columns(corpus).items():
         names = [*ABOUT[table], *(name for name, _ in table_columns.values())]
@@ -129,8 +133,8 @@ def tables(models, orig, corpus):
             if row['table'] == table:
                 cells = [published_cell(table, name, row.get(name)) for name in names]
                 lines.append(markdown_row(row.get('model', 'SIMS 0.5B'), *cells))
-        for model, results in results_of.items():
-            cells = measured_cells(results, orig_results, table_columns)
+        for model, evaluation in evaluations.items():
+            cells = measured_cells(evaluation, orig_evaluation, table_columns)
             lines.append(markdown_row(f'**{Path(model).name}** (here)', '', '', *cells))
         lines.append('')
     return '\n'.join(lines)

@@ -169,6 +169,13 @@ def test_a_budget_whose_best_size_lacks_data_does_not_count(out, monkeypatch):
     C, sizes = grid_of(out)[-1]
     assert C == 1.2e13 and sizes['textless'][0] == '0.5M' and sizes['interleaved'][0] == '0.25M'
 
+def test_a_start_scored_on_slamkits_documents_is_not_compared_with_what_follows_it(out):
+    write_runs(out)
+    evaluation = json.loads((out / 'start' / 'eval.json').read_text())
+    write_json(out / 'start' / 'eval.json', {**evaluation, 'tasks': {'tiny': {'documents': 'slamkit'}}})
+    with pytest.raises(Refused, match="start/eval.json: scored on slamkit's documents, those after preferences"):
+        report(Config(out=str(out), start=str(out / 'start')))
+
 def test_runs_of_other_settings_are_not_reported(out):
     write_runs(out, lambda row: row['arm'] != 'scratch')
     path = next((out / 'scratch').glob('*-1e12-s0/settings.json'))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from small import K, make_items, make_model, make_tokenizer, make_units
-from transformers import AutoModelForCausalLM
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import eval as evaluation
 from configurator import Refused
@@ -16,10 +18,11 @@ from data import Shards, ShardWriter
 from eval import Config, held_out_loss, main, score_pairs
 from evaluation.likelihood import document_losses, shared_prefixes
 from evaluation.scores import mean_and_stderr
+from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech.units import Units
 from tasks.tiny import pairs
-from vocab import Vocab, document
+from vocab import STYLES, Vocab, document
 
 
 @pytest.fixture(scope='module')
@@ -122,25 +125,97 @@ def test_what_documents_begin_with_is_computed_once(house, monkeypatch):
     document_losses(model, [*documents, documents[1]])
     assert seen == [50 + 3 * 5] # the last id of each is only a target
 
-def test_documents_of_each_direction(house):
-    root, tokenizer = house
-    _, vocab = load(root, 'joint')
-    candidate = {'prompt': ('ab', [3, 4]), 'ending': ('c', [5]), 'joined': (np.array([3, 9, 5]), 2)}
-    T = tokenizer.size
-    speech = T + K
-    text = T + K + 1
-    prompt = tokenizer.encode('ab')
-    ending = tokenizer.encode(' c')
-    expected = {'S': ([T + 3, T + 9, T + 5], 2),
-                'T': ([*prompt, *ending], 2),
-                'S->T': ([speech, T + 3, T + 4, text, *ending], 3),
-                'T->S': ([text, *prompt, speech, T + 5], 3)}
-    for direction in expected:
-        ids, begin = document(vocab, tokenizer, direction, candidate)
-        assert (ids.tolist(), begin) == expected[direction], direction
-    _, speech_vocab = load(root, 'speech')
-    ids, begin = document(speech_vocab, None, 'S', candidate)
-    assert (ids.tolist(), begin) == ([1, 5, 11, 7, 1], 3)
+# The ids of a text tokenizer that splits as Qwen's does: a punctuation mark joins the letters after it.
+TEXT_IDS = {'a': 0, 'b': 1, 'c': 2, '.': 3, 'Ġ': 4, 'Ġc': 5, '.c': 6, 'ab': 7} # Ġ: a blank
+MERGES = [('Ġ', 'c'), ('.', 'c'), ('a', 'b')]
+BOS = 8 # only of the tokenizer that has one; its text ids are 0..8, else 0..7
+
+def tokenizer_of_ids(folder, has_bos):
+    """A TextTokenizer of TEXT_IDS, which puts BOS first if it has one."""
+    tokenizer = Tokenizer(models.BPE(TEXT_IDS, MERGES))
+    qwen = r'[^\r\n\p{L}\p{N}]?\p{L}+|[^\s\p{L}\p{N}]+|\s+'
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(qwen), 'isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if has_bos:
+        tokenizer.add_special_tokens(['<s>'])
+        tokenizer.post_processor = TemplateProcessing(single='<s> $A', special_tokens=[('<s>', BOS)])
+    folder.mkdir()
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    return TextTokenizer(folder)
+
+# Context "ab." of units 3 1, ending "c." of unit 2, both joined in one wave of units 3 0 2; four units. A joint
+# vocabulary: the units are 8..11, <speech> is 12, <text> 13. Each document with where its ending begins, which has the
+# separator before it.
+# slamkit's cross-modal metric: one string of <speech>, units, <text> and texts as they are in the files, stripped, with
+# a separator wherever the modality is not that of the part before, so also at the start; tokenized as a whole, so that
+# ".c" is one token in T (the ending begins there). Its other metrics: the units of a wave, nothing else. A speech model
+# has bos units bos (its tokenizer's template), in both styles.
+DOCUMENTS = [
+    ('slamkit', 'joint', 'S', [12, 11, 8, 10], 3),
+    ('slamkit', 'joint', 'S->T', [12, 11, 9, 13, 2, 3], 3),
+    ('slamkit', 'joint', 'T->S', [13, 7, 3, 12, 10], 3),
+    ('slamkit', 'joint', 'T', [13, 7, 6, 3], 2),
+    ('slamkit', 'text', 'T', [7, 6, 3], 1),
+    ('slamkit', 'speech', 'S', [1, 5, 2, 4, 1], 3),
+    ('training', 'joint', 'S', [11, 8, 10], 2),
+    ('training', 'joint', 'S->T', [12, 11, 9, 13, 5, 3], 3),
+    ('training', 'joint', 'T->S', [13, 7, 3, 12, 10], 3),
+    ('training', 'joint', 'T', [7, 3, 5, 3], 2),
+    ('training', 'text', 'T', [7, 3, 5, 3], 2),
+    ('training', 'speech', 'S', [1, 5, 2, 4, 1], 3),
+]
+WHOLE = [ # one wave 3 0 2, or the text "c."
+    ('joint', 'S', [11, 8, 10]), ('joint', 'T', [2, 3]), ('text', 'T', [2, 3]), ('speech', 'S', [1, 5, 2, 4, 1])]
+
+def vocab_of(kind, tokenizer):
+    """A vocabulary of four units."""
+    return {'joint': Vocab('joint', tokenizer.size, 4, tokenizer.hash),
+            'speech': Vocab('speech', n_units=4),
+            'text': tokenizer.vocab}[kind]
+
+def with_bos(ids, kind):
+    """Ids of the table as the tokenizer with a BOS has them: it comes first, and what follows text moves up by one."""
+    if kind == 'speech':
+        return ids
+    return [BOS, *(i + (i >= BOS) for i in ids)]
+
+@pytest.mark.parametrize('has_bos', [False, True])
+@pytest.mark.parametrize('style, kind, direction, expected, begin', DOCUMENTS)
+def test_documents_of_each_style_and_direction(tmp_path, style, kind, direction, expected, begin, has_bos):
+    tokenizer = tokenizer_of_ids(tmp_path / 'tokenizer', has_bos)
+    if has_bos:
+        begin += kind != 'speech'
+        expected = with_bos(expected, kind)
+    prompt, ending = ('ab.', [3, 1]), ('c.', [2])
+    candidate = {'prompt': prompt, 'ending': ending, 'joined': (np.array([3, 0, 2]), 2)}
+    ids, where = document(vocab_of(kind, tokenizer), tokenizer, direction, candidate, style)
+    assert (ids.tolist(), where) == (expected, begin)
+    if style == 'slamkit': # reads its files stripped
+        candidate |= {'prompt': (' ab.\n', [3, 1]), 'ending': ('\tc. ', [2])}
+        ids, where = document(vocab_of(kind, tokenizer), tokenizer, direction, candidate, style)
+        assert (ids.tolist(), where) == (expected, begin)
+
+@pytest.mark.parametrize('style', STYLES)
+@pytest.mark.parametrize('kind, direction, expected', WHOLE)
+@pytest.mark.parametrize('prompt', [(None, None), ('', None)])
+def test_whole_waves_and_texts_are_written_alike_in_both_styles(tmp_path, style, kind, direction, expected, prompt):
+    tokenizer = tokenizer_of_ids(tmp_path / 'tokenizer', False)
+    candidate = {'prompt': prompt, 'ending': ('c.', None), 'joined': (np.array([3, 0, 2]), None)}
+    ids, where = document(vocab_of(kind, tokenizer), tokenizer, direction, candidate, style)
+    assert (ids.tolist(), where) == (expected, None)
+
+@pytest.mark.parametrize('has_bos', [False, True])
+@pytest.mark.parametrize('direction, string', [
+    ('S', '<speech><Un3><Un0><Un2>'), ('S->T', '<speech><Un3><Un1><text>c.'), ('T->S', '<text>ab.<speech><Un2>'),
+    ('T', '<text>ab.c.')])
+def test_slamkits_documents_are_those_of_transformers_tokenizer_with_added_tokens(tmp_path, direction, string, has_bos):
+    tokenizer = tokenizer_of_ids(tmp_path / 'tokenizer', has_bos)
+    reference = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / 'tokenizer' / 'tokenizer.json'))
+    reference.add_tokens([f'<Un{i}>' for i in range(4)] + ['<speech>', '<text>']) # in slamkit's order
+    candidate = {'prompt': ('ab.', [3, 1]), 'ending': ('c.', [2]), 'joined': (np.array([3, 0, 2]), 2)}
+    ids, _ = document(vocab_of('joint', tokenizer), tokenizer, direction, candidate, 'slamkit')
+    assert ids.tolist() == reference(string).input_ids
 
 def test_the_ending_begins_at_the_run_that_holds_the_first_frame_after_the_context(house):
     root, _ = house

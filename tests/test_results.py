@@ -8,7 +8,7 @@ from configurator import Refused
 from evaluation.compare import Config as CompareConfig
 from evaluation.compare import compare
 from evaluation.compare import main as run_compare
-from evaluation.results import read_eval, store
+from evaluation.results import SAME, read_eval, store
 from papers.tables import PUBLISHED, Config, columns, main
 
 
@@ -54,6 +54,20 @@ def test_voices_of_a_pair_are_one_unit(tmp_path):
     [row] = compare([str(tmp_path / 'a'), str(tmp_path / 'b')])
     assert row['n'] == 1 and row['p'] == 1.0
 
+def test_models_scored_on_documents_of_the_other_style_are_not_compared(tmp_path):
+    folders = {}
+    notes = {'slamkit': {'documents': 'slamkit'}, 'training': {'documents': 'training'}, 'same': {'documents': SAME},
+             'old': {'lead': 'none'}} # eval.py before there were styles
+    for name, note in notes.items():
+        folders[name] = make_results(tmp_path / name, [1, 0])
+        store(tmp_path / name, {'m': 'hash'}, {'ssc/S': {'value': 0.5, 'stderr': 0.1, 'n': 2}}, {}, {'ssc': note}, {})
+    for other in ('training', 'old'):
+        message = 'slamkit was scored on documents of slamkit, .* on those of training; measure both with the same'
+        with pytest.raises(Refused, match='ssc/S: .*' + message):
+            compare([folders['slamkit'], folders[other]])
+    for pair in (('slamkit', 'slamkit'), ('slamkit', 'same'), ('training', 'old'), ('same', 'old')):
+        assert compare([folders[name] for name in pair])[0]['n'] == 2
+
 def test_models_measured_on_other_items_are_not_compared(tmp_path):
     a = make_results(tmp_path / 'a', [1, 0])
     b = make_results(tmp_path / 'b', [1, 0], ids=[0, 7])
@@ -71,12 +85,15 @@ def test_tables_have_the_published_rows_and_ours_with_errors(tmp_path):
             'loss/stories/speech/units': row(1.8871)}
     a = make_results(tmp_path / 'a', [1, 0], **rows)
     text = make_results(tmp_path / 'text', [1, 0], **{'cross_modal/tSC/T': row(0.975)})
+    across = {name: value for name, value in rows.items() if name.startswith('cross_modal')}
+    store(a, {'m': 'hash'}, across, {}, {'cross_modal': {'documents': 'slamkit'}}, {})
+    store(text, {'m': 'hash'}, {'cross_modal/tSC/T': row(0.975)}, {}, {'cross_modal': {'documents': 'training'}}, {})
     out = tmp_path / 'tables.md'
     main(Config(models=a, orig=text, out=str(out)))
     lines = out.read_text().splitlines()
     first, second, third = [line for line in lines if line.startswith('| **a** (here)')]
     assert first == '| **a** (here) |  |  | 57.12 ± 1.00 | 50.00 ± 10.00 |  |  |  | 1.887 ± 0.010 |'
-    assert '| 91.00 ± 1.00 |' in second and second.endswith('| 97.50 ± 1.00 |')
+    assert '| 91.00 ± 1.00 |' in second and second.endswith('| 97.50 ± 1.00 (documents: training) |')
     assert '| 88.300 ± 0.010 |' in third
     assert '| SIMS | 7B | 15B | 59.8 | 66.7 | 88.3 | 37.6 | 4.15 |' in lines
     assert '| SIMS 0.5B | no | yes | 52.98 | 61.30 | 54.84 | 81.24 | 72.35 | 3.44569 |' in lines

@@ -20,6 +20,7 @@ import tasks.storycloze
 import tasks.zerospeech
 from configurator import Refused
 from eval import Config, main
+from evaluation.results import SAME
 from speech import unit_cache
 from speech.audio import load_audio
 from speech.units import deduplicate
@@ -188,7 +189,7 @@ def frames_of(audio):
     waves = [load_audio(path) for path in audio] if isinstance(audio, tuple) else [load_audio(audio)]
     return units_of(np.concatenate(waves))
 
-def ids_of(kind, tokenizer, direction, candidate, separator):
+def ids_of(kind, tokenizer, direction, candidate, style):
     """(ids, where the ending begins or None) of a raw candidate, by a second implementation of the format."""
     unit_offset = 2 if kind == 'speech' else tokenizer.size
     speech = [tokenizer.size + K]
@@ -199,8 +200,10 @@ def ids_of(kind, tokenizer, direction, candidate, separator):
         return tokenizer.encode(text) if text else []
     prompt, prompt_audio = candidate.get('prompt', (None, None))
     ending, ending_audio = candidate.get('ending', (None, None))
+    is_slamkit = style == 'slamkit' and (prompt or prompt_audio)
+    blank = '' if is_slamkit else ' '
     head = []
-    if kind == 'joint' and separator:
+    if kind == 'joint' and is_slamkit:
         head = {'S': speech, 'T': written}.get(direction, [])
     if direction == 'S':
         joined = candidate['joined']
@@ -211,10 +214,11 @@ def ids_of(kind, tokenizer, direction, candidate, separator):
         if not prompt:
             return head + text_ids(ending), None
         first = head + text_ids(prompt)
-        return first + text_ids(' ' + ending), len(first)
+        return first + text_ids(blank + ending), len(first)
     if direction == 'S->T':
         first = speech + unit_ids(prompt_audio)
-        return first + written + text_ids(' ' + ending), len(first)
+        first += written
+        return first + text_ids(blank + ending), len(first) - 1
     first = written + text_ids(prompt)
     return first + speech + unit_ids(ending_audio), len(first)
 
@@ -231,17 +235,18 @@ RAW = {'sblimp': tasks.zerospeech.sblimp, 'swuggy': tasks.zerospeech.swuggy, 'ss
        'blimp': tasks.blimp.items, 'storycloze': tasks.storycloze.text}
 DIRECTIONS = {'blimp': ['T'], 'storycloze': ['T'], 'cross_modal': ['S', 'S->T', 'T->S', 'T']}
 READS = {'joint': ['S', 'S->T', 'T->S', 'T'], 'speech': ['S'], 'text': ['T']}
-MODEL_LEADS = [('joint', 'none'), ('joint', 'separator'), ('speech', 'none'), ('text', 'none')]
+STYLES = {'cross_modal': ['slamkit', 'training'], 'storycloze': ['slamkit', 'training'], 'ssc': ['slamkit', 'training']}
 
 def readable(name, kind):
     return [direction for direction in DIRECTIONS.get(name, ['S']) if direction in READS[kind]]
 
-@pytest.mark.parametrize('name, kind, lead', [
-    (name, kind, lead) for name in RAW for kind, lead in MODEL_LEADS if readable(name, kind)])
-def test_scores_equal_transformers_one_item_at_a_time(house, name, kind, lead):
+@pytest.mark.parametrize('name, kind, style', [
+    (name, kind, style) for name in RAW for kind in READS if readable(name, kind)
+    for style in STYLES.get(name, ['training'])])
+def test_scores_equal_transformers_one_item_at_a_time(house, name, kind, style):
     root, tokenizer = house
     directions = readable(name, kind)
-    main(Config(model=str(root / kind), tasks=name, root=str(root / 'bench'), data='', lead=lead,
+    main(Config(model=str(root / kind), tasks=name, root=str(root / 'bench'), data='', documents=style,
                 cache=str(root / 'cache'), row_tokens=200, device='cpu'))
     lines = [json.loads(line) for line in open(root / kind / f'samples_{name}.jsonl')]
     samples = {(line['id'], line['direction']): line for line in lines}
@@ -255,7 +260,7 @@ def test_scores_equal_transformers_one_item_at_a_time(house, name, kind, lead):
             line = samples[item['id'], direction]
             means = []
             for side in ('right', 'wrong'):
-                ids, begin = ids_of(kind, tokenizer, direction, item[side], lead == 'separator')
+                ids, begin = ids_of(kind, tokenizer, direction, item[side], style)
                 expected = reference(root, kind, ids, begin)
                 scores = {key.removeprefix(side + '_'): value for key, value in line.items()
                           if key.startswith(side + '_') and value is not None}
@@ -457,7 +462,8 @@ def test_all_measures_what_is_there_and_names_what_is_not(house, tmp_path, capsy
     assert evaluation['results']['blimp/all/T']['types'].keys() == {'adjunct_island', 'wh_questions', 'plurals'}
     blimp = evaluation['tasks']['blimp']
     assert blimp['settings']['tasks'] == 'all'
-    assert blimp['lead'] == 'none'
+    documents = {name: evaluation['tasks'][name]['documents'] for name in ('cross_modal', 'storycloze', 'blimp')}
+    assert documents == {'cross_modal': 'slamkit', 'storycloze': 'training', 'blimp': SAME}
     assert 'commit' in blimp
     assert evaluation['model'].keys() == {'model.safetensors'}
 
@@ -534,13 +540,28 @@ def test_results_are_never_lost(house, tmp_path, capsys):
     assert read()['results'].keys() == {'storycloze/T'}
     assert 'blimp/all/T' in read('eval.2.json')['results']
 
+def test_rows_of_both_styles_are_never_side_by_side(house, tmp_path):
+    root, _ = house
+    make_model(tmp_path / 'model', root / 'tokenizer', 'text')
+    cfg = {'model': str(tmp_path / 'model'), 'root': str(root / 'bench'), 'data': '', 'tasks': 'storycloze,cross_modal'}
+    main(Config(**cfg, documents='training'))
+    main(Config(**{**cfg, 'tasks': 'storycloze'}, documents='slamkit', out=str(tmp_path / 'out.json')))
+    evaluation = json.loads((tmp_path / 'model' / 'eval.json').read_text())
+    assert evaluation['tasks']['cross_modal']['documents'] == 'training'
+    assert evaluation['tasks']['storycloze']['documents'] == 'slamkit'
+    old = json.loads((tmp_path / 'model' / 'eval.1.json').read_text())
+    assert old['tasks']['storycloze']['documents'] == 'training'
+    assert old['results']['storycloze/T'] != evaluation['results']['storycloze/T']
+    styles = json.loads((tmp_path / 'out.json').read_text())['documents']
+    assert styles == {cfg['model']: {'storycloze': 'slamkit'}}
+
 @pytest.mark.parametrize('settings, message', [
     ({'tasks': 'sblimb'}, "no task 'sblimb'; there are tiny, sblimp"),
     ({'where': 'x=y', 'tasks': 'blimp'}, "no task 'x'"),
-    ({'tasks': 'blimp', 'lead': 'eos'}, "lead is 'eos', expected none, separator, bos"),
+    ({'tasks': 'blimp', 'documents': 'bos'}, "documents is 'bos', expected slamkit, training"),
     ({'tasks': 'blimp', 'root': '/nowhere'},
      "/nowhere/blimp: no such folder; blimp's data as unpacked is expected there"),
-    ({'tasks': 'blimp', 'lead': 'bos'}, "names no bos_token_id")])
+    ({'tasks': 'blimp', 'bos': True}, "names no bos_token_id")])
 def test_bad_settings_are_one_line(house, settings, message):
     root, _ = house
     with pytest.raises(Refused, match=message):
