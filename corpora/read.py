@@ -28,12 +28,21 @@ def _is_time(seconds):
     return seconds is None or math.isfinite(seconds) and seconds >= 0
 
 def read_corpus(cfg):
-    """What corpora/{cfg.corpus}.py finds in cfg.audio: a list of utterances, sorted by id. Raises Refused."""
+    """What corpora/{cfg.corpus}.py finds in cfg.audio -> (utterances sorted by id, names of the files left out).
+
+    Raises Refused.
+    """
     names = corpus_names()
     if cfg.corpus not in names:
         raise Refused(f"corpus is {cfg.corpus!r}, expected one of corpora/*.py: {', '.join(names)}")
     corpus = importlib.import_module('corpora.' + cfg.corpus)
-    docs = sorted(corpus.utterances(cfg.audio), key=lambda u: u['id'])
+    left_out = None
+
+    def read():
+        nonlocal left_out
+        left_out = yield from corpus.utterances(cfg.audio) # what a reader returns, if it does
+
+    docs = sorted(read(), key=lambda u: u['id'])
     for u, following in zip(docs, docs[1:]):
         if u['id'] == following['id']:
             raise Refused(f"{cfg.audio}: two utterances with the id '{u['id']}': {u['path']} and {following['path']}")
@@ -51,4 +60,4 @@ def read_corpus(cfg):
             raise Refused(f"{cfg.audio}: {u['path']!r} has a name that is not UTF-8; rename the file") from None
     if not docs:
         raise Refused(f"{cfg.audio}: no utterance in it that corpora/{cfg.corpus}.py finds")
-    return docs
+    return docs, left_out or []

@@ -19,7 +19,6 @@ Kokoro's own command with the papers' four voices (SIMS A.3).
 
 A piece that exists and can be read is not spoken again, so an interrupted run can be resumed.
 """
-import csv
 import hashlib
 import json
 import re
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, record, sha256, write_json, write_lines
+from files import atomically, progress, read_lines, read_table, record, sha256, write_json, write_lines
 from speech.audio import RATE, BadAudio, load_audio
 
 
@@ -77,17 +76,13 @@ def swag(source):
     """Pairs of SWAG's csv (Zellers et al. 2018), three per line."""
     endings = ['ending0', 'ending1', 'ending2', 'ending3']
     columns = ['startphrase', *endings, 'label']
-    with open(source, newline='', encoding='utf-8') as f:
-        reader = csv.DictReader(f)
-        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise Refused(f"{source}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-        for n, row in enumerate(reader):
-            if row['label'] not in ('0', '1', '2', '3'):
-                raise Refused(f"{source}:{reader.line_num}: label is {row['label']!r}, expected 0 to 3")
-            right = f"ending{row['label']}"
-            for wrong in endings:
-                if wrong != right:
-                    yield f'{n}-{wrong[-1]}', row['startphrase'], row[right], row[wrong]
+    for n, (place, row) in enumerate(read_table(source, columns)):
+        if row['label'] not in ('0', '1', '2', '3'):
+            raise Refused(f"{place}: label is {row['label']!r}, expected 0 to 3")
+        right = f"ending{row['label']}"
+        for wrong in endings:
+            if wrong != right:
+                yield f'{n}-{wrong[-1]}', row['startphrase'], row[right], row[wrong]
 
 SETS = {'storycloze': storycloze, 'copa': copa, 'swag': swag, 'blimp': blimp}
 

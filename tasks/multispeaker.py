@@ -10,9 +10,11 @@ A voice of the parquet files is the folder that holds them below ROOT (or the fi
 '-'). If such names hold 'ssc' or 'tsc', only those of the task are read. Every voice must have the
 same stories. Audio of any rate is resampled. Row 'all' is the mean over the items of all voices.
 """
+import re
 from pathlib import Path
 
 from configurator import Refused
+from files import read_text, walk
 from speech.audio import open_parquet
 from tasks.storycloze import check_files, numbered_pairs
 
@@ -27,12 +29,13 @@ def ms_tsc(root):
 def _spoken(root, task, other_task):
     root = Path(root)
     voices = {} # {voice: [(id, right, wrong), ...]}
-    for path in sorted(root.rglob('*.parquet')):
+    paths = walk(root)
+    for path in [Path(path) for name, path in paths.items() if name.endswith('.parquet')]:
         voice = _voice(root, path)
         if other_task not in voice.lower() or task in voice.lower():
             voices.setdefault(voice, []).extend(_rows(path))
     if not voices:
-        for folder in sorted({path.parent for path in root.glob('*/*.wav')}):
+        for folder in sorted({root / name.split('/')[0] for name in paths if re.fullmatch(r'[^/]+/[^/]+\.wav', name)}):
             voices[folder.name] = [(str(k), {'joined': right}, {'joined': wrong})
                                    for k, right, wrong in numbered_pairs(folder)]
     if not voices:
@@ -71,7 +74,7 @@ def cross_modal(root):
     """Items with context and endings apart."""
     root = Path(root)
     names = {} # {folder: names of its items}
-    for path in sorted(root.rglob('*_correct.wav')):
+    for path in [Path(path) for name, path in walk(root).items() if name.endswith('_correct.wav')]:
         names.setdefault(path.parent, []).append(path.name.removesuffix('_correct.wav'))
     if not names:
         raise Refused(f"{root}: no NAME_correct.wav in it or below; "
@@ -91,5 +94,4 @@ def cross_modal(root):
 
 def _read(folder, stem):
     """-> (text, path of the audio)."""
-    text = (folder / f'{stem}.txt').read_text(encoding='utf-8').strip()
-    return text, folder / f'{stem}.wav'
+    return read_text(folder / f'{stem}.txt').strip(), folder / f'{stem}.wav'
