@@ -164,8 +164,7 @@ def refuse_unwritable(path):
     try:
         os.rmdir(tempfile.mkdtemp(prefix='.', dir=folder)) # permissions alone do not tell
     except OSError as e:
-        raise Refused(f"{path}: cannot be written, as {folder} takes no new folder ({e.strerror}); "
-                      "take another") from None
+        raise Refused(f"{path}: cannot be written, nothing new can be made in {folder} ({e.strerror})") from None
 
 def _is_named(path, cfg):
     """Whether a path is that of a setting, or goes on behind it."""

@@ -122,8 +122,8 @@ def read_json(folder, name, script):
     path = Path(folder) / name
     try:
         text = path.read_text(encoding='utf-8')
-        parts = text.split('\n') if path.suffix == '.jsonl' else [text]
-        values = [json.loads(part) for part in parts if part or part is text]
+        parts = filter(None, text.split('\n')) if path.suffix == '.jsonl' else [text]
+        values = [json.loads(part) for part in parts]
     except OSError:
         raise Refused(f"{path}: no such file; {script} writes it") from None
     except (ValueError, RecursionError) as e: # not JSON, not UTF-8, or nested too deeply

@@ -11,9 +11,9 @@ Any folder of audio, or a list of it.
 """
 import os
 
-from configurator import Refused
-from files import read_lines, read_text
-from speech.audio_files import audio_files
+from configurator import Refused, ranks
+from files import name_some, outside_units, read_lines, read_text, walk
+from speech.audio_files import audio_files, names_audio
 
 
 def utterances(root):
@@ -28,6 +28,7 @@ def utterances(root):
     elif manifest.endswith('.jsonl'):
         folder = os.path.dirname(manifest)
         docs = [from_line(line, place, folder) for place, line in read_lines(manifest)]
+        left_out = _unlisted(root, docs) if os.path.isdir(root) else []
     else:
         raise Refused(f"{manifest}: expected a folder of audio or a .jsonl list")
     if not docs:
@@ -44,6 +45,15 @@ def _from_folder(root):
         docs.append({'id': os.path.splitext(name)[0], 'path': path, 'start': None, 'end': None,
                      'text': text and text.strip(), 'speaker': None, 'words': None})
     return docs, left_out
+
+def _unlisted(root, docs):
+    """The names of the audio below a folder that is not in its manifest, which is said in a line."""
+    listed = {os.path.normpath(u['path']) for u in docs}
+    names = [name for name, path in outside_units(walk(root)).items()
+             if names_audio(name) and os.path.normpath(path) not in listed]
+    if names and ranks()[0] == 0:
+        print(f"{root}: left out, as not in its manifest.jsonl: {name_some(names)}")
+    return names
 
 def from_line(line, place, folder):
     """A line of a manifest (a dict) -> an utterance; folder: the one that audio paths are relative to."""

@@ -9,6 +9,7 @@ A suffix of libsndfile's formats is taken at its word: whether such a file is wh
 read. Files with another suffix, except text, are opened (0.1 ms each on a local disk).
 """
 import os
+import shlex
 
 import soundfile
 
@@ -52,6 +53,8 @@ def is_audio(path):
 
 def is_foreign(path):
     """Whether a file that libsndfile cannot open is sound, as far as its suffix or its first bytes tell."""
+    if _suffix(path) in TEXT or path.lower().endswith(UNFINISHED):
+        return False
     try:
         with open(path, 'rb') as f:
             head = f.read(16)
@@ -61,8 +64,8 @@ def is_foreign(path):
 
 def to_flac(path):
     """The command that makes a file that can be read of sound that cannot."""
-    known = '-f s16le -ar RATE -ac CHANNELS ' if _suffix(path) in HEADLESS else ''
-    return f"ffmpeg {known}-i '{path}' '{os.path.splitext(path)[0]}.flac'"
+    coding = '-f s16le -ar RATE -ac CHANNELS ' if _suffix(path) in HEADLESS else ''
+    return f"ffmpeg {coding}-i {shlex.quote(path)} {shlex.quote(os.path.splitext(path)[0] + '.flac')}"
 
 def audio_files(root, out=None):
     """({name: path} of the audio below a folder, the names of the other files), both sorted; see files.walk.
@@ -81,9 +84,9 @@ def audio_files(root, out=None):
         return audio, sorted(left_out + links)
     if left_out:
         print(f"{root}: left out, as not audio that libsndfile opens: {name_some(left_out)}")
-    foreign = [name for name in left_out if os.path.splitext(name)[0] not in stems and _suffix(name) not in TEXT
+    foreign = [name for name in left_out if os.path.splitext(name)[0] not in stems
                and os.path.isfile(paths[name]) and is_foreign(paths[name])]
     if foreign:
-        print(f"{root}: {len(foreign)} of these can be had by converting them: {to_flac(paths[foreign[0]])}")
+        print(f"{root}: {len(foreign)} of these are sound, to be converted: {to_flac(paths[foreign[0]])}")
     print_links(root, links)
     return audio, sorted(left_out + links)
