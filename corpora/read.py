@@ -9,13 +9,14 @@ import math
 from pathlib import Path
 
 from configurator import Refused
+from files import visible
 
 FOLDER = Path(__file__).parent
 
 def corpus_names():
     """The names of the files of corpora/ that define `utterances`, sorted. They are parsed, not run."""
     names = []
-    for path in sorted(FOLDER.glob('*.py')):
+    for path in visible(FOLDER, '*.py'):
         try:
             tree = ast.parse(path.read_text(encoding='utf-8'))
         except SyntaxError as e:

@@ -261,6 +261,13 @@ def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(config_of(house, 'joint', **{'llm': '', **settings}))
 
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('out').write_text('a file where the results of a model of the hub would be')
+    for module in (generation, eval_script):
+        with pytest.raises(Refused, match='out/eval/a--b/eval.json: cannot be written'):
+            module.main(module.Config(model='a/b', device='cpu'))
+
 def test_a_text_model_and_units_of_another_encoder_are_refused(house, monkeypatch):
     with pytest.raises(Refused, match='a text-only model generates no units'):
         main(config_of(house, 'text'))

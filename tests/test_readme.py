@@ -83,7 +83,8 @@ def writers():
 
 WRITERS = writers()
 OTHERS = { # what their documented commands leave open
-    'training.export': ['--model=x'], 'papers.slamkit': ['--features=x'], 'tiny.build.train_tokenizer': [],
+    'corpora.spoken': ['--text=x', '--command=true {wav}'], 'training.export': ['--model=x'],
+    'papers.slamkit': ['--features=x'], 'tiny.build.train_tokenizer': [],
     'tiny.build.speak': [], 'tiny.build.train_encoder': [], 'papers.claims': [], 'scaling.compare': []}
 
 @pytest.mark.parametrize('script', WRITERS)
