@@ -7,6 +7,7 @@ import math
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from small import K, make_model, make_tokenizer
 from test_tasks import Ear, make_numbered, write_wav
 from transformers import AutoModelForCausalLM
 
+import eval as evaluate
 from configurator import Refused
 from evaluation import generation
 from evaluation.generation import Config, ask_judge, load_llm, main
@@ -264,7 +266,7 @@ def test_bad_settings_are_one_line(house, settings, message):
 def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('out').write_text('a file where the results of a model of the hub would be')
-    for module in (generation, eval_script):
+    for module in (generation, evaluate):
         with pytest.raises(Refused, match='out/eval/a--b/eval.json: cannot be written'):
             module.main(module.Config(model='a/b', device='cpu'))
 
