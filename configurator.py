@@ -16,6 +16,7 @@ number, string, True, False, None, a tuple or list, arithmetic, or an earlier na
 Names that start with _ are the file's own. An unknown key, a wrong type or any other statement is refused in one line.
 """
 import ast
+import errno
 import inspect
 import operator
 import os
@@ -175,8 +176,8 @@ def _is_named(path, cfg):
 def run(main, Config):
     """A script's last line: main(settings of the command line); bad input ends in one line and exit status 1.
 
-    Bad input is what raises Refused, an `out` that cannot be written, and any other error of the
-    operating system about a path that a setting names.
+    Bad input is what raises Refused, an `out` that cannot be written, a full disk, and any other
+    error of the operating system about a path that a setting names.
     """
     cfg = None
     try:
@@ -187,9 +188,11 @@ def run(main, Config):
     except Refused as e:
         raise SystemExit(f"{script_name()}: {e}") from None
     except OSError as e:
-        if cfg is None or not _is_named(e.filename, cfg):
+        is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if cfg is None or not (is_full or _is_named(e.filename, cfg)):
             raise
-        raise SystemExit(f"{script_name()}: {e.filename}: {e.strerror}") from None
+        path = e.filename or getattr(cfg, 'out', None) or 'the disk'
+        raise SystemExit(f"{script_name()}: {path}: {e.strerror}") from None
 
 def ranks():
     """(rank of this process, number of processes), which torchrun sets; (0, 1) without it."""

@@ -16,8 +16,8 @@ import soundfile
 from configurator import ranks
 from files import name_some, outside_units, print_links, walk
 
-# Names of formats that are no suffixes, and suffixes of formats that go by another name.
-NOT_SUFFIXES = {'raw', 'mat4', 'mat5', 'svx', 'nist', 'wavex', 'ircam', 'mpc2k'}
+# Names of formats that are no suffixes, or are those of features as well; suffixes of formats of another name.
+NOT_SUFFIXES = {'raw', 'mat4', 'mat5', 'svx', 'nist', 'wavex', 'ircam', 'mpc2k', 'htk'}
 OPENED = {name.lower() for name in soundfile.available_formats()} - NOT_SUFFIXES
 OPENED |= {'aif', 'aifc', 'bwf', 'mp1', 'mp2', 'oga', 'opus', 'snd', 'sph', 'wave'}
 TEXT = set('txt json jsonl csv tsv textgrid lab ctm stm trn srt vtt xml eaf md html log yaml py sh'.split())

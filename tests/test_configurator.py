@@ -216,6 +216,10 @@ def test_errors_of_the_system_about_named_paths_are_one_line(tmp_path, monkeypat
     for path in (f'{tmp_path}/out/00000.tmp', tmp_path / 'out.tmp', f'{tmp_path}/b/config.json'):
         with pytest.raises(SystemExit, match=f'x.py: {path}: Permission denied'):
             run(fails(path), Config)
+    def full(cfg):
+        raise OSError(28, 'No space left on device')
+    with pytest.raises(SystemExit, match=f'x.py: {tmp_path}/out: No space left on device'):
+        run(full, Config)
     for path in (f'{tmp_path}/other', None, 3):
         with pytest.raises(PermissionError): # a mistake of ours: the whole story
             run(fails(path), Config)
