@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import Refused, pick_device, ranks, run
+from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
@@ -257,6 +257,7 @@ def main(cfg):
     units = Path(cfg.units)
     out = Path(cfg.out or units / 'words')
     info = read_info(units, 'tokenize_speech.py')
+    refuse_unwritable(out)
     shards = shard_folders(units)
     if not shards:
         raise Refused(f"{units}: no shards (00000/, ...) in it; tokenize_speech.py makes them")

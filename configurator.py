@@ -16,10 +16,12 @@ number, string, True, False, None, a tuple or list, arithmetic, or an earlier na
 Names that start with _ are the file's own. An unknown key, a wrong type or any other statement is refused in one line.
 """
 import ast
+import errno
 import inspect
 import operator
 import os
 import sys
+import tempfile
 import types
 from dataclasses import fields
 from difflib import get_close_matches
@@ -153,12 +155,44 @@ def script_name():
     root = Path(__file__).resolve().parent
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
-def run(main, Config):
-    """A script's last line: main(settings of the command line); bad input ends in one line and exit status 1."""
+def refuse_unwritable(path):
+    """Refuses an output that cannot be made: below a file, in /proc, on a disk that is read-only or another user's."""
+    if os.path.lexists(path):
+        return # what is there is looked at by the script
+    folder = os.path.abspath(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
     try:
-        main(configure(Config, sys.argv[1:]))
+        os.rmdir(tempfile.mkdtemp(prefix='.', dir=folder)) # permissions alone do not tell
+    except OSError as e:
+        raise Refused(f"{path}: cannot be written, nothing new can be made in {folder} ({e.strerror})") from None
+
+def _is_named(path, cfg):
+    """Whether a path is that of a setting, or goes on behind it."""
+    names = [name for value in vars(cfg).values() if isinstance(value, str) for name in value.split(',') if name]
+    return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(
+        tuple(map(os.path.abspath, names)))
+
+def run(main, Config):
+    """A script's last line: main(settings of the command line); bad input ends in one line and exit status 1.
+
+    Bad input is what raises Refused, an `out` that cannot be written, a full disk, and any other
+    error of the operating system about a path that a setting names.
+    """
+    cfg = None
+    try:
+        cfg = configure(Config, sys.argv[1:])
+        if getattr(cfg, 'out', None):
+            refuse_unwritable(cfg.out)
+        main(cfg)
     except Refused as e:
         raise SystemExit(f"{script_name()}: {e}") from None
+    except OSError as e:
+        is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if cfg is None or not (is_full or _is_named(e.filename, cfg)):
+            raise
+        path = e.filename or getattr(cfg, 'out', None) or 'the disk'
+        raise SystemExit(f"{script_name()}: {path}: {e.strerror}") from None
 
 def ranks():
     """(rank of this process, number of processes), which torchrun sets; (0, 1) without it."""

@@ -46,7 +46,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import Refused, pick_device, run
+from configurator import Refused, pick_device, refuse_unwritable, run
 from data import Shards, check_names
 from evaluation.likelihood import document_losses, load
 from evaluation.results import SAME, folder_of, store, table
@@ -393,6 +393,8 @@ def write_submission(folder, part, lines):
 def main(cfg):
     device = pick_device(cfg.device)
     provenance = {'score': SCORE, **record(cfg)}
+    for folder in cfg.model.split(','):
+        refuse_unwritable(folder_of(folder) / 'eval.json')
     measured = {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
     for folder, (rows, samples, notes, weights) in measured.items():
         store(folder, weights, rows, samples, notes, provenance)

@@ -10,6 +10,8 @@ A stage hands on a folder of numbered shards, with an info.json that is written 
 Such folders hold units (tokenize_speech.py), words (align.py) and the speech of the embedded corpus
 (tiny/build/speak.py). Token shards, which training maps into memory, have another format (data.py).
 """
+import codecs
+import csv
 import gzip
 import hashlib
 import json
@@ -18,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -119,7 +122,8 @@ def read_json(folder, name, script):
     path = Path(folder) / name
     try:
         text = path.read_text(encoding='utf-8')
-        values = [json.loads(part) for part in (text.splitlines() if path.suffix == '.jsonl' else [text])]
+        parts = filter(None, text.split('\n')) if path.suffix == '.jsonl' else [text]
+        values = [json.loads(part) for part in parts]
     except OSError:
         raise Refused(f"{path}: no such file; {script} writes it") from None
     except (ValueError, RecursionError) as e: # not JSON, not UTF-8, or nested too deeply
@@ -173,6 +177,76 @@ def write_lines(path, dicts):
     Path(path).write_text(''.join(json.dumps(d) + '\n' for d in dicts), encoding='ascii')
 
 # --------------------------------------------------------------------------------------------------
+# text and tables
+
+def lines(path):
+    """Yields (place, line) for each line of a UTF-8 text or .gz that is not blank. place: 'PATH:LINE_NUMBER'."""
+    path = os.fspath(path)
+    number = 0
+    try:
+        with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as f:
+            for number, line in enumerate(f, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                text = line.decode().rstrip('\r\n')
+                if text.strip():
+                    yield f'{path}:{number}', text
+    except UnicodeDecodeError as e:
+        raise Refused(f"{path}:{number}: not UTF-8 ({e.reason} {line[e.start]:#04x}); {_utf8_remedy(line)}") from None
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as e: # the last two: a .gz that was cut short
+        raise Refused(f"{path}: not readable ({e})") from None
+
+def _utf8_remedy(line):
+    """How to get text that is not UTF-8 in."""
+    encoding = 'utf-16' if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else 'cp1252'
+    return f"iconv -f {encoding} -t utf-8 OLD > NEW converts what Windows programs save"
+
+def read_text(path):
+    """The text of a UTF-8 file, None if there is no such file."""
+    try:
+        data = Path(path).read_bytes()
+        return data.removeprefix(codecs.BOM_UTF8).decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as e:
+        number = data.count(b'\n', 0, e.start) + 1
+        raise Refused(f"{path}:{number}: not UTF-8 ({e.reason} {data[e.start]:#04x}); {_utf8_remedy(data)}") from None
+    except OSError as e:
+        raise Refused(f"{path}: not readable ({e.strerror})") from None
+
+def _cells(line, separator, place):
+    """The cells of a line of csv; tabs and bars separate cells that have no quotes."""
+    if separator != ',':
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], strict=True)) # of one line: a quote that does not close swallows no others
+    except csv.Error as e:
+        why = "a quotation mark does not close on its line" if 'unexpected end' in str(e) else e
+        raise Refused(f"{place}: {why}; expected csv with a row a line, and quotes inside quotes doubled") from None
+
+def read_table(path, columns, separator=','):
+    """Yields (place, {column: text}) for each row of a table in UTF-8, whose header has these columns, perhaps others.
+
+    With ',' cells may be quoted as in csv, but none holds a line break. Raises Refused, also for a
+    row that has more or fewer cells than the header.
+    """
+    rows = lines(path)
+    place, header_line = next(rows, (path, ''))
+    header = _cells(header_line, separator, place) if header_line else []
+    if missing := [column for column in columns if column not in header]:
+        raise Refused(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, "
+                      f"separated by {separator!r}, got {header_line[:80]!r}")
+    if twice := [column for column, n in Counter(header).items() if n > 1 and column in columns]:
+        raise Refused(f"{path}: column {twice[0]} comes twice")
+    for place, line in rows:
+        cells = _cells(line, separator, place)
+        if len(cells) != len(header):
+            raise Refused(f"{place}: {len(cells)} cells, the header has {len(header)}")
+        yield place, dict(zip(header, cells))
+
+# --------------------------------------------------------------------------------------------------
 # shards
 
 def write_shard(dir, index, arrays, lines):
@@ -207,12 +281,109 @@ def read_array(path, dtype):
     return array
 
 # --------------------------------------------------------------------------------------------------
-# while working
+# folders that a user brings
 
-def unlisted(error):
-    """onerror for os.walk, which otherwise skips a folder that it cannot list."""
-    if not isinstance(error, FileNotFoundError): # callers have better words for a folder that is not there
-        raise Refused(f"{error.filename}: cannot be listed ({error.strerror})")
+def is_hidden(name):
+    """Whether a name is one that programs keep for themselves: .git, .ipynb_checkpoints, macOS's ._NAME."""
+    return name.startswith('.')
+
+def _entries(folder):
+    """What a folder holds that is not hidden, sorted; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    except FileNotFoundError: # callers have better words for it
+        return []
+    except OSError as e:
+        raise Refused(f"{folder}: cannot be listed ({e.strerror})") from None
+
+def _number(folder):
+    """What tells a folder from all others, by whatever name; None if it cannot be looked up."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+def walk(root, out=None, links=None):
+    """{name: path} of the files below a folder, sorted; a name is the path inside root, with '/'. Raises Refused.
+
+    Hidden files and folders are left out, and the folder `out`, into which the caller writes.
+    Links are followed, but nothing is read twice: what stands below root is read in its own place,
+    whatever links lead there; of several links to a folder elsewhere the first is followed; links
+    to files elsewhere are files. The names of the links left out are appended to `links`.
+    """
+    known = {_number(out)} - {_number(root)} if out else set() # the numbers of folders
+    paths = {}
+    linked_files = []
+    left_out = []
+    folders = [('', os.fspath(root))]
+    linked_folders = deque() # followed after all that stands in its own place
+    while folders or linked_folders:
+        prefix, folder = folders.pop() if folders else linked_folders.popleft()
+        if _number(folder) in known:
+            left_out += [prefix.rstrip('/')] if os.path.islink(folder) else []
+            continue
+        known.add(_number(folder))
+        for entry in _entries(folder):
+            name = prefix + entry.name
+            if entry.is_symlink():
+                is_folder = os.path.isdir(entry.path)
+                (linked_folders if is_folder else linked_files).append((name + '/' * is_folder, entry.path))
+            elif entry.is_dir():
+                folders.append((name + '/', entry.path))
+            else:
+                paths[name] = entry.path
+    for name, path in linked_files:
+        target_folder, target = os.path.split(os.path.realpath(path))
+        if _number(target_folder) in known and not is_hidden(target) and os.path.exists(path):
+            left_out.append(name)
+        else:
+            paths[name] = path
+    if links is not None:
+        links += sorted(left_out)
+    return dict(sorted(paths.items()))
+
+def visible(folder, pattern):
+    """The paths in a folder that match a pattern of Path.glob, sorted, without hidden ones."""
+    return sorted(path for path in Path(folder).glob(pattern) if not is_hidden(path.name))
+
+def outside_units(paths):
+    """Those of walk's {name: path} that are not inside a units folder (speech/units.py)."""
+    folders = {name.removesuffix('00000/units.npy') for name in paths if name.endswith('00000/units.npy')}
+    return {name: path for name, path in paths.items() if not name.startswith(tuple(folders))}
+
+def files_of_kind(root, endings, out=None):
+    """{name: path} of the files below a folder (see walk) whose names end in one of `endings`; a line names the others.
+
+    Units folders are not looked into.
+    """
+    links = []
+    paths = outside_units(walk(root, out, links))
+    chosen = {name: path for name, path in paths.items() if name.lower().endswith(endings)}
+    if others := [name for name in paths if name not in chosen]:
+        print(f"{root}: left out, as not {' '.join(endings)}: {name_some(others)}")
+    print_links(root, links)
+    return chosen
+
+def print_links(root, links):
+    """A line about the links below root that were left out."""
+    if links:
+        print(f"{root}: left out, as links to what is read in its own place: {', '.join(links[:5])}"
+              + (f" and {len(links) - 5} more" if len(links) > 5 else ''))
+
+def name_some(names):
+    """'2 .m4a (a.m4a, b.m4a), 1 .json (c.json)': how many files there are of each suffix, and the first three."""
+    by_suffix = {}
+    for name in sorted(names):
+        by_suffix.setdefault(Path(name).suffix.lower() or 'without suffix', []).append(name)
+    kinds = sorted(by_suffix.items(), key=lambda item: (-len(item[1]), item[0]))
+    parts = [f"{len(files):,} {suffix} ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})"
+             for suffix, files in kinds]
+    return ', '.join(parts[:8]) + (f' and {len(parts) - 8} more kinds' if len(parts) > 8 else '')
+
+# --------------------------------------------------------------------------------------------------
+# while working
 
 def progress(iterable=None, **kwargs):
     """tqdm, silent where nobody watches (stderr is no terminal)."""

@@ -35,9 +35,9 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
-from corpora.tree import lines
+from corpora.tree import TEXTS, documents
 from data import ShardWriter
-from files import atomically, progress, read_json, read_lines, record, sha256, write_json
+from files import atomically, files_of_kind, progress, read_json, record, sha256, write_json
 from hub.tokenizer import TextTokenizer
 from speech.audio import RATE
 from speech.units import Units
@@ -45,6 +45,7 @@ from speech.words import Words
 from vocab import Vocab
 
 SOURCES = ('text', 'speech', 'interleaved', 'textless')
+COMPARED = ('text', 'speech', 'textless') # whose documents are looked up in train
 MAX_DRAWS = 10_000 # after so many, no word counts as eligible; lam 10, eta 0.3 need at most about 300 (4 words)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15) # step of the splitmix64 generator
 BATCH_DOCS, BATCH_RUNS = 8192, 1 << 20 # documents and units processed at once: decides the memory, never the result
@@ -89,6 +90,13 @@ def mix(x):
 def hash_ids(ids):
     """64 stable bits of each document id."""
     digests = [hashlib.blake2b(id.encode(errors='surrogatepass'), digest_size=8).digest() for id in ids]
+    return np.frombuffer(b''.join(digests), dtype='<u8').astype(np.uint64)
+
+def hash_documents(tokens, lengths):
+    """64 stable bits of the content of each document: ids end to end, and the length of each."""
+    data = memoryview(np.asarray(tokens, '<u4').tobytes())
+    edges = [0, *(4 * np.cumsum(lengths)).tolist()]
+    digests = [hashlib.blake2b(data[a:b], digest_size=8).digest() for a, b in zip(edges, edges[1:])]
     return np.frombuffer(b''.join(digests), dtype='<u8').astype(np.uint64)
 
 def draw_keys(id_hashes, seed, epoch):
@@ -352,18 +360,10 @@ def is_val(id_hashes, val_frac):
     return mix(id_hashes + GOLDEN) < np.uint64(val_frac * 2**64)
 
 def texts_of(path):
-    """Yields (id, text) of the documents of a .txt (one per line) or .jsonl ('text') file, except empty ones."""
-    name = Path(path).name
-    if not path.endswith('.jsonl'):
-        for place, line in lines(path):
-            yield f"{name}:{place.rpartition(':')[2]}", line.strip()
-        return
-    for place, line in read_lines(path):
-        text, id = line.get('text'), line.get('id')
-        if not isinstance(text, str):
-            raise Refused(f"{place}: no string 'text'")
+    """Yields (id, text) of the documents of a --text file, except empty ones."""
+    for id, text, _ in documents(path):
         if text.strip():
-            yield id if isinstance(id, str) and id else f"{name}:{place.rpartition(':')[2]}", text
+            yield id, text
 
 # --------------------------------------------------------------------------------------------------
 # the run
@@ -377,6 +377,7 @@ class SplitWriter(ExitStack):
         self.provenance = provenance
         self.writers = {} # {'train/text': ShardWriter, ...}
         self.counts = {} # {'train/text': {'documents': 0, 'tokens': 0}, ...}
+        self.hashes = {} # {'train/text': [hashes of its documents, ...], ...}
 
     def add(self, source, tokens, lengths, val):
         """lengths: (D,) tokens of each document, 0 if it is not of this source; val: (D,) bool."""
@@ -392,8 +393,21 @@ class SplitWriter(ExitStack):
                 self.counts[name] = {'documents': 0, 'tokens': 0}
             chosen = slice(None) if token_val is None else token_val == (split == 'val')
             self.writers[name].add(tokens[chosen], n_tokens)
+            if source in COMPARED:
+                self.hashes.setdefault(name, []).append(hash_documents(tokens[chosen], n_tokens))
             self.counts[name]['documents'] += len(n_tokens)
             self.counts[name]['tokens'] += int(n_tokens.sum())
+
+    def equal_documents(self):
+        """{source: how many of its documents for val, and how many more of those for train, train holds already}."""
+        counts = {}
+        for source in COMPARED:
+            train, val = (np.concatenate(self.hashes.get(f'{split}/{source}') or [np.array([], np.uint64)])
+                          for split in ('train', 'val'))
+            if len(train):
+                first = np.unique(train)
+                counts[source] = {'val': int(np.isin(val, first).sum()), 'train': len(train) - len(first)}
+        return counts
 
 def open_corpora(cfg):
     """The corpora of --units, which must all have units of one kind."""
@@ -508,10 +522,10 @@ def text_files(cfg):
         raise Refused(f"text = {cfg.text}: sources = {cfg.sources} has no 'text'")
     files = []
     for path in filter(None, cfg.text.split(',')):
-        inside = sorted(p for p in Path(path).rglob('*') if p.suffix in ('.txt', '.jsonl'))
-        if Path(path).is_dir() and not inside:
-            raise Refused(f"text = {path}: no .txt or .jsonl file in this folder")
-        files += map(str, inside or [path])
+        inside = files_of_kind(path, TEXTS, cfg.out).values() if Path(path).is_dir() else [path]
+        if not inside:
+            raise Refused(f"text = {path}: none of {' '.join(TEXTS)} in this folder")
+        files += inside
     for path in files:
         if not Path(path).is_file():
             raise Refused(f"{path}: no such text file")
@@ -524,6 +538,11 @@ def report(cfg, info):
     for source in cfg.sources:
         if f'train/{source}' not in info['written']:
             print(f"{cfg.out}/train/{source}: not written, since no document has what it needs")
+    for source, n in info['equal_documents'].items():
+        if n['val'] or n['train']:
+            n_val = info['written'].get(f'val/{source}', {}).get('documents', 0)
+            print(f"{source}: train holds {n['val']:,} of the {n_val:,} documents of val as well, and "
+                  f"{n['train']:,} documents more than once; a loss on the former is not held out")
     n = info['interleaved']
     if n.get('words'):
         tokens = sum(c['tokens'] for name, c in info['written'].items() if name.endswith('/interleaved'))
@@ -561,7 +580,8 @@ def main(cfg):
         seconds = sum(meta['seconds'] for corpus in corpora for meta in corpus.units.meta)
         info = {'documents': sum(len(corpus.units) for corpus in corpora), 'written': dict(sorted(out.counts.items())),
                 'hours': round(seconds / 3600, 4), 'interleaved': dict(counts),
-                'refused': dict(sorted(refused.items())), **description, **record(cfg)}
+                'equal_documents': out.equal_documents(), 'refused': dict(sorted(refused.items())), **description,
+                **record(cfg)}
         write_json(tmp / 'info.json', info)
     report(cfg, info)
 

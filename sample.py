@@ -24,6 +24,7 @@ The folder --out gets files for each continuation, numbered through all prompts,
 import base64
 import html
 import io
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,10 +33,11 @@ import soundfile
 import torch
 
 from configurator import Refused, pick_device, run
-from files import atomically, progress, record, write_json
+from files import atomically, lines, progress, record, write_json
 from hub.folders import vocabulary
 from model import GPT
 from speech.audio import RATE, load_audio
+from speech.audio_files import audio_files, names_audio
 from speech.unit_cache import load_encoder, wave_for
 from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
@@ -77,7 +79,6 @@ class Config:
         if self.temperature < 0 or self.seconds < 0:
             raise Refused("temperature and seconds must not be negative")
 
-AUDIO = {'.wav', '.flac', '.ogg', '.mp3'}
 NAMES = {UNITS: 'speech', TEXT: 'text'}
 
 # --------------------------------------------------------------------------------------------------
@@ -86,24 +87,25 @@ NAMES = {UNITS: 'speech', TEXT: 'text'}
 def has_empty_part(parts):
     return not all(map(str.strip, parts))
 
-def is_audio(part):
-    return Path(part.strip()).suffix.lower() in AUDIO
+def is_file(part):
+    """Whether a part of a prompt is a file: it is there, or has the suffix of sound or video. Any other is text."""
+    path = part.strip()
+    return names_audio(path) or os.path.isfile(path) or os.sep in path and os.path.isdir(path)
 
 def all_prompts(cfg):
     """The prompt of --prompt, or of each file or line of --prompts -> [[part, ...], ...]"""
     if cfg.prompt:
         return [cfg.prompt.split('|')]
     path = Path(cfg.prompts)
-    try:
-        if path.is_dir():
-            prompts = sorted([str(file)] for file in path.iterdir() if file.suffix.lower() in AUDIO)
-        else:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-            prompts = [line.split('|') for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise Refused(f"{path}: expected a folder of audio, or UTF-8 text with a prompt a line ({e})") from None
+    if path.is_dir():
+        if Path(cfg.out).is_dir() and os.path.samefile(path, cfg.out):
+            raise Refused(f"{path}: is --out too, whose continuations would be prompts; take another --out")
+        paths, _ = audio_files(path, cfg.out)
+        prompts = [[part] for part in paths.values()]
+    else:
+        prompts = [line.split('|') for _, line in lines(path)]
     if not prompts:
-        raise Refused(f"{path}: no prompt in it; expected lines or {' '.join(sorted(AUDIO))} files")
+        raise Refused(f"{path}: no prompt in it; expected lines or files of audio")
     for parts in prompts:
         if has_empty_part(parts):
             raise Refused(f"{path}: {'|'.join(parts)!r}: expected audio files and texts separated by |, "
@@ -112,7 +114,7 @@ def all_prompts(cfg):
 
 def read_part(part, cfg, encoder):
     """-> {'kind': TEXT, 'text'}, or of audio {'kind': UNITS, 'path', 'units', 'runs', 'wave'}."""
-    if not is_audio(part):
+    if not is_file(part):
         return {'kind': TEXT, 'text': part}
     path = part.strip()
     units, runs = deduplicate(encoder.encode([wave_for(encoder, path, seconds=cfg.seconds)])[0])
@@ -263,7 +265,7 @@ def load_speech(cfg, prompts, vocab, device):
     encoder = vocoder = None
     # A published model names its encoder, or nothing; the vocoder asks for the encoder's hash.
     knows_hash = vocab.units and '/' not in vocab.units
-    if cfg.output != 'text' and not knows_hash or any(map(is_audio, sum(prompts, []))):
+    if cfg.output != 'text' and not knows_hash or any(map(is_file, sum(prompts, []))):
         encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':

@@ -46,9 +46,20 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from configurator import Refused, pick_device, ranks, run
+from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from corpora.read import read_corpus
-from files import atomically, progress, read_array, read_lines, record, sha256, shard_folders, write_json, write_lines
+from files import (
+    atomically,
+    name_some,
+    progress,
+    read_array,
+    read_lines,
+    record,
+    sha256,
+    shard_folders,
+    write_json,
+    write_lines,
+)
 from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, kind_of
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
@@ -273,7 +284,7 @@ class Failures:
         with atomically(Path(self.cfg.out) / 'failures.jsonl', f'.{ranks()[0]}') as tmp:
             write_lines(tmp, failures)
 
-def finish(cfg, encoder, kmeans, failures):
+def finish(cfg, encoder, kmeans, failures, left_out):
     """Writes info.json, with counts that come from the shards."""
     folders = shard_folders(cfg.out)
     seconds = [meta['seconds'] for folder in folders for _, meta in read_lines(folder / 'meta.jsonl')]
@@ -284,7 +295,8 @@ def finish(cfg, encoder, kmeans, failures):
     info = {'encoder': cfg.encoder, 'kind': encoder.kind, 'layer': encoder.layer, 'kmeans': kmeans and sha256(kmeans),
             'units_hash': encoder.hash, 'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop,
             'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
-            'failures': dict(sorted(counts.items())), **record(cfg)}
+            'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
+            **record(cfg)}
     write_json(Path(cfg.out) / 'info.json', info, f'.{ranks()[0]}')
     print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
 
@@ -297,6 +309,7 @@ def fit(cfg, docs, device):
         raise Refused("fit_kmeans runs in one process, without torchrun")
     if os.path.exists(cfg.kmeans):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
+    refuse_unwritable(cfg.kmeans)
     placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
     encoder = Encoder(cfg.encoder, cfg.layer, placeholder, device, cfg.window_s, cfg.margin_s, cfg.batch_s)
     order = np.random.default_rng(cfg.seed).permutation(len(docs))
@@ -363,7 +376,7 @@ def encode_shards(cfg, encoder, docs, shards, failures):
 
 def main(cfg):
     rank, world = ranks()
-    docs = read_corpus(cfg)
+    docs, left_out = read_corpus(cfg)
     device = pick_device(cfg.device)
     if cfg.fit_kmeans:
         return fit(cfg, docs, device)
@@ -392,7 +405,7 @@ def main(cfg):
         return
     all_failures = failures.check()
     failures.write(all_failures)
-    finish(cfg, encoder, kmeans, all_failures)
+    finish(cfg, encoder, kmeans, all_failures, left_out)
 
 if __name__ == '__main__':
     run(main, Config)

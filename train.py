@@ -31,7 +31,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from configurator import Refused, ranks, run
 from data import Loader, Shards, check_names
-from files import sha256
+from files import sha256, visible
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
 from hub.shapes import planned_config
@@ -162,7 +162,7 @@ def make_optimizer(model, lr):
 
 def hash_of_init(init):
     """A hash of the weights in a local folder. A hub id is taken to name the same weights each time."""
-    return checkpoint.digest(map(sha256, sorted(Path(init).glob('*.safetensors'))))
+    return checkpoint.digest(map(sha256, visible(init, '*.safetensors')))
 
 def open_data(cfg):
     """The data of these settings -> (Vocab, tokenizer, Loader to train on, held-out data, inputs).

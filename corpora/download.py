@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from configurator import Refused, run
+from configurator import Refused, refuse_unwritable, run
 from files import progress, write_json
 
 ATTEMPTS = 5 # give up after so many attempts in a row that bring nothing
@@ -62,6 +62,7 @@ def main(utterances, subsets, cfg):
 
 def download_subsets(subsets, cfg):
     names = [name for name in cfg.subset.split(',') if name]
+    refuse_unwritable(cfg.root)
     if not subsets:
         raise Refused("no archive to download; the first lines of the corpus's file tell where it is")
     if not names or not set(names) <= set(subsets):

@@ -1,7 +1,8 @@
 """
 Any folder of audio, or a list of it.
 
-    FOLDER              every .wav, .flac, .ogg and .mp3 below it; id = path inside FOLDER without the extension;
+    FOLDER              every file below it that is audio, through links and without hidden ones
+                        (speech/audio_files.py); id = path inside FOLDER without the extension;
                         NAME.txt beside NAME.wav is its text
     FOLDER with manifest.jsonl, or FILE.jsonl: one utterance per line,
                         {"id": ..., "audio": path relative to the file, "text": ..., "speaker": ...,
@@ -10,48 +11,49 @@ Any folder of audio, or a list of it.
 """
 import os
 
-from configurator import Refused
-from files import read_lines, unlisted
+from configurator import Refused, ranks
+from files import name_some, outside_units, read_lines, read_text, walk
+from speech.audio_files import audio_files, names_audio
 
-EXTENSIONS = ('.wav', '.flac', '.ogg', '.mp3')
 
 def utterances(root):
-    """Dicts {id, path, start, end, text, speaker, words}, sorted by id. Only texts and the manifest are opened."""
+    """Dicts {id, path, start, end, text, speaker, words}, sorted by id. Returns the names of the files left out."""
     root = os.fspath(root)
     if not os.path.exists(root):
         raise Refused(f"{root}: no such file or folder; expected a folder of audio or a .jsonl list")
     manifest = os.path.join(root, 'manifest.jsonl') if os.path.isdir(root) else root
+    left_out = []
     if not os.path.isfile(manifest):
-        docs = _from_folder(root)
+        docs, left_out = _from_folder(root)
     elif manifest.endswith('.jsonl'):
         folder = os.path.dirname(manifest)
         docs = [from_line(line, place, folder) for place, line in read_lines(manifest)]
+        left_out = _unlisted(root, docs) if os.path.isdir(root) else []
     else:
         raise Refused(f"{manifest}: expected a folder of audio or a .jsonl list")
     if not docs:
-        raise Refused(f"{root}: no utterance in it; expected {' '.join(EXTENSIONS)} files or a manifest.jsonl")
+        raise Refused(f"{root}: no utterance in it; expected files of audio or a manifest.jsonl")
     yield from sorted(docs, key=lambda u: u['id'])
+    return left_out
 
 def _from_folder(root):
+    """-> (utterances, the names of the other files)."""
+    paths, left_out = audio_files(root)
     docs = []
-    for folder, _, filenames in os.walk(root, onerror=unlisted): # does not follow links to folders, so it ends
-        for filename in filenames:
-            path = os.path.join(folder, filename)
-            stem, extension = os.path.splitext(path)
-            if extension.lower() in EXTENSIONS and os.path.isfile(path): # no pipes, no dangling links
-                id = os.path.relpath(stem, root).replace(os.sep, '/')
-                docs.append({'id': id, 'path': path, 'start': None, 'end': None,
-                             'text': _text(stem + '.txt'), 'speaker': None, 'words': None})
-    return docs
+    for name, path in paths.items():
+        text = read_text(os.path.splitext(path)[0] + '.txt')
+        docs.append({'id': os.path.splitext(name)[0], 'path': path, 'start': None, 'end': None,
+                     'text': text and text.strip(), 'speaker': None, 'words': None})
+    return docs, left_out
 
-def _text(path):
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            return f.read().strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as e:
-        raise Refused(f"{path}: expected UTF-8 text ({e})") from None
+def _unlisted(root, docs):
+    """The names of the audio below a folder that is not in its manifest, which is said in a line."""
+    listed = {os.path.normpath(u['path']) for u in docs}
+    names = [name for name, path in outside_units(walk(root)).items()
+             if names_audio(name) and os.path.normpath(path) not in listed]
+    if names and ranks()[0] == 0:
+        print(f"{root}: left out, as not in its manifest.jsonl: {name_some(names)}")
+    return names
 
 def from_line(line, place, folder):
     """A line of a manifest (a dict) -> an utterance; folder: the one that audio paths are relative to."""

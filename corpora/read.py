@@ -9,13 +9,14 @@ import math
 from pathlib import Path
 
 from configurator import Refused
+from files import visible
 
 FOLDER = Path(__file__).parent
 
 def corpus_names():
     """The names of the files of corpora/ that define `utterances`, sorted. They are parsed, not run."""
     names = []
-    for path in sorted(FOLDER.glob('*.py')):
+    for path in visible(FOLDER, '*.py'):
         try:
             tree = ast.parse(path.read_text(encoding='utf-8'))
         except SyntaxError as e:
@@ -28,12 +29,21 @@ def _is_time(seconds):
     return seconds is None or math.isfinite(seconds) and seconds >= 0
 
 def read_corpus(cfg):
-    """What corpora/{cfg.corpus}.py finds in cfg.audio: a list of utterances, sorted by id. Raises Refused."""
+    """What corpora/{cfg.corpus}.py finds in cfg.audio -> (utterances sorted by id, names of the files left out).
+
+    Raises Refused.
+    """
     names = corpus_names()
     if cfg.corpus not in names:
         raise Refused(f"corpus is {cfg.corpus!r}, expected one of corpora/*.py: {', '.join(names)}")
     corpus = importlib.import_module('corpora.' + cfg.corpus)
-    docs = sorted(corpus.utterances(cfg.audio), key=lambda u: u['id'])
+    left_out = None
+
+    def read():
+        nonlocal left_out
+        left_out = yield from corpus.utterances(cfg.audio) # what a reader returns, if it does
+
+    docs = sorted(read(), key=lambda u: u['id'])
     for u, following in zip(docs, docs[1:]):
         if u['id'] == following['id']:
             raise Refused(f"{cfg.audio}: two utterances with the id '{u['id']}': {u['path']} and {following['path']}")
@@ -51,4 +61,4 @@ def read_corpus(cfg):
             raise Refused(f"{cfg.audio}: {u['path']!r} has a name that is not UTF-8; rename the file") from None
     if not docs:
         raise Refused(f"{cfg.audio}: no utterance in it that corpora/{cfg.corpus}.py finds")
-    return docs
+    return docs, left_out or []

@@ -32,8 +32,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from configurator import Refused, run
-from corpora.tree import documents
-from files import atomically, progress, read_lines, record, write_json
+from corpora.tree import TEXTS, documents
+from files import atomically, files_of_kind, progress, read_lines, record, write_json
 
 RULES = {
     'words': (50, 100_000),
@@ -44,7 +44,6 @@ RULES = {
 }
 BULLETS = tuple('\u2022\u2023\u25b6\u25c0\u25e6\u25a0\u25a1\u25aa\u25ab\u2013')
 NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
-TEXTS = ('.txt', '.jsonl', '.jsonl.gz', '.json.gz')
 
 @dataclass(frozen=True)
 class Config:
@@ -119,10 +118,8 @@ def output_names(cfg):
     top = os.path.join(cfg.root, 'documents')
     if not os.path.isdir(top):
         top = cfg.root
-    paths = sorted(str(path) for path in Path(top).rglob('*')
-                   if path.name.endswith(TEXTS) and not path.name.endswith('.signals.json.gz'))
-    if os.path.isfile(cfg.root):
-        paths = [cfg.root]
+    paths = [cfg.root] if os.path.isfile(cfg.root) else files_of_kind(top, TEXTS, cfg.out).values()
+    paths = [path for path in paths if not path.endswith('.signals.json.gz')]
     if not paths:
         raise Refused(f"{cfg.root}: no text in it; expected {' '.join(TEXTS)} files")
     names = {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import Refused, run
-from files import atomically, progress, record, write_json
+from files import atomically, progress, record, visible, write_json
 from speech.audio import open_parquet
 
 PARTS = ('prompt', 'chosen', 'rejected')
@@ -63,7 +63,7 @@ def write_audio(path, folder):
 
 def main(cfg):
     root = Path(cfg.parquet)
-    paths = sorted(root.glob('*.parquet')) if root.is_dir() else [root]
+    paths = visible(root, '*.parquet') if root.is_dir() else [root]
     if not paths or not root.exists():
         raise Refused(f"{root}: expected .parquet files of SpokenSwag")
     if Path(cfg.out).exists():

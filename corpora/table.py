@@ -14,7 +14,7 @@ import numpy as np
 
 from configurator import Refused, run
 from data import Shards, pack, read_index
-from files import read_info
+from files import read_info, walk
 from vocab import MODALITIES
 
 
@@ -67,9 +67,10 @@ def unit_rows(infos):
         yield f"| {folder} | {info['documents']:,} | {info['hours']:,.2f} | {info['runs']:,} | {rate:.1f} |"
 
 def main(cfg):
-    folders = sorted(path.parent for path in Path(cfg.data).rglob('index.json'))
+    paths = [Path(path) for path in walk(cfg.data).values()]
+    folders = sorted(path.parent for path in paths if path.name == 'index.json')
     infos = {}
-    for path in sorted(Path(cfg.data).rglob('info.json')):
+    for path in sorted(path for path in paths if path.name == 'info.json'):
         info = read_info(path.parent, 'tokenize_speech.py')
         if {'runs', 'hours', 'units_hash'} <= info.keys():
             infos[path.parent] = info

@@ -7,16 +7,16 @@ recordings are cut by start and end in seconds; no audio is written. Where a cor
 and test, they are folders or files of their own, and a reader gets one subset. Elsewhere
 interleave.py keeps 1 % for validation, by the hash of the id.
 """
-import gzip
 import os
-import zlib
+import re
 
 from configurator import Refused
-from files import read_lines, unlisted
+from files import lines, read_lines, walk
 from speech.audio import open_parquet
 
 SECONDS = 60.0 # maximum length of a piece of a long recording
 PAUSE = 2.0 # maximum silence inside a piece, in seconds
+TEXTS = ('.txt', '.txt.gz', '.jsonl', '.jsonl.gz', '.json.gz') # the files of documents()
 
 def utterance(id, path, start=None, end=None, text=None, speaker=None, words=None):
     """What a reader yields. start, end: seconds within the file; words: [[word, start, end]], in seconds from start."""
@@ -29,14 +29,7 @@ def files(root, extension, layout, subset):
     'SPEAKER/CHAPTER/NAME'; their depth is checked, except for '**'. subset: what root should be,
     for the error message.
     """
-    root = os.fspath(root)
-    paths = {}
-    for folder, _, filenames in os.walk(root, onerror=unlisted):
-        for filename in filenames:
-            if filename.endswith(extension):
-                path = os.path.join(folder, filename)
-                name = os.path.relpath(path, root).replace(os.sep, '/').removesuffix(extension)
-                paths[name] = path
+    paths = {name.removesuffix(extension): path for name, path in walk(root).items() if name.endswith(extension)}
     if not paths:
         raise Refused(f"{root}: no {extension} in it; expected {subset}, with {layout}{extension} in it")
     # Sorted as the ids are that continue these names with a '/'.
@@ -54,32 +47,6 @@ def refuse_orphans(audio, known, why):
     """Refuses paths of audio that are not among the known ones."""
     if orphans := sorted(set(audio) - set(known)):
         raise Refused(f"{orphans[0]}: {why}, one of {len(orphans)} such; unpack the archive again, or move them away")
-
-def lines(path):
-    """Yields (place, line) for each line of a UTF-8 text or .gz that is not blank. place: 'PATH:LINE_NUMBER'."""
-    open_text = gzip.open if path.endswith('.gz') else open
-    try:
-        with open_text(path, 'rt', encoding='utf-8-sig', newline='\n') as f:
-            for number, line in enumerate(f, start=1):
-                if line.strip():
-                    yield f'{path}:{number}', line.rstrip('\r\n')
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file; it is part of the corpus") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
-        raise Refused(f"{path}: expected UTF-8 text ({e})") from None
-
-def table(path, columns, separator='\t'):
-    """Yields (place, {column: value}) for each row of a table whose header has these columns, and perhaps others."""
-    rows = lines(path)
-    _, header_line = next(rows, ('', ''))
-    header = header_line.split(separator)
-    if not set(columns) <= set(header):
-        raise Refused(f"{path}: columns {', '.join(header)}; expected {', '.join(columns)}")
-    for place, line in rows:
-        values = line.split(separator)
-        if len(values) != len(header):
-            raise Refused(f"{place}: {len(values)} columns, the header has {len(header)}")
-        yield place, dict(zip(header, values))
 
 def parquet_files(root, subset):
     """{name: path} of the .parquet files in a folder, or of root if it is such a file."""
@@ -108,10 +75,10 @@ def rows(path, columns):
 def documents(path):
     """Yields (id, text, the document's line of JSON as a dict).
 
-    path: a .txt with a document per line, or .jsonl, .json.gz with the text in 'raw_content' or 'text'.
+    path: one of TEXTS: .txt(.gz) has a document per line, the others its text in 'raw_content' or 'text'.
     """
     filename = os.path.basename(path)
-    if path.endswith('.txt'):
+    if not re.search(r'\.jsonl?(\.gz)?$', path.lower()):
         for place, line in lines(path):
             yield f"{filename}:{place.rpartition(':')[2]}", line.strip(), {}
         return
@@ -120,7 +87,7 @@ def documents(path):
         text = line.get('raw_content', line.get('text'))
         if not isinstance(text, str):
             raise Refused(f"{place}: expected a string 'raw_content' or 'text', got {text!r}")
-        if not isinstance(id, str):
+        if not isinstance(id, str) or not id:
             id = f"{filename}:{place.rpartition(':')[2]}"
         yield id, text, line
 

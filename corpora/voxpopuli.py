@@ -17,7 +17,8 @@ from glob import escape, glob
 
 from configurator import Refused
 from corpora.download import script
-from corpora.tree import by_id, files, refuse_orphans, table, utterance
+from corpora.tree import by_id, files, refuse_orphans, utterance
+from files import read_table
 
 SUBSET = 'ROOT/raw_audios/LANGUAGE or ROOT/transcribed_data/LANGUAGE/asr_SPLIT.tsv'
 URL = 'https://dl.fbaipublicfiles.com/voxpopuli'
@@ -38,9 +39,9 @@ def _transcribed(tsv):
         return os.path.join(folder, row['id'][:4], row['id'] + '.ogg')
     listed = set()
     for split in glob(os.path.join(escape(folder), 'asr_*.tsv')): # the folders of years hold the audio of all splits
-        listed |= {audio(row) for _, row in table(split, ('id',))}
+        listed |= {audio(row) for _, row in read_table(split, ('id',), '\t')}
     refuse_orphans(files(folder, '.ogg', 'YEAR/ID', SUBSET).values(), listed, 'no row in any asr_SPLIT.tsv')
-    for _, row in table(tsv, ('id', 'raw_text', 'normalized_text', 'speaker_id')):
+    for _, row in read_table(tsv, ('id', 'raw_text', 'normalized_text', 'speaker_id'), '\t'):
         speaker = None if row['speaker_id'] in ('', 'None') else row['speaker_id']
         # raw_text has case and punctuation, but is empty in some rows.
         text = row['raw_text'] or row['normalized_text'] or None
@@ -53,7 +54,7 @@ def _sessions(root):
     data = os.path.dirname(os.path.dirname(root))
     segments = os.path.join(data, 'unlabelled_data', 'unlabelled_v2.tsv.gz')
     cut = set()
-    for place, row in table(segments, ('event_id', 'segment_no', 'start', 'end')):
+    for place, row in read_table(segments, ('event_id', 'segment_no', 'start', 'end'), '\t'):
         event = row['event_id']
         if not event.endswith('_' + language) or only_plenaries and 'PLENARY' not in event:
             continue

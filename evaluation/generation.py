@@ -39,14 +39,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import Refused, pick_device, run
+from configurator import Refused, pick_device, refuse_unwritable, run
 from corpora.folder import utterances
 from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
 from evaluation.results import folder_of, store, table
 from evaluation.scores import mean_and_stderr, ratio_and_stderr
 from evaluation.text_scores import auto_bleu2, bigrams, plain_words, self_bleu2, word_errors
-from files import progress, record
+from files import progress, record, visible
 from speech.audio import RATE, load_audio
 from speech.unit_cache import load_encoder, wave_for
 from speech.units import deduplicate, refuse_foreign_units
@@ -157,7 +157,7 @@ def prompt_files(cfg):
     folder = Path(cfg.prompts)
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder; expected spoken StoryCloze (N_NAME.wav) or a folder of audio")
-    names = sorted(path.name for path in folder.glob('*.wav'))
+    names = [path.name for path in visible(folder, '*.wav')]
     if names and re.match(r'\d+[_+.]', names[0]):
         files = [(path.stem, path, None) for _, path, _ in numbered_pairs(folder)]
     else:
@@ -332,6 +332,7 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
 # the run
 
 def main(cfg):
+    refuse_unwritable(folder_of(cfg.model) / 'eval.json')
     device = pick_device(cfg.device)
     model, vocab, tokenizer, weights = load(cfg.model, device)
     if vocab.kind == 'text':

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from configurator import Refused
-from files import progress, sha256
+from files import progress, sha256, visible
 from hub.folders import local_folder, vocabulary
 from model import GPT
 
@@ -154,5 +154,5 @@ def load(folder, device):
     if model.cfg.vocab_size < vocab.size:
         raise Refused(f"{folder}: {model.cfg.vocab_size} embedding rows, its vocabulary has {vocab.size} ids; "
                       "are config.json and vocab.json of the same model?")
-    hashes = {path.name: sha256(path) for path in sorted(local_folder(folder).glob('*.safetensors'))}
+    hashes = {path.name: sha256(path) for path in visible(local_folder(folder), '*.safetensors')}
     return model, vocab, tokenizer, hashes

@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 
 from configurator import Refused
+from speech.audio_files import is_foreign, to_flac
 
 RATE = 16000 # Hz, of every wave and word time in this project
 
@@ -247,7 +248,8 @@ def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     try:
         f = soundfile.SoundFile(raw() if row else path)
     except (soundfile.LibsndfileError, TypeError): # TypeError: a .raw file needs more arguments
-        raise BadAudio('NOT_AUDIO', path, "not a file that libsndfile can open") from None
+        remedy = f"; {to_flac(path)} converts it" if is_foreign(path) else ""
+        raise BadAudio('NOT_AUDIO', path, f"not a file that libsndfile can open{remedy}") from None
     with f:
         if not 1000 <= f.samplerate <= 384000:
             raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")

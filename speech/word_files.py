@@ -23,14 +23,13 @@ or "audio"; a file by its path in FOLDER without the extension. A name that is n
 folder stands for the only id that ends in /name. Words keep their spelling.
 """
 import math
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused
-from files import read_lines, strict_json, unlisted
+from files import read_lines, strict_json, walk
 from speech.audio import RATE
 
 # The marks of silence in a tier of words, those of old versions of MFA included.
@@ -178,8 +177,7 @@ def word_files(path):
     path = Path(path)
     if not path.is_dir():
         return [(path, path.stem)]
-    files = [Path(folder) / name for folder, _, names in os.walk(path, onerror=unlisted)
-             for name in names if name.casefold().endswith(EXTENSIONS)]
+    files = [Path(file) for name, file in walk(path).items() if name.casefold().endswith(EXTENSIONS)]
     if not files:
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")
     return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in sorted(files)]

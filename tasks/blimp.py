@@ -11,14 +11,14 @@ sentences, not their means per token: that score is `sum`.
 from pathlib import Path
 
 from configurator import Refused
-from files import read_lines
+from files import read_lines, visible
 
 KEYS = ('sentence_good', 'sentence_bad', 'UID', 'field', 'pairID')
 
 def items(root):
     """Items in the order of files and lines."""
     root = Path(root)
-    paths = sorted(root.glob('*.jsonl')) or sorted((root / 'data').glob('*.jsonl'))
+    paths = visible(root, '*.jsonl') or visible(root / 'data', '*.jsonl')
     if not paths:
         raise Refused(f"{root}: no .jsonl in it or in its data/; expected BLiMP's files, as adjunct_island.jsonl")
     names = set()

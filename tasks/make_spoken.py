@@ -38,7 +38,6 @@ published SpokenSwag were drawn without a seed (corpora/spokenswag.py reads it).
 
 A piece that exists and can be read is not spoken again, so an interrupted run can be resumed.
 """
-import csv
 import hashlib
 import json
 import os
@@ -53,7 +52,7 @@ import tasks.blimp
 import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, record, sha256, write_json, write_lines
+from files import atomically, progress, read_lines, read_table, record, sha256, write_json, write_lines
 from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
 BENCHMARK_VOICES = 'af_bella,bf_emma,am_puck,bm_george' # SIMS A.3
@@ -152,33 +151,18 @@ def copa(cfg):
 
 SWAG = ('video-id', 'fold-ind', 'sent1', 'sent2', 'gold-source', 'label', 'ending0', 'ending1', 'ending2', 'ending3')
 
-def _csv_rows(path):
-    """Yields (place, {column: text}) of a csv with SWAG's columns."""
-    try:
-        file = open(path, newline='', encoding='utf-8-sig')
-    except OSError as e:
-        raise Refused(f"{path}: {e.strerror}; expected SWAG's train.csv or val.csv, or its parquet") from None
-    with file:
-        reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or ())
-        for row in reader:
-            yield f'{path}:{reader.line_num}', row
-
 def _parquet_rows(path):
-    """The same of a parquet file."""
+    """Yields (place, {column: text}) of a parquet file with SWAG's columns."""
     table = open_parquet(path)
-    _check_columns(path, table.schema_arrow.names)
+    if missing := [column for column in SWAG if column not in table.schema_arrow.names]:
+        raise Refused(f"{path}: no column {', '.join(missing)}; expected SWAG's {', '.join(SWAG)}")
     for n, row in enumerate(table.read(list(SWAG)).to_pylist()):
         yield f'{path}#{n}', {column: None if value is None else str(value) for column, value in row.items()}
 
-def _check_columns(path, names):
-    if missing := [column for column in SWAG if column not in names]:
-        raise Refused(f"{path}: no column {', '.join(missing)}; expected SWAG's {', '.join(SWAG)}")
-
 def spokenswag(cfg):
     """Preference pairs of SWAG's items whose gold-source is 'gold'."""
-    rows = _parquet_rows if cfg.source.endswith('.parquet') else _csv_rows
-    for place, row in rows(cfg.source):
+    rows = _parquet_rows(cfg.source) if cfg.source.endswith('.parquet') else read_table(cfg.source, SWAG)
+    for place, row in rows:
         if row['gold-source'] != 'gold':
             continue
         if row['label'] not in ('0', '1', '2', '3'):

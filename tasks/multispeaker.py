@@ -10,9 +10,11 @@ A voice of the parquet files is the folder that holds them below ROOT (or the fi
 '-'). If such names hold 'ssc' or 'tsc', only those of the task are read. Every voice must have the
 same stories. Audio of any rate is resampled. Row 'all' is the mean over the items of all voices.
 """
+import re
 from pathlib import Path
 
 from configurator import Refused
+from files import read_text, walk
 from speech.audio import open_parquet
 from tasks.storycloze import check_files, numbered_pairs
 
@@ -30,7 +32,8 @@ def _spoken(root, task, other_task):
     for voice, path in _parquet_files(root, task, other_task):
         voices.setdefault(voice, []).extend(_rows(path))
     if not voices:
-        for folder in sorted({path.parent for path in root.glob('*/*.wav')}):
+        waves = [name for name in walk(root) if re.fullmatch(r'[^/]+/[^/]+\.wav', name)]
+        for folder in sorted({root / name.split('/')[0] for name in waves}):
             voices[folder.name] = [(str(k), {'joined': right}, {'joined': wrong})
                                    for k, right, wrong in numbered_pairs(folder)]
     if not voices:
@@ -64,7 +67,8 @@ def texts(root, task):
 
 def _parquet_files(root, task, other_task):
     """Yields (voice, path) of the parquet files of a task below root, or of root if it is such a file."""
-    for path in [root] if root.is_file() else sorted(root.rglob('*.parquet')):
+    paths = [root] if root.is_file() else [Path(path) for path in walk(root).values() if path.endswith('.parquet')]
+    for path in paths:
         if path == root:
             voice = f'{path.parent.name}/{path.stem}'
         else:
@@ -95,7 +99,7 @@ def cross_modal(root):
     """Items with context and endings apart."""
     root = Path(root)
     names = {} # {folder: names of its items}
-    for path in sorted(root.rglob('*_correct.wav')):
+    for path in [Path(path) for name, path in walk(root).items() if name.endswith('_correct.wav')]:
         names.setdefault(path.parent, []).append(path.name.removesuffix('_correct.wav'))
     if not names:
         raise Refused(f"{root}: no NAME_correct.wav in it or below; "
@@ -115,5 +119,4 @@ def cross_modal(root):
 
 def _read(folder, stem):
     """-> (text, path of the audio)."""
-    text = (folder / f'{stem}.txt').read_text(encoding='utf-8').strip()
-    return text, folder / f'{stem}.wav'
+    return read_text(folder / f'{stem}.txt').strip(), folder / f'{stem}.wav'

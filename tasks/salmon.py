@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from configurator import Refused
+from files import visible
 from tasks.storycloze import check_files
 
 PARTS = ('bg_alignment', 'bg_all_consistency', 'bg_domain_consistency', 'gender_consistency', 'rir_consistency',
@@ -21,7 +22,7 @@ def items(root):
     if missing := [part for part in PARTS if not (root / part).is_dir()]:
         raise Refused(f"{root}: lacks {', '.join(missing)}; expected SALMon's eight folders of sample_N_0.wav, ...")
     for part in PARTS:
-        matches = [re.fullmatch(r'sample_(\d+)_[01]\.wav', path.name) for path in (root / part).glob('*.wav')]
+        matches = [re.fullmatch(r'sample_(\d+)_[01]\.wav', path.name) for path in visible(root / part, '*.wav')]
         numbers = sorted({match[1] for match in matches if match}, key=int)
         names = {f'sample_{n}_{i}.wav' for n in numbers for i in (0, 1)}
         check_files(root / part, names, "its pairs sample_N_0, sample_N_1")

@@ -9,10 +9,10 @@ al. 2023) or as text.
 Pairs are matched by their numbers, never by their order in a listing: every number from 0 to an odd
 one must be there once. Spoken stories are whole waves, without the place where the ending begins.
 """
-import csv
 from pathlib import Path
 
 from configurator import Refused
+from files import read_table, visible
 
 SENTENCES = [f'InputSentence{i}' for i in range(1, 5)]
 ENDINGS = ['RandomFifthSentenceQuiz1', 'RandomFifthSentenceQuiz2']
@@ -26,7 +26,7 @@ def spoken(root):
 def numbered_pairs(folder):
     """Yields (k, path of file 2k, path of file 2k+1) for a folder of N_NAME.wav."""
     files = {}
-    for path in sorted(Path(folder).glob('*.wav')):
+    for path in visible(folder, '*.wav'):
         number = path.name.replace('+', '_').split('_')[0].split('.')[0]
         if not number.isdecimal():
             raise Refused(f"{path}: expected a name that begins with its number, as 0_story.wav")
@@ -47,7 +47,7 @@ def numbered_pairs(folder):
 
 def check_files(folder, names, source, pattern='*.wav'):
     """Refuses a folder whose files of the pattern are not exactly those of names (a set), and lists the differences."""
-    files = {path.name for path in Path(folder).glob(pattern)}
+    files = {path.name for path in visible(folder, pattern)}
     if missing := sorted(names - files):
         raise Refused(f"{folder}: {len(missing)} files named in {source} and missing: {', '.join(missing[:10])}")
     if extra := sorted(files - names):
@@ -56,7 +56,7 @@ def check_files(folder, names, source, pattern='*.wav'):
 def text(root):
     """Items of the csv files, as text. If there are several files, `rows` is the name of the file."""
     root = Path(root)
-    paths = [root] if root.is_file() else sorted(root.glob('*.csv'))
+    paths = [root] if root.is_file() else visible(root, '*.csv')
     if not paths:
         raise Refused(f"{root}: no .csv in it; expected StoryCloze's val and test csv with {', '.join(COLUMNS)}")
     for path in paths:
@@ -70,12 +70,8 @@ def text(root):
 
 def _read_csv(path):
     """Yields (line number, {column: value}) of each line."""
-    with open(path, newline='', encoding='utf-8-sig') as f:
-        reader = csv.DictReader(f)
-        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-            raise Refused(f"{path}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-        for line in reader:
-            if line['AnswerRightEnding'] not in ('1', '2') or not all(line[column] for column in COLUMNS):
-                raise Refused(f"{path}:{reader.line_num}: expected every column filled, AnswerRightEnding 1 or 2, "
-                              f"got {line['AnswerRightEnding']!r}")
-            yield reader.line_num, line
+    for place, line in read_table(path, COLUMNS):
+        if line['AnswerRightEnding'] not in ('1', '2') or not all(line[column].strip() for column in COLUMNS):
+            raise Refused(f"{place}: expected every column filled, AnswerRightEnding 1 or 2, "
+                          f"got {line['AnswerRightEnding']!r}")
+        yield place.rpartition(':')[2], line

@@ -11,11 +11,11 @@ evaluation/scores.py, the mean over a pair's voices and then over pairs. sWUGGY'
 the ZeroSpeech leaderboard calls in-vocabulary: words that LibriSpeech has at least once. `oov` are
 the others.
 """
-import csv
 import math
 from pathlib import Path
 
 from configurator import Refused
+from files import read_table
 from tasks.storycloze import check_files
 
 # The official scorer's bands: (number of occurrences below which a word belongs to it, label).
@@ -80,15 +80,10 @@ def _pairs(root, part, key):
 
 def _read_gold(path, columns):
     """Yields (place, row as a dict) of each line."""
-    with open(path, newline='', encoding='utf-8') as f:
-        reader = csv.DictReader(f)
-        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-            raise Refused(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-        names = set()
-        for row in reader:
-            place = f'{path}:{reader.line_num}'
-            name = row['filename']
-            if any(row[column] is None for column in columns) or name in names or Path(name).name != name:
-                raise Refused(f"{place}: {name!r} comes twice, is incomplete or is not a plain name")
-            names.add(name)
-            yield place, row
+    names = set()
+    for place, row in read_table(path, columns):
+        name = row['filename']
+        if name in names or Path(name).name != name:
+            raise Refused(f"{place}: {name!r} comes twice or is not a plain name")
+        names.add(name)
+        yield place, row

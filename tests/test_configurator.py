@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configurator import Refused, configure, pick_device, script_name
+from configurator import Refused, configure, pick_device, run, script_name
 from files import atomically, read_info, read_json, record, sha256, write_json
 
 
@@ -205,6 +205,25 @@ def test_record_names_settings_and_versions(tmp_path):
     (tmp_path / 'f').write_bytes(b'abc')
     of_abc = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad' # FIPS 180-2's example
     assert sha256(tmp_path / 'f') == of_abc
+
+def test_errors_of_the_system_about_named_paths_are_one_line(tmp_path, monkeypatch):
+    """A full or read-only disk, or a file without permission, wherever the path that was named leads."""
+    monkeypatch.setattr(sys, 'argv', ['x.py', f'--out={tmp_path}/out', f'--init={tmp_path}/a,{tmp_path}/b'])
+    def fails(path):
+        def main(cfg):
+            raise PermissionError(13, 'Permission denied', path)
+        return main
+    for path in (f'{tmp_path}/out/00000.tmp', tmp_path / 'out.tmp', f'{tmp_path}/b/config.json'):
+        with pytest.raises(SystemExit, match=f'x.py: {path}: Permission denied'):
+            run(fails(path), Config)
+    def full(cfg):
+        raise OSError(28, 'No space left on device')
+    with pytest.raises(SystemExit, match=f'x.py: {tmp_path}/out: No space left on device'):
+        run(full, Config)
+    for path in (f'{tmp_path}/other', None, 3):
+        with pytest.raises(PermissionError): # a mistake of ours: the whole story
+            run(fails(path), Config)
+    assert os.listdir(tmp_path) == [] # nothing is left of the trial
 
 def test_json_files_are_read_as_objects(tmp_path):
     write_json(tmp_path / 'a.json', {'é': [1]})

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from small import K, make_model, make_tokenizer
 from test_tasks import Ear, make_numbered, write_wav
 from transformers import AutoModelForCausalLM
 
+import eval as evaluate
 from configurator import Refused
 from evaluation import generation
 from evaluation.generation import Config, load_llm, main
@@ -374,6 +376,13 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
 def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(config_of(house, 'joint', **{'llm': '', **settings}))
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('out').write_text('a file where the results of a model of the hub would be')
+    for module in (generation, evaluate):
+        with pytest.raises(Refused, match='out/eval/a--b/eval.json: cannot be written'):
+            module.main(module.Config(model='a/b', device='cpu'))
 
 def test_a_text_model_and_units_of_another_encoder_are_refused(house, monkeypatch):
     with pytest.raises(Refused, match='a text-only model generates no units'):

@@ -1,8 +1,10 @@
 """Interleaving: spans against the plain algorithm, documents against a slow builder, worked cases by hand, folders."""
+import gzip
 import json
 import math
 import shutil
 from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -473,7 +475,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     refused('nowhere: no such folder; tokenize_speech.py makes it', units=str(tmp_path / 'nowhere'))
     refused('a folder comes twice', units=f'{mine},{mine}')
     (tmp_path / 'empty').mkdir()
-    refused('no .txt or .jsonl file in this folder', text=str(tmp_path / 'empty'))
+    refused('none of .txt .txt.gz .jsonl .jsonl.gz .json.gz in this folder', text=str(tmp_path / 'empty'))
     refused("has no 'text'", text='more.txt', sources=('speech',))
     foreign = make_folder(tmp_path / 'z', [random_docs(3, 6, ['a'])], units_hash='g')
     refused('units_hash differs', units=f'{mine},{foreign}')
@@ -485,7 +487,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     refused('no such tokenizer folder', tokenizer=str(tmp_path / 'no' / 'tokenizer'))
     refused("no document 'who'", show='who', out='')
     (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"text": 3}\n')
-    refused("bad.jsonl:2: no string 'text'", text=str(tmp_path / 'bad.jsonl'))
+    refused("bad.jsonl:2: expected a string 'raw_content' or 'text', got 3", text=str(tmp_path / 'bad.jsonl'))
     (tmp_path / 'empty.txt').write_text('\n')
     refused('no text in it', text=str(tmp_path / 'empty.txt'))
     docs = random_docs(3, 7, ['a'])
@@ -507,6 +509,42 @@ def test_text_files_give_a_document_a_line(tmp_path):
         return list(interleave.texts_of(str(tmp_path / name)))
     assert read('a.txt') == [('a.txt:1', 'once upon'), ('a.txt:3', 'a\u2028b \x0c c')]
     assert read('b.jsonl') == [('b.jsonl:1', ' x\ny'), ('b.jsonl:4', 'z')]
+
+def test_folders_of_text_are_read_through_links_and_without_what_programs_leave(tmp_path, tokenizer, capsys):
+    text = tmp_path / 'text'
+    for name in ('a.txt', '.ipynb_checkpoints/a-checkpoint.txt', '._a.txt', 'notes.md', '../more/b.TXT'):
+        path = text / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'one {path.name}\ntwo {path.name}\n')
+    (text / 'more').symlink_to(tmp_path / 'more')
+    (text / 'round').symlink_to(text)
+    (text / 'c.jsonl.gz').write_bytes(gzip.compress(b'{"text": "three"}\n'))
+    cfg = interleave.Config(text=str(text), sources=('text',), out=str(text / 'tokens'), tokenizer=tokenizer.name)
+    assert interleave.text_files(cfg) == [f'{text}/{name}' for name in ('a.txt', 'c.jsonl.gz', 'more/b.TXT')]
+    printed = capsys.readouterr().out
+    assert '1 .md (notes.md)' in printed and 'links to what is read in its own place: round' in printed
+
+def test_documents_of_val_that_train_holds_are_counted(tmp_path, tokenizer, capsys):
+    """By content: the ids, which decide where a document goes, differ."""
+    texts = [f'a text of number {i}' for i in range(60)]
+    (tmp_path / 'a.txt').write_text('\n'.join(texts))
+    (tmp_path / 'copy.txt').write_text('\n'.join(texts[:30]))
+    docs = random_docs(40, 6, ['a'])
+    units = make_folder(tmp_path / 'units', [docs])
+    again = make_folder(tmp_path / 'again', [[(f'again-{id}', *rest) for id, *rest in docs]])
+    cfg = settings(tokenizer, tmp_path / 'out', units, sources=('text', 'speech', 'textless'))
+    cfg = replace(cfg, units=f'{units},{again}', text=f"{tmp_path}/a.txt,{tmp_path}/copy.txt", val_frac=0.3)
+    interleave.main(cfg)
+    vocabs = {'text': Vocab('text', tokenizer.size, tokenizer=tokenizer.hash), 'speech': joint(tokenizer),
+              'textless': Vocab('speech', n_units=K, units='h')}
+    counts = json.loads((tmp_path / 'out' / 'info.json').read_text())['equal_documents']
+    for source in ('text', 'speech', 'textless'):
+        train, val = (read(tmp_path / 'out' / name / source, vocabs[source]) for name in ('train', 'val'))
+        different = {tuple(doc) for doc in train}
+        assert counts[source] == {'val': sum(tuple(doc) in different for doc in val),
+                                  'train': len(train) - len(different)}
+        assert counts[source]['val'] > 3
+    assert f"text: train holds {counts['text']['val']} of the" in capsys.readouterr().out
 
 def test_without_words_speech_and_textless_are_written(tmp_path, tokenizer):
     silent = make_folder(tmp_path / 'silent', [random_docs(30, 6, ['a'])], words=False)

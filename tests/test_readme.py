@@ -7,12 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import corpora.download
-from configurator import configure
+from configurator import configure, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -61,6 +62,46 @@ def test_every_command_has_the_settings_it_names(line, monkeypatch):
         script = next(i for i, word in enumerate(words) if word == '-m' or word.endswith('.py'))
         Config, arguments = config_of(words[script:])
         configure(Config, arguments)
+
+def writers():
+    """{script: its arguments} of all with a setting `out`, with the arguments of a command that is documented."""
+    arguments = {}
+    for line in (*LINES, *docstring_commands()):
+        words = shlex.split(line.partition(' # ')[0].partition('&&')[0].partition(' (')[0])
+        script = next((i for i, word in enumerate(words) if word == '-m' or word.endswith('.py')), None)
+        if script is not None and not any(word in line for word in (*NEW, '--show', '...')):
+            name = words[script + 1] if words[script] == '-m' else words[script].removesuffix('.py')
+            arguments.setdefault(name.replace('/', '.'), words[script + 1 + (words[script] == '-m'):])
+    scripts = {}
+    for path in sorted(ROOT.glob('**/*.py')):
+        name = path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
+        if not name.startswith(('tests.', 'config.', 'out.', '.')):
+            source = path.read_text(encoding='utf-8')
+            if re.search('^    out: str', source, re.M) and 'run(main, Config)' in source:
+                scripts[name] = arguments.get(name)
+    return scripts
+
+WRITERS = writers()
+OTHERS = { # what their documented commands leave open
+    'corpora.spoken': ['--text=x', '--command=true {wav}'], 'training.export': ['--model=x'],
+    'papers.slamkit': ['--features=x'], 'tiny.build.train_tokenizer': [],
+    'tiny.build.speak': [], 'tiny.build.train_encoder': [], 'papers.claims': [], 'scaling.compare': []}
+
+@pytest.mark.parametrize('script', WRITERS)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(script, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('x')
+    module = importlib.import_module(script)
+    monkeypatch.chdir(ROOT) # where config/ is
+    for out, folder in ((f'{tmp_path}/file/x/y', f'{tmp_path}/file'), ('/proc/x', '/proc')):
+        arguments = WRITERS[script] if WRITERS[script] is not None else OTHERS[script]
+        monkeypatch.setattr(sys, 'argv', [script, *arguments, f'--out={out}'])
+        with pytest.raises(SystemExit, match=f'{out}: cannot be written, nothing new can be made in {folder} '):
+            run(lambda cfg: pytest.fail('it began'), module.Config)
+
+def test_the_scripts_that_write_are_known():
+    assert {'tokenize_speech', 'interleave', 'train', 'dpo', 'eval', 'sample', 'align', 'training.vocoder',
+            'tasks.make_spoken', 'corpora.spoken', 'corpora.redpajama', 'corpora.spokenswag', 'scaling.plan',
+            'tiny.unpack', 'speech.convert', 'papers.tables'} <= set(WRITERS)
 
 def test_there_are_commands_and_their_files():
     assert len(LINES) > 40

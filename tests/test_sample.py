@@ -18,7 +18,7 @@ from transformers import HubertConfig, HubertModel
 
 from configurator import Refused
 from model import GPT
-from sample import Config, main, read_part
+from sample import Config, all_prompts, is_file, main, read_part
 from speech.audio import RATE, load_audio
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
@@ -232,15 +232,38 @@ def test_whatever_a_model_says_becomes_files(house, tmp_path, monkeypatch, gener
     assert (tmp_path / '000.wav').exists() == ('speech' in kinds)
     assert (tmp_path / 'samples.html').stat().st_size > 1000
 
+def test_what_is_there_or_is_called_like_sound_is_a_file_and_all_else_is_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'recording').write_bytes(b'sound')
+    (tmp_path / 'sub').mkdir()
+    files = ['clip.opus', 'a/clip.m4a', 'My clip.WebM', ' clip.wav ', 'clip.raw', 'recording', './sub']
+    texts = ['e.g. this', 'it was 3.5', 'and then he said:', 'sub', 'hello.', 'and so on ...', 'word ' * 2000, 'a\0b']
+    assert [part for part in [*files, *texts] if is_file(part)] == files
+
+def test_a_folder_of_prompts_gives_all_its_audio_and_not_what_was_written_into_it(tmp_path, capsys):
+    (tmp_path / 'b').mkdir()
+    for name in ('b/1.opus', 'a.aiff', '._a.aiff', 'out.wav'):
+        (tmp_path / name).touch()
+    (tmp_path / 'c.m4a').write_bytes(b'....ftypM4A ')
+    (tmp_path / 'samples').mkdir()
+    (tmp_path / 'samples' / '000.wav').touch()
+    cfg = Config(prompts=str(tmp_path), out=str(tmp_path / 'samples'))
+    assert all_prompts(cfg) == [[f'{tmp_path}/{name}'] for name in ('a.aiff', 'b/1.opus', 'out.wav')]
+    printed = capsys.readouterr().out
+    assert '1 .m4a (c.m4a)' in printed and f'ffmpeg -i {tmp_path}/c.m4a {tmp_path}/c.flac' in printed
+    with pytest.raises(Refused, match='is --out too'):
+        all_prompts(replace(cfg, out=str(tmp_path)))
+
 @pytest.mark.parametrize('change, message', [
     ({'prompt': ''}, "expected --prompt=FILES_AND_TEXTS"),
-    ({'prompt': '', 'prompts': 'none.txt'}, "none.txt: expected a folder of audio, or UTF-8 text"),
+    ({'prompt': '', 'prompts': 'none.txt'}, "none.txt: no such file"),
     ({'model': 'speech', 'output': 'free'}, "a speech-only model reads and writes speech alone"),
     ({'output': 'free', 'batch': 0}, "batch is 0, must be above 0"),
     ({'model': 'speech', 'output': 'text'}, "a speech-only model reads and writes speech alone"),
     ({'model': 'speech', 'prompt': 'hello'}, "a speech-only model reads and writes speech alone"),
     ({'model': 'text'}, "a text-only model reads and writes text alone"),
     ({'prompt': 'none.wav'}, "none.wav: MISSING"),
+    ({'prompt': 'none.m4a'}, "none.m4a: MISSING"),
     ({'prompt': 'a||b'}, "expected --prompt"),
     ({'output': 'song'}, "expected speech, text or free"),
     ({'top_k': 0}, "top_k is 0, must be above 0"),

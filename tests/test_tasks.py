@@ -417,6 +417,43 @@ def test_the_right_ending_is_the_one_that_the_csv_names(tmp_path):
     with pytest.raises(Refused, match='test.csv: no column AnswerRightEnding'):
         list(tasks.storycloze.text(tmp_path / 'test'))
 
+@pytest.mark.parametrize('text, message', [
+    ('1,A.,B.,C.,D.,It caf\xe9.,F.,1', 'val.csv:3: not UTF-8'),
+    ('1,"A.,B.,C.,D.,E.,F.,1', 'val.csv:3: a quotation mark does not close'),
+    ('1,A.,B.,C.,D.,E.,' + 'F' * 140_000 + ',1', 'val.csv:3: field larger than'),
+    ('1,A., ,C.,D.,E.,F.,1', 'val.csv:3: expected every column filled'),
+    ('1,A.,B.,C.,D.,E.,1', 'val.csv:3: 7 cells, the header has 8')])
+def test_a_csv_that_is_not_whole_is_refused_by_its_line(tmp_path, text, message):
+    header = ','.join(['InputStoryid', *tasks.storycloze.COLUMNS])
+    rows = [header, '0,A.,B.,C.,D.,E.,F.,2', text, '2,A.,B.,"C.,D.,E.,F.,1']
+    (tmp_path / 'val.csv').write_text('\r\n'.join(rows), encoding='cp1252', newline='')
+    with pytest.raises(Refused, match=message):
+        list(tasks.storycloze.text(tmp_path))
+
+def test_hidden_files_are_no_items_and_linked_voices_are(tmp_path):
+    """What macOS, Jupyter and git leave in folders; voices that lie elsewhere."""
+    for voice, seed in (('a', 0), ('b', 9)):
+        make_numbered(tmp_path / 'voices' / voice, seed=seed)
+    (tmp_path / 'linked').mkdir()
+    for voice in ('a', 'b'):
+        (tmp_path / 'linked' / voice).symlink_to(tmp_path / 'voices' / voice)
+    make_cross_modal(tmp_path / 'cm')
+    (tmp_path / 'cm_linked').symlink_to(tmp_path / 'cm')
+    benchmarks = [
+        (tasks.storycloze.spoken, make_numbered(tmp_path / 'ssc')), (tasks.multispeaker.ms_ssc, tmp_path / 'linked'),
+        (tasks.multispeaker.cross_modal, tmp_path / 'cm_linked'),
+        (tasks.salmon.items, make_salmon(tmp_path / 'salmon')),
+        (tasks.zerospeech.sblimp, make_sblimp(tmp_path / 'zs')), (tasks.blimp.items, make_blimp(tmp_path / 'blimp')),
+        (tasks.storycloze.text, make_storycloze(tmp_path / 'text'))]
+    before = [list(task(root)) for task, root in benchmarks]
+    assert all(before)
+    for path in sorted(tmp_path.rglob('*')):
+        if path.is_file():
+            path.with_name(f'._{path.name}').write_bytes(b'Mac OS X')
+            (path.parent / '.ipynb_checkpoints').mkdir(exist_ok=True)
+            (path.parent / '.ipynb_checkpoints' / path.name).write_bytes(path.read_bytes())
+    assert [list(task(root)) for task, root in benchmarks] == before
+
 def test_right_is_what_the_benchmark_says_is_right(tmp_path):
     cases = [(tasks.zerospeech.sblimp, make_sblimp, 'syntactic'), (tasks.zerospeech.swuggy, make_swuggy, 'lexical')]
     for task, make, part in cases:

@@ -75,7 +75,7 @@ def documents(cfg, units):
     """
     source = units.meta
     if cfg.audio:
-        source = read_corpus(cfg)
+        source, _ = read_corpus(cfg)
     audio = {entry['id']: entry for entry in source if entry.get('path')}
     chosen = []
     for i, meta in enumerate(units.meta):

@@ -48,7 +48,7 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 
 from configurator import Refused, run
 from corpora.folder import utterances
-from files import atomically, read_lines, record, sha256, write_json
+from files import atomically, lines, read_lines, record, sha256, walk, write_json
 from speech.audio import RATE, load_audio
 from speech.kmeans import load_centroids
 
@@ -102,8 +102,9 @@ def recordings(folder):
     if spoken_shards:
         return
     texts = {} # LibriSpeech's transcripts
-    for path in Path(folder).rglob('*.trans.txt'):
-        texts |= dict(line.split(' ', 1) for line in path.read_text().splitlines())
+    for name, path in walk(folder).items():
+        if name.endswith('.trans.txt'):
+            texts |= dict(line.split(' ', 1) for _, line in lines(path))
     for u in utterances(folder):
         name = Path(u['path']).stem
         yield {**u, 'text': u['text'] or texts.get(name), 'speaker': u['speaker'] or name.split('-')[0]}
