@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, pick_device, ranks, run
-from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
+from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
 from speech.words import REASONS, WordsShard, repair, spelled, write_words_shard
@@ -254,8 +254,13 @@ def finish(cfg, info, shards, out, origin):
           f"{totals['repaired_words']:,} times repaired, {n_refused:,} documents refused{reasons}{unlike}")
 
 def main(cfg):
-    units = Path(cfg.units)
-    out = Path(cfg.out or units / 'words')
+    out = Path(cfg.out or Path(cfg.units, 'words'))
+    read_info(cfg.units, 'tokenize_speech.py') # refused before a folder is made in its place
+    with writing_in(out, ranks()[0]):
+        align(cfg, Path(cfg.units), out)
+
+def align(cfg, units, out):
+    """Writes this rank's shards of the words folder; the last rank writes its info.json."""
     info = read_info(units, 'tokenize_speech.py')
     shards = shard_folders(units)
     if not shards:

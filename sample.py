@@ -32,7 +32,7 @@ import soundfile
 import torch
 
 from configurator import Refused, pick_device, run
-from files import atomically, progress, record, write_json
+from files import atomically, progress, record, write_json, writing_in
 from hub.folders import vocabulary
 from model import GPT
 from speech.audio import RATE, load_audio
@@ -273,6 +273,10 @@ def load_speech(cfg, prompts, vocab, device):
     return encoder, vocoder, vocab
 
 def main(cfg):
+    with writing_in(cfg.out):
+        continue_prompts(cfg)
+
+def continue_prompts(cfg):
     device = pick_device(cfg.device)
     vocab, tokenizer = vocabulary(cfg.model)
     model = GPT.from_pretrained(cfg.model, device=device).eval()

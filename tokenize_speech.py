@@ -48,7 +48,19 @@ from safetensors.torch import save_file
 
 from configurator import Refused, pick_device, ranks, run
 from corpora.read import read_corpus
-from files import atomically, progress, read_array, read_lines, record, sha256, shard_folders, write_json, write_lines
+from files import (
+    Lock,
+    atomically,
+    progress,
+    read_array,
+    read_lines,
+    record,
+    sha256,
+    shard_folders,
+    write_json,
+    write_lines,
+    writing_in,
+)
 from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, kind_of
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
@@ -362,11 +374,18 @@ def encode_shards(cfg, encoder, docs, shards, failures):
                   f"{minutes_left:.0f} min left", flush=True)
 
 def main(cfg):
-    rank, world = ranks()
+    rank, _ = ranks()
     docs = read_corpus(cfg)
     device = pick_device(cfg.device)
     if cfg.fit_kmeans:
-        return fit(cfg, docs, device)
+        with Lock(f'{cfg.kmeans}.lock', cfg.kmeans):
+            return fit(cfg, docs, device)
+    with writing_in(cfg.out, rank):
+        tokenize(cfg, docs, device)
+
+def tokenize(cfg, docs, device):
+    """Writes this rank's shards of the units folder; the last rank writes its info.json."""
+    rank, world = ranks()
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
     encoder = Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s)

@@ -140,7 +140,7 @@ class UnitCache:
                 raise ValueError
         except (SafetensorError, OSError, ValueError):
             print(f"{path}: damaged, removed; its audio is encoded anew")
-            path.unlink()
+            path.unlink(missing_ok=True) # another process may have removed it
             return {}
         entries = {}
         offsets = arrays['offsets']

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, record, sha256, write_json, write_lines
+from files import atomically, progress, read_lines, record, sha256, write_json, write_lines, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 
 
@@ -162,6 +162,11 @@ def check_settings(cfg, pieces):
 
 def main(cfg):
     pieces = pieces_of(cfg)
+    with writing_in(cfg.out):
+        speak_all(cfg, pieces)
+
+def speak_all(cfg, pieces):
+    """Speaks the pieces in every voice, and writes the manifest."""
     voices = [voice.strip() for voice in cfg.voices.split(',') if voice.strip()]
     check_settings(cfg, pieces)
     jobs = [(cfg, voice, *piece) for voice in voices for piece in pieces]
