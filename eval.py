@@ -68,6 +68,7 @@ class Config:
     encoder: str = 'tiny/hubert' # encoder of the model's units, for audio that is not in the cache
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     cache: str = 'out/cache' # folder that keeps the units of audio, so that it is encoded once
     device: str = 'auto' # cpu or cuda; auto: cuda where there is a GPU
 
@@ -352,7 +353,7 @@ def measure(cfg, folder, device):
     notes = {'loss': {}} if cfg.data else {}
     @functools.cache
     def open_cache(): # called when a task has audio
-        return UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device)
+        return UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device, cfg.normalize)
     for name in cfg.wanted:
         rows, lines, notes[name] = measure_task(cfg, name, model, vocab, tokenizer, open_cache)
         results |= rows

@@ -60,6 +60,7 @@ class Config:
     encoder: str = 'tiny/hubert' # encoder of the model's units
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = '' # Whisper, a folder or hub id, to transcribe prompts and continuations; '': none
     out: str = 'out/samples' # folder for the audio, text and page
@@ -264,7 +265,7 @@ def load_speech(cfg, prompts, vocab, device):
     # A published model names its encoder, or nothing; the vocoder asks for the encoder's hash.
     knows_hash = vocab.units and '/' not in vocab.units
     if cfg.output != 'text' and not knows_hash or any(map(is_audio, sum(prompts, []))):
-        encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
+        encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab, cfg.normalize)
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder).to(device)
