@@ -333,6 +333,8 @@ def measure_losses(cfg, model, vocab):
             if not vocab.accepts(shards.vocab):
                 continue
             rows = held_out_loss(model, vocab, shards, cfg.row_tokens, cfg.max_documents)
+            if not rows:
+                print(f"{shards.name}: not measured, each of its documents is a single token")
             rate = units_per_second(corpus, source) if source in ('speech', 'textless') else None
             if rate and 'units' in rows:
                 bits_per_unit = rows['units']['value'] / math.log(2)

@@ -53,7 +53,7 @@ def assert_second_is_refused(module, name, work, out):
         start = time.monotonic()
         with pytest.raises(Busy, match=f'another process is writing here .pid {pid} on {socket.gethostname()}, since'):
             work()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60 # on a busy machine: the models that are loaded before
         assert content(out) == before
     assert not list(out.parent.rglob('*lock')), "a lock is left"
 
