@@ -339,8 +339,10 @@ def fit(cfg, docs, device):
             if seconds >= cfg.fit_seconds:
                 break
     x = torch.from_numpy(np.concatenate(features)) if features else torch.zeros(0, 1)
-    if len(x) < cfg.fit_kmeans:
-        raise Refused(f"{cfg.audio}: {len(x)} frames, too few for {cfg.fit_kmeans} centroids")
+    n_distinct = len({hash(row.tobytes()) for row in x.numpy()}) # copies of a file have the same frames
+    if n_distinct < cfg.fit_kmeans:
+        raise Refused(f"{cfg.audio}: {len(x)} frames, {n_distinct} of them distinct, too few for {cfg.fit_kmeans} "
+                      "centroids; give more speech")
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
     with atomically(cfg.kmeans) as tmp:
         origin = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
