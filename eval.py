@@ -380,7 +380,7 @@ def write_submission(folder, part, lines):
             scores.setdefault(line['split'], {})[line['files'][side]] = line.get(f'{side}_mean', -math.inf)
     for split, score_of in scores.items():
         text = ''.join(f'{file} {score!r}\n' for file, score in sorted(score_of.items()))
-        with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt') as tmp:
+        with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt', wait=10) as tmp:
             tmp.write_text(text, encoding='ascii')
 
 def main(cfg):
