@@ -17,6 +17,7 @@ words. Under torchrun shard s belongs to rank s % world. The info.json of a shar
     refused                    [[id, reason], ...]: documents that keep their place, without words
     repaired_words             how many words had their times moved
     unlike_text                [[id, share of the words that differ from the text], ...]
+    unheard_words              how many words of --whisper were left out, as no sound carries them
 
 Times that are missing, outside the audio, reversed or overlapping are repaired if that moves them
 by at most 50 ms (`repair`); else the document is refused. Where its text is known, words of the
@@ -33,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
-from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
+from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
 from speech.words import REASONS, WordsShard, repair, spelled, write_words_shard
@@ -118,6 +119,8 @@ def aligned_words(aligner, metas, workers):
             texts = [[meta['text'] for meta in readable]] if aligner.needs_text else []
             for meta, doc in zip(readable, aligner.align(waves, *texts)):
                 docs[meta['id']] = doc
+            for meta, n in zip(readable, getattr(aligner, 'unheard', ())):
+                meta['unheard_words'] = n
     return list(docs.values())
 
 def make_aligner(cfg):
@@ -145,8 +148,8 @@ def model_source(cfg, shards):
     def words(shard, metas):
         return aligned_words(aligner, metas, cfg.workers)
 
-    setting = cfg.min_score if cfg.ctc else cfg.language
-    return words, json.dumps([aligner.hash, aligner.device.type, setting])
+    settings = [cfg.min_score] if cfg.ctc else [cfg.language, 'heard'] # the rule of what is heard
+    return words, json.dumps([aligner.hash, aligner.device.type, *settings])
 
 def file_source(cfg, shards):
     """What open_source returns for --words."""
@@ -215,7 +218,9 @@ def align_shard(metas, docs, max_word_error=0.3):
         end_moved = np.rint(raw_ends[part]) != ends[part]
         repaired += int((start_moved | end_moved).sum())
         results.append((meta['id'], words, starts[part], ends[part]))
-    return results, {'refused': refused, 'repaired_words': repaired, 'unlike_text': unlike_text}
+    unheard = sum(meta.get('unheard_words', 0) for meta in metas)
+    return results, {'refused': refused, 'repaired_words': repaired, 'unlike_text': unlike_text,
+                     'unheard_words': unheard}
 
 def shard_info(folder, origin, out):
     """The info.json of a shard of words. Raises Refused if the shard was not made from `origin`."""
@@ -238,7 +243,8 @@ def finish(cfg, info, shards, out, origin):
         refused.update(reason for _, reason in part['refused'])
         with_words = int((np.diff(words.offsets) > 0).sum())
         totals.update(documents=len(words), with_words=with_words, words=len(words.word),
-                      repaired_words=part['repaired_words'], unlike_text=len(part['unlike_text']))
+                      repaired_words=part['repaired_words'], unlike_text=len(part['unlike_text']),
+                      unheard_words=part.get('unheard_words', 0))
     n_refused = sum(refused.values())
     n = totals['with_words'] + n_refused
     refused = dict(sorted(refused.items()))
@@ -250,14 +256,21 @@ def finish(cfg, info, shards, out, origin):
     write_json(out / 'info.json', result, f'.{ranks()[0]}') # several ranks may write it, each the same
     reasons = f" ({counts})" if counts else ""
     unlike = f", {totals['unlike_text']:,} with words unlike their text" if totals['unlike_text'] else ""
+    if totals['unheard_words']:
+        unlike += f", {totals['unheard_words']:,} words that no sound carries left out"
     print(f"{out}: {totals['words']:,} words of {totals['with_words']:,} of {totals['documents']:,} documents, "
           f"{totals['repaired_words']:,} times repaired, {n_refused:,} documents refused{reasons}{unlike}")
 
 def main(cfg):
-    units = Path(cfg.units)
-    out = Path(cfg.out or units / 'words')
-    info = read_info(units, 'tokenize_speech.py')
+    out = Path(cfg.out or Path(cfg.units, 'words'))
     refuse_unwritable(out)
+    read_info(cfg.units, 'tokenize_speech.py') # refused before a folder is made in its place
+    with writing_in(out, ranks()[0]):
+        align(cfg, Path(cfg.units), out)
+
+def align(cfg, units, out):
+    """Writes this rank's shards of the words folder; the last rank writes its info.json."""
+    info = read_info(units, 'tokenize_speech.py')
     shards = shard_folders(units)
     if not shards:
         raise Refused(f"{units}: no shards (00000/, ...) in it; tokenize_speech.py makes them")

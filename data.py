@@ -25,13 +25,14 @@ Mixture (Loader): row g of a run is a pure function of (seed, g). Sources altern
 any number of rows each is within one row of its share. A source's rows are permuted anew each
 epoch; all are read before any is repeated.
 """
-import fcntl
 import hashlib
+import math
 import os
 import shutil
 import struct
 from bisect import bisect_left, insort
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
-from files import atomically, read_json, sha256, write_json
+from files import Lock, atomically, read_json, sha256, write_json, writing_in
 from vocab import MODALITIES, Vocab
 
 MAGIC, VERSION = b'slmtoken', 1 # of a shard
@@ -74,18 +75,11 @@ class ShardWriter:
         self.shards = [] # entries of index.json
         self.counts = np.zeros(len(MODALITIES), dtype=np.int64) # tokens of each modality
         self.file = None # the shard being written
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise Refused(f"{folder}: is a file, expected a folder to write shards in") from None
-        self.lock = os.open(self.folder, os.O_RDONLY) # locks the folder until it is closed or the process ends
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self.lock)
-            raise Refused(f"{folder}: another process is writing here") from None
+        if self.folder.exists() and not self.folder.is_dir():
+            raise Refused(f"{folder}: is a file, expected a folder to write shards in")
+        self.lock = writing_in(self.folder)
         if (self.folder / 'index.json').exists():
-            os.close(self.lock)
+            self.lock.close()
             raise Refused(f"{folder}: already complete (has index.json); remove the folder to write it again")
         for stale in [*self.folder.glob(f'{name}_*.bin*'), *self.folder.glob('index.json.tmp')]:
             stale.unlink()
@@ -162,7 +156,7 @@ class ShardWriter:
         write_json(self.folder / 'index.json', {
             'version': INDEX_VERSION, 'vocab': asdict(self.vocab), 'documents': n_documents,
             'tokens': sum(n_tokens.values()), **n_tokens, 'shards': self.shards, 'record': self.record})
-        os.close(self.lock)
+        self.lock.close()
 
     def __enter__(self):
         return self
@@ -173,7 +167,7 @@ class ShardWriter:
         if self.file is not None: # no index.json is written, so nobody reads the shards before this one
             self.file.close()
             os.unlink(f'{self.path}.tmp')
-        os.close(self.lock)
+        self.lock.close()
 
 # --------------------------------------------------------------------------------------------------
 # reading
@@ -302,25 +296,32 @@ class Shards:
                     raise Refused(f"{shard.path} was changed: {key} {value}, index.json says {shard.entry[key]}")
         return self.lengths
 
+    def _write_plan(self, path, T):
+        """Packs the rows and writes the plan -> None, or the plan if it cannot be written."""
+        try:
+            lock = Lock(self.folder / '.plan.lock', self.folder, wait=math.inf)
+        except Refused:
+            lock = nullcontext() # the folder cannot be written
+        with lock: # all ranks of a run come here at once: the first packs, the others map the plan
+            if path.exists():
+                return None
+            plan = pack(self.lengths, T)
+            try:
+                with atomically(path) as tmp:
+                    tmp.mkdir()
+                    for name, array in plan._asdict().items():
+                        np.save(tmp / f'{name}.npy', array)
+            except (OSError, Refused) as e:
+                print(f"{path}: not written ({getattr(e, 'strerror', e)}); packing again next time")
+                return plan
+        return None
+
     def plan(self, T):
         """pack(self.lengths, T), cached beside the first folder's shards under the hash of all shards' content."""
         path = self.folder / f'plan_T{T}_{self.hash[:16]}'
-        # All ranks of a run come here at once: the first with the lock packs, the others map the plan.
-        lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                plan = pack(self.lengths, T)
-                try:
-                    with atomically(path) as tmp:
-                        tmp.mkdir()
-                        for name, array in plan._asdict().items():
-                            np.save(tmp / f'{name}.npy', array)
-                except OSError as e:
-                    print(f"{path}: not written ({e.strerror}); packing again next time")
-                    return plan
-        finally:
-            os.close(lock)
+        plan = None if path.exists() else self._write_plan(path, T)
+        if plan is not None:
+            return plan
         try:
             plan = Plan(*(np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in Plan._fields))
             if len(plan.start) != len(plan.length) or plan.rows[-1] != len(plan.start):

@@ -50,7 +50,7 @@ from evaluation.text_scores import auto_bleu2
 from files import atomically, read_lines, write_lines
 from hub import folders
 from speech.units import Units
-from train import MAY_CHANGE_ON_RESUME, cast_weights, hash_of_init, load_model, training_loop
+from train import MAY_CHANGE_ON_RESUME, cast_weights, describe_odd, hash_of_init, load_model, training_loop
 from training import checkpoint
 from training.checks import check_attention, check_settings
 from training.processes import processes, signals, to_device
@@ -291,6 +291,8 @@ def open_pairs(cfg, paths, vocab, tokenizer):
                 raise Refused(f"{name}: a prompt of {new[0][1]} tokens, {longest} with a completion, block_size is "
                               f"{cfg.block_size}; expected a larger one, or --skip_long=True to leave such pairs out")
             why = f"too long: {longest} tokens"
+        if any(len(ids) <= begin for ids, begin in new): # a text of blanks
+            why = "a completion without a token"
         if why is None:
             documents += new
         else:
@@ -501,11 +503,11 @@ def main(cfg):
             return fetch(pairs, cfg, step, rank, world, device)
         held_out = {name: (len(some), some.held_out) for name, some in sets.items()}
         del held_out['train']
-        step, done, skipped = training_loop(run, DPOObjective(model, cfg.beta), steps, fetch_step, held_out)
-        facts = {'skipped': skipped, 'pairs': step * cfg.batch, 'dropped': dict(counts)}
+        step, done, odd_steps = training_loop(run, DPOObjective(model, cfg.beta), steps, fetch_step, held_out)
+        facts = {**odd_steps, 'pairs': step * cfg.batch, 'dropped': dict(counts)}
         checkpoint.export(run, model, done, step, facts)
         if done:
-            run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch:,} pairs")
+            run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch:,} pairs" + describe_odd(odd_steps))
         return run.state['val'] if done else None
 
 if __name__ == '__main__':

@@ -77,6 +77,7 @@ class Config:
     encoder: str = 'tiny/hubert' # encoder of the model's units, for audio that is not in the cache
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     cache: str = 'out/cache' # folder that keeps the units of audio, so that it is encoded once
     device: str = 'auto' # cpu or cuda; auto: cuda where there is a GPU
 
@@ -342,6 +343,8 @@ def measure_losses(cfg, model, vocab):
             if not vocab.accepts(shards.vocab):
                 continue
             rows = held_out_loss(model, vocab, shards, cfg.row_tokens, cfg.max_documents)
+            if not rows:
+                print(f"{shards.name}: not measured, each of its documents is a single token")
             rate = units_per_second(corpus, source) if source in ('speech', 'textless') else None
             if rate and 'units' in rows:
                 bits_per_unit = rows['units']['value'] / math.log(2)
@@ -362,7 +365,7 @@ def measure(cfg, folder, device):
     notes = {'loss': {}} if cfg.data else {}
     @functools.cache
     def open_cache(): # called when a task has audio
-        return UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device)
+        return UnitCache(cfg.cache, cfg.encoder, cfg.layer, cfg.kmeans, vocab, device, cfg.normalize)
     for name in cfg.wanted:
         rows, lines, notes[name] = measure_task(cfg, name, model, vocab, tokenizer, open_cache)
         results |= rows
@@ -387,7 +390,7 @@ def write_submission(folder, part, lines):
             scores.setdefault(line['split'], {})[line['files'][side]] = line.get(f'{side}_mean', -math.inf)
     for split, score_of in scores.items():
         text = ''.join(f'{file} {score!r}\n' for file, score in sorted(score_of.items()))
-        with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt') as tmp:
+        with atomically(folder_of(folder) / 'zerospeech' / part / f'{split}.txt', wait=10) as tmp:
             tmp.write_text(text, encoding='ascii')
 
 def main(cfg):

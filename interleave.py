@@ -397,6 +397,8 @@ class SplitWriter(ExitStack):
                 self.hashes.setdefault(name, []).append(hash_documents(tokens[chosen], n_tokens))
             self.counts[name]['documents'] += len(n_tokens)
             self.counts[name]['tokens'] += int(n_tokens.sum())
+            if n_single := int((n_tokens == 1).sum()): # nothing is predicted in them
+                self.counts[name]['single_tokens'] = self.counts[name].get('single_tokens', 0) + n_single
 
     def equal_documents(self):
         """{source: how many of its documents for val, and how many more of those for train, train holds already}."""
@@ -534,7 +536,8 @@ def text_files(cfg):
 def report(cfg, info):
     """Prints what was written, a line per folder."""
     for name, n in info['written'].items():
-        print(f"{cfg.out}/{name}: {n['documents']:,} documents, {n['tokens']:,} tokens")
+        single = f"; {n['single_tokens']:,} documents are a single token" if 'single_tokens' in n else ''
+        print(f"{cfg.out}/{name}: {n['documents']:,} documents, {n['tokens']:,} tokens{single}")
     for source in cfg.sources:
         if f'train/{source}' not in info['written']:
             print(f"{cfg.out}/train/{source}: not written, since no document has what it needs")

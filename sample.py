@@ -33,7 +33,7 @@ import soundfile
 import torch
 
 from configurator import Refused, pick_device, run
-from files import atomically, lines, progress, record, write_json
+from files import atomically, lines, progress, record, write_json, writing_in
 from hub.folders import vocabulary
 from model import GPT
 from speech.audio import RATE, load_audio
@@ -62,6 +62,7 @@ class Config:
     encoder: str = 'tiny/hubert' # encoder of the model's units
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = '' # Whisper, a folder or hub id, to transcribe prompts and continuations; '': none
     out: str = 'out/samples' # folder for the audio, text and page
@@ -266,7 +267,7 @@ def load_speech(cfg, prompts, vocab, device):
     # A published model names its encoder, or nothing; the vocoder asks for the encoder's hash.
     knows_hash = vocab.units and '/' not in vocab.units
     if cfg.output != 'text' and not knows_hash or any(map(is_file, sum(prompts, []))):
-        encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
+        encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab, cfg.normalize)
         vocab = replace(vocab, units=encoder.hash)
     if cfg.output != 'text':
         vocoder = load_vocoder(cfg.vocoder).to(device)
@@ -275,6 +276,10 @@ def load_speech(cfg, prompts, vocab, device):
     return encoder, vocoder, vocab
 
 def main(cfg):
+    with writing_in(cfg.out):
+        continue_prompts(cfg)
+
+def continue_prompts(cfg):
     device = pick_device(cfg.device)
     vocab, tokenizer = vocabulary(cfg.model)
     model = GPT.from_pretrained(cfg.model, device=device).eval()

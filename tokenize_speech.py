@@ -49,6 +49,7 @@ from safetensors.torch import save_file
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from corpora.read import read_corpus
 from files import (
+    Lock,
     atomically,
     name_some,
     progress,
@@ -59,9 +60,10 @@ from files import (
     shard_folders,
     write_json,
     write_lines,
+    writing_in,
 )
 from speech.audio import RATE, BadAudio, stream_audio
-from speech.encoders import Encoder, kind_of
+from speech.encoders import Encoder, kind_of, moments
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
 from speech.units import deduplicate, write_units_shard
 
@@ -73,9 +75,10 @@ class Config:
     audio: str = '' # a folder of audio, a .jsonl list of files, or whatever corpora/NAME.py reads
     out: str = '' # the units folder to make
     corpus: str = 'folder' # NAME of the file corpora/NAME.py that reads --audio
-    encoder: str = 'tiny/hubert' # a HubertModel, WhisperModel or MimiModel: local folder or hub id
+    encoder: str = 'tiny/hubert' # a model of HuBERT, wav2vec2, WavLM, Whisper or Mimi: local folder or hub id
     layer: int = 4 # the layer to quantize, the first is 1 (mHuBERT-25Hz: 11, HuBERT-base: 9); not used for Mimi
     kmeans: str | None = None # safetensors with 'centroids' (K, C); None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # waves to mean 0, variance 1; None: as published (speech/encoders.py)
     device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, in bf16, else cpu
     window_s: float = 30.0 # longer audio is cut into windows of this many seconds
     margin_s: float = 2.0 # frames nearer than this to a cut come from the neighboring window
@@ -143,8 +146,14 @@ def decoded(cfg, encoder, utterances, pool):
 def encode_long(blocks, utterance, encoder, pool):
     """Blocks of a wave -> the unit of each frame, the number of samples; a thread decodes ahead.
 
-    Raises BadAudio for what only the end of the file shows.
+    Where waves are normalized, the file is read twice. Raises BadAudio for what only the end of the
+    file shows.
     """
+    wave_moments = ()
+    if encoder.normalize:
+        wave_moments = moments(blocks)
+        u = utterance
+        blocks = stream_audio(u['path'], u['start'], u['end'], math.inf, encoder.rate) # its length was checked
     n = 0
     lowest = math.inf
     highest = -math.inf
@@ -160,7 +169,7 @@ def encode_long(blocks, utterance, encoder, pool):
                 highest = max(highest, block.max())
             yield block
 
-    frames = encoder.encode_blocks(read_ahead())
+    frames = encoder.encode_blocks(read_ahead(), *wave_moments)
     if lowest == highest:
         raise BadAudio('SILENT', utterance['path'], f"all {n} samples are {lowest:g}")
     return frames, n
@@ -294,11 +303,16 @@ def finish(cfg, encoder, kmeans, failures, left_out):
     counts = Counter(failure['class'] for failure in failures)
     info = {'encoder': cfg.encoder, 'kind': encoder.kind, 'layer': encoder.layer, 'kmeans': kmeans and sha256(kmeans),
             'units_hash': encoder.hash, 'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop,
+            'normalize': encoder.normalize,
             'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
             'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
             **record(cfg)}
     write_json(Path(cfg.out) / 'info.json', info, f'.{ranks()[0]}')
     print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
+
+def make_encoder(cfg, centroids, device):
+    """The Encoder of the settings."""
+    return Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s, cfg.normalize)
 
 def fit(cfg, docs, device):
     """--fit_kmeans: centroids of fit_seconds of random files -> safetensors at --kmeans."""
@@ -311,7 +325,7 @@ def fit(cfg, docs, device):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
     refuse_unwritable(cfg.kmeans)
     placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
-    encoder = Encoder(cfg.encoder, cfg.layer, placeholder, device, cfg.window_s, cfg.margin_s, cfg.batch_s)
+    encoder = make_encoder(cfg, placeholder, device)
     order = np.random.default_rng(cfg.seed).permutation(len(docs))
     features = []
     seconds = 0
@@ -328,8 +342,10 @@ def fit(cfg, docs, device):
             if seconds >= cfg.fit_seconds:
                 break
     x = torch.from_numpy(np.concatenate(features)) if features else torch.zeros(0, 1)
-    if len(x) < cfg.fit_kmeans:
-        raise Refused(f"{cfg.audio}: {len(x)} frames, too few for {cfg.fit_kmeans} centroids")
+    n_distinct = len({hash(row.tobytes()) for row in x.numpy()}) # copies of a file have the same frames
+    if n_distinct < cfg.fit_kmeans:
+        raise Refused(f"{cfg.audio}: {len(x)} frames, {n_distinct} of them distinct, too few for {cfg.fit_kmeans} "
+                      "centroids; give more speech")
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
     with atomically(cfg.kmeans) as tmp:
         origin = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
@@ -375,18 +391,27 @@ def encode_shards(cfg, encoder, docs, shards, failures):
                   f"{minutes_left:.0f} min left", flush=True)
 
 def main(cfg):
-    rank, world = ranks()
+    rank, _ = ranks()
     docs, left_out = read_corpus(cfg)
     device = pick_device(cfg.device)
     if cfg.fit_kmeans:
-        return fit(cfg, docs, device)
+        with Lock(f'{cfg.kmeans}.lock', cfg.kmeans):
+            return fit(cfg, docs, device)
+    with writing_in(cfg.out, rank):
+        tokenize(cfg, docs, left_out, device)
+
+def tokenize(cfg, docs, left_out, device):
+    """Writes this rank's shards of the units folder; the last rank writes its info.json."""
+    rank, world = ranks()
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
-    encoder = Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s)
+    encoder = make_encoder(cfg, centroids, device)
     corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
     settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type}
     for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds'):
         settings[key] = getattr(cfg, key)
+    if encoder.normalize: # in units_hash, too
+        settings['normalize'] = True
     open_folder(cfg.out, settings, rank, world)
 
     n_shards = -(-len(docs) // cfg.shard_docs)

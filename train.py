@@ -189,13 +189,19 @@ def open_data(cfg):
     if tokenizer and (text_hash := TextTokenizer(tokenizer).hash) != vocab.tokenizer:
         raise Refused(f"{tokenizer}: its text tokenizer ({text_hash}) did not make the shards ({vocab.tokenizer} did)")
     shards = {source: Shards(paths, vocab) for source, paths in folders.items()}
+    for source, opened in shards.items():
+        if opened.lengths.max() < 2:
+            raise Refused(f"{opened.name}: each of its {opened.documents:,} documents is a single token, so there is "
+                          f"nothing to predict; leave {source} out of --sources, or join lines to documents")
     loader = Loader(list(shards.values()), cfg.weights, cfg.block_size, cfg.seed)
     val = {}
     for source in cfg.sources:
         for corpus in corpora:
             index = corpus / 'val' / source / 'index.json'
             if index.is_file() and json.loads(index.read_text())['tokens'] >= cfg.block_size:
-                val[f'{corpus.name}/{source}'] = Loader([Shards(index.parent, vocab)], None, cfg.block_size, 0)
+                held = Shards(index.parent, vocab)
+                if held.lengths.max() > 1: # else nothing is predicted
+                    val[f'{corpus.name}/{source}'] = Loader([held], None, cfg.block_size, 0)
     inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}
     inputs |= {f'{source} shards': opened.hash[:16] for source, opened in shards.items()}
     return vocab, tokenizer, loader, val, inputs
@@ -361,13 +367,20 @@ def read_log(run, log):
         raise SystemExit(17)
     return finished_step
 
+def describe_odd(odd_steps):
+    """What the last line says of steps that taught nothing."""
+    names = {'skipped': 'skipped as not finite', 'no_targets': 'without a target'}
+    return ''.join(f"; {n:,} steps {names[kind]}" for kind, n in odd_steps.items() if n)
+
 def log_evaluation(run, log, step, val):
     run.state['val'] = val
     log.write({'step': step, 'val': val})
-    run.say(*(f"step {step} | val {name} {means['loss']:.3f}" for name, means in val.items()), sep='\n')
+    for name, means in val.items():
+        loss = f"{means['loss']:.3f}" if means['targets'] else 'no targets'
+        run.say(f"step {step} | val {name} {loss}")
 
 def training_loop(run, objective, steps, fetch, sets):
-    """Trains to the end of the budget or a stop signal -> (last step, is it done, skipped steps).
+    """Trains to the end of the budget or a stop signal -> (last step, is it done, {'skipped', 'no_targets': steps}).
 
     objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
                  .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks
@@ -424,7 +437,7 @@ def training_loop(run, objective, steps, fetch, sets):
         if world > 1:
             dist.barrier(group=checkpoint_group) # rank 0 may be writing
         log.skip_time()
-    return step, done, log.skipped
+    return step, done, {'skipped': log.skipped, 'no_targets': log.no_targets}
 
 # --------------------------------------------------------------------------------------------------
 
@@ -464,11 +477,11 @@ def main(cfg):
         def fetch_step(step):
             return fetch(loader, cfg, step, rank, world, device)
         sets = {name: held_out(val_loader) for name, val_loader in val.items()}
-        step, done, skipped = training_loop(run, LMObjective(model, vocab), steps, fetch_step, sets)
-        counts = {'skipped': skipped, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
+        step, done, odd_steps = training_loop(run, LMObjective(model, vocab), steps, fetch_step, sets)
+        counts = {**odd_steps, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
         checkpoint.export(run, model, done, step, counts)
         if done:
-            run.say(f"done: {cfg.out}, {step:,} steps, {counts['tokens']:,} tokens")
+            run.say(f"done: {cfg.out}, {step:,} steps, {counts['tokens']:,} tokens" + describe_odd(odd_steps))
         return run.state['val'] if done else None
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from configurator import Refused, refuse_unwritable, run
-from files import progress, write_json
+from files import progress, write_json, writing_in
 
 ATTEMPTS = 5 # give up after so many attempts in a row that bring nothing
 WAIT = 5.0 # seconds between attempts
@@ -67,9 +67,10 @@ def download_subsets(subsets, cfg):
         raise Refused("no archive to download; the first lines of the corpus's file tell where it is")
     if not names or not set(names) <= set(subsets):
         raise Refused(f"subset={cfg.subset}: expected some of {', '.join(subsets)}")
-    for name in names:
-        for archive in subsets[name]:
-            download(cfg.root, *archive)
+    with writing_in(cfg.root):
+        for name in names:
+            for archive in subsets[name]:
+                download(cfg.root, *archive)
 
 def download(root, url, folder='', checksum=None):
     """Downloads a file into root/folder, unless that was done before, and unpacks a .tar, .tgz, .tar.gz or .tar.bz2."""

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from configurator import Refused, run
 from corpora.tree import TEXTS, documents
-from files import atomically, files_of_kind, progress, read_lines, record, write_json
+from files import atomically, files_of_kind, progress, read_lines, record, write_json, writing_in
 
 RULES = {
     'words': (50, 100_000),
@@ -133,6 +133,10 @@ def output_names(cfg):
 
 def main(cfg):
     names = output_names(cfg)
+    with writing_in(cfg.out):
+        filter_files(cfg, names)
+
+def filter_files(cfg, names):
     total = Counter()
     for name, path in progress(names.items(), unit='file'):
         # The counts are written last: where they are, the file is complete.

@@ -28,7 +28,18 @@ from pathlib import Path
 from configurator import Refused, run
 from corpora import folder
 from corpora.tree import by_id, documents
-from files import atomically, progress, read_info, read_lines, record, sha256, shard_folders, write_json, write_lines
+from files import (
+    atomically,
+    progress,
+    read_info,
+    read_lines,
+    record,
+    sha256,
+    shard_folders,
+    write_json,
+    write_lines,
+    writing_in,
+)
 from speech.audio import BadAudio, load_audio
 
 
@@ -114,6 +125,11 @@ def main(cfg):
         write_json(settings_path, settings)
     elif json.loads(settings_path.read_text(encoding='utf-8')) != settings:
         raise Refused(f"{out}: begun with another text or command (see {settings_path}); take another --out")
+    with writing_in(out):
+        speak_all(cfg, docs, out)
+
+def speak_all(cfg, docs, out):
+    """Speaks the shards that are missing, and writes info.json."""
     failures = []
     n_spoken = 0
     with ThreadPoolExecutor(cfg.workers) as pool, progress(total=len(docs), unit='doc') as bar:

@@ -76,6 +76,7 @@ class Config:
     encoder: str = 'tiny/hubert' # encoder of the model's units
     layer: int = 4 # layer of the encoder that the units come from
     kmeans: str | None = None # file of the units' centroids; None: kmeans.safetensors in the encoder's folder
+    normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = 'openai/whisper-large-v3-turbo' # Whisper that transcribes the speech, a folder or hub id
     llm: str = 'meta-llama/Llama-3.2-1B' # language model of GenPPL, a folder or hub id; '' for no GenPPL
@@ -337,7 +338,7 @@ def main(cfg):
     model, vocab, tokenizer, weights = load(cfg.model, device)
     if vocab.kind == 'text':
         raise Refused(f"{cfg.model}: a text-only model generates no units; measure it with eval.py")
-    encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab)
+    encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab, cfg.normalize)
     vocab = replace(vocab, units=encoder.hash)
     vocoder = load_vocoder(cfg.vocoder).to(device)
     # Before the slow part, so that a vocoder of other units is refused at once.

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from configurator import Refused
-from files import atomically, read_json, write_json
+from files import Lock, atomically, read_json, write_json
 
 SAME = 'the same in both styles' # said of documents that slamkit and training write alike
 
@@ -57,6 +57,11 @@ def store(folder, weights, results, samples, tasks, provenance):
     provenance: files.record of the run.
     """
     folder = folder_of(folder)
+    with Lock(folder / '.eval.lock', folder, wait=60): # another evaluation's rows are merged, not lost
+        merge(folder, weights, results, samples, tasks, provenance)
+
+def merge(folder, weights, results, samples, tasks, provenance):
+    """store, for the process that has the lock of the folder."""
     path = folder / 'eval.json'
     old = read_eval(folder) if path.is_file() else {}
     old_rows = old.get('results', {})

@@ -20,9 +20,9 @@ run:
      "out_dir", "train", "eval" (arguments of train.py and eval.py)}
 """
 import contextlib
-import fcntl
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -36,7 +36,7 @@ import train
 from configurator import Refused, configure, run
 from data import Shards
 from eval import Config as EvalConfig
-from files import atomically, read_json, record, write_json
+from files import Busy, Lock, atomically, read_json, record, write_json
 from scaling.models import FAMILIES, SHAPES, models_of
 from training.cost import CHIPS, ROOM, memory, step_time
 
@@ -355,16 +355,15 @@ def execute(cfg, rows):
         busy = []
         for number, row in pending:
             folder = Path(row['out_dir'])
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / '.lock', 'w') as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    busy.append((number, row))
-                    continue
-                wait = False
+            try: # beside the lock of train.py, which the child takes
+                lock = Lock(folder / '.run.lock', folder, wait=math.inf if wait else 0.0)
+            except Busy:
+                busy.append((number, row))
+                continue
+            wait = False
+            with lock:
                 label = f'[{number}/{len(feasible)}] {row["name"]}'
-                train_and_evaluate(cfg, row, label, launch, lock.fileno())
+                train_and_evaluate(cfg, row, label, launch, lock.fd)
         pending = busy
         wait = True # in the next round, for the first of the busy runs
     print(f"{cfg.out}: {len(feasible)} runs are trained and evaluated; next: python -m scaling.fit --runs={cfg.out}")
@@ -388,7 +387,7 @@ def train_and_evaluate(cfg, row, label, launch, lock):
     print(f"{label}: done ({time.monotonic() - started:.0f} s)", flush=True)
 
 def write_rows(out, rows):
-    with atomically(Path(out) / 'runs.jsonl') as tmp:
+    with atomically(Path(out) / 'runs.jsonl', wait=10) as tmp:
         tmp.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 def main(cfg):

@@ -7,13 +7,19 @@ Waves -> one unit a frame, by one of three kinds of encoder; config.json of its 
     model_type  rate    step  h_f, by which frame f is quantized
     hubert      16 kHz  640   output of layer L; the wave is padded by (receptive field - step) / 2 = 40
                               zeros on each side, step is the product of the strides
-                              (mHuBERT-25Hz: layer 11; HuBERT-base: layer 9, step 320)
+                              (mHuBERT-25Hz: layer 11; HuBERT-base: layer 9, step 320). wav2vec2 and
+                              WavLM are of this kind, too
     whisper     16 kHz  640   output of layer L of the encoder, two frames of 20 ms averaged; a window is
                               padded with zeros to 30 s, as Whisper was trained
     mimi        24 kHz  1920  input of the semantic codebook, 12.5 Hz; the centroids are the 2,048 entries
                               of that codebook, neither L nor a k-means file is needed
 
     unit_f = argmin_k |h_f - c_k|^2 = argmax_k (h_f . c_k - |c_k|^2 / 2), one product a batch
+
+normalize: wave -> (wave - mean) / sqrt(variance + 1e-7), over the whole wave before it is cut, as
+transformers' feature extractor does. The published recipes do so for HuBERT-large and its like,
+whose convolutions have layer norms, and not for HuBERT-base and mHuBERT (fairseq's `normalize`;
+slamkit). So None takes what preprocessor_config.json says where the norms are of layers, else False.
 
 Mimi uses the band up to 12 kHz: every file is resampled to 24 kHz from its own rate, and a file of
 16 kHz has nothing above 8 kHz. Only what decides the units is loaded and run: no layer above L, no
@@ -41,8 +47,11 @@ from torch import nn
 
 from configurator import Refused
 from speech.audio import RATE
+from speech.ctc import model_file
 
-KINDS = ('hubert', 'whisper', 'mimi')
+# model_type: the kind of it
+KINDS = {'hubert': 'hubert', 'wav2vec2': 'hubert', 'wavlm': 'hubert', 'whisper': 'whisper', 'mimi': 'mimi'}
+HUBERTS = {'hubert': 'HubertModel', 'wav2vec2': 'Wav2Vec2Model', 'wavlm': 'WavLMModel'}
 
 # --------------------------------------------------------------------------------------------------
 # what a folder holds
@@ -68,12 +77,12 @@ def _transformers(name, expected):
 
 def kind_of(name):
     """'hubert', 'whisper' or 'mimi', and the transformers config, of a local folder or hub id."""
-    expected = 'HubertModel, WhisperModel or MimiModel'
+    expected = 'HubertModel, WhisperModel or MimiModel, or a Wav2Vec2Model or WavLMModel'
     with _transformers(name, expected) as transformers:
         config = transformers.AutoConfig.from_pretrained(name)
     if config.model_type not in KINDS:
         raise Refused(f"{name}: holds a '{config.model_type}', expected a {expected}")
-    return config.model_type, config
+    return KINDS[config.model_type], config
 
 def _load(name, class_name, config, is_needed):
     """A model of transformers in float32, in eval mode.
@@ -139,7 +148,7 @@ class MaskedBatchNorm(MaskedGroupNorm):
         return y
 
 class Hubert:
-    """A HubertModel up to `layer`. Padding does not change what a wave gets."""
+    """A HubertModel, Wav2Vec2Model or WavLMModel up to `layer`. Padding does not change what a wave gets."""
     rate = RATE
     limit = None
     half = True
@@ -150,7 +159,8 @@ class Hubert:
         def is_needed(key):
             return key != 'masked_spec_embed' # used in training only
 
-        self.model = _load(name, 'HubertModel', config, is_needed)
+        config.add_adapter = False # of wav2vec2: it comes after all layers
+        self.model = _load(name, HUBERTS[config.model_type], config, is_needed)
         self.config = config
         if config.do_stable_layer_norm:
             # This norm comes after the last layer of the whole model, not after every layer.
@@ -169,7 +179,10 @@ class Hubert:
                 'hidden_act', 'feat_extract_activation', 'layer_norm_eps')
         tensors = self.model.state_dict()
         tensors.pop('masked_spec_embed', None)
-        return [getattr(self.config, key) for key in keys], tensors
+        facts = [getattr(self.config, key) for key in keys]
+        if self.config.model_type != 'hubert':
+            facts += [self.config.model_type, getattr(self.config, 'max_bucket_distance', None)] # of WavLM
+        return facts, tensors
 
     def prepare(self, device):
         self.masked = [] # the norms over time, and the number of convolutions before each
@@ -307,20 +320,45 @@ def windows(blocks, step, window, margin):
             first += window - 2 * margin
     yield first, margin * (first > 0), len(buffer) // step, buffer
 
+def default_normalize(name, config):
+    """Whether the published recipe of a folder or hub id normalizes waves; see the head of this file."""
+    if getattr(config, 'feat_extract_norm', None) != 'layer':
+        return False
+    settings = model_file(name, 'preprocessor_config.json', needed=False) or {}
+    return bool(settings.get('do_normalize', False))
+
+def moments(blocks):
+    """(mean, variance) of a wave that comes in blocks, in float64."""
+    n = 0
+    total = 0.0
+    squares = 0.0
+    for block in blocks:
+        block = np.asarray(block, np.float64)
+        n += len(block)
+        total += block.sum()
+        squares += np.square(block).sum()
+    mean = total / max(n, 1)
+    return mean, max(squares / max(n, 1) - mean ** 2, 0.0)
+
 class Encoder:
     """encoder.encode([wave, ...]) -> the units of each wave, one a frame.
 
     name: folder or hub id of a HubertModel, WhisperModel or MimiModel; layer: the one whose output
     is quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above;
     batch_s: seconds of padded audio in a forward pass on CUDA, where Hubert and Whisper run in
-    bf16. A CPU takes one window at a time, in float32. Settings that do not fit together raise
-    Refused.
+    bf16. A CPU takes one window at a time, in float32; normalize: see above. Settings that do not
+    fit together raise Refused.
 
-    Attributes: rate, Hz of the waves; step, samples a frame; hop, samples a frame at 16 kHz;
-    n_units, K; hash, of all that decides a unit; seconds, {part: time spent in it so far}.
+    Attributes: normalize, whether waves are; rate, Hz of the waves; step, samples a frame; hop,
+    samples a frame at 16 kHz; n_units, K; hash, of all that decides a unit; seconds, {part: time
+    spent in it so far}.
     """
-    def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0):
+    def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0,
+                 normalize=None):
         self.kind, config = kind_of(name)
+        self.normalize = default_normalize(name, config) if normalize is None else normalize
+        if self.normalize and self.kind != 'hubert':
+            raise Refused(f"normalize=True: a {self.kind} encoder takes waves as they are; leave it out")
         self.device = torch.device(device)
         net_class = {'hubert': Hubert, 'whisper': Whisper, 'mimi': Mimi}[self.kind]
         self.net = net = net_class(name, config, layer)
@@ -347,7 +385,8 @@ class Encoder:
         # Samples in a forward pass. 0 is one window at a time: without padding units are exact to
         # the bit, and a CPU is as fast.
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0
-        self.hash = _hash(*net.identity(), self.centroids)
+        facts, tensors = net.identity()
+        self.hash = _hash(facts + ['normalized'] * self.normalize, tensors, self.centroids)
         net.prepare(self.device)
         self.centroids = self.centroids.to(self.device)
         self.seconds = {'encoder': 0.0, 'k-means': 0.0}
@@ -398,28 +437,39 @@ class Encoder:
                 *_, keep_from, keep_to, _ = cut
                 yield cut, row[keep_from:keep_to]
 
-    def _windows(self, blocks):
+    def _windows(self, blocks, mean=0.0, variance=None):
+        """windows of a wave in blocks; variance: of the wave that is to be normalized, as is mean."""
+        if variance is not None:
+            scale = np.sqrt(np.float32(variance) + np.float32(1e-7))
+            blocks = ((block - np.float32(mean)) / scale for block in blocks)
         return windows(blocks, self.step, self.window, self.margin)
+
+    def _windows_of(self, wave):
+        wave = np.asarray(wave, np.float32)
+        return self._windows([wave], wave.mean(), wave.var()) if self.normalize else self._windows([wave])
 
     def encode(self, waves):
         """float32 (N,) waves at `rate` -> an int64 array of N // step units each; the same alone and together."""
         for wave in waves:
             if len(wave) < self.step:
                 raise Refused(f"{len(wave)} samples are less than one frame of {self.step}")
-        cuts = [(i, *cut) for i, wave in enumerate(waves) for cut in self._windows([wave])]
+        cuts = [(i, *cut) for i, wave in enumerate(waves) for cut in self._windows_of(wave)]
         cuts.sort(key=lambda cut: len(cut[-1])) # windows of similar length share a batch: less padding
         results = [np.empty(len(wave) // self.step, np.int64) for wave in waves]
         for (i, first, keep_from, keep_to, _), units in self._run(cuts):
             results[i][first + keep_from:first + keep_to] = units
         return results
 
-    def encode_blocks(self, blocks):
-        """encode([wave])[0] of a wave that comes in blocks; about a window of it is in memory at a time."""
-        return np.concatenate([units for _, units in self._run(self._windows(blocks))])
+    def encode_blocks(self, blocks, mean=0.0, variance=None):
+        """encode([wave])[0] of a wave that comes in blocks; about a window of it is in memory at a time.
+
+        mean, variance: its moments, which an encoder with .normalize needs.
+        """
+        return np.concatenate([units for _, units in self._run(self._windows(blocks, mean, variance))])
 
     def features(self, wave):
         """float32 (N,) at `rate` -> float32 (N // step, C), what encode would quantize."""
-        return np.concatenate([h for _, h in self._run(self._windows([wave]), quantize=False)])
+        return np.concatenate([h for _, h in self._run(self._windows_of(wave), quantize=False)])
 
 def _hash(facts, tensors, centroids):
     """The hash of all that decides a unit: weights up to the layer, geometry, centroids; no file names."""

@@ -43,7 +43,7 @@ POOL = 600 * RATE # samples of audio between two writes
 # --------------------------------------------------------------------------------------------------
 # the encoder
 
-def load_encoder(name, layer, kmeans, device, vocab=None):
+def load_encoder(name, layer, kmeans, device, vocab=None, normalize=None):
     """The Encoder of these settings. Refused if it does not make the units of a model.
 
     vocab: that of the model, if there is one. Every script that measures or samples a model loads
@@ -62,11 +62,11 @@ def load_encoder(name, layer, kmeans, device, vocab=None):
         raise Refused(f"layer={layer}: the model's units are of layer {PUBLISHED_LAYER} "
                       f"of {PUBLISHED}: --layer={PUBLISHED_LAYER}")
     path = centroids_path(name, kmeans)
-    encoder = Encoder(name, layer, path and load_centroids(path), device)
+    encoder = Encoder(name, layer, path and load_centroids(path), device, normalize=normalize)
     if vocab and not unknown and not vocab.speaks(encoder.hash, name):
         raise Refused(f"{name}: its units are {encoder.hash}, "
                       f"the model was trained on {vocab.units}: "
-                      "give the model's own --encoder, --layer and --kmeans")
+                      "give the model's own --encoder, --layer, --kmeans and --normalize")
     if vocab and encoder.n_units != vocab.n_units:
         raise Refused(f"{name}: {encoder.n_units} units, the model has {vocab.n_units}")
     return encoder
@@ -114,9 +114,9 @@ def load(audio, rate=RATE):
 
 class UnitCache:
     """A folder of encoded audio, in the format that the head of this file describes."""
-    def __init__(self, folder, encoder, layer, kmeans, vocab, device='cpu'):
+    def __init__(self, folder, encoder, layer, kmeans, vocab, device='cpu', normalize=None):
         """vocab: the model's. If it names no hash of units, the encoder is loaded at once."""
-        self.settings = encoder, layer, kmeans, device, vocab
+        self.settings = encoder, layer, kmeans, device, vocab, normalize
         self.encoder = None
         named = vocab.units and '/' not in vocab.units
         units = vocab.units if named else self._encoder().hash
@@ -140,7 +140,7 @@ class UnitCache:
                 raise ValueError
         except (SafetensorError, OSError, ValueError):
             print(f"{path}: damaged, removed; its audio is encoded anew")
-            path.unlink()
+            path.unlink(missing_ok=True) # another process may have removed it
             return {}
         entries = {}
         offsets = arrays['offsets']

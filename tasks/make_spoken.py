@@ -52,7 +52,17 @@ import tasks.blimp
 import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, read_table, record, sha256, write_json, write_lines
+from files import (
+    atomically,
+    progress,
+    read_lines,
+    read_table,
+    record,
+    sha256,
+    write_json,
+    write_lines,
+    writing_in,
+)
 from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
 BENCHMARK_VOICES = 'af_bella,bf_emma,am_puck,bm_george' # SIMS A.3
@@ -267,6 +277,11 @@ def main(cfg):
         raise Refused(f"voices is {cfg.voices!r}: expected names, comma-separated")
     cfg = replace(cfg, voices=','.join(voices))
     pieces = pieces_of(cfg)
+    with writing_in(cfg.out):
+        speak_all(cfg, voices, pieces)
+
+def speak_all(cfg, voices, pieces):
+    """Speaks the pieces, in every voice where they have none of their own, and writes the manifest."""
     check_settings(cfg, pieces)
     if cfg.set == 'spokenswag':
         jobs = [(cfg, *piece) for piece in pieces]

@@ -8,6 +8,7 @@ moment when a test runs.
     make_model              a model folder as train.py leaves it, with random weights
     make_whisper            a Whisper folder with random weights
     killed                  runs a function in a process that is killed at a given write to disk
+    waiting_in              runs a function in a process that waits where it calls another function
 
 All are deterministic. Encoders and vocoders are made in the tests of their modules.
 """
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from string import ascii_lowercase
 
 import numpy as np
@@ -218,3 +220,35 @@ def killed(work, folder, moment=None):
         status = 0
     finally:
         os._exit(status)
+
+@contextmanager
+def waiting_in(module, name, work):
+    """Runs work() in a child process, which stops at its first call of module.NAME. Yields the child's pid and a
+    function that lets it go on; in the end the child has gone on, and must have ended well or been killed."""
+    at_call, child_at_call = os.pipe()
+    child_may_go, may_go = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            function = getattr(module, name)
+            def wait_once(*args, **kwargs):
+                setattr(module, name, function)
+                os.write(child_at_call, b'.')
+                os.read(child_may_go, 1)
+                return function(*args, **kwargs)
+            setattr(module, name, wait_once)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(child_at_call)
+    assert os.read(at_call, 1), f"the child ended before it called {name}"
+    try:
+        yield child, lambda: os.write(may_go, b'.')
+    finally:
+        os.write(may_go, b'.')
+        code = os.waitpid(child, 0)[1]
+        for pipe in (at_call, child_may_go, may_go):
+            os.close(pipe)
+    assert code in (0, signal.SIGKILL), code

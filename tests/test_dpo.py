@@ -502,6 +502,17 @@ def test_what_is_left_out_is_counted_and_listed(config, tmp_path, capsys):
     pairs, _ = dpo.open_pairs(config(data=data, max_auto_bleu=None), data, Vocab.load(cfg.init), None)
     assert len(pairs) == 2
 
+def test_completions_without_a_token_are_left_out_and_counted(inputs, config, monkeypatch):
+    """A text of which a tokenizer makes nothing would always be the likelier one: its log-likelihood is 0."""
+    documents_of = dpo.documents_of
+    def empty_rejected(cfg, name, item, vocab, tokenizer):
+        (chosen, begin), (rejected, _) = documents_of(cfg, name, item, vocab, tokenizer)
+        return (chosen, begin), (rejected[:begin] if name.endswith('003') else rejected, begin)
+    monkeypatch.setattr(dpo, 'documents_of', empty_rejected)
+    cfg = config()
+    pairs, dropped = dpo.open_pairs(cfg, cfg.data, Vocab.load(cfg.init), None)
+    assert len(pairs) == 19 and [line['why'] for line in dropped] == ['a completion without a token']
+
 def test_documents_are_slam_s_with_one_run_where_prompt_and_completion_meet(config, tmp_path):
     documents = {'a/prompt': ('x', [3, 1]), 'a/chosen': ('y', [1, 4]), 'a/rejected': ('z', [5])}
     cfg = config(data=str(make_units(tmp_path / 'one', documents)))

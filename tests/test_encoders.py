@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,11 @@ from transformers import (
     HubertModel,
     MimiConfig,
     MimiModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
@@ -21,12 +27,13 @@ from transformers import (
 
 from configurator import Refused
 from speech.audio import RATE, load_audio
-from speech.encoders import Encoder, windows
+from speech.encoders import Encoder, moments, windows
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
 
 GOLDEN = Path(__file__).parents[2] / 'shared/data/hubert_base_golden'
 KERNELS = 10, 3, 3, 3, 3, 2, 2, 2 # 25 Hz; without the last: 50 Hz
 STRIDES = 5, 2, 2, 2, 2, 2, 2, 2
+TINY_HASH = '5013519d3b0cbfe0' # of tiny/hubert, as the vocoder and the corpus of tiny/ know it
 
 def make_encoder(folder, kernels=KERNELS, strides=STRIDES, K=60, **settings):
     """A random HubertModel whose norms do something, and centroids that are frames of it: many units occur."""
@@ -404,3 +411,74 @@ def test_real_features_and_units_fit_each_other_and_the_frames(tmp_path):
     encoder.centroids = torch.stack([h[units == k].mean(0) for k in ids])
     agreement = (ids[encoder._nearest(h)] == units).mean()
     assert agreement > .85, f"{agreement:.3f} of the frames are nearest to their own unit's mean"
+
+# --------------------------------------------------------------------------------------------------
+# normalized waves
+
+def make_layer_norm_encoder(folder, classes, do_normalize):
+    """A random model of HuBERT-large's kind with its feature extractor, 3 layers; classes: (config, model)."""
+    torch.manual_seed(0)
+    make_config, make_model = classes
+    model = make_model(make_config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm='layer', conv_bias=True,
+        do_stable_layer_norm=True, initializer_range=.2)).eval()
+    for name, p in model.feature_extractor.named_parameters():
+        if name.endswith('bias'):
+            torch.nn.init.normal_(p, std=.2) # without biases, the first norm would undo any gain
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=do_normalize).save_pretrained(folder)
+    h = plain_layer(model, speech_like(20, 99))
+    save_centroids(h, 60, folder)
+    return model
+
+def plain_layer(model, x):
+    """Layer 2 of a model of transformers, of a wave that is padded as Encoder pads it."""
+    with torch.inference_mode():
+        x = torch.nn.functional.pad(torch.from_numpy(np.asarray(x)), (40, 40))[None]
+        return model(x, output_hidden_states=True).hidden_states[2][0]
+
+@pytest.mark.parametrize('do_normalize', [True, False])
+@pytest.mark.parametrize('kind', ['hubert', 'wav2vec2', 'wavlm'])
+def test_waves_are_normalized_as_transformers_feature_extractor_does(kind, do_normalize, tmp_path):
+    classes = {'hubert': (HubertConfig, HubertModel), 'wav2vec2': (Wav2Vec2Config, Wav2Vec2Model),
+               'wavlm': (WavLMConfig, WavLMModel)}[kind]
+    model = make_layer_norm_encoder(tmp_path, classes, do_normalize)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
+    encoder = load(tmp_path)
+    other = load(tmp_path, normalize=not do_normalize)
+    assert encoder.normalize is do_normalize and encoder.hash != other.hash
+    for gain in (1, .02):
+        wave = gain * speech_like(3, 5) + np.float32(.01)
+        x = extractor(wave, sampling_rate=RATE, return_tensors='np').input_values[0]
+        h = plain_layer(model, x)
+        [units] = encoder.encode([wave])
+        assert excess_distance(h, encoder.centroids, units) < 1e-4
+        assert torch.allclose(torch.from_numpy(encoder.features(wave)), h[:len(units)], atol=1e-4)
+        assert np.mean(other.encode([wave])[0] == units) < .9
+
+def test_a_long_wave_is_normalized_as_a_whole_also_in_blocks(tmp_path):
+    make_layer_norm_encoder(tmp_path, (HubertConfig, HubertModel), True)
+    settings = dict(window_s=4, margin_s=1)
+    wave = np.concatenate([speech_like(9, 1), .02 * speech_like(9, 2)])
+    x = Wav2Vec2FeatureExtractor().zero_mean_unit_var_norm([wave], None)[0]
+    expected = load(tmp_path, normalize=False, **settings).encode([x])[0]
+    encoder = load(tmp_path, **settings)
+    assert np.array_equal(encoder.encode([wave])[0], expected)
+    blocks = np.array_split(wave, 7)
+    assert np.mean(encoder.encode_blocks(blocks, *moments(blocks)) == expected) > .99 # moments in float64
+    assert np.mean(load(tmp_path, normalize=False, **settings).encode([wave])[0] == expected) < .9
+
+def test_published_recipes_and_hashes_of_encoders_with_group_norms_stay(hubert, tmp_path):
+    """HuBERT-base's and mHuBERT's folders say do_normalize, slamkit and textlesslib do not normalize for them."""
+    shutil.copytree(hubert, tmp_path / 'base')
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / 'base')
+    encoder = load(tmp_path / 'base')
+    assert encoder.normalize is False and encoder.hash == load(hubert).hash
+    assert load(tmp_path / 'base', normalize=True).hash != encoder.hash
+    tiny = Path(__file__).parents[1] / 'tiny/hubert'
+    assert Encoder(tiny, 4, load_centroids(tiny / 'kmeans.safetensors')).hash == TINY_HASH
+
+def test_whisper_and_mimi_take_waves_as_they_are(mimi):
+    with pytest.raises(Refused, match='a mimi encoder takes waves as they are'):
+        Encoder(mimi, 1, None, normalize=True)

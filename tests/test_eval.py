@@ -275,6 +275,15 @@ def test_scores_equal_the_slow_reference(house):
             for name in won:
                 assert row[name] == pytest.approx(np.mean(won[name])), (direction, task, name)
 
+def test_held_out_documents_of_one_token_are_not_measured_and_no_zero(house, tmp_path, capsys):
+    model, vocab = load(house[0], 'joint')
+    for source in ('speech', 'interleaved'):
+        with ShardWriter(tmp_path / 'tokens' / 'val' / source, source, vocab) as writer:
+            writer.add([7, 7, 8], [1, 1, 1] if source == 'speech' else [3])
+    rows = evaluation.measure_losses(Config(data=str(tmp_path / 'tokens')), model, vocab)
+    assert rows and all('/interleaved/' in name for name in rows)
+    assert 'val/speech: not measured, each of its documents is a single token' in capsys.readouterr().out
+
 def test_held_out_loss_is_the_mean_over_tokens_and_splits_by_modality(house):
     root, tokenizer = house
     model, vocab = load(root, 'joint')

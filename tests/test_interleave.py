@@ -550,3 +550,12 @@ def test_without_words_speech_and_textless_are_written(tmp_path, tokenizer):
     silent = make_folder(tmp_path / 'silent', [random_docs(30, 6, ['a'])], words=False)
     interleave.main(settings(tokenizer, tmp_path / 'out', silent, sources=('speech', 'textless')))
     assert sorted(p.name for p in (tmp_path / 'out' / 'train').iterdir()) == ['speech', 'textless']
+
+def test_documents_of_a_single_token_are_counted_as_nothing_is_predicted_in_them(tokenizer, tmp_path, capsys):
+    (tmp_path / 'a.txt').write_text('q\nx\nq x\n')
+    cfg = Config(text=str(tmp_path / 'a.txt'), sources=('text',), tokenizer=str(tokenizer.name), val_frac=0,
+                 out=str(tmp_path / 'tokens'))
+    interleave.main(cfg)
+    written = json.loads((tmp_path / 'tokens' / 'info.json').read_text())['written']['train/text']
+    assert (written['documents'], written['single_tokens']) == (3, 2)
+    assert 'tokens; 2 documents are a single token' in capsys.readouterr().out

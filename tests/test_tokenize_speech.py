@@ -413,6 +413,12 @@ def test_a_fit_that_cannot_be_is_refused(corpus, hubert, mimi, tmp_path, monkeyp
             main(config(corpus, folder, '', **{'fit_kmeans': 5, 'kmeans': new} | settings))
     with pytest.raises(Refused, match='with --kmeans=NEW'):
         config(corpus, hubert, '', fit_kmeans=5)
+    copies = tmp_path / 'copies'
+    copies.mkdir()
+    for i in range(4):
+        soundfile.write(copies / f'{i}.wav', speech_like(.5, 0), 16000)
+    with pytest.raises(Refused, match='48 frames, 12 of them distinct, too few for 13 centroids'):
+        main(config(copies, hubert, '', fit_kmeans=13, kmeans=new))
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(Refused, match='in one process'):
         main(config(corpus, hubert, '', fit_kmeans=5, kmeans=new))

@@ -302,7 +302,7 @@ def test_six_bad_steps_of_which_four_in_a_row_do_not_end_it(config):
         train.main(config(micro_batch=12))
     assert json.loads(Path(config().out, 'settings.json').read_text())['skipped'] == 6
 
-def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypatch):
+def test_a_batch_without_targets_changes_nothing_and_is_counted(config, monkeypatch, capsys):
     cfg = config(max_steps=4, save_every=2)
     fetch = train.fetch
     def fetch_blank(loader, c, step, *rest):
@@ -315,6 +315,20 @@ def test_a_batch_without_targets_changes_nothing_and_is_no_nan(config, monkeypat
     train.main(cfg)
     assert [r['loss'] for r in rows_of(cfg.out)[2:4]] == [0, 0] and 'skipped' not in rows_of(cfg.out)[3]
     assert weights_of(Path(cfg.out, 'step-4')) == weights_of(Path(cfg.out, 'step-2')) # moments are not zero
+    printed = capsys.readouterr().out
+    assert 'step 3/4 | no targets' in printed and 'tokens; 2 steps without a target' in printed
+    assert json.loads(Path(cfg.out, 'settings.json').read_text())['no_targets'] == 2
+
+def test_documents_of_one_token_are_refused_to_train_on_and_left_out_of_the_held_out_data(corpus, tmp_path):
+    text = Vocab('text', 257, 0, TextTokenizer(corpus.parent / 'tokenizer').hash)
+    for split, docs in (('train', [[5, 6, 7]] * 40), ('val', [[5]] * 40)):
+        write(tmp_path / 'mixed' / split / 'text', text, docs)
+    write(tmp_path / 'single' / 'train' / 'text', text, [[5]] * 40)
+    settings = dict(sources=('text',), vocab='text', max_steps=1)
+    assert train.main(small(corpus, tmp_path / 'run', data=str(tmp_path / 'mixed'), **settings)) == {}
+    with pytest.raises(Refused, match='single/train/text: each of its 40 documents is a single token'):
+        train.main(small(corpus, tmp_path / 'none', data=str(tmp_path / 'single'), **settings))
+    assert not (tmp_path / 'none').exists()
 
 def test_a_finished_run_says_so_and_touches_nothing(config, capsys):
     cfg = config(max_steps=3)

@@ -15,7 +15,7 @@ from configurator import Refused
 from speech import whisper as asr
 from speech.audio import RATE, load_audio
 from speech.ctc import cuts
-from speech.whisper import Whisper, spell
+from speech.whisper import Whisper, heard, is_no_speech, spell
 
 LIBRISPEECH = Path(__file__).parent.parent.parent / 'shared/data/librispeech_mini'
 WHISPER = Path(os.environ.get('ASSETS', 'assets')) / 'whisper-base' # as tiny/build/build.sh has it
@@ -185,6 +185,73 @@ def test_what_is_no_whisper_is_refused_in_one_line(whisper, tmp_path):
     HubertModel(config).save_pretrained(tmp_path)
     with pytest.raises(Refused, match="holds a 'hubert', expected one of whisper"):
         Whisper(tmp_path)
+
+# --------------------------------------------------------------------------------------------------
+# words that no sound carries
+
+def test_a_word_is_heard_if_a_moment_of_it_is_near_the_level_of_the_wave():
+    wave = np.concatenate([speech_like(2, 0), np.zeros(RATE), .01 * speech_like(1, 1), .0001 * speech_like(1, 2)])
+    seconds = np.array([(0, 1), (1.9, 2.5), (2.1, 2.9), (3, 4), (4.1, 5), (5, 5)])
+    starts, ends = (seconds * RATE).astype(int).T.tolist()
+    assert heard(wave.astype(np.float32), starts, ends) == [True, True, False, True, False, False]
+    assert heard(np.zeros(10, np.float32), [0], [10]) == [False]
+
+def silences():
+    n = 3 * RATE
+    rng = np.random.default_rng(0)
+    return [np.zeros(n, np.float32), np.full(n, .1, np.float32), rng.integers(-1, 2, n).astype(np.float32) / 2**15,
+            np.zeros(RATE // 4, np.float32), np.zeros(50 * RATE, np.float32)]
+
+def test_nothing_is_written_of_silence(whisper):
+    model = Whisper(whisper, language='en')
+    model._decode = None # would raise
+    assert model.transcribe(silences()) == [''] * 5
+    assert model.align(silences()) == [([], [], [], '')] * 5 and model.unheard == [0] * 5
+
+def test_text_is_written_of_the_sound_beside_a_silence_as_without_it(whisper):
+    model = Whisper(whisper, language='en')
+    wave = speech_like(29, 0)
+    quiet = np.zeros(30 * RATE, np.float32)
+    alone = model.transcribe([wave])
+    assert alone[0] and model.transcribe([np.concatenate([quiet, quiet, wave])])[0]
+
+@pytest.mark.parametrize('text, expected', [
+    ('', True), (' [BLANK_AUDIO]', True), (' (water running)', True), (' ♪', True), (' ♪ la ♪', True), ('*sigh*', True),
+    (' you', False), (' (he) said', False), (' (a) and (b)', False), (' 2 * 3 * 4', False)])
+def test_texts_all_in_brackets_are_no_speech(text, expected):
+    assert is_no_speech(text) is expected
+
+@pytest.mark.parametrize('nobody_speaks', [True, False])
+def test_words_of_windows_in_which_nobody_speaks_are_left_out_and_counted(whisper, monkeypatch, nobody_speaks):
+    model = Whisper(whisper, language='en')
+    tokens = [model.tokenizer.token_to_id(token) for token in ('Ġd', 'a', 'Ġd')] + [model.end]
+    monkeypatch.setattr(model, '_decode', lambda *args: ([tokens], [nobody_speaks]))
+    words, *_, reason = model.align([speech_like(2, 0)])[0]
+    assert (words, reason, model.unheard) == (([], '', [2]) if nobody_speaks else ([' da', ' d'], '', [0]))
+
+def test_the_probability_that_nobody_speaks_is_the_first_predictions(whisper, monkeypatch):
+    model = Whisper(whisper, language='en')
+    with torch.inference_mode():
+        encoded, prompts = model._encode([(0, speech_like(2, 0))], {})
+        logits = model.model(encoder_outputs=(encoded,), decoder_input_ids=torch.tensor(prompts)).logits[0, 0]
+        p = logits.softmax(-1)[model.no_speech].item()
+        for threshold, expected in ((p * .99, True), (p * 1.01, False)):
+            monkeypatch.setattr(asr, 'NO_SPEECH', threshold)
+            assert model._decode(encoded, prompts)[1] == [expected]
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (WHISPER / 'model.safetensors').exists(),
+                    reason=f"no {WHISPER}; ASSETS=FOLDER says where whisper-base is")
+def test_whisper_hears_no_words_in_noise_and_tones():
+    rng = np.random.default_rng(0)
+    t = np.arange(5 * RATE) / RATE
+    clicks = np.zeros(5 * RATE)
+    clicks[::RATE // 2] = .5
+    waves = [rng.normal(0, 10 ** (db / 20), 5 * RATE) for db in (-60, -40, -20)]
+    waves += [.1 * np.sin(2 * np.pi * f * t) for f in (50, 440, 3000)] + [clicks]
+    model = Whisper(WHISPER, language='en')
+    assert model.align([wave.astype(np.float32) for wave in waves]) == [([], [], [], '')] * 7
+    assert all(n > 0 for n in model.unheard)
 
 def letters(word):
     return re.sub("[^a-z0-9']", '', word.casefold())

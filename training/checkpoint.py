@@ -280,8 +280,8 @@ def open_run(cfg, may_change, place, stop_signals, vocab, tokenizer, inputs):
 
 def save_run(run, step, model, optimizer, log, seconds, done):
     """Saves what a later start continues from: the model and the optimizer, and where the loop and its Log stand."""
-    run.state.update(step=step, seconds=seconds, skipped=log.skipped, streak=log.streak, finished=done,
-                     run=run.identity)
+    run.state.update(step=step, seconds=seconds, skipped=log.skipped, streak=log.streak, no_targets=log.no_targets,
+                     finished=done, run=run.identity)
     log.sync()
     out = Path(run.cfg.out)
     save(out, step, model, optimizer, run.state, run.vocab, run.tokenizer, run.place.rank)

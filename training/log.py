@@ -43,6 +43,7 @@ class Log:
     summary     turns the sums of a step into {'loss', ..., 'targets'}
     streak      number of skipped steps in a row, up to the last step that was read
     skipped     number of all skipped steps
+    no_targets  number of all steps without a target
     """
 
     def __init__(self, cfg, state, model, rank, world, device, summary):
@@ -51,6 +52,7 @@ class Log:
         self.device = device
         self.streak = state['streak']
         self.skipped = state['skipped']
+        self.no_targets = state.get('no_targets', 0)
         self.flops_per_token = model.flops_per_token
         self.posted = None
         self.step_begin = self._now()
@@ -120,6 +122,8 @@ class Log:
         if self.peak_flops:
             row['mfu_palm'] = self._mfu(row['tok_s'], self.cfg.block_size)
             row['mfu_doc'] = self._mfu(row['tok_s'], attended_keys / n_tokens)
+        if not targets:
+            self.no_targets += 1
         if skip_step:
             self.streak += 1
             self.skipped += 1
@@ -128,7 +132,7 @@ class Log:
         else:
             self.streak = 0
         self.write({key: _or_null(value) for key, value in row.items()})
-        if self.file and (skip_step or step == 1 or step % self.cfg.log_every == 0):
+        if self.file and (skip_step or not targets or step == 1 or step % self.cfg.log_every == 0):
             print(terminal_line(row, n_steps), flush=True)
         return n_signals > 0, seconds
 
@@ -162,7 +166,8 @@ def terminal_line(row, n_steps):
     """The terminal's line of a step; n_steps is None where the budget is time."""
     of_steps = f'/{n_steps}' if n_steps else ''
     details = ' '.join(f"{name} {row[name]:.3f}" for name in TERMINAL if name in row)
-    line = (f"step {row['step']}{of_steps} | loss {row['loss']:.3f} ({details}) | lr {row['lr']:.1e} | "
+    loss = f"loss {row['loss']:.3f}" if row['targets'] else "no targets"
+    line = (f"step {row['step']}{of_steps} | {loss} ({details}) | lr {row['lr']:.1e} | "
             f"norm {row['grad_norm']:.2f} | {row['ms']:.0f} ms | {row['tok_s'] / 1e3:.1f}k tok/s")
     if 'mfu_palm' in row:
         line += f" | mfu {row['mfu_palm']:.1%}"

@@ -4,7 +4,7 @@ What training needs of processes: ranks and their devices, DDP or FSDP around a 
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Refused, pick_device, ranks
+from files import writing_in
 
 REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun sets in the environment
@@ -56,7 +57,8 @@ def signals():
 def processes(cfg):
     """Yields the Place of this process, which joins the others if torchrun started several.
 
-    Refuses an incomplete environment of torchrun, and a GPU that is not there.
+    Refuses an incomplete environment of torchrun, a GPU that is not there, and a cfg.out that another
+    run writes in.
     """
     rank, world = ranks()
     present = [name for name in TORCHRUN if name in os.environ]
@@ -70,10 +72,32 @@ def processes(cfg):
         patience = timedelta(seconds=max(cfg.timeout, 3600))
         checkpoint_group = dist.new_group(backend='gloo', timeout=patience)
     try:
-        yield Place(rank, world, device, checkpoint_group)
+        place = Place(rank, world, device, checkpoint_group)
+        with only_writer(cfg.out, place):
+            yield place
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+@contextmanager
+def only_writer(out, place):
+    """Rank 0 holds the lock of the folder out meanwhile; if another run has it, all ranks raise Refused."""
+    lock = None
+    error = None
+    if place.rank == 0:
+        try:
+            lock = writing_in(out)
+        except Refused as e:
+            error = e
+    if place.world > 1:
+        refused = torch.tensor(error is not None)
+        dist.broadcast(refused, 0, group=place.checkpoint_group)
+        if refused and not error:
+            error = Refused("refused by rank 0")
+    if error:
+        raise error
+    with lock or nullcontext():
+        yield
 
 def wrap_distributed(objective, cfg, world, device):
     """The objective (a module around .model) as DDP or FSDP, which average gradients over the ranks."""

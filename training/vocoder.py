@@ -19,7 +19,7 @@ from torch import nn
 
 from configurator import Refused, pick_device, run
 from corpora.read import read_corpus
-from files import progress, record
+from files import progress, record, writing_in
 from speech.audio import RATE, load_audio
 from speech.units import Units
 from speech.vocoder import (
@@ -289,6 +289,11 @@ def train(cfg, model, data, size, device):
             model.save_pretrained(cfg.out, trained={'steps': step, **means}, **record(cfg))
 
 def main(cfg):
+    with writing_in(cfg.out):
+        train_anew(cfg)
+
+def train_anew(cfg):
+    """Trains a vocoder of these settings."""
     if (Path(cfg.out) / 'config.json').exists():
         raise Refused(f"{cfg.out}: a vocoder is there; remove it or give another --out "
                       f"(--init={cfg.out} goes on from it)")

@@ -48,7 +48,7 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 
 from configurator import Refused, run
 from corpora.folder import utterances
-from files import atomically, lines, read_lines, record, sha256, walk, write_json
+from files import atomically, lines, read_lines, record, sha256, walk, write_json, writing_in
 from speech.audio import RATE, load_audio
 from speech.kmeans import load_centroids
 
@@ -313,6 +313,8 @@ class Stream:
         self.audio = [np.load(p / 'audio.npy', mmap_mode='r') for p in paths]
         self.labels = [np.load(p / 'labels.npy') for p in paths]
         self.ends = np.cumsum([len(x) for x in self.labels])
+        if not paths or not self.ends[-1]:
+            raise Refused("no frames to learn from; --stage=features and --stage=classes make them of the audio")
         self.hours = float(self.ends[-1]) * HOP / RATE / 3600
 
     def crop(self, rng, frames):
@@ -493,7 +495,8 @@ def main(cfg):
 
     torch.set_num_threads(cfg.threads)
     stages = {'features': features, 'classes': classes, 'train': train, 'export': export, 'score': score}
-    stages[cfg.stage](cfg)
+    with writing_in(cfg.build):
+        stages[cfg.stage](cfg)
 
 if __name__ == '__main__':
     run(main, Config)
