@@ -23,8 +23,9 @@ The content of a document decides its format, not its file name:
 
 Words get the spaces that the text beside them has (`with_spaces`). A segment that has a text but no
 words gives the words of its text: the first has its start, the last its end, the others no times.
-Labels for silence are left out (`is_silence`). Of files with the same name, subtitles and tables
-are passed over where there is another.
+Labels for silence are left out (`is_silence`). Of files of the same name in a folder, JSON, TextGrids,
+ELAN and CTM are read; where there are none, one of its tables and subtitles, NAME.words.srt before
+NAME.srt.
 
 All times are in seconds. A line names its document by "id", or else by the stem of its "file_name",
 "audio" or "audio_filepath"; a CTM or a collection by its recordings; any other file by its path in
@@ -47,7 +48,7 @@ from speech.audio import RATE
 from speech.words import UNSPACED, is_silence, joins_without_space, split_words, with_spaces
 
 MAIN_EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid', '.collection', '.eaf', '.ctm'
-TABLES = '.csv', '.tsv', '.vtt', '.srt', '.aud', '.txt' # the first that is there; .txt if it holds labels
+TABLES = '.csv', '.tsv', '.vtt', '.srt', '.aud', '.txt'
 AUDIO_NAME = re.compile(r'(\.(wav|flac|mp3|ogg|oga|opus|m4a|mp4|webm|aiff?|aac|wma|au|sph))?(\.words)?$', re.I)
 
 # --------------------------------------------------------------------------------------------------
@@ -232,10 +233,11 @@ def _rank(file):
     extension = ''.join(ending for ending in TABLES if name.endswith(ending))
     if not extension:
         return 0 if name.endswith(MAIN_EXTENSIONS) else None
-    if extension == '.txt':
+    if extension in ('.csv', '.tsv', '.txt'): # which may hold anything
         with open(file, encoding='utf-8-sig', errors='replace') as f:
-            if not re.match(annotations.FORMATS['labels'][0], f.readline()):
-                return None
+            start = f.read(1000)
+        if not any(re.match(annotations.FORMATS[form][0], start) for form in ('labels', 'MFA csv')):
+            return None
     return 1 + TABLES.index(extension) + len(TABLES) * ('.words.' not in name)
 
 def word_files(path):
