@@ -195,8 +195,7 @@ def checked_words(words, text, max_word_error):
     words, remains, error = spelled(words, text)
     if error > max_word_error:
         return words, remains, error, 'WORDS_TEXT_MISMATCH'
-    in_text = set((text or '').split())
-    is_unknown = any(mark and word.strip() not in in_text for word, mark in zip(words, marks(words)))
+    is_unknown = any(mark and word.strip() not in (text or '') for word, mark in zip(words, marks(words)))
     return words, remains, error, 'UNKNOWN_WORD' if is_unknown else ''
 
 def align_shard(metas, docs, max_word_error=0.3):

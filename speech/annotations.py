@@ -6,12 +6,10 @@ Words and their times in the files of annotation tools that are not JSON, read a
     CTM              Kaldi, NeMo: recording, channel, begin, duration, word; any number of recordings
     SRT, WebVTT      a cue is a segment; times inside it (<00:01.500>) are times of words
     labels           Audacity: start, end and label, separated by tabs; start, end, text in ms of whisper's .tsv
-    MFA's .csv       Begin, End, Label, Type
 
 The tier of words of a TextGrid or of ELAN is named words, word, NAME - words, ORT or ORT-MAU. All
 times become seconds.
 """
-import csv
 import html
 import re
 from typing import NamedTuple
@@ -166,14 +164,6 @@ def labels(source, text):
         segments.append(Segment(*times, label, None))
     yield None, segments
 
-def mfa_table(source, text):
-    try:
-        rows = [(row['Label'], float(row['Begin']), float(row['End']))
-                for row in csv.DictReader(text.splitlines()) if row['Type'] == 'words']
-    except (ValueError, KeyError, TypeError, csv.Error) as e:
-        raise Refused(f"{source}: not a whole table of MFA ({e!r})") from None
-    yield None, [Segment(None, None, None, rows)]
-
 # --------------------------------------------------------------------------------------------------
 # subtitles
 
@@ -216,6 +206,5 @@ FORMATS = {
     'ELAN': (r'<\?xml|<ANNOTATION_DOCUMENT', elan),
     'SRT or WebVTT': (r'WEBVTT|(\d+\s*\n)?\d+:\d+[\d:]*[.,]\d+[ \t]*-->', subtitles),
     'labels': (r'start\tend\ttext|[\d.,]+\t[\d.,]+\t[^\t\n]*(\n|$)', labels),
-    'MFA csv': (r'Begin,End,Label,Type', mfa_table),
     'CTM': (r'(;;.*\n)*\S+[ \t]+\S+[ \t]+[\d.]+[ \t]+[\d.]+[ \t]+\S', ctm),
 }

@@ -48,7 +48,7 @@ from speech.audio import RATE
 from speech.words import UNSPACED, is_silence, joins_without_space, split_words, with_spaces
 
 MAIN_EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid', '.collection', '.eaf', '.ctm'
-TABLES = '.csv', '.tsv', '.vtt', '.srt', '.aud', '.txt'
+TABLES = '.tsv', '.vtt', '.srt', '.aud', '.txt'
 AUDIO_NAME = re.compile(r'(\.(wav|flac|mp3|ogg|oga|opus|m4a|mp4|webm|aiff?|aac|wma|au|sph))?(\.words)?$', re.I)
 
 # --------------------------------------------------------------------------------------------------
@@ -98,25 +98,18 @@ def _whisper_cpp(source, value, key):
             text = token['text']
             if re.fullmatch(r'\[_.*\]|<\|.*\|>', text): # [_BEG_], [_TT_50]
                 continue
-            offsets = token.get('offsets', {})
+            start, end = map(token.get('offsets', {}).get, ('from', 'to'))
             # A space begins a word, and a letter of a script without spaces, or the first byte of one.
             begins = re.match('\\s|[\udce3-\udce9]', text) or UNSPACED.match(text) and text[0].isalnum()
             if not words or begins and not re.search('[\udc80-\udcff]$', words[-1][0]):
-                words.append(['', offsets.get('from'), None])
-            text = words[-1][0] + text
-            words[-1][0] = _decoded(text)
-            words[-1][2] = offsets.get('to')
-        seconds = [[text, *(time if time is None else time / 1000 for time in times)] for text, *times in words]
-        start, end = item['offsets']['from'], item['offsets']['to']
-        segments.append(Segment(start / 1000, end / 1000, item['text'], seconds))
+                words.append(['', start, end])
+            # Bytes that were read with surrogateescape become the letter once all of them are there.
+            text = (words[-1][0] + text).encode('utf-8', 'surrogateescape')
+            words[-1] = text.decode('utf-8', 'surrogateescape'), words[-1][1], end
+        words = [(word, *(ms if ms is None else ms / 1000 for ms in times)) for word, *times in words]
+        offsets = item['offsets']
+        segments.append(Segment(offsets['from'] / 1000, offsets['to'] / 1000, item['text'], words))
     return segments
-
-def _decoded(text):
-    """Text in which bytes that were read with surrogateescape are letters, once all of a letter's bytes are there."""
-    try:
-        return text.encode('utf-8', 'surrogateescape').decode()
-    except UnicodeError:
-        return text
 
 # The key that a format is known by, the most exact first, and its reader.
 JSON_FORMATS = {'words': _word_list, 'aligned_text': _word_list, 'segments': _segments, 'chunks': _segments,
@@ -230,15 +223,15 @@ def _documents(path, name):
 def _rank(file):
     """0 for a file to be read, above 0 for one that is passed over beside a lower one of its name, None for others."""
     name = file.name.casefold()
-    extension = ''.join(ending for ending in TABLES if name.endswith(ending))
-    if not extension:
-        return 0 if name.endswith(MAIN_EXTENSIONS) else None
-    if extension in ('.csv', '.tsv', '.txt'): # which may hold anything
+    if name.endswith(MAIN_EXTENSIONS):
+        return 0
+    if file.suffix.casefold() not in TABLES:
+        return None
+    if name.endswith(('.tsv', '.txt')): # which may hold anything
         with open(file, encoding='utf-8-sig', errors='replace') as f:
-            start = f.read(1000)
-        if not any(re.match(annotations.FORMATS[form][0], start) for form in ('labels', 'MFA csv')):
-            return None
-    return 1 + TABLES.index(extension) + len(TABLES) * ('.words.' not in name)
+            if not re.match(annotations.FORMATS['labels'][0], f.read(1000)):
+                return None
+    return 1 + TABLES.index(file.suffix.casefold()) + len(TABLES) * ('.words.' not in name)
 
 def word_files(path):
     """[(file, name of its document)] of a file or folder, in order. Raises Refused."""

@@ -137,10 +137,10 @@ UNKNOWN = {'unk', 'spn', 'oov', 'unknown', 'unintelligible', 'inaudible', 'forei
 MAX_MARK = 5 # words of the longest mark: (soft piano music in background)
 
 def is_silence(word):
-    """Whether a label of an aligner stands for silence: sil, sp, or a name of SILENCES in brackets."""
-    word = word.strip().casefold()
-    in_brackets = BRACKETS.get(word[:1]) == word[-1:] and word[1:-1] in SILENCES
-    return in_brackets or word in ('sil', 'sp', '!sil')
+    """Whether a label of an aligner stands for silence: sil, SIL, sp, or a name of SILENCES in brackets."""
+    word = word.strip()
+    in_brackets = BRACKETS.get(word[:1]) == word[-1:] and word[1:-1].casefold() in SILENCES
+    return in_brackets or word in ('sil', 'SIL', 'sp', '!SIL')
 
 def marks(words):
     """For each word '' or what mark it is part of: 'unknown' (something was said) or 'noise' (all else in brackets)."""

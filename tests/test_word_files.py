@@ -97,13 +97,6 @@ def ms(seconds):
 def quoted(word):
     return '"' + word.replace('"', '""') + '"' if '"' in word else word
 
-def mfa_table():
-    lines = ['Begin,End,Label,Type,Speaker']
-    for word, start, end in WORDS:
-        lines += [f'{start},{end},"{quoted(word).strip(chr(34))}",words,anna', f'{start},{end},AH0,phones,anna']
-    lines[-2] = f'{WORDS[-1][1]},{WORDS[-1][2]},"""time"",",words,anna'
-    return '\n'.join(lines)
-
 def cues(mark):
     blocks = [f'{i}\n00:00:0{start:.3f} --> 00:00:0{end:.3f}\n<i>{word}</i>\n'.replace('.', mark, 2)
               for i, (word, start, end) in enumerate(WORDS, 1)]
@@ -185,7 +178,6 @@ FORMATS = { # name: (file, text)
     'audacity, with frequencies': ('a.txt', tsv(float, header='').replace('\n', '\n\\\t9\t99\n')),
     'tsv of whisper': ('a.tsv', tsv(ms)),
     'tsv of whisper-timestamped': ('a.flac.words.tsv', tsv(ms, quoted)),
-    'csv of mfa': ('a.csv', mfa_table()),
     'srt': ('a.srt', cues(',')),
     'srt of CR LF': ('a.srt', cues(',').replace('\n', '\r\n')),
     'webvtt': ('a.vtt', 'WEBVTT - made by hand\n\nNOTE a note\n\n' + cues('.')),
@@ -284,9 +276,9 @@ def test_subtitles_and_tables_are_read_where_there_is_nothing_better(tmp_path):
         (tmp_path / f'{name}.txt').write_text('a transcript')
     (tmp_path / 'a.json').write_text(words)
     (tmp_path / 'b.flac.words.srt').write_text('1\n00:00,000 --> 00:01,000\nwords\n')
-    (tmp_path / 'notes.csv').write_text('speaker,age\njoe,30\n')
-    assert {id: doc[0] for id, doc in read_words(tmp_path, ['a', 'b', 'c']).items()} == {
-        'a': ['json'], 'b': ['words'], 'c': ['tsv']}
+    (tmp_path / 'notes.tsv').write_text('speaker\tage\njoe\t30\n')
+    words = {id: doc[0] for id, doc in read_words(tmp_path, ['a', 'b', 'c', 'notes']).items()}
+    assert words == {'a': ['json'], 'b': ['words'], 'c': ['tsv']}
 
 def test_names_with_an_extension_of_audio_stand_for_the_id_without_it(tmp_path):
     for name in ('one.flac.words.json', 'two.WAV.json', 'three.words.json', 'four.mp3.json', 'five.part.json'):
@@ -330,7 +322,7 @@ BAD = { # name: (file, text, message)
     'a list': ('a.json', '[1]', 'expected words with times'),
     'of another kind': ('a.json', '{"results": {"channels": []}}', "'a' has 'results'"),
     'whisper.cpp without offsets': ('a.json', '{"transcription": [{"text": "once"}]}', "words of 'a': expected"),
-    'text': ('a.srt', 'Once upon', "nor TextGrid, ELAN, SRT or WebVTT, labels, MFA csv, CTM; it begins with 'Once"),
+    'text': ('a.srt', 'Once upon', "nor TextGrid, ELAN, SRT or WebVTT, labels, CTM; it begins with 'Once"),
     'ELAN with a DTD': ('a.eaf', elan('<!DOCTYPE x [<!ENTITY y "z">]>'), 'XML with a DTD'),
     'ELAN cut short': ('a.eaf', elan()[:400], 'not a whole file of ELAN'),
     'ELAN without words': ('a.eaf', elan().replace('ORT-MAU', 'gloss'), "its tiers are 'notes', 'gloss'"),
@@ -341,7 +333,6 @@ BAD = { # name: (file, text, message)
     'a chronological TextGrid cut short': ('a.TextGrid', chronological()[:200], 'not a whole TextGrid'),
     'a short line of CTM': ('a.ctm', ctm('a') + '\na 1 2.0 0.1', 'a.ctm:7: expected RECORDING CHANNEL BEGIN'),
     'a label without an end': ('a.txt', tsv(float, header='') + '2.0\tonce', 'a.txt:5: expected START, END, TEXT'),
-    'no number in the table': ('a.csv', mfa_table() + '\nx,1,y,words,anna', 'not a whole table of MFA'),
     'a time of many points': ('a.srt', '1\n0:1.2.3,4 --> 0:02,0\nonce\n', 'neither JSON'),
     'gz cut short': ('a.jsonl', gzip.compress(b'{"id": "a"}')[:12], 'a.jsonl:1: not a line of JSON'),
     'nested too deeply': ('a.json', '[' * 200_000, 'a.json: neither JSON'),
