@@ -252,7 +252,7 @@ def finish(cfg, info, shards, out, origin):
         refused.update(reason for _, reason in part['refused'])
         with_words = int((np.diff(words.offsets) > 0).sum())
         totals.update(documents=len(words), with_words=with_words, words=len(words.word),
-                      repaired_words=part['repaired_words'], left_out_words=part['left_out_words'],
+                      repaired_words=part['repaired_words'], left_out_words=part.get('left_out_words', 0),
                       unlike_text=len(part['unlike_text']))
     n_refused = sum(refused.values())
     n = totals['with_words'] + n_refused

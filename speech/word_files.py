@@ -128,8 +128,11 @@ def _one_line(source, name):
                       'expected [word, start, end] or {"word", "start", "end"} each, '
                       'a string and two numbers (seconds) or null') from None
 
-def _joined(segments, rate):
-    """Segments -> (words with their spaces, starts, ends), in samples at `rate`."""
+def _joined(segments, rate, whole_text=None):
+    """Segments -> (words with their spaces, starts, ends), in samples at `rate`.
+
+    whole_text: the text of the document, which decides on the spaces if it has the words' characters.
+    """
     words = []
     times = []
     for start, end, text, rows in segments:
@@ -145,6 +148,10 @@ def _joined(segments, rate):
             spaced[0] = spaced[0] if joins else ' ' + spaced[0]
         words += spaced
         times += [(_samples(start, rate), _samples(end, rate)) for _, start, end in rows]
+    if isinstance(whole_text, str) and ''.join(words).split() != whole_text.split():
+        bare = [*words[:1], *map(str.strip, words[1:])]
+        if ''.join(bare).strip() == ''.join(whole_text.split()):
+            words = with_spaces(bare, whole_text)
     return words, [start for start, _ in times], [end for _, end in times]
 
 def words_of(source, name, value, rate=RATE):
@@ -162,7 +169,7 @@ def words_of(source, name, value, rate=RATE):
         raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
     key = next((key for key in keys if value[key]), None)
     with _one_line(source, name):
-        return _joined(JSON_FORMATS[key](source, value, key) if key else [], rate)
+        return _joined(JSON_FORMATS[key](source, value, key) if key else [], rate, value.get('text'))
 
 # --------------------------------------------------------------------------------------------------
 # files and folders

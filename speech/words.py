@@ -131,9 +131,9 @@ def edit_distance(a, b):
 # --------------------------------------------------------------------------------------------------
 # marks: what stands among the words and is none
 
-BRACKETS = {'[': ']', '(': ')', '{': '}', '<': '>'} # those of MFA
+BRACKETS = {'[': ']', '(': ')', '{': '}', '<': '>', '（': '）', '【': '】'} # the first four are those of MFA
 SILENCES = {'sil', 'sp', 'eps', 's', '/s', 'p:', 'b', 'silence', 'blank_audio'}
-UNKNOWN = {'unk', 'spn', 'oov', 'unknown', 'unintelligible', 'inaudible', 'foreign', 'usb', 'nib', 'star', '*'}
+UNKNOWN = {'unk', 'spn', 'oov', 'unknown', 'unintelligible', 'inaudible', 'foreign', 'usb', 'nib'}
 MAX_MARK = 5 # words of the longest mark: (soft piano music in background)
 
 def is_silence(word):
@@ -153,7 +153,7 @@ def marks(words):
             end = ends[0] + 1
             inside = ' '.join(bare[i:end])[1:-1].strip().casefold()
             kinds[i:end] = ['unknown' if inside in UNKNOWN else 'noise'] * (end - i)
-        elif word.casefold() in ('spn', '⁇'):
+        elif word.casefold() == 'spn' or re.search('⁇|<unk>', word, re.I): # the two may be parts of a word
             kinds[i] = 'unknown'
         elif word and not word.strip('♪♫🎵🎶'):
             kinds[i] = 'noise'
@@ -162,7 +162,7 @@ def marks(words):
 def _without_marks(words, text):
     """-> words, remains: marks become the text's words at their place, if it has as many there.
 
-    Marks where it has none, and without a text all of noise, do not remain.
+    Where it has none, they do not remain; where it has another number, or without a text, those of noise do not.
     """
     kinds = marks(words)
     words = list(words)
@@ -175,8 +175,11 @@ def _without_marks(words, text):
     for operation, i, end, j, end_in_text in matcher.get_opcodes():
         if operation == 'delete' and all(kinds[i:end]):
             remains[i:end] = False
-        elif operation == 'replace' and all(kinds[i:end]) and end - i == end_in_text - j:
-            words[i:end] = in_text[j:end_in_text]
+        for k in range(i, end if operation == 'replace' else i):
+            if kinds[k] and end - i == end_in_text - j:
+                words[k] = in_text[j + k - i]
+            elif kinds[k] == 'noise':
+                remains[k] = False
     return words, remains
 
 # --------------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ import torch
 from small import killed, make_units, speech_like
 
 import align
+import interleave
 from align import Config
 from configurator import Refused
+from data import Shards
 from files import read_lines, write_json, write_lines
+from hub.tokenizer import TextTokenizer
 from speech.words import LIMIT, REASONS, Words, repair, spelled, with_spaces, word_error, write_words_shard
 
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
@@ -189,6 +192,22 @@ def test_words_of_a_file_in_seconds_are_matched_by_id(tmp_path):
     assert words[0][2].tolist() == [3200, 16000]
     assert words.info['refused'] == {'MISSING_TIME': 1}
 
+def test_what_was_said_is_what_is_trained_on_whatever_the_script(tmp_path):
+    units = make_units(tmp_path / 'units', {'mix': (None, range(9)), 'zh': (None, range(9))})
+    docs = {'zh': ('今天天气好', '今 天 天 气 好'), 'mix': ('今天OK好', '今 天 OK 好')}
+    lines = []
+    for id, (text, words) in docs.items():
+        words = [[word, i / 9, i / 9] for i, word in enumerate(words.split())]
+        lines.append({'id': id, 'text': text, 'words': words})
+    write_jsonl(tmp_path / 'w.jsonl', lines)
+    align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl')))
+    tokenizer = str(Path(__file__).parent.parent / 'tiny' / 'tokenizer')
+    interleave.main(interleave.Config(units=str(units), tokenizer=tokenizer, out=str(tmp_path / 'tokens'),
+                                      sources=('text',), val_frac=0))
+    shards = Shards(tmp_path / 'tokens' / 'train' / 'text')
+    decode = TextTokenizer(tokenizer).decode
+    assert [decode(shards.read(i)) for i in range(2)] == ['今天OK好', '今天天气好']
+
 def test_a_killed_run_ends_with_the_bytes_of_a_whole_one(tmp_path, monkeypatch):
     units = units_folder(tmp_path / 'units', SHARDS)
     out = units / 'words'
@@ -311,6 +330,13 @@ CASES = { # name: (words, text, words in the folder, reason)
                              None),
     'unknown for two words': ([['a', 0, .1], ['b', .1, .2], ['<unk>', .2, .3], ['e', .3, .4], ['f', .4, .5],
                                ['g', .5, .6], ['h', .6, .7]], 'a b c d e f g h', [], 'UNKNOWN_WORD'),
+    'unknown beside another spelling': ([['a', 0, .1], ['b', .1, .2], ['<unk>', .2, .3], ['dd', .3, .4], ['e', .4, .5],
+                                         ['f', .5, .6]], 'a b c d e f', ['a', ' b', ' c', ' dd', ' e', ' f'], 'unlike'),
+    'noise beside another spelling': ([['a', 0, .1], ['b', .1, .2], ['[x]', .2, .3], ['cc', .3, .4], ['d', .4, .5]],
+                                      'a b c d', ['a', ' b', ' cc', ' d'], 'unlike'),
+    'a part unknown': ([['so', 0, .1], ['i⁇t', .1, .2]], None, [], 'UNKNOWN_WORD'),
+    'Chinese music': ([['今', 0, .1], ['【', .1, .2], ['音', .2, .3], ['乐', .3, .4], ['】', .4, .5], ['天', .5, .6]],
+                      None, ['今', '天'], None),
     'Chinese, another letter': ([['今', 0, .1], ['天天', .1, .2], ['气', .2, .3], ['坏', .3, .4]], '今天天气好',
                                 ['今', '天天', '气', '坏'], 'unlike'),
     'Chinese, with punctuation': ([['今天', 0, .1], ['天气', .1, .2], ['ok', .2, .3]], '今天，天气 OK。',

@@ -243,6 +243,13 @@ def segment(text, *words):
 def test_words_have_the_spaces_of_what_was_said(tmp_path, segments, expected):
     assert ''.join(spaces_of({'segments': segments}, tmp_path)) == expected
 
+def test_the_text_of_the_whole_decides_between_segments(tmp_path):
+    segments = [segment('', '我爱', 'NLP'), segment('', '技术', 'ok')]
+    assert ''.join(spaces_of({'text': '我爱NLP技术 ok', 'segments': segments}, tmp_path)) == '我爱NLP技术 ok'
+    assert ''.join(spaces_of({'text': 'another', 'segments': segments}, tmp_path)) == '我爱 NLP 技术 ok'
+    chunks = [{'text': text, 'timestamp': [i, i + 1]} for i, text in enumerate(('我爱', 'NLP', '技术'))]
+    assert ''.join(spaces_of({'text': '我爱NLP技术', 'chunks': chunks}, tmp_path)) == '我爱NLP技术'
+
 def test_segments_without_words_give_the_words_of_their_text_but_not_their_times(tmp_path):
     aligned = segment(' you know', 'you', 'know')
     not_aligned = {'start': 2.5, 'end': 6.0, 'text': ' 1984, 2014.', 'words': []} # as WhisperX leaves them
