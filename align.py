@@ -2,8 +2,8 @@
 Words and their times -> a words folder, on the clock of the units.
 
     python align.py --units=out/units/mine                     the words that the corpus gave
-    python align.py --units=out/units/mine --words=FILE        those of a file or folder: JSON of whisper
-                                  or WhisperX, TextGrids, slamkit's, our own (speech/word_files.py)
+    python align.py --units=out/units/mine --words=FILE        those of a file or folder: whisper's JSON,
+                                  TextGrids, CTM, ... (speech/word_files.py lists the formats)
     python align.py --units=out/units/mine --ctc=facebook/wav2vec2-base-960h
                                   finds the known text in the audio
     python align.py --units=out/units/mine --whisper=openai/whisper-large-v3-turbo
@@ -16,13 +16,16 @@ words. Under torchrun shard s belongs to rank s % world. The info.json of a shar
     source                     a hash of all that its words depend on; a run must find the same
     refused                    [[id, reason], ...]: documents that keep their place, without words
     repaired_words             how many words had their times moved
+    left_out_words             how many marks ([noise], <unk>) and words without letters were left out
     unlike_text                [[id, share of the words that differ from the text], ...]
     unheard_words              how many words of --whisper were left out, as no sound carries them
 
 Times that are missing, outside the audio, reversed or overlapping are repaired if that moves them
 by at most 50 ms (`repair`); else the document is refused. Where its text is known, words of the
 same letters are spelled as in the text (`spelled`). Of the text's words, at most a share of
-max_word_error may differ.
+max_word_error may differ. What an aligner writes for a sound that is no word, [noise] or <unk>
+(`marks`), becomes the text's word at its place; without a text, noise is left out, and a document
+in which something unknown was said is refused (UNKNOWN_WORD).
 """
 import hashlib
 import json
@@ -37,7 +40,7 @@ from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
-from speech.words import REASONS, WordsShard, repair, spelled, write_words_shard
+from speech.words import REASONS, WordsShard, marks, repair, spelled, write_words_shard
 
 POOL = 1800 # seconds of audio that a model gets at a time; bounds the memory
 
@@ -185,42 +188,52 @@ def open_source(cfg, shards):
 # --------------------------------------------------------------------------------------------------
 # the run
 
+def checked_words(words, text, max_word_error):
+    """-> words as they are trained on, remains (a bool for each input word), share of wrong words, reason."""
+    n = len(words)
+    if not all(word.strip() for word in words):
+        return words, np.ones(n, bool), 0.0, 'EMPTY_WORD'
+    if any('\ud800' <= c <= '\udfff' for word in words for c in word): # half of a surrogate pair
+        return words, np.ones(n, bool), 0.0, 'NOT_UNICODE'
+    words, remains, error = spelled(words, text)
+    if error > max_word_error:
+        return words, remains, error, 'WORDS_TEXT_MISMATCH'
+    is_unknown = any(mark and word.strip() not in (text or '') for word, mark in zip(words, marks(words)))
+    return words, remains, error, 'UNKNOWN_WORD' if is_unknown else ''
+
 def align_shard(metas, docs, max_word_error=0.3):
     """docs: [(words, starts, ends, reason)] -> docs for write_words_shard, contents of info.json."""
-    offsets = np.cumsum([0] + [len(words) for words, _, _, _ in docs])
-    raw_starts = np.array([t for _, starts, _, _ in docs for t in starts], dtype=np.float64)
-    raw_ends = np.array([t for _, _, ends, _ in docs for t in ends], dtype=np.float64)
+    checked = [checked_words(words, meta.get('text'), max_word_error) for meta, (words, *_) in zip(metas, docs)]
+    n_words = [int(remains.sum()) for _, remains, _, _ in checked]
+    offsets = np.cumsum([0] + n_words)
+    times = [np.array([starts, ends], np.float64)[:, remains]
+             for (_, starts, ends, _), (_, remains, _, _) in zip(docs, checked)]
+    raw_starts, raw_ends = np.concatenate([np.zeros((2, 0)), *times], 1)
     n_samples = [round(meta['seconds'] * RATE) for meta in metas]
     starts, ends, reasons = repair(raw_starts, raw_ends, offsets, n_samples)
     results = []
     refused = []
     unlike_text = []
     repaired = 0
-    for i, (meta, (words, _, _, reason)) in enumerate(zip(metas, docs)):
+    left_out = 0
+    for i, (meta, (words, remains, error, fault)) in enumerate(zip(metas, checked)):
         part = np.arange(offsets[i], offsets[i + 1]) # the document's rows of starts and ends
-        reason = reason or REASONS[reasons[i]]
-        if not all(word.strip() for word in words):
-            reason = 'EMPTY_WORD'
-        elif any('\ud800' <= c <= '\udfff' for word in words for c in word): # half of a surrogate pair
-            reason = 'NOT_UNICODE'
-        elif words:
-            words, remains, error = spelled(words, meta.get('text'))
-            part = part[remains]
-            if not reason and error > max_word_error:
-                reason = 'WORDS_TEXT_MISMATCH'
-            if not reason and error:
-                unlike_text.append([meta['id'], round(error, 3)])
+        reason = docs[i][3] or REASONS[reasons[i]] or fault
         if reason:
             refused.append([meta['id'], reason])
             words = ()
             part = part[:0]
+        else:
+            left_out += len(remains) - len(part)
+            if error:
+                unlike_text.append([meta['id'], round(error, 3)])
         start_moved = np.rint(raw_starts[part]) != starts[part]
         end_moved = np.rint(raw_ends[part]) != ends[part]
         repaired += int((start_moved | end_moved).sum())
         results.append((meta['id'], words, starts[part], ends[part]))
     unheard = sum(meta.get('unheard_words', 0) for meta in metas)
-    return results, {'refused': refused, 'repaired_words': repaired, 'unlike_text': unlike_text,
-                     'unheard_words': unheard}
+    return results, {'refused': refused, 'repaired_words': repaired, 'left_out_words': left_out,
+                     'unlike_text': unlike_text, 'unheard_words': unheard}
 
 def shard_info(folder, origin, out):
     """The info.json of a shard of words. Raises Refused if the shard was not made from `origin`."""
@@ -243,23 +256,26 @@ def finish(cfg, info, shards, out, origin):
         refused.update(reason for _, reason in part['refused'])
         with_words = int((np.diff(words.offsets) > 0).sum())
         totals.update(documents=len(words), with_words=with_words, words=len(words.word),
-                      repaired_words=part['repaired_words'], unlike_text=len(part['unlike_text']),
-                      unheard_words=part.get('unheard_words', 0))
+                      repaired_words=part['repaired_words'], left_out_words=part.get('left_out_words', 0),
+                      unlike_text=len(part['unlike_text']), unheard_words=part.get('unheard_words', 0))
     n_refused = sum(refused.values())
     n = totals['with_words'] + n_refused
     refused = dict(sorted(refused.items()))
     counts = ', '.join(f'{reason} {count}' for reason, count in refused.items())
     if n_refused > cfg.max_fail_frac * n:
+        hint = "; --ctc=MODEL finds the times of a text's words" if 'MISSING_TIME' in refused else ''
         raise Refused(f"{n_refused} of {n} documents with words refused ({counts}), more than "
-                      f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json")
+                      f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json{hint}")
     result = {'units_hash': info.get('units_hash'), **totals, 'refused': refused, **record(cfg)}
     write_json(out / 'info.json', result, f'.{ranks()[0]}') # several ranks may write it, each the same
     reasons = f" ({counts})" if counts else ""
     unlike = f", {totals['unlike_text']:,} with words unlike their text" if totals['unlike_text'] else ""
     if totals['unheard_words']:
         unlike += f", {totals['unheard_words']:,} words that no sound carries left out"
+    left_out = f", {totals['left_out_words']:,} marks left out" if totals['left_out_words'] else ""
     print(f"{out}: {totals['words']:,} words of {totals['with_words']:,} of {totals['documents']:,} documents, "
-          f"{totals['repaired_words']:,} times repaired, {n_refused:,} documents refused{reasons}{unlike}")
+          f"{totals['repaired_words']:,} times repaired{left_out}, "
+          f"{n_refused:,} documents refused{reasons}{unlike}")
 
 def main(cfg):
     out = Path(cfg.out or Path(cfg.units, 'words'))

@@ -23,8 +23,11 @@ alone (rows /continuation). Scores of the transcripts:
     judge        mean mark, 1 to 5, that a chat model gives the continuation (judge.py; the papers'
                  GPTScore where --rubric is slamkit's file)
     wer          (substitutions + insertions + deletions) / words of --speech's texts: of the recording
-                 (/original), and after audio -> units -> vocoder (/resynthesis). Letter case and
-                 punctuation do not count.
+                 (/original), and after audio -> units -> vocoder (/resynthesis). Letter case,
+                 punctuation and composition of letters do not count (speech.words.plain_words); in
+                 scripts without spaces each letter is a word. --normalizer=whisper: Whisper's own
+                 for English, which reads numbers and contractions ("O'Neil's" is "0 neil is").
+    cer          the same for characters, a blank between words among them
 
 A text of fewer than two tokens has no perplexity, one of fewer than two words no BLEU: such texts
 are left out of those means and counted in `empty` (auto_bleu2 takes them as 0, as slamkit does).
@@ -45,14 +48,16 @@ from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
 from evaluation.results import folder_of, store, table
 from evaluation.scores import mean_and_stderr, ratio_and_stderr
-from evaluation.text_scores import auto_bleu2, bigrams, plain_words, self_bleu2, word_errors
+from evaluation.text_scores import auto_bleu2, bigrams, character_errors, self_bleu2, word_errors
 from files import progress, record, visible
 from speech.audio import RATE, load_audio
+from speech.ctc import model_file
 from speech.unit_cache import load_encoder, wave_for
 from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
 from speech.whisper import Whisper
 from speech.word_files import read_words
+from speech.words import plain_words
 from tasks.storycloze import numbered_pairs
 from vocab import UNITS, allowed_ids, prompt_ids
 
@@ -79,6 +84,7 @@ class Config:
     normalize: bool | None = None # of the units' waves, as for tokenize_speech.py
     vocoder: str = 'tiny/vocoder' # folder of the vocoder that speaks the units
     asr: str = 'openai/whisper-large-v3-turbo' # Whisper that transcribes the speech, a folder or hub id
+    normalizer: str = 'unicode' # of texts for wer and cer; whisper: its English one, with normalizer.json of --asr
     llm: str = 'meta-llama/Llama-3.2-1B' # language model of GenPPL, a folder or hub id; '' for no GenPPL
     llm_dtype: str = 'float32' # of the language model, as in slamkit; or 'bfloat16', 'float16'
     judge: str = '' # URL of an OpenAI-compatible endpoint, up to /v1; '' for no judge
@@ -95,6 +101,8 @@ class Config:
         for key in ('n', 'seconds', 'max_new_tokens', 'top_k', 'repetition_penalty', 'batch'):
             if not getattr(self, key) > 0:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
+        if self.normalizer not in ('unicode', 'whisper'):
+            raise Refused(f"normalizer is {self.normalizer}, expected unicode or whisper")
         if self.temperature < 0:
             raise Refused(f"temperature is {self.temperature}, must be 0 (greedy) or more")
         for key, choices in (('cut', ('seconds', 'word')), ('llm_dtype', ('float32', 'bfloat16', 'float16'))):
@@ -124,6 +132,17 @@ def load_asr(name, device):
 def load_aligner(name, device):
     """A function from float32 waves at 16 kHz to [(words, starts, ends, reason)], times in samples."""
     return Whisper(name, device).align
+
+def load_normalizer(cfg):
+    """What cuts a text into the words that word error rates compare."""
+    if cfg.normalizer == 'unicode':
+        return plain_words
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+    spellings = model_file(cfg.asr, 'normalizer.json', needed=False)
+    if spellings is None:
+        raise Refused(f"{cfg.asr}: no normalizer.json, Whisper's list of spellings; take it from openai/whisper-base")
+    normalize = EnglishTextNormalizer(spellings)
+    return lambda text: normalize(text).split()
 
 def load_llm(name, device, dtype='float32'):
     """A function from texts to [(mean -log p per predicted token or None, predicted tokens)], by a causal LM.
@@ -305,9 +324,10 @@ def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, d
 # resynthesis
 
 def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
-    """({row name: row}, a line of the samples file for each utterance) of --speech: the share of wrong words."""
+    """({row name: row}, a line of the samples file for each utterance) of --speech: errors of words, characters."""
+    cut = load_normalizer(cfg)
     all_speech = list(utterances(cfg.speech))
-    speech = [utterance for utterance in all_speech if utterance['text'] and plain_words(utterance['text'])][:cfg.n]
+    speech = [utterance for utterance in all_speech if utterance['text'] and cut(utterance['text'])][:cfg.n]
     if not speech:
         raise Refused(f"{cfg.speech}: none of {len(all_speech)} utterances has a text; "
                       "expected NAME.txt beside NAME.wav, or a manifest")
@@ -322,11 +342,12 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
         lines.append(line | {part: texts[i] for part, texts in transcripts.items()})
     rows = {}
     for part in transcripts:
-        counts = np.array([word_errors(line['text'], line[part]) for line in lines], dtype=np.float64)
-        errors, n_words = counts.T
-        value, stderr = ratio_and_stderr(errors, n_words)
-        stderr = stderr if len(lines) > 1 else None
-        rows[f'wer/{part}'] = {'value': value, 'stderr': stderr, 'n': len(lines), 'words': int(n_words.sum())}
+        for name, unit, errors_of in (('wer', 'words', word_errors), ('cer', 'characters', character_errors)):
+            counts = np.array([errors_of(line['text'], line[part], cut) for line in lines], dtype=np.float64)
+            errors, n_units = counts.T
+            value, stderr = ratio_and_stderr(errors, n_units)
+            stderr = stderr if len(lines) > 1 else None
+            rows[f'{name}/{part}'] = {'value': value, 'stderr': stderr, 'n': len(lines), unit: int(n_units.sum())}
     return rows, lines
 
 # --------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """
-Scores of texts: auto-BLEU and self-BLEU of bigrams with the tokenization of the papers' code, and word errors.
+Scores of texts: auto-BLEU and self-BLEU of bigrams with the tokenization of the papers' code, and errors of words
+and characters.
 """
 import math
 import re
 from collections import Counter
 
-from speech.words import edit_distance
+from speech.words import edit_distance, plain_words, with_spaces
 
 # Punctuation that is always a word of its own; commas and colons are where no digit follows.
 PUNCTUATION = re.compile(r'[;@#$%&*?!\[\](){}<>«»“”‘’„\u2012-\u2015]|``|--|\.{2,}|[:,](?!\d)')
@@ -100,11 +101,17 @@ def self_bleu2(texts):
         scores.append(math.exp(min(0.0, 1 - r / c)) * math.sqrt(p1 * p2))
     return scores
 
-def plain_words(text):
-    """Words in lower case: letters, digits, and apostrophes inside a word."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace('’', "'"))
+def word_errors(reference, heard, cut=plain_words):
+    """(errors, words of the reference): the least number of words to replace, add and leave out.
 
-def word_errors(reference, heard):
-    """(errors, words of the reference): the least number of words to replace, add and leave out."""
-    reference = plain_words(reference)
-    return edit_distance(reference, plain_words(heard)), len(reference)
+    cut: what makes a list of words of a text. By default a letter of Chinese, Thai or another script
+    without spaces is a word.
+    """
+    reference = cut(reference)
+    return edit_distance(reference, cut(heard)), len(reference)
+
+def character_errors(reference, heard, cut=plain_words):
+    """(errors, characters of the reference) of the same words, with a blank between two that are written with one."""
+    def characters(text):
+        return list(''.join(with_spaces(cut(text))))
+    return word_errors(reference, heard, characters)

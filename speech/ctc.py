@@ -13,7 +13,8 @@ states s is found by Viterbi's recursion
     a_t(s) = x_t(s) + max(a_{t-1}(s), a_{t-1}(s-1), a_{t-1}(s-2) if s can be reached by a skip)
 
 For CTC the states are blank l_1 blank l_2 ... l_L blank, x_t is the log softmax, and a skip passes
-over the blank between two different labels (Graves et al. 2006). Words are separated by spaces. A
+over the blank between two different labels (Graves et al. 2006). Words are separated by spaces; in
+scripts without spaces, each letter is a word (speech.words.split_words). A
 word's characters are spelled in the model's alphabet (as they are, in the other case, or without
 accents); those that it lacks are left out. A word that has none left ('2014') becomes one label
 that matches any frame, so it lies between its neighbors. A word lasts from its first label to 60 ms
@@ -24,7 +25,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import unicodedata
 
 import numpy as np
@@ -33,6 +33,7 @@ import torch.nn.functional as F
 
 from configurator import Refused
 from speech.audio import RATE
+from speech.words import split_words
 
 WINDOW = 30 * RATE # samples of the longest piece
 BATCH = 16 # documents at once
@@ -208,10 +209,6 @@ def load_model(auto, name, types, device):
 # --------------------------------------------------------------------------------------------------
 # CTC
 
-def split_words(text):
-    """'the  dog ' -> ['the', '  dog']: words with the spaces before them."""
-    return re.findall(r'\s*\S+', text.rstrip())
-
 class CTC:
     """CTC(name).align(waves, texts): where the words of each text are in its wave.
 
@@ -327,7 +324,7 @@ class CTC:
         word_of_label = []
         any_letter = not words
         for i, word in enumerate(words):
-            if i > 0 and self.delimiter is not None:
+            if i > 0 and word[:1].isspace() and self.delimiter is not None:
                 labels.append(self.delimiter)
                 word_of_label.append(-1)
             letters = self.spell(word)

@@ -13,29 +13,42 @@ The content of a document decides its format, not its file name:
                                                              in which times may be absent
     {"aligned_text": [[word, start, end], ...]}              slamkit's file beside each audio file
     {"aligned_text": [{"word", "start_time", "end_time"}]}   the columns of sTinyStories
-    File type = "ooTextFile" ...                             a TextGrid of MFA or Praat, long or
-                                                             short, UTF-8 or UTF-16: its tier
-                                                             "words" ("NAME - words"), without
-                                                             silences
+    {"chunks": [{"text", "timestamp": [start, end]}]}        transformers' pipeline
+    {"segments": [{"text", "start", "end"}]}                 ctc-forced-aligner; a bare list of
+                                                             segments or words will do as well
+    {"transcription": [{"text", "offsets", "tokens"}]}       whisper.cpp, -oj or -ojf, in ms
+    {"tiers": ...}                                           MFA, praatio
+    {"result": [{"word", "start", "end"}]}                   Vosk; {"word_segments"} of WhisperX alone
+    TextGrid, ELAN, CTM, SRT, WebVTT, labels, ...            speech/annotations.py
 
-All times are in seconds. A line names its document by "id", or else by the stem of its "file_name"
-or "audio"; a file by its path in FOLDER without the extension. A name that is no id of the units
-folder stands for the only id that ends in /name. Words keep their spelling.
+Words get the spaces that the text beside them has (`with_spaces`). A segment that has a text but no
+words gives the words of its text: the first has its start, the last its end, the others no times.
+Labels for silence are left out (`is_silence`). Of files of the same name in a folder, JSON, TextGrids,
+ELAN and CTM are read; where there are none, one of its tables and subtitles, NAME.words.srt before
+NAME.srt.
+
+All times are in seconds. A line names its document by "id", or else by the stem of its "file_name",
+"audio" or "audio_filepath"; a CTM or a collection by its recordings; any other file by its path in
+FOLDER without the extension. A name that is no id of the units folder stands for the only id that
+ends in /name, with or without an extension of audio. Words keep their spelling.
 """
 import math
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused
 from files import read_lines, strict_json, walk
+from speech import annotations
+from speech.annotations import Segment, words_tier
 from speech.audio import RATE
+from speech.words import UNSPACED, is_silence, joins_without_space, split_words, with_spaces
 
-# The marks of silence in a tier of words, those of old versions of MFA included.
-SILENCES = {'', 'sil', 'sp', 'spn', 'silence', '<sil>', '<eps>', '<s>', '</s>'}
-EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid'
-EXPECTED = 'expected words with times: "words", "segments", "aligned_text", or a TextGrid'
+MAIN_EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid', '.collection', '.eaf', '.ctm'
+TABLES = '.tsv', '.vtt', '.srt', '.aud', '.txt'
+AUDIO_NAME = re.compile(r'(\.(wav|flac|mp3|ogg|oga|opus|m4a|mp4|webm|aiff?|aac|wma|au|sph))?(\.words)?$', re.I)
 
 # --------------------------------------------------------------------------------------------------
 # JSON
@@ -47,83 +60,115 @@ def _samples(seconds, rate):
         raise TypeError(seconds) # also for a NaN in JSON: what is missing is null
     return float(seconds * rate)
 
-def _word(item, rate):
+def _word(item):
     """[word, start, end] or {"word", "start", "end"} -> (word, start, end)."""
-    if isinstance(item, dict):
-        word = item.get('word', item.get('text'))
-        start = item.get('start', item.get('start_time'))
-        end = item.get('end', item.get('end_time'))
-    else:
+    if not isinstance(item, dict):
         word, start, end = item
-    return word + '', _samples(start, rate), _samples(end, rate)
+        return word, start, end
+    start = item.get('start', item.get('start_time'))
+    end = item.get('end', item.get('end_time'))
+    return item.get('word', item.get('text')), start, end
 
-def words_of(source, name, value, rate=RATE):
-    """JSON object in one of the formats -> (words, starts, ends), in samples at `rate`.
+def _word_list(source, value, key):
+    text = value.get('text', value.get('transcript'))
+    return [Segment(None, None, text, list(map(_word, value[key])))]
 
-    source (file and line) and name (document) are for the message of the Refused that it raises.
-    """
-    lists = [value[key] for key in ('words', 'aligned_text') if key in value][:1]
-    if not lists and isinstance(value.get('segments'), list):
-        lists = [s.get('words') if isinstance(s, dict) else s for s in value['segments']] or [[]]
-        if None in lists:
-            raise Refused(f"{source}: '{name}' has segments without words; "
-                          "transcribe it again with word timestamps")
-    if not lists:
-        raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
+def _segments(source, value, key):
+    segments = []
+    for item in value[key]:
+        start, end = item.get('timestamp') or (item.get('start'), item.get('end'))
+        words = item.get('words')
+        segments.append(Segment(start, end, item.get('text'), words and list(map(_word, words))))
+    return segments
+
+def _tiers(source, value, key):
+    """{name: tier} or [tier with its name]; entries of points have two fields."""
+    tiers = value[key].items() if isinstance(value[key], dict) else [(tier['name'], tier) for tier in value[key]]
+    rows = [(name, None if tier.get('type', tier.get('class')) in ('TextTier', 'point') else tier['entries'])
+            for name, tier in tiers]
+    return [words_tier(source, rows)]
+
+def _whisper_cpp(source, value, key):
+    """Entries with times in ms, with -ojf with tokens: parts of words, the bytes of a letter perhaps in several."""
+    segments = []
+    for item in value[key]:
+        words = [] # [text, start, end]
+        for token in item.get('tokens', ()):
+            text = token['text']
+            if re.fullmatch(r'\[_.*\]|<\|.*\|>', text): # [_BEG_], [_TT_50]
+                continue
+            start, end = map(token.get('offsets', {}).get, ('from', 'to'))
+            # A space begins a word, and a letter of a script without spaces, or the first byte of one.
+            begins = re.match('\\s|[\udce3-\udce9]', text) or UNSPACED.match(text) and text[0].isalnum()
+            if not words or begins and not re.search('[\udc80-\udcff]$', words[-1][0]):
+                words.append(['', start, end])
+            # Bytes that were read with surrogateescape become the letter once all of them are there.
+            text = (words[-1][0] + text).encode('utf-8', 'surrogateescape')
+            words[-1] = text.decode('utf-8', 'surrogateescape'), words[-1][1], end
+        words = [(word, *(ms if ms is None else ms / 1000 for ms in times)) for word, *times in words]
+        offsets = item['offsets']
+        segments.append(Segment(offsets['from'] / 1000, offsets['to'] / 1000, item['text'], words))
+    return segments
+
+# The key that a format is known by, the most exact first, and its reader.
+JSON_FORMATS = {'words': _word_list, 'aligned_text': _word_list, 'segments': _segments, 'chunks': _segments,
+                'transcription': _whisper_cpp, 'tiers': _tiers, 'word_segments': _word_list, 'result': _word_list}
+EXPECTED = f"expected words with times: {', '.join(map(repr, JSON_FORMATS))}, or {', '.join(annotations.FORMATS)}"
+
+@contextmanager
+def _one_line(source, name):
+    """Refuses what is not of a format's types."""
     try:
-        if not all(isinstance(items, (list, type(None))) for items in lists):
-            raise TypeError
-        words = [_word(item, rate) for items in lists for item in items or ()]
-    except (TypeError, ValueError, OverflowError):
+        yield
+    except Refused:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         raise Refused(f"{source}: words of '{name}': "
                       'expected [word, start, end] or {"word", "start", "end"} each, '
                       'a string and two numbers (seconds) or null') from None
-    return tuple(map(list, zip(*words))) or ([], [], [])
 
-# --------------------------------------------------------------------------------------------------
-# TextGrid
+def _joined(segments, rate, whole_text=None):
+    """Segments -> (words with their spaces, starts, ends), in samples at `rate`.
 
-# The long and the short form of a TextGrid hold the same values in the same order. Praat reads the
-# free-standing numbers, the strings and the <flags>, and takes all other text as comment.
-TEXTGRID = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)([-+]?\d[^\s]*)(?!\S)|(?<!\S)(<\w+>)|!.*')
-N_FIELDS = {'IntervalTier': 3, 'TextTier': 2} # of an item: its times, then its text
+    whole_text: the text of the document, which decides on the spaces if it has the words' characters.
+    """
+    words = []
+    times = []
+    for start, end, text, rows in segments:
+        text = text if isinstance(text, str) else ''
+        if not rows and any(map(str.isalnum, text)):
+            parts = split_words(text)
+            missing = [None] * (len(parts) - 1)
+            rows = zip(parts, [start, *missing], [*missing, end])
+        rows = [row for row in rows or () if not is_silence(row[0])]
+        spaced = with_spaces([row[0] for row in rows], text)
+        if words and spaced and not spaced[0][:1].isspace():
+            joins = not text[:1].isspace() and joins_without_space(words[-1], spaced[0])
+            spaced[0] = spaced[0] if joins else ' ' + spaced[0]
+        words += spaced
+        times += [(_samples(start, rate), _samples(end, rate)) for _, start, end in rows]
+    if isinstance(whole_text, str) and ''.join(words).split() != whole_text.split():
+        bare = [*words[:1], *map(str.strip, words[1:])]
+        if ''.join(bare).strip() == ''.join(whole_text.split()):
+            words = with_spaces(bare, whole_text)
+    return words, [start for start, _ in times], [end for _, end in times]
 
-def _textgrid_tokens(text):
-    """The values of a TextGrid in order: numbers as float, strings and flags as str."""
-    tokens = []
-    for match in TEXTGRID.finditer(text):
-        if match.group().startswith('!'): # a comment
-            continue
-        string, number, flag = match.groups('')
-        tokens.append(float(number) if number else flag or string)
-    return tokens
+def words_of(source, name, value, rate=RATE):
+    """JSON in one of the formats -> (words, starts, ends), in samples at `rate`.
 
-def textgrid_words(source, text):
-    """(words, starts, ends), times in seconds, of a TextGrid's tier of words. Raises Refused."""
-    tiers = {}
-    i = 6 # behind ooTextFile, TextGrid, xmin, xmax, <exists> and the number of tiers
-    try:
-        tokens = _textgrid_tokens(text)
-        for _ in range(int(tokens[5])):
-            kind, name, _, _, size = tokens[i:i + 5]
-            n_fields = N_FIELDS[kind]
-            end = i + 5 + int(size) * n_fields
-            if end > len(tokens):
-                raise ValueError
-            rows = [tokens[row:row + n_fields] for row in range(i + 5, end, n_fields)]
-            if any([type(x) for x in row] != [float] * (n_fields - 1) + [str] for row in rows):
-                raise ValueError
-            tiers[name] = rows
-            i = end
-    except (IndexError, ValueError, KeyError, TypeError, OverflowError):
-        raise Refused(f"{source}: not a whole TextGrid, it ends or breaks in tier {len(tiers) + 1}") from None
-    names = [name for name in tiers if re.fullmatch(r'(.* - )?words?', name.strip().casefold())]
-    if len(names) != 1:
-        all_names = ', '.join(map(repr, tiers)) or 'none'
-        raise Refused(f"{source}: expected one tier 'words' (or 'NAME - words'), its tiers are {all_names}")
-    rows = [row for row in tiers[names[0]] if row[-1].strip().casefold() not in SILENCES]
-    words = [row[2].replace('""', '"').strip() for row in rows]
-    return words, [row[0] for row in rows], [row[1] for row in rows]
+    source (file and line) and name (document) are for the message of the Refused that it raises.
+    """
+    if isinstance(value, list) and all(isinstance(item, (list, dict)) for item in value):
+        is_words = any(isinstance(item, list) or 'word' in item for item in value)
+        value = {'words' if is_words else 'segments': value}
+    if not isinstance(value, dict):
+        raise Refused(f"{source}: {EXPECTED}; got {str(value)[:40]}")
+    keys = [key for key in JSON_FORMATS if key in value]
+    if not keys:
+        raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
+    key = next((key for key in keys if value[key]), None)
+    with _one_line(source, name):
+        return _joined(JSON_FORMATS[key](source, value, key) if key else [], rate, value.get('text'))
 
 # --------------------------------------------------------------------------------------------------
 # files and folders
@@ -131,15 +176,22 @@ def textgrid_words(source, text):
 def _text(path):
     try:
         data = path.read_bytes()
-        return data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
     except OSError as e:
         raise Refused(f"{path}: not readable ({e.strerror})") from None
+    if data.startswith(b'ooBinaryFile'):
+        raise Refused(f"{path}: a binary file of Praat; save it as a text file")
+    # whisper.cpp may part the bytes of a letter; a document that stays so is refused as NOT_UNICODE.
+    errors = 'surrogateescape' if data.lstrip().startswith((b'{', b'[')) else 'strict'
+    try:
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+            return data.decode('utf-16')
+        return data.decode('utf-8-sig', errors)
     except UnicodeDecodeError as e:
         raise Refused(f"{path}: not text in UTF-8 or UTF-16 ({e})") from None
 
 def _name(source, value):
     """The document that a line is about: its id, or else the stem of the file that it names."""
-    file = value.get('file_name') or value.get('audio')
+    file = value.get('file_name') or value.get('audio') or value.get('audio_filepath')
     if isinstance(file, dict):
         file = file.get('path')
     name = value.get('id') or (Path(file).stem if isinstance(file, str) else None)
@@ -159,28 +211,48 @@ def _documents(path, name):
             line_name = _name(source, line)
             yield source, line_name, words_of(source, line_name, line)
         return
-    text = _text(path)
-    if text.lstrip().startswith('File type'):
-        words, starts, ends = textgrid_words(path, text)
-        yield path, name, (words, [t * RATE for t in starts], [t * RATE for t in ends])
-        return
+    text = _text(path).lstrip()
+    for pattern, read in annotations.FORMATS.values():
+        if re.match(pattern, text):
+            for recording, segments in read(path, text):
+                with _one_line(path, recording or name):
+                    words = _joined(segments, RATE)
+                yield path, recording or name, words
+            return
     try:
         value = strict_json(text)
     except ValueError as e:
-        raise Refused(f"{path}: neither JSON ({e}) nor a TextGrid") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{path}: {EXPECTED}; got {text.strip()[:40]}")
+        raise Refused(f"{path}: neither JSON ({e}) nor {', '.join(annotations.FORMATS)}; "
+                      f"it begins with {text[:40]!r}") from None
     yield path, name, words_of(path, name, value)
+
+def _rank(file):
+    """0 for a file to be read, above 0 for one that is passed over beside a lower one of its name, None for others."""
+    name = file.name.casefold()
+    if name.endswith(MAIN_EXTENSIONS):
+        return 0
+    if file.suffix.casefold() not in TABLES:
+        return None
+    if name.endswith(('.tsv', '.txt')): # which may hold anything
+        with open(file, encoding='utf-8-sig', errors='replace') as f:
+            if not re.match(annotations.FORMATS['labels'][0], f.read(1000)):
+                return None
+    return 1 + TABLES.index(file.suffix.casefold()) + len(TABLES) * ('.words.' not in name)
 
 def word_files(path):
     """[(file, name of its document)] of a file or folder, in order. Raises Refused."""
     path = Path(path)
     if not path.is_dir():
         return [(path, path.stem)]
-    files = [Path(file) for name, file in walk(path).items() if name.casefold().endswith(EXTENSIONS)]
-    if not files:
-        raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it")
-    return [(file, file.relative_to(path).with_suffix('').as_posix()) for file in sorted(files)]
+    ranks = {}
+    for relative, file in walk(path).items():
+        rank = _rank(Path(file))
+        if rank is not None:
+            name = Path(relative).with_suffix('').as_posix()
+            ranks.setdefault(AUDIO_NAME.sub('', name), []).append((rank, Path(file), name))
+    if not ranks:
+        raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it, nor {' '.join(MAIN_EXTENSIONS[4:] + TABLES)}")
+    return sorted((file, name) for same in ranks.values() for rank, file, name in same if rank == min(same)[0])
 
 def read_words(path, ids):
     """{document id: (words, starts, ends)} for those of ids that a file or folder has words of.
@@ -196,7 +268,9 @@ def read_words(path, ids):
     for file, file_name in word_files(path):
         for source, name, words in _documents(file, file_name):
             n_names += 1
-            matches = [name] if name in known_ids else ids_by_ending.get(name, [])
+            names = name, AUDIO_NAME.sub('', name)
+            matches = [name for name in names if name in known_ids][:1]
+            matches = matches or ids_by_ending.get(names[0]) or ids_by_ending.get(names[1], [])
             if len(matches) > 1:
                 raise Refused(f"{source}: '{name}' could be {' or '.join(sorted(matches)[:3])}; "
                               "name it by its whole id")

@@ -12,7 +12,9 @@ of word times; the spelling of words after a text.
     DIR/info.json               documents, words, refused documents by reason, settings; comes last
 """
 import json
+import re
 import unicodedata
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -73,38 +75,162 @@ def repair(starts, ends, offsets, n_samples):
     return edges[0::2], edges[1::2], reason % len(REASONS)
 
 # --------------------------------------------------------------------------------------------------
+# words of any script
+
+# Scripts without blanks between words: Thai, Lao, Tibetan, Myanmar, Khmer, Tai, Han, kana, bopomofo, with their
+# punctuation and full-width forms.
+UNSPACED = re.compile('[\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u2e80-\u312f\u3190-\u9fff'
+                      '\ua9e0-\ua9ff\uaa60-\uaadf\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f\U00020000-\U0003ffff]')
+INVISIBLE = re.compile('[\u00ad\u034f\u061c\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]') # joiners, soft hyphens
+
+def split_words(text):
+    """'the  dog ' -> ['the', '  dog']: words with the spaces before them.
+
+    In scripts without spaces each letter is a word, with the marks and the punctuation behind it.
+    """
+    words = ['']
+    letter = '' # the last letter of the word so far
+    for before, character in zip(' ' + text, text.rstrip()):
+        is_letter = character.isalnum()
+        after_blank = character.isspace() and not before.isspace()
+        if after_blank or is_letter and letter and UNSPACED.search(letter + character):
+            words.append('')
+            letter = ''
+        words[-1] += character
+        letter = character if is_letter else letter
+    return [word for word in words if word.strip()]
+
+def plain_words(text):
+    """The words that are compared in a word error rate.
+
+    Case and composition do not count (NFKC, case folding, NFKC). A word is letters, digits, their marks and
+    apostrophes between them, as in Unicode's UAX 29, but periods, colons and commas always part words. A
+    letter of a script without spaces is a word, so that the word error rate is a character error rate there.
+    """
+    text = unicodedata.normalize('NFKC', INVISIBLE.sub('', text)).casefold()
+    text = unicodedata.normalize('NFKC', text).replace('i\u0307', 'i') # Turkish İ
+    text = re.sub('[’\u02bc]', "'", text).replace("''", ' ')
+    kept = (c if c == "'" or unicodedata.category(c)[0] in 'LMN' else ' ' for c in text)
+    words = (word.strip(" '") for word in split_words(''.join(kept)))
+    return [word for word in words if any(map(str.isalnum, word))]
+
+def edit_distance(a, b):
+    """Levenshtein: how many items must be replaced, left out and added to turn sequence a into b."""
+    ids = {}
+    a = np.array([ids.setdefault(item, len(ids)) for item in a], np.int64)
+    b = np.array([ids.setdefault(item, len(ids)) for item in b], np.int64)
+    steps = np.arange(len(b) + 1)
+    row = steps # row[j]: the distance of the items of a so far to b[:j]
+    for item in a:
+        # Replacing or leaving out an item needs the row before; adding items is a running minimum.
+        replaced = row[:-1] + (b != item)
+        row = np.minimum(row + 1, np.concatenate([row[:1] + 1, replaced]))
+        row = np.minimum.accumulate(row - steps) + steps
+    return int(row[-1])
+
+# --------------------------------------------------------------------------------------------------
+# marks: what stands among the words and is none
+
+BRACKETS = {'[': ']', '(': ')', '{': '}', '<': '>', '（': '）', '【': '】'} # the first four are those of MFA
+SILENCES = {'sil', 'sp', 'eps', 's', '/s', 'p:', 'b', 'silence', 'blank_audio'}
+UNKNOWN = {'unk', 'spn', 'oov', 'unknown', 'unintelligible', 'inaudible', 'foreign', 'usb', 'nib'}
+MAX_MARK = 5 # words of the longest mark: (soft piano music in background)
+
+def is_silence(word):
+    """Whether a label of an aligner stands for silence: sil, SIL, sp, or a name of SILENCES in brackets."""
+    word = word.strip()
+    in_brackets = BRACKETS.get(word[:1]) == word[-1:] and word[1:-1].casefold() in SILENCES
+    return in_brackets or word in ('sil', 'SIL', 'sp', '!SIL')
+
+def marks(words):
+    """For each word '' or what mark it is part of: 'unknown' (something was said) or 'noise' (all else in brackets)."""
+    kinds = [''] * len(words)
+    bare = [word.strip().rstrip('.,:;!?') for word in words]
+    for i, word in enumerate(bare):
+        closing = BRACKETS.get(word[:1])
+        ends = [j for j in range(i, min(i + MAX_MARK, len(words))) if closing and bare[j].endswith(closing)]
+        if ends and not kinds[i]:
+            end = ends[0] + 1
+            inside = ' '.join(bare[i:end])[1:-1].strip().casefold()
+            kinds[i:end] = ['unknown' if inside in UNKNOWN else 'noise'] * (end - i)
+        elif word.casefold() == 'spn' or re.search('⁇|<unk>', word, re.I): # the two may be parts of a word
+            kinds[i] = 'unknown'
+        elif word and not word.strip('♪♫🎵🎶'):
+            kinds[i] = 'noise'
+    return kinds
+
+def _without_marks(words, text):
+    """-> words, remains: marks become the text's words at their place, if it has as many there.
+
+    Where it has none, they do not remain; where it has another number, or without a text, those of noise do not.
+    """
+    kinds = marks(words)
+    words = list(words)
+    remains = np.array([bool(text) or kind != 'noise' for kind in kinds], bool)
+    if not (text and any(kinds)):
+        return words, remains
+    in_text = split_words(text)
+    spoken = [None if kind else _letters(word) for word, kind in zip(words, kinds)] # None is like no word
+    matcher = SequenceMatcher(None, spoken, list(map(_letters, in_text)), autojunk=False)
+    for operation, i, end, j, end_in_text in matcher.get_opcodes():
+        if operation == 'delete' and all(kinds[i:end]):
+            remains[i:end] = False
+        for k in range(i, end if operation == 'replace' else i):
+            if kinds[k] and end - i == end_in_text - j:
+                words[k] = in_text[j + k - i]
+            elif kinds[k] == 'noise':
+                remains[k] = False
+    return words, remains
+
+# --------------------------------------------------------------------------------------------------
 # spelling
 
 def with_spaces(words, text=None):
     """Words with the leading spaces that they have in the text.
 
-    Without a text, all but the first get a space. Words that bring their own spaces keep them.
+    Words that bring their own spaces keep them. A word that is not in the text, or without a text, gets one
+    unless it is the first, or its first letter and the last one before it are of scripts without spaces.
     """
     if any(word[:1].isspace() for word in words[1:]):
         return list(words)
+    text = text or ''
     spaced = []
     position = 0 # the text up to here has been matched
     for i, word in enumerate(words):
         word = word.strip()
         begin = position
-        while text is not None and begin < len(text) and text[begin].isspace():
-            begin += 1
-        in_text = text is not None and text.startswith(word, begin)
-        joins_previous = in_text and begin == position
-        spaced.append(word if i == 0 or joins_previous else ' ' + word)
-        if in_text:
+        while begin < len(text) and not text.startswith(word, begin) and not text[begin].isalnum():
+            begin += 1 # past spaces, and punctuation that the words lack
+        joins = i == 0 or joins_without_space(words[i - 1], word)
+        if text.startswith(word, begin):
+            joins = i == 0 or not any(map(str.isspace, text[position:begin]))
             position = begin + len(word)
-    if words[0][:1].isspace():
+        spaced.append(word if joins else ' ' + word)
+    if words and words[0][:1].isspace():
         spaced[0] = ' ' + spaced[0]
     return spaced
 
+def joins_without_space(before, word):
+    """Whether no space stands between two words of which nothing else is known."""
+    ends = before.strip()[-1:], word[:1]
+    return all(map(UNSPACED.match, ends))
+
 def letters_of(text):
-    """[(letter, its position in the text)] of the letters and digits, without case and accents."""
+    """[(letter, its position in the text)] of letters, digits and vowel signs, without case, accents and points."""
     letters = []
     for position, character in enumerate(text):
         plain = unicodedata.normalize('NFKD', character).casefold()
-        letters += [(letter, position) for letter in plain if letter.isalnum()]
+        letters += [(letter, position) for letter in plain if letter.isalnum() or _is_vowel_sign(letter)]
     return letters
+
+def _is_vowel_sign(character):
+    """Whether a mark is more than an accent (combining class 200 and above) or a Hebrew or Arabic point (10 to 35)."""
+    combining = unicodedata.combining(character)
+    is_mark = unicodedata.category(character) in ('Mn', 'Mc') and not INVISIBLE.match(character)
+    return is_mark and (combining < 10 or 35 < combining < 200)
+
+def _letters(word):
+    return ''.join(letter for letter, _ in letters_of(word))
 
 def _respelled(words, text):
     """Words as the text spells them, None for a word without letters.
@@ -134,50 +260,37 @@ def _respelled(words, text):
     blank = any(word is not None and not word.strip() for word in respelled)
     return None if blank else respelled
 
-def edit_distance(a, b):
-    """Levenshtein: how many items must be replaced, left out and added to turn sequence a into b."""
-    ids = {}
-    a = np.array([ids.setdefault(item, len(ids)) for item in a], np.int64)
-    b = np.array([ids.setdefault(item, len(ids)) for item in b], np.int64)
-    steps = np.arange(len(b) + 1)
-    row = steps # row[j]: the distance of the items of a so far to b[:j]
-    for item in a:
-        # Replacing or leaving out an item needs the row before; adding items is a running minimum.
-        replaced = row[:-1] + (b != item)
-        row = np.minimum(row + 1, np.concatenate([row[:1] + 1, replaced]))
-        row = np.minimum.accumulate(row - steps) + steps
-    return int(row[-1])
-
-def _letters_only(words):
-    """The letters of each word that has any."""
-    plain = (''.join(c for c, _ in letters_of(word)) for word in words)
-    return list(filter(None, plain))
-
 def word_error(words, text):
     """Words left out, added or of other letters, as a share of the text's words."""
-    expected = _letters_only(text.split())
-    return edit_distance(_letters_only(words), expected) / max(len(expected), 1)
+    heard = list(map(_letters, plain_words(''.join(with_spaces(words)))))
+    expected = list(map(_letters, plain_words(text)))
+    return edit_distance(heard, expected) / max(len(expected), 1)
 
 def spelled(words, text):
     """Words with the spaces of the text, and with its spelling if the letters of both are the same.
 
-    -> words, remains (a bool for each input word: one without letters may be left out), word_error.
-    A word <unk> (written by MFA for a word that its dictionary lacks) becomes the text's word at
-    its place if both have equally many words.
+    -> words, remains (a bool for each input word), word_error. A text without letters is no text. Marks
+    such as <unk> and [noise] become the text's words at their place, or are left out (`_without_marks`);
+    a word without letters may be left out, too.
     """
-    remains = np.ones(len(words), bool)
-    if text is None:
-        return with_spaces(words), remains, 0.0
-    if '<unk>' in words and len(words) == len(text.split()):
-        words = [known if word == '<unk>' else word for word, known in zip(words, text.split())]
-    spaced = with_spaces(words, text)
+    text = text if letters_of(text or '') else None
+    if text and ''.join(words).split() == text.split():
+        return list(words), np.ones(len(words), bool), 0.0
+    marked, remains = _without_marks(words, text)
+    begins_bare = words and not words[0][:1].isspace()
+    words = [word for word, stays in zip(marked, remains) if stays]
+    if words and begins_bare: # the mark before it may have gone
+        words[0] = words[0].lstrip()
+    if not (text and words):
+        return words, remains, 0.0
+    spaced = with_spaces([words[0], *map(str.strip, words[1:])], text)
     if ''.join(spaced).split() == text.split():
         return spaced, remains, 0.0
     respelled = _respelled(words, text)
     if respelled:
-        remains = np.array([word is not None for word in respelled])
+        remains[remains] = [word is not None for word in respelled]
         return [word for word in respelled if word is not None], remains, 0.0
-    return spaced, remains, word_error(words, text)
+    return with_spaces(words, text), remains, word_error(words, text)
 
 # --------------------------------------------------------------------------------------------------
 # the folder

@@ -11,9 +11,12 @@ import torch
 from small import killed, make_units, speech_like
 
 import align
+import interleave
 from align import Config
 from configurator import Refused
+from data import Shards
 from files import read_lines, write_json, write_lines
+from hub.tokenizer import TextTokenizer
 from speech.words import LIMIT, REASONS, Words, repair, spelled, with_spaces, word_error, write_words_shard
 
 MINI = Path(__file__).parent.parent.parent / 'shared' / 'data' / 'librispeech_mini' / 'manifest.jsonl'
@@ -189,6 +192,22 @@ def test_words_of_a_file_in_seconds_are_matched_by_id(tmp_path):
     assert words[0][2].tolist() == [3200, 16000]
     assert words.info['refused'] == {'MISSING_TIME': 1}
 
+def test_what_was_said_is_what_is_trained_on_whatever_the_script(tmp_path):
+    units = make_units(tmp_path / 'units', {'mix': (None, range(9)), 'zh': (None, range(9))})
+    docs = {'zh': ('今天天气好', '今 天 天 气 好'), 'mix': ('今天OK好', '今 天 OK 好')}
+    lines = []
+    for id, (text, words) in docs.items():
+        words = [[word, i / 9, i / 9] for i, word in enumerate(words.split())]
+        lines.append({'id': id, 'text': text, 'words': words})
+    write_jsonl(tmp_path / 'w.jsonl', lines)
+    align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl')))
+    tokenizer = str(Path(__file__).parent.parent / 'tiny' / 'tokenizer')
+    interleave.main(interleave.Config(units=str(units), tokenizer=tokenizer, out=str(tmp_path / 'tokens'),
+                                      sources=('text',), val_frac=0))
+    shards = Shards(tmp_path / 'tokens' / 'train' / 'text')
+    decode = TextTokenizer(tokenizer).decode
+    assert [decode(shards.read(i)) for i in range(2)] == ['今天OK好', '今天天气好']
+
 def test_a_killed_run_ends_with_the_bytes_of_a_whole_one(tmp_path, monkeypatch):
     units = units_folder(tmp_path / 'units', SHARDS)
     out = units / 'words'
@@ -293,9 +312,52 @@ CASES = { # name: (words, text, words in the folder, reason)
                                  ['<Un5>', ' <speech>'], None),
     "another document's words": ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3]], 'once upon a time',
                                  [], 'WORDS_TEXT_MISMATCH'),
+    'an empty text': ([['so', 0, .1], ['it', .1, .2]], '', ['so', ' it'], None),
+    'a text without letters': ([['so', 0, .1], ['it', .1, .2]], ' ... ', ['so', ' it'], None),
+    'noise': ([['so', 0, .1], ['[noise]', .1, .2], ['it', .2, .3]], None, ['so', ' it'], None),
+    'noise first': ([['[Music]', 0, .1], ['so', .1, .2]], None, ['so'], None),
+    'noise alone': ([['♪', 0, .1], ['{laugh}', .1, .2]], None, [], None),
+    'noise of several words': ([[' so', 0, .1], [' (upbeat', .1, .2], [' music).', .2, .3], [' it', .3, .4]], None,
+                               ['so', ' it'], None),
+    'noise that overlaps': ([['so', 0, .1], ['<breath>', 0, .9], ['it', .2, .3]], None, ['so', ' it'], None),
+    'noise that the text lacks': ([['so', 0, .1], ['[noise]', .1, .2], ['it', .2, .3]], 'So, it', ['So,', ' it'], None),
+    'brackets in the text': ([['so', 0, .1], ['[bracketed]', .1, .2], ['it', .2, .3]], 'So [laughter] it',
+                             ['So', ' [laughter]', ' it'], None),
+    'the word silence': ([['in', 0, .1], ['silence', .1, .2], ['sil', .2, .3]], None, ['in', ' silence'], None),
+    'something unknown': ([['so', 0, .1], ['<UNK>', .1, .2], ['it', .2, .3]], None, [], 'UNKNOWN_WORD'),
+    'unknown, as Kaldi has it': ([['so', 0, .1], ['spn', .1, .2]], None, [], 'UNKNOWN_WORD'),
+    'unknown, with a text': ([['so', 0, .1], ['spn', .1, .2], ['it', .2, .3]], 'So, Zyx: it', ['So,', ' Zyx:', ' it'],
+                             None),
+    'unknown for two words': ([['a', 0, .1], ['b', .1, .2], ['<unk>', .2, .3], ['e', .3, .4], ['f', .4, .5],
+                               ['g', .5, .6], ['h', .6, .7]], 'a b c d e f g h', [], 'UNKNOWN_WORD'),
+    'unknown beside another spelling': ([['a', 0, .1], ['b', .1, .2], ['<unk>', .2, .3], ['dd', .3, .4], ['e', .4, .5],
+                                         ['f', .5, .6]], 'a b c d e f', ['a', ' b', ' c', ' dd', ' e', ' f'], 'unlike'),
+    'noise beside another spelling': ([['a', 0, .1], ['b', .1, .2], ['[x]', .2, .3], ['cc', .3, .4], ['d', .4, .5]],
+                                      'a b c d', ['a', ' b', ' cc', ' d'], 'unlike'),
+    'a part unknown': ([['so', 0, .1], ['i⁇t', .1, .2]], None, [], 'UNKNOWN_WORD'),
+    'Chinese music': ([['今', 0, .1], ['【', .1, .2], ['音', .2, .3], ['乐', .3, .4], ['】', .4, .5], ['天', .5, .6]],
+                      None, ['今', '天'], None),
+    'Chinese, another letter': ([['今', 0, .1], ['天天', .1, .2], ['气', .2, .3], ['坏', .3, .4]], '今天天气好',
+                                ['今', '天天', '气', '坏'], 'unlike'),
+    'Chinese, with punctuation': ([['今天', 0, .1], ['天气', .1, .2], ['ok', .2, .3]], '今天，天气 OK。',
+                                  ['今天，', '天气', ' OK。'], None),
+    'Hindi, other vowels': ([['हिन्दी', 0, .1]], 'हन्दा', [], 'WORDS_TEXT_MISMATCH'),
+    'Hebrew, without points': ([['שלום', 0, .1]], 'שָׁלוֹם', ['שָׁלוֹם'], None),
     'words with one wrong': ([['so', 0, .1], ['it', .1, .2], ['was', .2, .3], ['once', .4, .5]], 'so it is once',
                              ['so', ' it', ' was', ' once'], 'unlike'),
 }
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    units = units_folder(tmp_path / 'units', [[('a', 1.0, None, [['[noise]', 0, 9], ['so', 9, 99], ['(a', 99, 100],
+                                                                 ['laugh)', 100, 110], ['sp', 110, 120]])]])
+    align.main(Config(units=str(units)))
+    words = Words(units / 'words')
+    assert words[0][0] == ['so'] and words[0][1].tolist() == [9] and words.info['left_out_words'] == 3
+    assert '3 marks left out' in capsys.readouterr().out
+    no_times = {'id': 'a', 'segments': [{'start': 0, 'end': 1, 'text': ' you know', 'words': []}]}
+    write_jsonl(tmp_path / 'w.jsonl', [no_times])
+    with pytest.raises(Refused, match='MISSING_TIME 1.*--ctc=MODEL finds the times'):
+        align.main(Config(units=str(units), words=str(tmp_path / 'w.jsonl'), out=str(tmp_path / 'out')))
 
 @pytest.mark.parametrize('case', CASES)
 def test_bad_words_are_repaired_or_refused_by_a_reason_that_is_counted(tmp_path, case):

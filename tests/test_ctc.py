@@ -250,6 +250,7 @@ def test_the_alphabet_is_the_models_own(ctc, tmp_path):
                            ('3D', 'D'), ('—', '')):
         assert ''.join(VOCAB[i] for i in model.spell(word)) == expected
     assert split_words('  a b\tc \n') == ['  a', ' b', '\tc'] and split_words(' ') == []
+    assert split_words('今天，OK 2014年') == ['今', '天，', 'OK', ' 2014', '年']
     for vocab, message in (('{"A": 99}', 'expected one id below'), ('{"a": {"b": 1}}', 'expected one id below'),
                            ('["a"]', 'expected one id below'), ('{', 'not JSON'),
                            ('{"ab": 1, "<pad>": 0}', 'no single characters')):

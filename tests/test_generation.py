@@ -4,7 +4,9 @@ test, the whole run with a model, a vocoder and a language model made on the spo
 """
 import json
 import math
+import re
 import threading
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,13 +22,14 @@ from transformers import AutoModelForCausalLM
 import eval as evaluate
 from configurator import Refused
 from evaluation import generation
-from evaluation.generation import Config, load_llm, main
+from evaluation.generation import Config, load_llm, load_normalizer, main
 from evaluation.judge import ask, read_rubric
-from evaluation.text_scores import auto_bleu2, self_bleu2, word_errors, words
+from evaluation.text_scores import auto_bleu2, character_errors, self_bleu2, word_errors, words
 from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech import unit_cache
 from speech.vocoder import SourceFilter, SourceFilterConfig
+from speech.words import plain_words
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -89,6 +92,31 @@ def test_self_bleu_equals_its_definition_on_random_texts():
     ('a b c', 'x a b c y', (2, 3)), ('one two three four', 'one three five four', (2, 4)), ('', 'a', (1, 0))])
 def test_word_errors(reference, heard, expected):
     assert word_errors(reference, heard) == expected
+
+@pytest.mark.parametrize('reference, heard, expected', [
+    (unicodedata.normalize('NFD', 'er fährt'), 'Er fährt!', (0, 2)),
+    ('हिन्दी भाषा', 'हिन्दी भाषा', (0, 2)), ('हिन्दी', 'हन्दा', (1, 1)), ('தமிழ் மொழி', 'தமிழ் மொழி', (0, 2)),
+    ('שָׁלוֹם עוֹלָם', 'שָׁלוֹם עוֹלָם', (0, 2)), ('مَرْحَبًا بِكُمْ', 'مَرْحَبًا بِكُمْ', (0, 2)),
+    ('İstanbul', 'istanbul', (0, 1)), ('STRASSE', 'Straße', (0, 1)), ('ΣΊΣΥΦΟΣ', 'σίσυφος', (0, 1)),
+    ('l’été', "l'e\u0301te\u0301", (0, 1)), ('co\u00adop', 'coop', (0, 1)), ('ＯＫ', 'ok', (0, 1)),
+    ("rock 'n' roll, '90s", 'rock n roll 90s', (0, 4)), ('3.14 e-mail', '3 14 e mail', (0, 4)),
+    ('_ “…” 🎵️', '', (0, 0)),
+    ('今天天气好', '今天天气坏', (1, 5)), ('我爱NLP。', '我爱 nlp', (0, 3)), ('สวัสดี', 'สวัสดี', (0, 4)), # ส วั ส ดี
+    ('오늘 날씨', unicodedata.normalize('NFD', '오늘 날씨'), (0, 2))])
+def test_word_errors_of_any_script(reference, heard, expected):
+    assert word_errors(reference, heard) == expected
+
+def test_words_of_english_are_letters_digits_and_inner_apostrophes():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        text = ''.join(rng.choice(list("aB9 '.,-_é"), 30))
+        plain = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
+        assert plain_words(text) == plain, text
+
+def test_character_errors_count_blanks_where_words_are_written_with_them():
+    assert character_errors('The cat', 'the bat sat') == (5, 7)
+    assert character_errors('今天，天气好', '今天 天气坏') == (1, 5)
+    assert character_errors('', 'a') == (1, 0)
 
 def test_perplexity_is_transformers_mean_loss_and_an_empty_text_has_none(tmp_path):
     make_tokenizer(tmp_path / 'tokenizer')
@@ -362,12 +390,24 @@ def test_word_error_rate_of_resynthesis(house, monkeypatch):
     set_asr(monkeypatch, lambda waves: next(answers))
     main(config_of(house, 'speech', prompts='', speech=str(house / 'talk')))
     rows = read_eval(house / 'speech')['results']
-    assert rows['wer/original']['value'] == 0
+    assert rows['wer/original']['value'] == rows['cer/original']['value'] == 0
+    # 'two ' is left out, u becomes nothing, ' six' is added; of 13 and 9 characters
+    assert rows['cer/resynthesis'] == {**rows['cer/resynthesis'], 'value': 9 / 22, 'n': 2, 'characters': 22}
     row = rows['wer/resynthesis']
     assert row | {'stderr': 0} == {'value': 3 / 5, 'stderr': 0, 'n': 2, 'words': 5}
     assert row['stderr'] == pytest.approx(math.sqrt(2 * (4 / 5) ** 2 * 2) / 5) # residuals 1 - 9 / 5 and 2 - 6 / 5
 
+def test_whispers_normalizer_by_its_name(tmp_path):
+    cfg = Config(normalizer='whisper', asr=str(tmp_path))
+    with pytest.raises(Refused, match='no normalizer.json'):
+        load_normalizer(cfg)
+    (tmp_path / 'normalizer.json').write_text('{"colour": "color"}')
+    cut = load_normalizer(cfg)
+    assert cut("Mr. O'Neil's colour, twenty-one [laughs] um") == ['mister', '0', 'neil', 'is', 'color', '21']
+    assert word_errors("It's colour", 'it is color', cut) == (0, 3)
+
 @pytest.mark.parametrize('settings, message', [
+    ({'normalizer': 'jiwer'}, 'normalizer is jiwer, expected unicode or whisper'),
     ({'prompts': '', 'speech': ''}, 'nothing to measure'), ({'prompts': '/none'}, '/none: no such folder'),
     ({'top_k': 0}, 'top_k is 0'), ({'cut': 'x'}, "cut is 'x', expected 'seconds' or 'word'"),
     ({'words': 'x'}, "expected cut='word'"), ({'llm_dtype': 'half'}, "llm_dtype is 'half'"),

@@ -57,6 +57,79 @@ def two_speakers():
     text = long_textgrid(tier='anna - words').replace('TextTier', 'IntervalTier')
     return text.replace('"phones"', '"bob - words"').replace('number = 0.5', 'xmin = 0.5 \n xmax = 0.6')
 
+def chronological():
+    lines = ['"Praat chronological TextGrid text file"', '0 2   ! Time domain.', '2   ! Number of tiers.',
+             '"TextTier" "phones" 0 2', '"IntervalTier" "words" 0 2', '']
+    for start, end, text in textgrid_rows():
+        lines += ['! words:', f'2 {start} {end}', f'"{text}"', '', '! phones:', f'1 {end}', '"AH0"', '']
+    return '\n'.join(lines)
+
+def collection(*names):
+    lines = ['File type = "ooTextFile"', 'Object class = "Collection"', '', f'size = {len(names)} ', 'item []: ']
+    for i, name in enumerate(names, 1):
+        lines += [f'    item [{i}]:', '        class = "TextGrid" ', f'        name = "{name}" ']
+        lines += long_textgrid().splitlines()[3:]
+    return '\n'.join(lines)
+
+def elan(head=''):
+    slots = [round(1000 * time) for _, *times in WORDS for time in times]
+    lines = [f'<?xml version="1.0" encoding="UTF-8"?>{head}', '<ANNOTATION_DOCUMENT><TIME_ORDER>']
+    lines += [f'<TIME_SLOT TIME_SLOT_ID="ts{i}" TIME_VALUE="{ms}"/>' for i, ms in enumerate(slots)]
+    lines += ['</TIME_ORDER><TIER TIER_ID="notes"/><TIER TIER_ID="ORT-MAU">']
+    for i, (word, _, _) in enumerate(WORDS):
+        lines += [f'<ANNOTATION><ALIGNABLE_ANNOTATION TIME_SLOT_REF1="ts{2 * i}" TIME_SLOT_REF2="ts{2 * i + 1}">',
+                  f'<ANNOTATION_VALUE>{word}</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>']
+    return '\n'.join([*lines, '</TIER></ANNOTATION_DOCUMENT>'])
+
+def ctm(*names, more=''):
+    lines = [';; made by hand']
+    for name in names:
+        lines += [f'{name} 1 {start} {end - start:.3f} {word}{more}' for word, start, end in WORDS]
+        lines += [f'{name} 1 {WORDS[-1][2]} 0.1 <eps>{more}']
+    return '\n'.join(lines)
+
+def tsv(scale, quote=str, header='start\tend\ttext\n'):
+    return header + ''.join(f'{scale(start)}\t{scale(end)}\t{quote(word)}\n' for word, start, end in WORDS)
+
+def ms(seconds):
+    return round(1000 * seconds)
+
+def quoted(word):
+    return '"' + word.replace('"', '""') + '"' if '"' in word else word
+
+def cues(mark):
+    blocks = [f'{i}\n00:00:0{start:.3f} --> 00:00:0{end:.3f}\n<i>{word}</i>\n'.replace('.', mark, 2)
+              for i, (word, start, end) in enumerate(WORDS, 1)]
+    return '\n'.join(blocks)
+
+ROLLING = """WEBVTT
+Kind: captions
+Language: en
+
+00:00:00.120 --> 00:00:00.710 align:start position:0%
+\u0020
+once<00:00:00.400><c> upon</c>
+
+00:00:00.710 --> 00:00:00.720 align:start position:0%
+once upon
+\u0020
+
+00:00:01.000 --> 00:00:01.600 align:start position:0%
+once upon
+a<00:00:01.050><c> &quot;time&quot;,</c>
+"""
+STABLE = """WEBVTT
+
+00:00.120 --> 00:00.710
+once<00:00:00.400> upon
+
+00:01.000 --> 00:01.600
+a<00:01.050> "time",
+"""
+
+def token(text, start, end):
+    return {'text': text, 'offsets': {'from': ms(start), 'to': ms(end)}, 'p': .9, 't_dtw': -1}
+
 WHISPER = {'text': ' once upon', 'language': 'en', 'segments': [
     {'id': 0, 'start': .12, 'end': .71, 'words': dicts(SPACED[:2])},
     {'id': 1, 'words': []},
@@ -65,6 +138,24 @@ WHISPERX = {'segments': [{'words': dicts(WORDS, score='score')}], 'word_segments
 SLAMKIT = {'file_name': 'audio/a.flac', 'text': 'once', 'aligned_text': SPACED}
 STINYSTORIES = {'audio': {'path': 'x/a.wav'}, 'split_sentence': False, 'text': 'once upon a "time",',
                 'aligned_text': dicts(SPACED, 'start_time', 'end_time')}
+TEXTS = [{'text': word, 'start': s, 'end': e, 'confidence': .9} for word, s, e in WORDS]
+TIMESTAMPED = {'text': ' once upon a "time",', 'segments': [
+    {'text': ' once upon', 'words': TEXTS[:2]}, {'text': ' a "time",', 'words': TEXTS[2:]}]}
+OPENAI = {'task': 'transcribe', 'text': 'once upon a "time",', 'words': dicts(WORDS), 'segments': None}
+PIPELINE = {'text': ' once upon a "time",', 'chunks': [{'text': word, 'timestamp': [s, e]} for word, s, e in SPACED]}
+FORCED = {'text': 'once upon a "time",', 'segments': TEXTS}
+WHISPER_CPP = {'systeminfo': '', 'result': {'language': 'en'}, 'transcription': [
+    {'offsets': {'from': 120, 'to': 710}, 'text': ' once upon', 'tokens': [
+        token('[_BEG_]', 0, 0), token(' on', .12, .3), token('ce', .3, .4), token(' upon', .4, .71)]},
+    {'offsets': {'from': 1000, 'to': 1600}, 'text': ' a "time",', 'tokens': [
+        token(' a', 1.0, 1.05), token(' "', 1.05, 1.1), token('time', 1.1, 1.5), token('",', 1.5, 1.6),
+        token('[_TT_80]', 1.6, 1.6)]}]}
+WHISPER_CPP_WORDS = {'transcription': [token(*word) for word in SPACED]}
+ENTRIES = [[start, end, text.replace('""', '"')] for start, end, text in textgrid_rows()]
+MFA_JSON = {'start': 0, 'end': 2.0, 'tiers': {'words': {'type': 'interval', 'entries': ENTRIES},
+                                              'phones': {'type': 'point', 'entries': [[.5, 'AH0']]}}}
+PRAATIO = {'xmin': 0, 'xmax': 2.0, 'tiers': [{'class': 'IntervalTier', 'name': 'words', 'entries': ENTRIES},
+                                             {'class': 'TextTier', 'name': 'phones', 'entries': [[.5, 'AH0']]}]}
 FORMATS = { # name: (file, text)
     'ours': ('a.jsonl', json.dumps({'id': 'a', 'words': WORDS})),
     'ours, dicts': ('a.jsonl', json.dumps({'id': 'a', 'words': dicts(WORDS)})),
@@ -77,6 +168,34 @@ FORMATS = { # name: (file, text)
     'textgrid of a speaker': ('a.TextGrid', long_textgrid(tier='anna - words')),
     'textgrid, utf-16': ('a.TextGrid', '\ufeff' + long_textgrid()),
     'textgrid named otherwise': ('a.json', short_textgrid()), # content decides
+    'textgrid, chronological': ('a.TextGrid', chronological()),
+    'textgrids, a collection': ('many.Collection', collection('a', 'b')),
+    'textgrid of WebMAUS': ('a.TextGrid', long_textgrid(tier='ORT-MAU').replace('phones', 'KAN-MAU')),
+    'elan': ('a.eaf', elan()),
+    'ctm of kaldi': ('all.ctm', ctm('a', 'b', more=' 0.98')),
+    'ctm of nemo': ('a.ctm', ctm('a', more=' NA lex NA')),
+    'audacity': ('a.txt', tsv(float, header='')),
+    'audacity, with frequencies': ('a.txt', tsv(float, header='').replace('\n', '\n\\\t9\t99\n')),
+    'tsv of whisper': ('a.tsv', tsv(ms)),
+    'tsv of whisper-timestamped': ('a.flac.words.tsv', tsv(ms, quoted)),
+    'srt': ('a.srt', cues(',')),
+    'srt of CR LF': ('a.srt', cues(',').replace('\n', '\r\n')),
+    'webvtt': ('a.vtt', 'WEBVTT - made by hand\n\nNOTE a note\n\n' + cues('.')),
+    'webvtt of stable-ts': ('a.vtt', STABLE),
+    'webvtt that rolls up': ('a.vtt', ROLLING),
+    'whisper-timestamped': ('a.flac.words.json', json.dumps(TIMESTAMPED)),
+    'openai': ('a.json', json.dumps(OPENAI)),
+    'transformers': ('a.json', json.dumps(PIPELINE)),
+    'a list of words': ('a.json', json.dumps(dicts(WORDS))),
+    'a list of lists': ('a.json', json.dumps(WORDS)),
+    'a list of segments': ('a.json', json.dumps(WHISPER['segments'])),
+    'ctc-forced-aligner': ('a.json', json.dumps(FORCED)),
+    'whisper.cpp, -ojf': ('a.json', json.dumps(WHISPER_CPP)),
+    'whisper.cpp, -oj -ml 1': ('a.json', json.dumps(WHISPER_CPP_WORDS)),
+    'mfa, json': ('a.json', json.dumps(MFA_JSON)),
+    'praatio, json': ('a.json', json.dumps(PRAATIO)),
+    'vosk': ('a.json', json.dumps({'result': dicts(WORDS), 'text': 'once upon a time'})),
+    'whisperx, words alone': ('a.json', json.dumps({'word_segments': dicts(WORDS)})),
     'with a byte-order mark': ('a.jsonl', '\ufeff' + json.dumps({'id': 'a', 'words': WORDS})),
 }
 
@@ -98,8 +217,81 @@ def test_a_word_without_times_has_none_and_never_a_key_error(tmp_path):
              {'word': 'no', 'start': None, 'end': .9}]
     (tmp_path / 'a.json').write_text(json.dumps({'segments': [{'words': words}]}))
     words, starts, ends = read_words(tmp_path / 'a.json', ['a'])['a']
-    assert words == ['in', '2014.', 'no']
+    assert words == ['in', ' 2014.', ' no']
     assert str([starts, ends]) == '[[1600.0, nan, nan], [3200.0, nan, 14400.0]]'
+
+def spaces_of(value, tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps(value, ensure_ascii=False), encoding='utf-8')
+    return read_words(tmp_path / 'a.json', ['a'])['a'][0]
+
+def segment(text, *words):
+    return {'text': text, 'words': [{'word': word, 'start': i, 'end': i + 1} for i, word in enumerate(words)]}
+
+@pytest.mark.parametrize('segments, expected', [
+    ([segment('今天天气好', *'今天天气好')], '今天天气好'),
+    ([segment('今天 OK好', '今', '天', ' OK', '好')], '今天 OK好'), # as whisper gives them
+    ([segment('我爱NLP技术。', '我', '爱', 'NLP', '技', '术')], '我爱NLP技术'), # the text decides
+    ([segment('', '我', '爱', 'NLP', '技', '术')], '我爱 NLP 技术'), # no text: by the rule
+    ([segment('今天，好', '今', '天', '好'), segment('我们', '我', '们')], '今天好我们'),
+    ([segment('สวัสดีครับ', 'สวัสดี', 'ครับ')], 'สวัสดีครับ'),
+    ([segment('', 'สวัสดี', 'ครับ')], 'สวัสดีครับ'),
+    ([segment('', '오늘', '날씨')], '오늘 날씨'), # Hangul has spaces
+    ([segment('well-known fact', 'well', '-known', 'fact'), segment('so', 'so')], 'well-known fact so'),
+    ([segment(' you know', ' you', ' know'), segment(' and', ' and')], ' you know and'),
+    ([segment('you know.', 'you', 'know.'), segment('And', 'And')], 'you know. And'),
+])
+def test_words_have_the_spaces_of_what_was_said(tmp_path, segments, expected):
+    assert ''.join(spaces_of({'segments': segments}, tmp_path)) == expected
+
+def test_the_text_of_the_whole_decides_between_segments(tmp_path):
+    segments = [segment('', '我爱', 'NLP'), segment('', '技术', 'ok')]
+    assert ''.join(spaces_of({'text': '我爱NLP技术 ok', 'segments': segments}, tmp_path)) == '我爱NLP技术 ok'
+    assert ''.join(spaces_of({'text': 'another', 'segments': segments}, tmp_path)) == '我爱 NLP 技术 ok'
+    chunks = [{'text': text, 'timestamp': [i, i + 1]} for i, text in enumerate(('我爱', 'NLP', '技术'))]
+    assert ''.join(spaces_of({'text': '我爱NLP技术', 'chunks': chunks}, tmp_path)) == '我爱NLP技术'
+
+def test_segments_without_words_give_the_words_of_their_text_but_not_their_times(tmp_path):
+    aligned = segment(' you know', 'you', 'know')
+    not_aligned = {'start': 2.5, 'end': 6.0, 'text': ' 1984, 2014.', 'words': []} # as WhisperX leaves them
+    silence = {'start': 6.0, 'end': 7.0, 'text': ' ...', 'words': []}
+    (tmp_path / 'a.json').write_text(json.dumps({'segments': [aligned, not_aligned, silence]}))
+    words, starts, ends = read_words(tmp_path / 'a.json', ['a'])['a']
+    assert words == ['you', ' know', ' 1984,', ' 2014.']
+    assert str([starts[2:], ends[2:]]) == '[[40000.0, nan], [nan, 96000.0]]'
+    (tmp_path / 'a.srt').write_text('1\n00:00:02,500 --> 00:00:06,000\n1984,\n2014.\n')
+    subtitle = read_words(tmp_path / 'a.srt', ['a'])['a']
+    assert str(subtitle) == "(['1984,', ' 2014.'], [40000.0, nan], [nan, 96000.0])"
+    chunk = {'text': ' Good day', 'timestamp': [0.5, None]} # a pipeline's last segment
+    (tmp_path / 'a.json').write_text(json.dumps({'text': ' Good day', 'chunks': [chunk]}))
+    assert str(read_words(tmp_path / 'a.json', ['a'])['a']) == "([' Good', ' day'], [8000.0, nan], [nan, nan])"
+
+def test_letters_whose_bytes_whisper_cpp_parts_are_whole_again(tmp_path):
+    tokens = [token('今', 0, .1), token('\udce5\udca4', .1, .2), token('\udca9', .2, .3), token('。', .3, .4),
+              token(' caf', .4, .5), token('\udcc3', .5, .6), token('\udca9', .6, .7)]
+    text = json.dumps({'transcription': [{'offsets': {'from': 0, 'to': 700}, 'text': '', 'tokens': tokens}]},
+                      ensure_ascii=False)
+    (tmp_path / 'a.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
+    words, starts, ends = read_words(tmp_path / 'a.json', ['a'])['a']
+    assert words == ['今', '天。', ' café']
+    assert [round(t) for t in starts] == [0, 1600, 6400] and [round(t) for t in ends] == [1600, 6400, 11200]
+
+def test_subtitles_and_tables_are_read_where_there_is_nothing_better(tmp_path):
+    words = json.dumps({'words': [['json', 0, 1]]})
+    for name in ('a', 'b.flac', 'c.mp3'):
+        (tmp_path / f'{name}.srt').write_text('1\n00:00,000 --> 00:01,000\nsrt\n')
+        (tmp_path / f'{name}.tsv').write_text('start\tend\ttext\n0\t1000\ttsv\n')
+        (tmp_path / f'{name}.txt').write_text('a transcript')
+    (tmp_path / 'a.json').write_text(words)
+    (tmp_path / 'b.flac.words.srt').write_text('1\n00:00,000 --> 00:01,000\nwords\n')
+    (tmp_path / 'notes.tsv').write_text('speaker\tage\njoe\t30\n')
+    words = {id: doc[0] for id, doc in read_words(tmp_path, ['a', 'b', 'c', 'notes']).items()}
+    assert words == {'a': ['json'], 'b': ['words'], 'c': ['tsv']}
+
+def test_names_with_an_extension_of_audio_stand_for_the_id_without_it(tmp_path):
+    for name in ('one.flac.words.json', 'two.WAV.json', 'three.words.json', 'four.mp3.json', 'five.part.json'):
+        (tmp_path / name).write_text('{"words": []}')
+    assert sorted(read_words(tmp_path, ['one', 'x/two', 'three', 'four.mp3', 'five'])) == [
+        'four.mp3', 'one', 'three', 'x/two']
 
 def test_names_are_whole_ids_or_the_only_end_of_one(tmp_path):
     ids = ['x/a', 'y/a', 'x/b', 'c', 'z/c']
@@ -132,11 +324,23 @@ BAD = { # name: (file, text, message)
     'no name': ('a.jsonl', '{"words": []}', 'a.jsonl:1: expected {"id"'),
     'a name that is a number': ('a.jsonl', '{"id": 3, "words": []}', 'a.jsonl:1: expected {"id"'),
     'no words': ('a.json', '{"text": "once"}', 'expected words with times'),
-    'segments without words': ('a.json', '{"segments": [{"text": "once", "start": 0}]}',
-                               'transcribe it again with word timestamps'),
     'a segment that is a number': ('a.json', '{"segments": [3]}', "words of 'a': expected"),
     'segments whose words are a number': ('a.json', '{"segments": [{"words": 5}]}', "words of 'a': expected"),
     'a list': ('a.json', '[1]', 'expected words with times'),
+    'of another kind': ('a.json', '{"results": {"channels": []}}', "'a' has 'results'"),
+    'whisper.cpp without offsets': ('a.json', '{"transcription": [{"text": "once"}]}', "words of 'a': expected"),
+    'text': ('a.srt', 'Once upon', "nor TextGrid, ELAN, SRT or WebVTT, labels, CTM; it begins with 'Once"),
+    'ELAN with a DTD': ('a.eaf', elan('<!DOCTYPE x [<!ENTITY y "z">]>'), 'XML with a DTD'),
+    'ELAN cut short': ('a.eaf', elan()[:400], 'not a whole file of ELAN'),
+    'ELAN without words': ('a.eaf', elan().replace('ORT-MAU', 'gloss'), "its tiers are 'notes', 'gloss'"),
+    'a binary TextGrid': ('a.TextGrid', b'ooBinaryFile\x08TextGrid\x00', 'a binary file of Praat'),
+    'words at points': ('a.TextGrid', long_textgrid('x').replace('phones', 'words'), "its tiers are 'x', 'words'"),
+    'a collection of sounds': ('a.Collection', collection('a').replace('class = "TextGrid"', 'class = "Sound"'),
+                               'not a whole TextGrid, or a collection of anything else'),
+    'a chronological TextGrid cut short': ('a.TextGrid', chronological()[:200], 'not a whole TextGrid'),
+    'a short line of CTM': ('a.ctm', ctm('a') + '\na 1 2.0 0.1', 'a.ctm:7: expected RECORDING CHANNEL BEGIN'),
+    'a label without an end': ('a.txt', tsv(float, header='') + '2.0\tonce', 'a.txt:5: expected START, END, TEXT'),
+    'a time of many points': ('a.srt', '1\n0:1.2.3,4 --> 0:02,0\nonce\n', 'neither JSON'),
     'gz cut short': ('a.jsonl', gzip.compress(b'{"id": "a"}')[:12], 'a.jsonl:1: not a line of JSON'),
     'nested too deeply': ('a.json', '[' * 200_000, 'a.json: neither JSON'),
     'neither': ('a.json', 'once upon', 'a.json: neither JSON'),
