@@ -39,7 +39,7 @@ import numpy as np
 import requests
 import torch
 
-from configurator import Refused, pick_device, run
+from configurator import Refused, pick_device, refuse_library, run
 from corpora.folder import utterances
 from evaluation.likelihood import load
 from evaluation.results import folder_of, store, table
@@ -98,7 +98,8 @@ def _pretrained(Class, name, **options):
     transformers.utils.logging.disable_progress_bar()
     try:
         return Class.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as e:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
+        refuse_library(e)
         reason = str(e).splitlines()[0]
         raise Refused(f"llm {name}: cannot be loaded: {reason}; give a local folder or a hub id") from None
 

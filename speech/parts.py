@@ -20,6 +20,7 @@ import bisect
 import io
 import re
 import struct
+import zlib
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import NamedTuple
@@ -217,6 +218,13 @@ def _sphere(data, at):
 # --------------------------------------------------------------------------------------------------
 # Ogg
 
+REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256)) # the bits of each byte
+
+def _ogg_crc(page):
+    """The CRC of a page whose own CRC is zeros: that of zlib with the bits of all bytes reversed, without its masks."""
+    crc = zlib.crc32(page.translate(REVERSED), 0xffffffff) ^ 0xffffffff
+    return int(f'{crc:032b}'[::-1], 2)
+
 AUDIO_IN_OGG = (b'\x01vorbis', b'OpusHead', b'\x7fFLAC', b'Speex   ')
 
 def _ogg(data, at):
@@ -231,8 +239,11 @@ def _ogg(data, at):
         end = content + sum(data[position + 27:content])
         if content > len(data) or end > len(data):
             raise Damaged(f"its page at byte {position} is cut")
-        flags = data[position + 5]
-        serial = struct.unpack_from('<I', data, position + 14)[0]
+        page = data[position:position + 22] + bytes(4) + data[position + 26:end]
+        flags = page[5]
+        serial, crc = struct.unpack_from('<I4xI', data, position + 14)
+        if _ogg_crc(page) != crc: # libsndfile would leave it out
+            raise Damaged(f"its page at byte {position} is damaged")
         if flags & 2: # opens a stream
             if begun:
                 break
@@ -457,6 +468,8 @@ def _mpeg(data, at):
             break
         position += lengths[key][0]
         n_frames += 1
+    if position < len(data) < position + 4 and frame[:1] == b'\xff':
+        raise Damaged("its last frame is cut")
     if position > len(data):
         raise Damaged(f"its last frame lacks {position - len(data)} bytes")
     if stated and n_frames + 1 < stated: # some encoders count the header, which is a frame itself
