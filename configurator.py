@@ -22,6 +22,7 @@ import operator
 import os
 import sys
 import tempfile
+import traceback
 import types
 from dataclasses import fields
 from difflib import get_close_matches
@@ -173,6 +174,22 @@ def _is_named(path, cfg):
     return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(
         tuple(map(os.path.abspath, names)))
 
+def refuse_library(error):
+    """Raises Refused, which names the library, if `error` came up while a library was imported.
+
+    One that was built for another torch raises ImportError, or OSError for the symbols it lacks; the
+    library that needs it may raise an error from either.
+    """
+    while error.__cause__:
+        error = error.__cause__
+    importing = [frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(error.__traceback__)
+                 if frame.f_code.co_name == '<module>']
+    if importing or isinstance(error, ImportError):
+        name = importing[-1] if importing else error.name or 'a library'
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise Refused(f"{name.split('.')[0]} cannot be imported ({reason}); "
+                      "install the version that fits the other libraries (torch), or uninstall it") from None
+
 def run(main, Config):
     """A script's last line: main(settings of the command line); bad input ends in one line and exit status 1.
 
@@ -184,7 +201,11 @@ def run(main, Config):
         cfg = configure(Config, sys.argv[1:])
         if getattr(cfg, 'out', None):
             refuse_unwritable(cfg.out)
-        main(cfg)
+        try:
+            main(cfg)
+        except ImportError as e:
+            refuse_library(e)
+            raise
     except Refused as e:
         raise SystemExit(f"{script_name()}: {e}") from None
     except OSError as e:

@@ -19,11 +19,10 @@ import os
 import re
 from xml.etree import ElementTree
 
-import soundfile
-
 from configurator import Refused
 from corpora.download import script
 from corpora.tree import files, pieces, utterance
+from speech.audio import BadAudio, seconds_and_rate
 
 SUBSET = "the corpus's folder english"
 URL = ('https://corpora.uni-hamburg.de/hzsk/de/islandora/object/file:swc-2.0_en-with-audio/datastream/TAR/'
@@ -56,13 +55,13 @@ def _part_number(path):
     return int(re.search(r'(\d*)\.ogg$', path)[1] or 0)
 
 def _seconds(path, is_last):
-    """Seconds of a part; None for a last part that cannot be opened, which tokenize_speech.py counts as a failure."""
+    """Seconds of a part; None for a last part that cannot be used, which tokenize_speech.py counts as a failure."""
     try:
-        return soundfile.info(path).duration
-    except soundfile.LibsndfileError as e:
+        return seconds_and_rate(path)[0]
+    except BadAudio as e:
         if is_last:
             return None
-        raise Refused(f"{path}: cannot be opened ({e.error_string}), so the times in the parts after it are unknown; "
+        raise Refused(f"{path}: cannot be used ({e.kind}: {e.why}), so the times in the parts after it are unknown; "
                       "unpack it again, or move its article away") from None
 
 def _divide(runs, seconds):

@@ -42,7 +42,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import Refused, pick_device, refuse_unwritable, run
+from configurator import Refused, pick_device, refuse_library, refuse_unwritable, run
 from corpora.folder import utterances
 from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
@@ -121,7 +121,8 @@ def _pretrained(Class, name, **options):
     transformers.utils.logging.disable_progress_bar()
     try:
         return Class.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as e:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
+        refuse_library(e)
         reason = str(e).splitlines()[0]
         raise Refused(f"llm {name}: cannot be loaded: {reason}; give a local folder or a hub id") from None
 

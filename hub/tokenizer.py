@@ -15,7 +15,7 @@ from pathlib import Path
 import tiktoken
 from tokenizers import Tokenizer
 
-from configurator import Refused
+from configurator import Refused, refuse_library
 from files import atomically, read_json, write_json
 from vocab import Vocab, short_hash
 
@@ -46,7 +46,8 @@ def _convert_tokenizer(folder):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    except (OSError, ValueError, AttributeError):
+    except (ImportError, OSError, ValueError, AttributeError) as e:
+        refuse_library(e)
         raise Refused(f"{folder}: no tokenizer.json, nor other tokenizer files that transformers reads") from None
     return spec, {'eos_token': tokenizer.eos_token, 'bos_token': tokenizer.bos_token}
 

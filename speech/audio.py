@@ -11,21 +11,22 @@ A file that cannot be used raises BadAudio, whose `kind` is one of a few words t
 A file that is shorter than its own header declares is TRUNCATED, also in the formats where
 libsndfile reports no error (WAV, Ogg, MP3).
 """
-import io
 import itertools
 import math
+import mmap
 import os
 import re
 import stat
-import struct
 from functools import lru_cache
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
 from configurator import Refused
 from speech.audio_files import is_foreign, to_flac
+from speech.parts import Damaged, joined, parts
 
 RATE = 16000 # Hz, of every wave and word time in this project
 
@@ -102,33 +103,6 @@ def resample(x, rate, to=RATE):
     return x if rate == to else np.concatenate(list(_resampled([x], rate, to)))
 
 # --------------------------------------------------------------------------------------------------
-# files shorter than their headers declare
-
-def _missing_data(f):
-    """Why an open WAV or Ogg file is incomplete, or None; libsndfile raises no error for these."""
-    size = f.seek(0, os.SEEK_END)
-    f.seek(0)
-    head = f.read(12)
-    if head[:4] == b'RIFF' and head[8:] == b'WAVE':
-        while len(chunk := f.read(8)) == 8:
-            name, length = struct.unpack('<4sI', chunk)
-            if name == b'data':
-                n_missing = f.tell() + length - size
-                # Programs that write to a pipe cannot know the length: they declare 2 GiB or more.
-                if n_missing > 0 and length < 0x7fff0000:
-                    return f"{n_missing} of the {length} bytes of its data chunk are missing"
-                return None
-            f.seek(length + length % 2, os.SEEK_CUR)
-    if head[:4] == b'OggS':
-        f.seek(max(0, size - 65307)) # the size of the largest page
-        tail = f.read()
-        page = tail[tail.rfind(b'OggS'):] # one byte if there is no page, as rfind is then -1
-        complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]])
-        if not complete or not page[5] & 4: # the flag of the last page
-            return "the last page of the stream is missing"
-    return None
-
-# --------------------------------------------------------------------------------------------------
 # parquet
 
 def open_parquet(path):
@@ -176,39 +150,6 @@ def _in_parquet(path, file, row):
 # --------------------------------------------------------------------------------------------------
 # reading
 
-def _read_mono(f, raw, path, start, end, max_seconds):
-    """Blocks of float32 mono at the rate of the open file f; raw() opens the encoded bytes.
-
-    Raises BadAudio. What only the samples can show is checked after the last block.
-    """
-    first = round((start or 0) * f.samplerate)
-    last = f.frames if end is None else round(end * f.samplerate)
-    n_samples = last - first
-    if n_samples > max_seconds * f.samplerate:
-        raise BadAudio('TOO_LONG', path, f"{n_samples / f.samplerate:.0f} s, max_seconds is {max_seconds:g}")
-    with raw() as encoded:
-        if why := _missing_data(encoded):
-            raise BadAudio('TRUNCATED', path, why)
-    if first:
-        f.seek(min(first, f.frames))
-    n_read = 0
-    n_nonfinite = 0
-    while n_read < n_samples:
-        block = f.read(min(1 << 20, n_samples - n_read), 'float32', always_2d=True)
-        if not len(block):
-            break
-        x = block.mean(1) if block.shape[1] > 1 else block[:, 0]
-        n_read += len(x)
-        n_nonfinite += np.count_nonzero(~np.isfinite(x))
-        yield x
-    # The length that an MP3 declares may be wrong by two packets.
-    if n_samples - n_read > max(n_samples // 100, 2304):
-        raise BadAudio('TRUNCATED', path, f"{n_read} of {n_samples} samples")
-    if not n_read:
-        raise BadAudio('EMPTY', path, "no samples")
-    if n_nonfinite:
-        raise BadAudio('NONFINITE', path, f"{n_nonfinite} samples are NaN or infinite")
-
 def _check_readable(file, path):
     """Raises BadAudio where `file` cannot be read. Does not open it: opening a pipe would block."""
     try:
@@ -222,13 +163,48 @@ def _check_readable(file, path):
     if os.path.getsize(file) == 0:
         raise BadAudio('EMPTY', path, "0 bytes")
 
-def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
-    """File (from start to end, in seconds) -> blocks of float32 mono at `rate`, about a minute each.
+class Stream(NamedTuple):
+    """A part of a file, as libsndfile opens it."""
+    file: soundfile.SoundFile # as it was opened first; of several streams, closed since
+    pieces: list | str # of the encoded bytes (speech/parts.py), or the path of the file
+    skip: int # samples in front that are not the file's
+    frames: int # samples (of each channel) behind these
+    rate: int # Hz
 
-    Raises BadAudio: at once where the file cannot be opened, after the last block where it is
-    incomplete.
-    """
-    path = os.fspath(path)
+    def open(self):
+        return self.file if not self.file.closed else _sound_file(self.pieces)
+
+def _sound_file(pieces):
+    return soundfile.SoundFile(pieces if isinstance(pieces, str) else joined(pieces))
+
+def _declared(f):
+    """The samples that a file declares by libsndfile's log, for formats that speech/parts.py does not walk."""
+    counts = re.findall(r'^ *(?:Frames|Rows *: *\d+ +Cols) *: *(\d+)', f.extra_info, re.MULTILINE)
+    is_cut = re.search(r'truncated file|to be truncated|Data length \d+ should be', f.extra_info)
+    return math.inf if is_cut else int(counts[-1]) if counts else 0
+
+def _open(path, pieces, part=None):
+    """A part, or a whole file of a format that has none, -> its Stream, open. Raises BadAudio."""
+    try:
+        f = _sound_file(pieces)
+    except (soundfile.LibsndfileError, TypeError): # TypeError: a .raw file needs more arguments
+        remedy = f"; {to_flac(path)} converts it" if is_foreign(path) else ""
+        raise BadAudio('NOT_AUDIO', path, f"not a file that libsndfile can open{remedy}") from None
+    if not 1000 <= f.samplerate <= 384000:
+        raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
+    if not part and f.format == 'MP3':
+        raise BadAudio('NOT_AUDIO', path, "frames of MPEG that cannot be counted, as they have a free bit rate or "
+                       "stand behind other bytes; encode it again")
+    if not part and f.frames < _declared(f):
+        raise BadAudio('TRUNCATED', path, f"{f.frames} samples are fewer than its header declares")
+    skip = part.skip if part else 0
+    frames = part.frames if part and part.frames is not None else f.frames
+    if frames > f.frames - skip:
+        raise BadAudio('TRUNCATED', path, f"{f.frames - skip} of {frames} samples can be read")
+    return Stream(f, pieces, skip, frames, f.samplerate)
+
+def _streams(path):
+    """A file, or row of a parquet file -> its streams, in the order of their samples. Raises BadAudio."""
     if '\0' in path:
         raise BadAudio('MISSING', path, "no file has such a name")
     row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
@@ -238,28 +214,89 @@ def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     if isinstance(data, str):
         if '\0' in data or re.search(r'\.parquet#[0-9]+$', data):
             raise BadAudio('MISSING', path, f"the row names {data[:80]!r}, expected a file of audio")
-        neighbor = os.path.join(os.path.dirname(file), data)
-        yield from stream_audio(neighbor, start, end, max_seconds, rate)
-        return
-
-    def raw():
-        return io.BytesIO(data) if row else open(path, 'rb')
-
+        return _streams(os.path.join(os.path.dirname(file), data))
+    if data is None:
+        with open(path, 'rb') as f:
+            try:
+                data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError): # some file systems cannot map files
+                data = f.read()
     try:
-        f = soundfile.SoundFile(raw() if row else path)
-    except (soundfile.LibsndfileError, TypeError): # TypeError: a .raw file needs more arguments
-        remedy = f"; {to_flac(path)} converts it" if is_foreign(path) else ""
-        raise BadAudio('NOT_AUDIO', path, f"not a file that libsndfile can open{remedy}") from None
-    with f:
-        if not 1000 <= f.samplerate <= 384000:
-            raise BadAudio('NOT_AUDIO', path, f"a sample rate of {f.samplerate} Hz")
-        if f.frames > 1 << 60: # FLAC written to a pipe: libsndfile cannot read to its end
-            raise BadAudio('TRUNCATED', path, "its header states no length; encode it again")
-        blocks = _read_mono(f, raw, path, start, end, max_seconds)
-        try:
-            yield from _resampled(blocks, f.samplerate, rate)
-        except soundfile.LibsndfileError as e:
-            raise BadAudio('TRUNCATED', path, e.error_string) from None
+        file_parts = parts(data)
+    except Damaged as e:
+        raise BadAudio(e.kind, path, str(e)) from None
+    if file_parts is None:
+        return [_open(path, [data] if row else path)]
+    streams = []
+    for part in file_parts:
+        streams.append(_open(path, path if part.is_file and not row else part.pieces, part))
+        if len(file_parts) > 1: # a chain may have thousands
+            streams[-1].file.close()
+    return [stream for stream in streams if stream.frames] or streams[:1]
+
+def seconds_and_rate(path):
+    """The length of a file in seconds, by its samples, and the rate (Hz) of its first one. Raises BadAudio."""
+    streams = _streams(os.fspath(path))
+    return sum(stream.frames / stream.rate for stream in streams), streams[0].rate
+
+def _spans(streams, path, start, end, max_seconds):
+    """[(stream, first, last)], the samples from start to end (seconds). Raises BadAudio where there are none."""
+    spans = []
+    seconds = 0.0 # up to the beginning of the stream
+    for stream in streams:
+        offset = round(seconds * stream.rate)
+        first = max(0, round((start or 0) * stream.rate) - offset)
+        last = stream.frames if end is None else min(stream.frames, round(end * stream.rate) - offset)
+        if first < last:
+            spans.append((stream, first, last))
+        seconds += stream.frames / stream.rate
+    rate = streams[-1].rate
+    n_samples = sum(last - first for _, first, last in spans)
+    n_behind = max(0, round(end * rate) - round(max(seconds, start or 0) * rate)) if end else 0
+    n_seconds = sum((last - first) / stream.rate for stream, first, last in spans) + n_behind / rate
+    if n_seconds > max_seconds:
+        raise BadAudio('TOO_LONG', path, f"{n_seconds:.0f} s, max_seconds is {max_seconds:g}")
+    # The times of a corpus are rounded, or come from an MP3 that was longer by two packets.
+    if n_behind > max((n_samples + n_behind) // 100, 2304):
+        raise BadAudio('TRUNCATED', path, f"{n_samples} of {n_samples + n_behind} samples")
+    if not spans:
+        raise BadAudio('EMPTY', path, "no samples")
+    return spans
+
+def _read_mono(spans, path):
+    """Blocks of float32 mono. Raises BadAudio; what only the samples can show, after the last block of a stream."""
+    for stream, first, last in spans:
+        n_read = 0
+        n_nonfinite = 0
+        with stream.open() as f:
+            if first:
+                f.seek(stream.skip + first)
+            elif stream.skip:
+                f.read(stream.skip)
+            while n_read < last - first:
+                block = f.read(min(1 << 20, last - first - n_read), 'float32', always_2d=True)
+                if not len(block):
+                    raise BadAudio('TRUNCATED', path, f"{n_read} of {last - first} samples")
+                x = block.mean(1) if block.shape[1] > 1 else block[:, 0]
+                n_read += len(x)
+                n_nonfinite += np.count_nonzero(~np.isfinite(x))
+                yield x
+        if n_nonfinite:
+            raise BadAudio('NONFINITE', path, f"{n_nonfinite} samples are NaN or infinite")
+
+def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
+    """File (from start to end, in seconds) -> blocks of float32 mono at `rate`, about a minute each.
+
+    Raises BadAudio: at once where the file cannot be opened, after the last block where it is
+    incomplete.
+    """
+    path = os.fspath(path)
+    spans = _spans(_streams(path), path, start, end, max_seconds)
+    try:
+        for stream_rate, same_rate in itertools.groupby(spans, lambda span: span[0].rate):
+            yield from _resampled(_read_mono(same_rate, path), stream_rate, rate)
+    except soundfile.LibsndfileError as e:
+        raise BadAudio('TRUNCATED', path, e.error_string) from None
 
 def load_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     """File (from start to end, in seconds) -> float32 (N,), mono, at `rate`. Raises BadAudio."""

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configurator import Refused
+from configurator import Refused, refuse_library
 from speech.audio import RATE
 from speech.words import split_words
 
@@ -190,7 +190,8 @@ def load_model(auto, name, types, device):
             name, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Refused:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
+        refuse_library(e)
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise Refused(f"{name}: expected a model that transformers' {auto} reads "
                       f"(config.json, model.safetensors): {why}") from None

@@ -45,7 +45,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from configurator import Refused
+from configurator import Refused, refuse_library
 from speech.audio import RATE
 from speech.ctc import model_file
 
@@ -68,8 +68,9 @@ def _transformers(name, expected):
     logging.disable_progress_bar()
     try:
         yield transformers
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,
+    except (ImportError, OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,
             StrictDataclassError) as e:
+        refuse_library(e)
         reason = ' '.join(str(e).split())[:200] or type(e).__name__
         raise Refused(f"{name}: expected a {expected} (config.json, model.safetensors): {reason}") from None
     finally:

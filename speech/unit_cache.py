@@ -25,13 +25,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from configurator import Refused
 from files import atomically, progress
-from speech.audio import RATE, load_audio
+from speech.audio import RATE, load_audio, seconds_and_rate
 from speech.encoders import Encoder
 from speech.kmeans import centroids_path, load_centroids
 from speech.units import deduplicate
@@ -107,7 +106,7 @@ def load(audio, rate=RATE):
             f.write(audio)
             f.flush()
             return load(f.name, rate)
-    return load_audio(audio, rate=rate), soundfile.info(str(audio)).samplerate
+    return load_audio(audio, rate=rate), seconds_and_rate(audio)[1]
 
 # --------------------------------------------------------------------------------------------------
 # the cache
