@@ -4,6 +4,7 @@ Any audio file -> float32 mono at 16 kHz, or the reason why it cannot be used.
     wave = load_audio('a.mp3')                   start=, end= (seconds) select a segment
     wave = load_audio('b.parquet#7')             the column 'audio' of row 7: a file's bytes, or the
                                                  path of a file beside the parquet; needs pyarrow
+    wave = load_audio('c.tar#a/1.flac')          a member of a .tar that is not compressed
     for block in stream_audio('a.mp3'): ...      the same samples, about a minute of them at a time
     y = resample(x, 44100)                       (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),)
 
@@ -17,6 +18,7 @@ import mmap
 import os
 import re
 import stat
+import tarfile
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
@@ -148,6 +150,33 @@ def _in_parquet(path, file, row):
     return audio
 
 # --------------------------------------------------------------------------------------------------
+# tar
+
+def tar_members(path):
+    """Yields (open tarfile.TarFile, regular member) of a .tar. Raises Refused."""
+    try:
+        with tarfile.open(path, 'r:') as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    yield tar, member
+    except (OSError, tarfile.TarError) as e:
+        raise Refused(f"{path}: cut, or not a .tar; a compressed one has to be unpacked ({e})") from None
+
+@lru_cache(maxsize=4) # shards are read in order, by a few threads
+def _places(file):
+    """{member: (where its bytes begin, how many)}"""
+    return {member.name: (member.offset_data, member.size) for _, member in tar_members(file)}
+
+def _in_tar(path, file, name):
+    """The bytes of a member."""
+    if name not in _places(file):
+        raise BadAudio('MISSING', path, "no such member")
+    begin, size = _places(file)[name]
+    with open(file, 'rb') as f:
+        f.seek(begin)
+        return f.read(size)
+
+# --------------------------------------------------------------------------------------------------
 # reading
 
 def _check_readable(file, path):
@@ -204,13 +233,19 @@ def _open(path, pieces, part=None):
     return Stream(f, pieces, skip, frames, f.samplerate)
 
 def _streams(path):
-    """A file, or row of a parquet file -> its streams, in the order of their samples. Raises BadAudio."""
+    """A file, row of a parquet file or member of a .tar -> its streams in order. Raises BadAudio."""
     if '\0' in path:
         raise BadAudio('MISSING', path, "no file has such a name")
     row = re.fullmatch(r'(.+\.parquet)#([0-9]+)', path, re.DOTALL)
-    file = row[1] if row else path
+    member = re.fullmatch(r'(.+?\.tar)#(.+)', path, re.DOTALL)
+    inside = row or member
+    file = inside[1] if inside else path
     _check_readable(file, path)
-    data = _in_parquet(path, file, int(row[2])) if row else None
+    data = None
+    if row:
+        data = _in_parquet(path, file, int(row[2]))
+    elif member:
+        data = _in_tar(path, file, member[2])
     if isinstance(data, str):
         if '\0' in data or re.search(r'\.parquet#[0-9]+$', data):
             raise BadAudio('MISSING', path, f"the row names {data[:80]!r}, expected a file of audio")
@@ -226,10 +261,10 @@ def _streams(path):
     except Damaged as e:
         raise BadAudio(e.kind, path, str(e)) from None
     if file_parts is None:
-        return [_open(path, [data] if row else path)]
+        return [_open(path, [data] if inside else path)]
     streams = []
     for part in file_parts:
-        streams.append(_open(path, path if part.is_file and not row else part.pieces, part))
+        streams.append(_open(path, path if part.is_file and not inside else part.pieces, part))
         if len(file_parts) > 1: # a chain may have thousands
             streams[-1].file.close()
     return [stream for stream in streams if stream.frames] or streams[:1]
