@@ -184,6 +184,7 @@ def interrupted_after(shards, cfg, monkeypatch):
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert, tmp_path, monkeypatch, capsys):
     (corpus / 'bad.wav').write_text('x') # its failure must outlive the interruption too
+    (corpus / 'talk.m4a').write_bytes(b'....ftypM4A ') # no document, and not forgotten either
     main(config(corpus, hubert, tmp_path / 'reference', max_fail_frac=.1))
     out = tmp_path / 'out'
     cfg = config(corpus, hubert, out, max_fail_frac=.1)
@@ -200,6 +201,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(corpus, hubert,
     assert tree(out) == tree(tmp_path / 'reference')
     main(cfg) # nothing is left to do
     assert Units(out).info['failures'] == {'NOT_AUDIO': 1}
+    assert Units(out).info['left_out'] == '1 .m4a (talk.m4a)'
     assert '3 of 3 shards were there already' in capsys.readouterr().out
     assert tree(out) == tree(tmp_path / 'reference')
 
