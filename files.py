@@ -54,9 +54,9 @@ class Lock:
     raised. A place that cannot be written raises Refused.
 
     The lock is the kernel's (flock), so it ends with its process, even one that was killed. It
-    holds between machines on NFS 3 and 4, CephFS, GPFS, SMB, and Lustre mounted with `flock`. Lustre
-    with `noflock` has none; with `localflock`, NFS with `local_lock` and BeeGFS by default have one
-    for each machine. So the process touches the file every BEAT seconds, and who finds the file of
+    holds between machines on NFS 3 and 4 (Linux 2.6.12), SMB (5.5), CephFS, and Lustre mounted with
+    `flock`. Lustre with `noflock` has none; with `localflock`, NFS with `local_lock` and BeeGFS by
+    default have one for each machine. So the process touches the file every BEAT seconds, and who finds the file of
     another machine, or no flock, waits for 2.5 beats whether it is touched: only then is it dead.
     """
     def __init__(self, path, what, wait=0.0):
@@ -67,7 +67,7 @@ class Lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise self._unwritable(e) from None
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + max(wait, 0.2) # the other process may be about to end
         while (holder := self._take()) is not None:
             if time.monotonic() >= deadline:
                 raise Busy(f"{what}: another process is writing here ({holder})")
