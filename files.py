@@ -57,10 +57,11 @@ class Lock:
     raised. A place that cannot be written raises Refused.
 
     The lock is the kernel's (flock), so it ends with its process, even one that was killed. It
-    holds between machines on NFS 3 and 4, CephFS, GPFS, SMB, and Lustre mounted with `flock`. Lustre
-    with `noflock` has none; with `localflock`, NFS with `local_lock` and BeeGFS by default have one
-    for each machine. So the process touches the file every BEAT seconds, and who finds the file of
-    another machine, or no flock, waits for 2.5 beats whether it is touched: only then is it dead.
+    holds between machines on NFS 3 and 4 (Linux 2.6.12), SMB (5.5), CephFS, and Lustre mounted with
+    `flock`. Lustre with `noflock` has none; with `localflock`, NFS with `local_lock` and BeeGFS by
+    default have one for each machine. So the process touches the file every BEAT seconds; and who
+    finds the file of another machine on a disk where flock may not reach it (`_reaches_all`), or no
+    flock at all, takes it only if nobody touches it for 2.5 beats.
     """
     def __init__(self, path, what, wait=0.0):
         self.path = Path(path)
@@ -70,7 +71,7 @@ class Lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise self._unwritable(e) from None
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + max(wait, 0.2) # the other process may be about to end
         while (holder := self._take()) is not None:
             if time.monotonic() >= deadline:
                 raise Busy(f"{what}: another process is writing here ({holder})")
@@ -109,7 +110,7 @@ class Lock:
             is_removed = not os.path.samestat(os.fstat(self.fd), os.stat(self.path))
         except FileNotFoundError:
             is_removed = True
-        is_certain = is_new or has_flock and self._record().get('kernel') == _kernel()
+        is_certain = is_new or has_flock and (self._record().get('kernel') == _kernel() or _reaches_all(self.path))
         if is_removed or not is_certain and self._beats():
             os.close(self.fd)
             return self._holder()
@@ -187,6 +188,24 @@ def _kernel():
         return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     except OSError:
         return socket.gethostname()
+
+def _reaches_all(path):
+    """Whether flock on a file holds on all machines that see it, by the entry of its disk in /proc/mounts."""
+    path = Path(os.path.realpath(path))
+    try:
+        lines = Path('/proc/mounts').read_text().splitlines()
+    except OSError:
+        return False
+    folder = kind = options = ''
+    for line in lines:
+        _, mounted_at, disk_kind, disk_options, *_ = line.split(' ')
+        if path.is_relative_to(mounted_at) and len(mounted_at) >= len(folder):
+            folder = mounted_at
+            kind = disk_kind
+            options = disk_options.split(',')
+    if kind in ('nfs', 'nfs4', 'lustre'):
+        return ('flock' if kind == 'lustre' else 'local_lock=none') in options
+    return kind in ('cifs', 'smb3', 'ceph', 'ext4', 'xfs', 'btrfs', 'zfs', 'tmpfs', 'overlay') # or of one machine
 
 def writing_in(folder, rank=0):
     """The Lock of a folder that this rank writes in."""

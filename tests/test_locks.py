@@ -93,6 +93,7 @@ def without_flock(*_):
 @pytest.mark.parametrize('has_flock', [True, False])
 def test_where_locks_do_not_reach_other_machines_the_heartbeat_decides(tmp_path, monkeypatch, has_flock, is_alive):
     monkeypatch.setattr(files, 'BEAT', 0.2)
+    monkeypatch.setattr(files, '_reaches_all', lambda path: False)
     if not has_flock:
         monkeypatch.setattr(files.fcntl, 'flock', without_flock)
     path = tmp_path / 'x' / '.lock'
@@ -114,7 +115,16 @@ def test_where_locks_do_not_reach_other_machines_the_heartbeat_decides(tmp_path,
         stop.set()
         heart.join()
 
-def test_an_old_lock_of_another_machine_is_taken_at_once(tmp_path):
+@pytest.mark.parametrize('kind, options, expected', [
+    ('nfs4', 'rw,hard,local_lock=none,addr=1', True), ('nfs', 'rw,local_lock=flock', False),
+    ('lustre', 'rw,flock', True), ('lustre', 'rw,localflock', False), ('beegfs', 'rw', False), ('ext4', 'rw', True)])
+def test_whether_locks_reach_other_machines_is_read_from_the_mounts(tmp_path, monkeypatch, kind, options, expected):
+    mounts = f'/dev/a / beegfs rw 0 0\nserver:/a {tmp_path} {kind} {options} 0 0\nserver:/b {tmp_path}/xy nfs rw 0 0\n'
+    monkeypatch.setattr(Path, 'read_text', lambda path: mounts)
+    assert files._reaches_all(tmp_path / 'x' / '.lock') is expected
+
+def test_an_old_lock_of_another_machine_is_taken_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, '_reaches_all', lambda path: False)
     path = tmp_path / '.lock'
     path.write_text('{"host": "node7", "pid": 12, "kernel": "another"}')
     os.utime(path, (0, 0))
