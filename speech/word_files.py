@@ -265,6 +265,7 @@ def read_words(path, ids):
         ids_by_ending.setdefault(id.rpartition('/')[2], []).append(id)
     words_by_id = {}
     n_names = 0
+    strangers = []
     for file, file_name in word_files(path):
         for source, name, words in _documents(file, file_name):
             n_names += 1
@@ -277,6 +278,9 @@ def read_words(path, ids):
             if matches and matches[0] in words_by_id:
                 raise Refused(f"{source}: document '{matches[0]}' comes twice")
             words_by_id.update((id, words) for id in matches)
+            strangers += [] if matches else [name]
     if not words_by_id:
         raise Refused(f"{path}: none of its {n_names} ids is a document of the units folder")
+    if strangers:
+        print(f"{path}: {len(strangers)} of {n_names} documents are not in the units folder, first '{strangers[0]}'")
     return words_by_id
