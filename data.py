@@ -41,7 +41,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
-from files import Lock, atomically, read_json, sha256, write_json, writing_in
+from files import atomically, read_json, sha256, write_json
+from locks import Lock, writing_in
 from vocab import MODALITIES, Vocab
 
 MAGIC, VERSION = b'slmtoken', 1 # of a shard

@@ -48,7 +48,8 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 
 from configurator import Refused, run
 from corpora.folder import utterances
-from files import atomically, lines, read_lines, record, sha256, walk, write_json, writing_in
+from files import atomically, lines, read_lines, record, sha256, walk, write_json
+from locks import writing_in
 from speech.audio import RATE, load_audio
 from speech.kmeans import load_centroids
 
