@@ -22,7 +22,8 @@ SOUND = GROUND | {'vocab'}
 BELOW_STAGES = SOUND | {'kernels', 'speech', 'hub', 'data', 'model', 'corpora', 'tasks', 'training', 'evaluation'}
 ANY = BELOW_STAGES | STAGES | ROOMS
 MAY_IMPORT = { # a room may always import itself
-    'configurator': set(), 'locks': {'configurator'}, 'files': {'configurator', 'locks'}, 'kernels': GROUND, 'vocab': GROUND,
+    'configurator': set(), 'locks': {'configurator'}, 'files': {'configurator', 'locks'},
+    'kernels': GROUND, 'vocab': GROUND,
     'speech': SOUND, 'hub': SOUND, 'data': SOUND, 'model': SOUND | {'kernels', 'hub'},
     'corpora': GROUND | {'speech'}, 'tasks': GROUND | {'speech'}, 'tiny': GROUND | {'speech'},
     'training': BELOW_STAGES, 'evaluation': BELOW_STAGES, **dict.fromkeys(STAGES, BELOW_STAGES),
