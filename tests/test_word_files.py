@@ -266,6 +266,18 @@ def test_segments_without_words_give_the_words_of_their_text_but_not_their_times
     (tmp_path / 'a.json').write_text(json.dumps({'text': ' Good day', 'chunks': [chunk]}))
     assert str(read_words(tmp_path / 'a.json', ['a'])['a']) == "([' Good', ' day'], [8000.0, nan], [nan, nan])"
 
+def test_words_that_a_segment_lacks_are_there_without_times(tmp_path):
+    segments = [segment(' In 1984, -- we won.', 'in', 'we', 'won'), segment('so it was', 'so', 'is', 'was')]
+    (tmp_path / 'a.json').write_text(json.dumps({'segments': segments}))
+    words, starts, _ = read_words(tmp_path / 'a.json', ['a'])['a']
+    assert words == ['in', ' 1984,', ' we', ' won', ' so', ' is', ' was']
+    assert np.isnan(starts).tolist() == [False, True, False, False, False, False, False]
+
+def test_whisper_cpp_that_heard_nothing_gives_no_words(tmp_path):
+    (tmp_path / 'a.json').write_text('{"result": {"language": "en"}, "transcription": []}')
+    (tmp_path / 'b.txt').symlink_to(tmp_path / 'nowhere')
+    assert read_words(tmp_path, ['a'])['a'] == ([], [], [])
+
 def test_letters_whose_bytes_whisper_cpp_parts_are_whole_again(tmp_path):
     tokens = [token('今', 0, .1), token('\udce5\udca4', .1, .2), token('\udca9', .2, .3), token('。', .3, .4),
               token(' caf', .4, .5), token('\udcc3', .5, .6), token('\udca9', .6, .7)]
