@@ -17,7 +17,7 @@ import tiktoken
 from tokenizers import Tokenizer
 
 from configurator import Refused
-from files import atomically, read_json, write_json
+from files import atomically, check_readable, read_json, write_json
 from vocab import Vocab, short_hash
 
 
@@ -32,6 +32,7 @@ def _read_tokenizer(source):
             folder = Path(snapshot_download(str(source), allow_patterns=patterns))
         except (OSError, ValueError, HfHubHTTPError):
             raise Refused(f"{source}: no such tokenizer folder, nor a hub id that can be reached") from None
+    check_readable(folder)
     if not (folder / 'tokenizer.json').is_file():
         return _convert_tokenizer(folder)
     spec = read_json(folder, 'tokenizer.json', 'transformers')
@@ -183,8 +184,8 @@ AUTO_MAP = {'AutoTokenizer': [None, 'transformers.PreTrainedTokenizerFast']}
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token
 NAMED = ('bos_token', 'eos_token', 'unk_token', 'pad_token') # in tokenizer_config.json
 # Texts whose ids are kept in vocab.json: should another tool change tokenizer.json, they tell.
-PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", 'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600',
-          "<|endoftext|> isn't <Un5>")
+PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", "<|endoftext|> isn't <Un5>",
+          'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600')
 
 def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives exactly our ids.

@@ -40,6 +40,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from configurator import Refused
+from files import check_readable
 from speech.audio import RATE
 
 KINDS = ('hubert', 'whisper', 'mimi')
@@ -57,6 +58,7 @@ def _transformers(name, expected):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error() # it would warn about the layers that are left out
     logging.disable_progress_bar()
+    check_readable(name)
     try:
         yield transformers
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,
