@@ -87,8 +87,9 @@ def vocabulary(name):
         tokenizer = TextTokenizer(folder)
         return tokenizer.vocab, tokenizer
     vocab = vocabulary_of(folder) if source == 'tokenizer' else Vocab.load(folder)
-    check_ids(folder, vocab)
-    return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
+    tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+    check_ids(folder, vocab, tokenizer)
+    return vocab, tokenizer
 
 def _published(folder, config):
     """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""
