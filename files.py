@@ -56,7 +56,8 @@ def atomically(path, mark='', wait=0.0):
             tmp.write_text(...)
 
     A file replaces the old one; a folder's name must be free. If the block fails, nothing is left
-    behind. mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
+    behind. All files have the mode that the umask says, whatever a library gave them (safetensors:
+    0600). mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
     same file at once. Another process that writes to this name raises Busy after `wait` seconds.
     """
     path = Path(path)
@@ -64,13 +65,16 @@ def atomically(path, mark='', wait=0.0):
     with Lock(f'{tmp}.lock', path, wait):
         _remove(tmp) # left by a killed run
         try:
+            tmp.touch() # to see its mode: a process cannot read its umask without changing it for all threads
+            mode = tmp.stat().st_mode
+            tmp.unlink()
             yield tmp
-            if tmp.is_dir():
-                if path.is_dir() and any(path.iterdir()):
-                    raise Busy(f"{path}: another process has written it meanwhile")
-                for part in sorted(tmp.rglob('*')):
-                    _fsync(part)
-            _fsync(tmp)
+            if tmp.is_dir() and path.is_dir() and any(path.iterdir()):
+                raise Busy(f"{path}: another process has written it meanwhile")
+            for part in [*sorted(tmp.rglob('*')), tmp]: # no parts if it is a file
+                if part.is_file() and not part.is_symlink() and part.stat().st_mode != mode:
+                    part.chmod(mode)
+                _fsync(part)
             os.replace(tmp, path)
             _fsync(path.parent)
         except BaseException:
@@ -116,6 +120,24 @@ def record(cfg):
 # --------------------------------------------------------------------------------------------------
 # JSON
 
+def check_readable(path):
+    """Refuses a file, or a folder with a .json, .npy or .safetensors file, that this account may not read.
+
+    What is absent or broken is left to the caller. safetensors itself calls all three "No such file".
+    """
+    path = Path(path)
+    try:
+        parts = [path / name for name in os.listdir(path)] if path.is_dir() else [path]
+        for part in parts:
+            if part == path or part.suffix in ('.json', '.npy', '.safetensors'):
+                with open(part, 'rb'):
+                    pass
+    except PermissionError as e:
+        raise Refused(f"{e.filename}: this account may not read it; its owner can change that: "
+                      f"chmod -R a+rX {path}") from None
+    except OSError:
+        pass
+
 def read_json(folder, name, script):
     """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines' objects.
 
@@ -128,6 +150,7 @@ def read_json(folder, name, script):
         parts = filter(None, text.split('\n')) if path.suffix == '.jsonl' else [text]
         values = [json.loads(part) for part in parts]
     except OSError:
+        check_readable(path)
         raise Refused(f"{path}: no such file; {script} writes it") from None
     except (ValueError, RecursionError) as e: # not JSON, not UTF-8, or nested too deeply
         raise Refused(f"{path}: not JSON ({e})") from None
@@ -138,6 +161,7 @@ def read_json(folder, name, script):
 
 def read_info(dir, script):
     """DIR/info.json, which a folder has once `script` has finished it."""
+    check_readable(dir)
     if not Path(dir).is_dir():
         raise Refused(f"{dir}: no such folder; {script} makes it")
     if not (Path(dir) / 'info.json').exists():
@@ -275,8 +299,11 @@ def shard_folders(dir):
 
 def read_array(path, dtype):
     """A shard's NAME.npy, memory-mapped; refused unless it is a 1-D array of dtype."""
+    check_readable(path)
     try:
         array = np.load(path, mmap_mode='r')
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; the folder is not whole, make it again") from None
     except (OSError, ValueError, EOFError) as e:
         raise Refused(f"{path}: not a whole .npy file ({e})") from None
     if array.dtype != dtype or array.ndim != 1:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, read_json, write_json
+from files import atomically, check_readable, read_json, write_json
 from hub.families import GPTConfig
-from hub.tokenizer import TextTokenizer, vocabulary_of
+from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
 
 WRITER = "transformers' save_pretrained" # what makes the files that are read here
@@ -31,6 +31,7 @@ BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of ol
 
 def local_folder(name, files=('*.json', '*.safetensors')):
     """The folder of a checkpoint: name itself, or the download of its files from the hub."""
+    check_readable(name)
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) or Path(name).parent.is_dir():
@@ -75,6 +76,8 @@ def vocabulary(name):
                 tokenizer.json put beside it). K is num_units of tokeniser_config.json, or 500. The
                 units are those of slprl/mhubert-base-25hz, layer 11
     None        a text model: its tokenizer
+
+    A tokenizer that does not give the ids that the model was trained on is refused.
     """
     folder = local_folder(name, ['*.json', 'merges.txt'])
     source = knows_units(name)
@@ -84,7 +87,9 @@ def vocabulary(name):
         tokenizer = TextTokenizer(folder)
         return tokenizer.vocab, tokenizer
     vocab = vocabulary_of(folder) if source == 'tokenizer' else Vocab.load(folder)
-    return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
+    tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+    check_ids(folder, vocab, tokenizer)
+    return vocab, tokenizer
 
 def _published(folder, config):
     """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""

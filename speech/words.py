@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused
-from files import atomically, read_info, shard_folders
+from files import atomically, check_readable, read_info, shard_folders
 from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -337,6 +337,7 @@ class WordsShard:
         def read_npy(name):
             return np.load(folder / name, mmap_mode='r').view(np.ndarray)
 
+        check_readable(folder)
         try:
             self.table = read_json('words.json')
             self.ids = read_json('ids.json')

@@ -486,7 +486,11 @@ def export(cfg):
 def save_student(student, out):
     """Writes the encoder folder that tokenize_speech.py reads: fp16 weights and centroids."""
     student.hubert.half().save_pretrained(out)
-    save_file({'centroids': student.centroids.detach().half()}, Path(out, 'kmeans.safetensors'))
+    weights = Path(out, 'model.safetensors')
+    with atomically(weights) as tmp: # transformers leaves it to its owner alone
+        shutil.copyfile(weights, tmp)
+    with atomically(Path(out, 'kmeans.safetensors')) as tmp:
+        save_file({'centroids': student.centroids.detach().half()}, tmp)
 
 # --------------------------------------------------------------------------------------------------
 
