@@ -157,7 +157,7 @@ def test_a_library_that_cannot_be_imported_is_named_and_not_the_users_folder(tmp
     with pytest.raises(Refused, match=r'^unfitting_library cannot be imported \(.+\); install the version that fits'):
         try:
             try:
-                import unfitting_library # noqa: F401
+                import unfitting_library  # noqa: F401
             except Exception as e:
                 if wrapped:
                     raise RuntimeError('Failed to import transformers.models.hubert') from e
