@@ -3,6 +3,7 @@ How far runs of minutes differ by their seed, dtype and processor, and which dif
 
     OMP_NUM_THREADS=1 python bench/seeds.py               after ./speedrun.sh, whose data it trains on
     OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny   some of the arms
+    python bench/seeds.py --report                        what is done so far
     python bench/seeds.py --dry                           shows what is to be done; nothing is run or written
 
 An arm is a config, perhaps with an edit of docs/an_hour.md. It is trained once for each dtype and
@@ -46,6 +47,7 @@ class Config:
     seeds: int = 5 # runs of each arm and dtype
     processors: bool = True # run the first seed again with the instructions of other processors
     out: str = 'out/seeds' # folder of the runs
+    report: bool = False # start nothing: report the arms and dtypes of which all seeds are done
     dry: bool = False # only show the runs, and whether they are done
 
     def __post_init__(self):
@@ -182,15 +184,32 @@ def execute(cfg, rows, tree=ROOT):
                         train=f'{tree}/train.py', eval=f'{tree}/eval.py')
     plan.execute(suite, rows)
 
+def run_all(cfg, rows, others):
+    """Trains and evaluates {(arm, dtype, seed): row} and {name of PROCESSORS: row}."""
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    if 'tiny-eta' in names:
+        make_tokens()
+    for name in names:
+        execute(cfg, [row for key, row in rows.items() if key[0] == name], tree_of(cfg, name))
+    for name, row in others.items():
+        with environment(PROCESSORS[name][1]):
+            execute(cfg, [row])
+
+def is_done(row):
+    return plan.is_trained(row) and plan.is_evaluated(row)
+
+def complete(rows):
+    """The rows of the arms and dtypes of which every seed is done."""
+    open_keys = {key[:2] for key, row in rows.items() if not is_done(row)}
+    return {key: row for key, row in rows.items() if key[:2] not in open_keys}
+
 def show(rows):
     """Prints the state and the command of each run, after checking its settings."""
     for row in rows:
         plan.parse_settings(row['eval'], EvalConfig)
         plan.parse_settings(row['train'])
-        state = 'open'
-        if plan.is_trained(row):
-            state = 'done' if plan.is_evaluated(row) else 'trained'
-        print(f"{state:8} python train.py {' '.join(row['train'])}")
+        state = 'done' if is_done(row) else 'open'
+        print(f"{state:5} python train.py {' '.join(row['train'])}")
 
 # --------------------------------------------------------------------------------------------------
 # what they say
@@ -260,13 +279,11 @@ def main(cfg):
             edited((ROOT / ARMS[name].edit[0]).read_text(), ARMS[name].edit)
     if cfg.dry:
         return show([*rows.values(), *others.values()])
-    if 'tiny-eta' in names:
-        make_tokens()
-    for name in sorted(names, key=list(ARMS).index):
-        execute(cfg, [row for key, row in rows.items() if key[0] == name], tree_of(cfg, name))
-    for name, row in others.items():
-        with environment(PROCESSORS[name][1]):
-            execute(cfg, [row])
+    if cfg.report:
+        rows = complete(rows)
+        others = {name: row for name, row in others.items() if is_done(row)}
+    else:
+        run_all(cfg, rows, others)
     scores = {key: scores_of(row) for key, row in rows.items()}
     spread_rows = table(spreads(scores), 'arm', 'dtype', 'score', 'mean', 'over seeds', 'over items', 'seeds')
     difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs')

@@ -109,6 +109,11 @@ def test_edits_are_those_of_the_page():
         after = seeds.edited(before, (file, old, new))
         assert any(before.replace(*diff) == after and before.count(diff[0]) == 1 for diff in diffs), file
 
+def test_a_report_leaves_out_arms_with_an_open_seed(monkeypatch):
+    rows = rows_of(Config(arms='tiny,tiny_speech'), ['tiny', 'tiny_speech'])
+    monkeypatch.setattr(seeds, 'is_done', lambda row: row['name'] != 'tiny-float32-3')
+    assert rows.keys() - seeds.complete(rows).keys() == {('tiny', 'float32', seed) for seed in range(1, 6)}
+
 def test_an_edit_of_what_is_not_there_once_is_refused():
     assert seeds.edited('a b', ('x.py', 'a', 'c')) == 'c b'
     for text in ('b', 'a a'):
