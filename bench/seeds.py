@@ -18,18 +18,24 @@ Printed and written to bench/results/seeds.json are, for each arm, dtype and sco
 and the differences between two arms or dtypes seed by seed, with their 95 % interval (Student's t).
 A difference is one if its interval leaves out 0. Losses are in nats a token, scores in percent.
 
-Last, the first seed of `tiny` again with slower instructions (PROCESSORS): how far its loss is from
-that of the run with the processor's own, step by step.
+Last come the instructions of other processors. On the same inputs, which operations give other bits
+(INSTRUCTIONS)? And how far does the first seed of `tiny` go from the run with this processor's own,
+step by step (PROCESSORS)?
 """
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, save, table
@@ -45,7 +51,7 @@ from scaling import plan
 class Config:
     arms: str = '' # names of arms, separated by commas; '': all
     seeds: int = 5 # runs of each arm and dtype
-    processors: bool = True # run the first seed again with the instructions of other processors
+    processors: bool = True # try the instructions of other processors
     out: str = 'out/seeds' # folder of the runs
     report: bool = False # start nothing: report the arms and dtypes of which all seeds are done
     dry: bool = False # only show the runs, and whether they are done
@@ -101,11 +107,13 @@ SCORES = { # name: rows of eval.json, of which a model has one
     'loss of text': ('loss/stories/text/text',),
     'tSC S->T': ('tiny/main/tsc/S->T',),
     'sSC S->T': ('tiny/main/ssc/S->T',)}
-# Instructions of other processors: a dtype, and what oneDNN (products in bfloat16) or MKL (in float32) may use.
-PROCESSORS = {
-    'avx512': ('bfloat16', {'ONEDNN_MAX_CPU_ISA': 'AVX512_CORE_BF16'}),
-    'avx2': ('float32', {'MKL_ENABLE_INSTRUCTIONS': 'AVX2'}),
+INSTRUCTIONS = { # what keeps a library from this processor's own instructions, or changes the order of its sums
+    'oneDNN without AMX': {'ONEDNN_MAX_CPU_ISA': 'AVX512_CORE_BF16'},
+    'MKL with AVX2': {'MKL_ENABLE_INSTRUCTIONS': 'AVX2'},
+    'torch with AVX2': {'ATEN_CPU_CAPABILITY': 'avx2'},
+    'two threads': {'OMP_NUM_THREADS': '2'},
 }
+PROCESSORS = {'avx512': ('bfloat16', 'oneDNN without AMX'), 'avx2': ('float32', 'MKL with AVX2')}
 STEPS = (1, 10, 50, 220)
 
 # --------------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ def run_all(cfg, rows, others):
     for name in names:
         execute(cfg, [row for key, row in rows.items() if key[0] == name], tree_of(cfg, name))
     for name, row in others.items():
-        with environment(PROCESSORS[name][1]):
+        with environment(INSTRUCTIONS[PROCESSORS[name][1]]):
             execute(cfg, [row])
 
 def is_done(row):
@@ -262,11 +270,50 @@ def divergence(name, row, reference):
         lines = read_json(folder, 'log.jsonl', 'train.py')
         losses.append({line['step']: line['loss'] for line in lines if 'loss' in line})
     by_step = {f'step {step}': losses[0][step] - losses[1][step] for step in STEPS}
-    dtype, variables = PROCESSORS[name]
-    return {'instructions': ' '.join(f'{key}={value}' for key, value in variables.items()),
+    dtype, instructions = PROCESSORS[name]
+    return {'instructions': instructions,
             'dtype': dtype,
             **by_step,
             'held out': scores_of(row)[UNITS][0] - scores_of(reference)[UNITS][0]}
+
+# --------------------------------------------------------------------------------------------------
+# the operations of a step
+
+def save_operations(path):
+    """Saves {operation of a step: its result} of the shapes of tiny, on inputs that are always the same."""
+    rng = np.random.default_rng(0) # torch's own depends on the instructions
+    x, y, w = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((4096, 192), (4096, 512), (192, 512)))
+    results = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix('torch.')
+        results[f'product, {name}'] = x.to(dtype) @ w.to(dtype)
+        results[f"product for a weight's gradient, {name}"] = x.to(dtype).T @ y.to(dtype)
+    x = x.float()
+    q = x.view(8, 512, 6, 32).transpose(1, 2)
+    results |= {'attention, float32': F.scaled_dot_product_attention(q, q, q, is_causal=True),
+                'softmax, float32': x.softmax(-1),
+                'SiLU, float32': F.silu(x),
+                'mean of squares, float32': x.square().mean(-1)}
+    torch.save(results, path)
+
+def operation_rows():
+    """Yields for each of INSTRUCTIONS and operation the share of numbers that differ, and by how much at most."""
+    results = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, variables in {'own': {}, **INSTRUCTIONS}.items():
+            path = Path(tmp) / 'results.pt'
+            code = f'import bench.seeds; bench.seeds.save_operations({str(path)!r})'
+            subprocess.run([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, **variables}, check=True)
+            results[name] = torch.load(path)
+    for name in INSTRUCTIONS:
+        for operation, own in results['own'].items():
+            difference = (results[name][operation].double() - own.double()).abs()
+            yield {'instructions': name,
+                   'operation': operation,
+                   'differ, %': 100 * (difference > 0).double().mean().item(),
+                   'most, of the largest': (difference.max() / own.double().abs().max()).item()}
+
+# --------------------------------------------------------------------------------------------------
 
 def main(cfg):
     names = cfg.names
@@ -289,8 +336,9 @@ def main(cfg):
     difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs')
     divergences = [divergence(name, row, rows['tiny', PROCESSORS[name][0], 1]) for name, row in others.items()]
     table(divergences, 'instructions', 'dtype', *[f'step {step}' for step in STEPS], 'held out')
+    operations = table(operation_rows() if cfg.processors else (), 'instructions', 'operation', 'differ, %', 'most, of the largest')
     save('seeds', False, spreads=spread_rows, differences=difference_rows, divergences=divergences,
-         runs={row['name']: scores[key] for key, row in rows.items()})
+         operations=operations, runs={row['name']: scores[key] for key, row in rows.items()})
 
 if __name__ == '__main__':
     run(main, Config)

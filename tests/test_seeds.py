@@ -82,7 +82,13 @@ def test_how_far_other_instructions_lead(tmp_path):
     distance = seeds.divergence('avx512', row, reference)
     assert [distance[f'step {step}'] for step in (1, 10, 50, 220)] == pytest.approx([0.01, 0.1, 0.5, 2.2])
     assert distance['held out'] == pytest.approx(0.1)
-    assert distance['instructions'] == 'ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16'
+    assert distance['instructions'] == 'oneDNN without AMX'
+
+def test_operations_on_the_same_inputs_with_the_same_instructions_are_equal(monkeypatch):
+    monkeypatch.setattr(seeds, 'INSTRUCTIONS', {'own again': {}})
+    rows = list(seeds.operation_rows())
+    assert len(rows) == 8
+    assert all(row['differ, %'] == 0 and row['most, of the largest'] == 0 for row in rows)
 
 def test_a_run_starts_from_the_textlm_of_its_seed():
     rows = rows_of(Config(), ARMS)
