@@ -336,7 +336,8 @@ def main(cfg):
     difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs')
     divergences = [divergence(name, row, rows['tiny', PROCESSORS[name][0], 1]) for name, row in others.items()]
     table(divergences, 'instructions', 'dtype', *[f'step {step}' for step in STEPS], 'held out')
-    operations = table(operation_rows() if cfg.processors else (), 'instructions', 'operation', 'differ, %', 'most, of the largest')
+    operations = operation_rows() if cfg.processors else ()
+    operations = table(operations, 'instructions', 'operation', 'differ, %', 'most, of the largest')
     save('seeds', False, spreads=spread_rows, differences=difference_rows, divergences=divergences,
          operations=operations, runs={row['name']: scores[key] for key, row in rows.items()})
 
