@@ -2,7 +2,7 @@
 How far runs of minutes differ by their seed, dtype and processor, and which differences are beyond that.
 
     OMP_NUM_THREADS=1 python bench/seeds.py               after ./speedrun.sh, whose data it trains on
-    OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny   some of the arms
+    OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny,tiny-wsd       some of the arms
     python bench/seeds.py --report                        what is done so far
     python bench/seeds.py --dry                           shows what is to be done; nothing is run or written
 
@@ -328,7 +328,8 @@ def main(cfg):
         return show([*rows.values(), *others.values()])
     if cfg.report:
         rows = complete(rows)
-        others = {name: row for name, row in others.items() if is_done(row)}
+        others = {name: row for name, row in others.items()
+                  if is_done(row) and ('tiny', PROCESSORS[name][0], 1) in rows}
     else:
         run_all(cfg, rows, others)
     scores = {key: scores_of(row) for key, row in rows.items()}
