@@ -53,7 +53,7 @@ class Config:
     seeds: int = 5 # runs of each arm and dtype
     processors: bool = True # try the instructions of other processors
     out: str = 'out/seeds' # folder of the runs
-    report: bool = False # start nothing: report the arms and dtypes of which all seeds are done
+    report: bool = False # start nothing: report what is done
     dry: bool = False # only show the runs, and whether they are done
 
     def __post_init__(self):
@@ -206,11 +206,6 @@ def run_all(cfg, rows, others):
 def is_done(row):
     return plan.is_trained(row) and plan.is_evaluated(row)
 
-def complete(rows):
-    """The rows of the arms and dtypes of which every seed is done."""
-    open_keys = {key[:2] for key, row in rows.items() if not is_done(row)}
-    return {key: row for key, row in rows.items() if key[:2] not in open_keys}
-
 def show(rows):
     """Prints the state and the command of each run, after checking its settings."""
     for row in rows:
@@ -234,13 +229,15 @@ def scores_of(row):
     return scores
 
 def spreads(scores):
-    """{(arm, dtype, seed): its scores} -> a row for each arm, dtype and score: mean, over seeds, over items."""
+    """{(arm, dtype, seed): its scores} -> a row for each arm, dtype and score of two seeds or more."""
     values = defaultdict(list)
     for (arm, dtype, _), named in scores.items():
         for name, pair in named.items():
             values[arm, dtype, name].append(pair)
     for (arm, dtype, name), pairs in values.items():
         means = [value for value, _ in pairs]
+        if len(means) < 2:
+            continue
         yield {'arm': arm, 'dtype': dtype, 'score': name,
                'mean': statistics.mean(means),
                'over seeds': statistics.stdev(means),
@@ -248,19 +245,21 @@ def spreads(scores):
                'seeds': len(means)}
 
 def differences(scores):
-    """The same -> a row for each of COMPARISONS and score that both sides have for the same seeds."""
-    seeds = sorted({seed for *_, seed in scores})
+    """The same -> a row for each of COMPARISONS and score that both sides have for two seeds or more."""
     for baseline, other in COMPARISONS:
-        pairs = [(scores.get((*baseline, seed)), scores.get((*other, seed))) for seed in seeds]
-        if not all(first and second for first, second in pairs):
-            continue
-        first_scores = pairs[0][0]
-        for name in [name for name in first_scores if name in pairs[0][1]]:
-            by_seed = [second[name][0] - first[name][0] for first, second in pairs]
-            mean, low, high = student_interval(by_seed)
+        for name in SCORES:
+            by_seed = {}
+            for seed in sorted({seed for *_, seed in scores}):
+                values = [scores.get((*side, seed), {}).get(name) for side in (baseline, other)]
+                if all(values):
+                    by_seed[seed] = values[1][0] - values[0][0]
+            if len(by_seed) < 2:
+                continue
+            mean, low, high = student_interval(list(by_seed.values()))
             yield {'of': ' '.join(other), 'less': ' '.join(baseline), 'score': name,
                    'mean': mean, 'low': low, 'high': high,
                    'differs': 'yes' if low > 0 or high < 0 else 'no',
+                   'seeds': len(by_seed),
                    'by seed': by_seed}
 
 def divergence(name, row, reference):
@@ -327,14 +326,14 @@ def main(cfg):
     if cfg.dry:
         return show([*rows.values(), *others.values()])
     if cfg.report:
-        rows = complete(rows)
+        rows = {key: row for key, row in rows.items() if is_done(row)}
         others = {name: row for name, row in others.items()
                   if is_done(row) and ('tiny', PROCESSORS[name][0], 1) in rows}
     else:
         run_all(cfg, rows, others)
     scores = {key: scores_of(row) for key, row in rows.items()}
     spread_rows = table(spreads(scores), 'arm', 'dtype', 'score', 'mean', 'over seeds', 'over items', 'seeds')
-    difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs')
+    difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs', 'seeds')
     divergences = [divergence(name, row, rows['tiny', PROCESSORS[name][0], 1]) for name, row in others.items()]
     table(divergences, 'instructions', 'dtype', *[f'step {step}' for step in STEPS], 'held out')
     operations = operation_rows() if cfg.processors else ()
