@@ -122,6 +122,27 @@ def test_edits_are_those_of_the_page():
         after = seeds.edited(before, (file, old, new))
         assert any(before.replace(*diff) == after and before.count(diff[0]) == 1 for diff in diffs), file
 
+def test_an_edited_arm_runs_the_code_of_a_copy(tmp_path, monkeypatch):
+    """Whatever is edited in the copy, this tree stays as it is, and other arms run its code."""
+    file, old, new = ARMS['tiny-sqrt'].edit
+    (tmp_path / file).write_text(f'height = ({old})\n')
+    (tmp_path / 'requirements.txt').write_text('')
+    monkeypatch.setattr(seeds, 'ROOT', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    executed = []
+    monkeypatch.setattr(seeds.plan, 'execute', lambda suite, rows: executed.append((suite, rows)))
+    cfg = Config(seeds=2)
+    for _ in range(2): # again: the copy is there
+        executed.clear()
+        seeds.run_all(cfg, rows_of(cfg, ['tiny-wsd', 'tiny-sqrt']), {})
+    (plain, plain_rows), (suite, rows) = executed
+    assert [row['name'] for row in plain_rows] == ['tiny-wsd-bfloat16-1', 'tiny-wsd-bfloat16-2']
+    assert [row['name'] for row in rows] == ['tiny-sqrt-bfloat16-1', 'tiny-sqrt-bfloat16-2']
+    assert Path(plain.train) == tmp_path / 'train.py'
+    assert Path(plain.train).read_text() == f'height = ({old})\n'
+    assert Path(suite.train).read_text() == f'height = ({new})\n'
+    assert Path(suite.eval).parent == Path(suite.train).parent
+
 def test_an_edit_of_what_is_not_there_once_is_refused():
     assert seeds.edited('a b', ('x.py', 'a', 'c')) == 'c b'
     for text in ('b', 'a a'):
