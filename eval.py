@@ -46,10 +46,10 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import Refused, pick_device, refuse_unwritable, run
+from configurator import Refused, pick_device, run
 from data import Shards, check_names
 from evaluation.likelihood import document_losses, load
-from evaluation.results import SAME, folder_of, store, table
+from evaluation.results import SAME, folder_of, refuse_unwritable_results, store, table
 from evaluation.scores import accuracy, ratio_and_stderr, wins
 from files import atomically, record, write_json
 from speech.audio import RATE
@@ -397,7 +397,7 @@ def main(cfg):
     device = pick_device(cfg.device)
     provenance = {'score': SCORE, **record(cfg)}
     for folder in cfg.model.split(','):
-        refuse_unwritable(folder_of(folder) / 'eval.json')
+        refuse_unwritable_results(folder)
     measured = {folder: measure(cfg, folder, device) for folder in cfg.model.split(',')}
     for folder, (rows, samples, notes, weights) in measured.items():
         store(folder, weights, rows, samples, notes, provenance)

@@ -48,9 +48,9 @@ def _from_folder(root):
 
 def _unlisted(root, docs):
     """The names of the audio below a folder that is not in its manifest, which is said in a line."""
-    listed = {os.path.normpath(u['path']) for u in docs}
+    listed = {os.path.abspath(u['path']) for u in docs}
     names = [name for name, path in outside_units(walk(root)).items()
-             if names_audio(name) and os.path.normpath(path) not in listed]
+             if names_audio(name) and os.path.abspath(path) not in listed]
     if names and ranks()[0] == 0:
         print(f"{root}: left out, as not in its manifest.jsonl: {name_some(names)}")
     return names

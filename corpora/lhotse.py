@@ -36,6 +36,8 @@ def _path(place, recording, channel, folder):
     """The path of a recording's file, all channels of which must be asked for: they are averaged when it is read."""
     id = recording.get('id')
     sources = _field(place, recording, 'sources', list)
+    if not all(isinstance(source, dict) for source in sources):
+        raise Refused(f"{place}: the sources of recording {id} are not what Lhotse writes there")
     if len(sources) != 1 or sources[0].get('type') != 'file':
         kinds = ', '.join(str(source.get('type')) for source in sources)
         raise Refused(f"{place}: recording {id} has the sources {kinds or 'none'}, expected one file; {ADVICE}")
@@ -54,11 +56,11 @@ def _path(place, recording, channel, folder):
 def _aligned(place, supervision):
     """[[word, start, end]] of a supervision's alignment in its seconds, or None."""
     alignment = supervision.get('alignment') or {}
-    if not alignment.get('word'):
-        return None
     try:
+        if not alignment.get('word'):
+            return None
         return [[word, start, start + duration] for word, start, duration, *_ in alignment['word']]
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         id = supervision.get('id')
         raise Refused(f"{place}: alignment of {id}: expected [word, start, duration, score]") from None
 
@@ -87,6 +89,9 @@ def _words(place, supervisions, shift):
 def _utterance(place, line, path, supervisions):
     """(utterance, do its words fit) of a line with id, start and duration; its supervisions count from its start."""
     supervisions = sorted(supervisions, key=lambda supervision: supervision['start'])
+    for supervision in supervisions:
+        if supervision.get('text') is not None:
+            _field(place, supervision, 'text', str)
     spoken = [supervision for supervision in supervisions if (supervision.get('text') or '').strip()]
     text = ' '.join(supervision['text'].strip() for supervision in spoken) or None
     speakers = {supervision.get('speaker') for supervision in supervisions}
@@ -126,6 +131,8 @@ def _of_cuts(manifest, folder):
         yield _utterance(place, line, path, supervisions)
 
 def _check_times(place, line):
+    if not isinstance(line, dict):
+        raise Refused(f"{place}: a supervision is {str(line)[:60]!r}, not what Lhotse writes there")
     for name in ('start', 'duration'):
         _field(place, line, name, (int, float))
 

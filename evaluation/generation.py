@@ -42,11 +42,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import Refused, pick_device, refuse_library, refuse_unwritable, run
+from configurator import Refused, pick_device, refuse_library, run
 from corpora.folder import utterances
 from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
-from evaluation.results import folder_of, store, table
+from evaluation.results import folder_of, refuse_unwritable_results, store, table
 from evaluation.scores import mean_and_stderr, ratio_and_stderr
 from evaluation.text_scores import auto_bleu2, bigrams, character_errors, self_bleu2, word_errors
 from files import progress, record, visible
@@ -355,7 +355,7 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
 # the run
 
 def main(cfg):
-    refuse_unwritable(folder_of(cfg.model) / 'eval.json')
+    refuse_unwritable_results(cfg.model)
     device = pick_device(cfg.device)
     model, vocab, tokenizer, weights = load(cfg.model, device)
     if vocab.kind == 'text':

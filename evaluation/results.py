@@ -12,7 +12,7 @@ the model's weights are the same.
 import json
 from pathlib import Path
 
-from configurator import Refused
+from configurator import Refused, refuse_unwritable
 from files import atomically, read_json, write_json
 from locks import Lock
 
@@ -26,6 +26,11 @@ def folder_of(model):
     if Path(model).is_dir():
         return Path(model)
     return Path('out/eval') / str(model).replace('/', '--')
+
+def refuse_unwritable_results(model):
+    """Refuses a model whose results could not be stored, before they are measured."""
+    for name in ('eval.json', '.eval.lock'): # the second says it where the first is there already
+        refuse_unwritable(folder_of(model) / name)
 
 def keep_old(path):
     """Renames a file to NAME.1.SUFFIX, or to the next number that is free."""

@@ -109,6 +109,11 @@ class Layout(NamedTuple):
     align: int # chunks begin at multiples of this
     samples: tuple # names of the chunk that holds the samples
 
+    @property
+    def n_bits(self):
+        """Of a size."""
+        return 8 * (struct.calcsize(self.chunk) - len(self.samples[0]))
+
 def _pattern(regex):
     return re.compile(regex, re.DOTALL)
 
@@ -121,36 +126,43 @@ LAYOUTS = (
     Layout(_pattern(re.escape(RIFF_GUID) + b'.{8}wave' + re.escape(GUID)), 40, '<16sq', 24, 8, (b'data' + GUID,)),
     Layout(_pattern(rb'caff\0\x01..desc'), 8, '>4sq', 0, 1, (b'data',)))
 
-def _chunks(data, at, layout):
+def _chunk_at(data, position, layout):
+    """-> (name, where its content begins, its size), or None if there is no chunk."""
     size_of = struct.Struct(layout.chunk)
-    n_bits = 8 * (size_of.size - len(layout.samples[0]))
-    n_64 = None # the size of the samples in RF64's chunk ds64
+    if position + size_of.size > len(data) or _reader_at(data, position):
+        return None
+    name, size = size_of.unpack_from(data, position)
+    printable = name[:4].isascii() and name[:4].decode().isprintable()
+    return (name, position + size_of.size, size - layout.included) if printable else None
+
+def _may_end(data, position, layout):
+    """Whether the samples may end here: the file ends, or a chunk or part follows that fits into it."""
+    if len(data) - position < 8 or _reader_at(data, position):
+        return True
+    chunk = _chunk_at(data, position, layout)
+    return bool(chunk) and 0 <= chunk[2] <= len(data) - chunk[1]
+
+class Walked(NamedTuple):
+    """What the chunks of a file say."""
+    end: int # where they end
+    samples: tuple | None # where the samples begin and end
+    is_unknown: bool # whether their size must be replaced
+    n_64: int | None # their size in RF64's chunk ds64
+    codec: int | None
+
+def _walk_chunks(data, at, layout):
+    n_64 = None
     codec = None
-    samples = None # where they begin and end
-    patch = None # where their size is, if it must be replaced
-
-    def chunk_at(position):
-        """-> (name, where its content begins, its size), or None if there is no chunk."""
-        if position + size_of.size > len(data) or _reader_at(data, position):
-            return None
-        name, size = size_of.unpack_from(data, position)
-        printable = name[:4].isascii() and name[:4].decode().isprintable()
-        return (name, position + size_of.size, size - layout.included) if printable else None
-
-    def is_end(position):
-        """Whether the samples may end here: the file ends, or a chunk or part follows that fits into it."""
-        chunk = chunk_at(position)
-        return len(data) - position < 8 or bool(_reader_at(data, position)) or bool(
-            chunk and 0 <= chunk[2] <= len(data) - chunk[1])
-
+    samples = None
+    unknown = False
     position = at + layout.header
-    while chunk := chunk_at(position):
+    while chunk := _chunk_at(data, position, layout):
         name, start, size = chunk
         if name in layout.samples and not samples:
             declared = n_64 if n_64 is not None and size == 0xffffffff else size
-            end, unknown = _samples_end(data, start, declared, n_bits, layout.pattern, is_end)
+            end, unknown = _samples_end(data, start, declared, layout.n_bits, layout.pattern,
+                                        lambda position: _may_end(data, position, layout))
             samples = start, end
-            patch = start - n_bits // 8 if unknown else None
             position = end
             if unknown:
                 break
@@ -164,24 +176,34 @@ def _chunks(data, at, layout):
             position = start + max(0, size)
         padding = -(position - at) % layout.align
         # Some writers leave the padding out.
-        position += padding if chunk_at(position + padding) or not chunk_at(position) else 0
-    if not samples:
-        return len(data), [Part([_view(data, at, len(data))])]
-    start, end = samples
-    if codec in (0x50, 0x55): # frames of MPEG in a WAV file
-        frames = bytes(_view(data, start, end))
-        return position, parts(frames) or [Part([frames])]
-    if patch is None:
-        return min(position, len(data)), [Part([_view(data, at, min(position, len(data)))])]
+        if _chunk_at(data, position + padding, layout) or not _chunk_at(data, position, layout):
+            position += padding
+    return Walked(min(position, len(data)), samples, unknown, n_64, codec)
+
+def _with_size(data, at, layout, walked):
+    """The pieces of a file whose samples get the size that they have."""
+    start, end = walked.samples
     size = end - start + layout.included
-    if n_bits == 64 or size < 1 << 32:
-        size = struct.pack(layout.chunk[0] + ('q' if n_bits == 64 else 'I'), size)
+    if layout.n_bits == 64 or size < 1 << 32:
+        size = struct.pack(layout.chunk[0] + ('q' if layout.n_bits == 64 else 'I'), size)
     else:
         size = b'\xff' * 4
-    pieces = [_view(data, at, patch), size, _view(data, start, end)]
-    if n_64 is not None: # libsndfile takes RF64's sizes from ds64; as RIFF, the file needs none
+    pieces = [_view(data, at, start - layout.n_bits // 8), size, _view(data, start, end)]
+    if walked.n_64 is not None: # libsndfile takes RF64's sizes from ds64; as RIFF, the file needs none
         pieces[0] = b'RIFF' + bytes(pieces[0][4:]).replace(b'ds64', b'JUNK', 1)
-    return end, [Part(pieces)]
+    return pieces
+
+def _chunks(data, at, layout):
+    walked = _walk_chunks(data, at, layout)
+    if not walked.samples:
+        return len(data), [Part([_view(data, at, len(data))])]
+    start, end = walked.samples
+    if walked.codec in (0x50, 0x55): # frames of MPEG in a WAV file
+        frames = bytes(_view(data, start, end))
+        return walked.end, parts(frames) or [Part([frames])]
+    if walked.is_unknown:
+        return end, [Part(_with_size(data, at, layout, walked))]
+    return walked.end, [Part([_view(data, at, walked.end)])]
 
 AU_HEADER = _pattern(rb'\.snd\0\0.{6}\0\0\0[\x01-\x1b]\0|dns\..{2}\0\0.{4}[\x01-\x1b]\0\0\0')
 

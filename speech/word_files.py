@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused
-from files import read_lines, strict_json, walk
+from files import outside_units, read_lines, strict_json, walk
 from speech import annotations
 from speech.annotations import Segment, words_tier
 from speech.audio import RATE
@@ -264,7 +264,7 @@ def word_files(path):
     if not path.is_dir():
         return [(path, path.stem)]
     ranks = {}
-    for relative, file in walk(path).items():
+    for relative, file in outside_units(walk(path)).items():
         rank = _rank(Path(file))
         if rank is not None:
             name = Path(relative).with_suffix('').as_posix()

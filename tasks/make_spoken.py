@@ -52,7 +52,7 @@ import tasks.blimp
 import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, read_table, record, sha256, write_json, write_lines
+from files import atomically, progress, read_lines, read_table, record, sha256, walk, write_json, write_lines
 from locks import writing_in
 from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
@@ -91,7 +91,7 @@ def _pairs(items):
 
 def _from_parquet(source):
     source = Path(source)
-    return source.suffix == '.parquet' or source.is_dir() and any(source.rglob('*.parquet'))
+    return source.suffix == '.parquet' or source.is_dir() and any(name.endswith('.parquet') for name in walk(source))
 
 def split_stories(id, right, wrong):
     """Two stories -> (the sentences with which both begin, the rest of each)."""
