@@ -144,7 +144,11 @@ class Lock:
     def close(self):
         self._end.set()
         self._heart.join()
-        self.path.unlink(missing_ok=True)
+        try:
+            if os.path.samestat(os.fstat(self.fd), os.stat(self.path)): # not that of a process which took it over
+                self.path.unlink()
+        except FileNotFoundError:
+            pass
         os.close(self.fd)
         if self.has_made_folder:
             try:

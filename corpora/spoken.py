@@ -108,14 +108,14 @@ def main(cfg):
     settings = {'text': sha256(cfg.text), 'documents': len(docs), 'command': cfg.command, 'speaker': cfg.speaker,
                 'shard_docs': cfg.shard_docs}
     out = Path(cfg.out)
-    settings_path = out / 'settings.json'
     if not docs or len({id for id, _ in docs}) < len(docs):
         raise Refused(f"{cfg.text}: {len(docs)} documents with text; expected some, each with an id of its own")
-    if not settings_path.exists():
-        write_json(settings_path, settings)
-    elif json.loads(settings_path.read_text(encoding='utf-8')) != settings:
-        raise Refused(f"{out}: begun with another text or command (see {settings_path}); take another --out")
     with writing_in(out):
+        settings_path = out / 'settings.json'
+        if not settings_path.exists():
+            write_json(settings_path, settings)
+        elif json.loads(settings_path.read_text(encoding='utf-8')) != settings:
+            raise Refused(f"{out}: begun with another text or command (see {settings_path}); take another --out")
         speak_all(cfg, docs, out)
 
 def speak_all(cfg, docs, out):

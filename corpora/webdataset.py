@@ -13,6 +13,7 @@ are read, or one of them. They are not unpacked: a .tar is read where its member
 A key without audio is counted as MISSING by tokenize_speech.py.
 """
 import os
+import posixpath
 import tarfile
 
 from configurator import Refused
@@ -33,7 +34,7 @@ def _samples(path):
         if is_hidden(name):
             continue
         stem, _, extension = name.partition('.')
-        sample = samples.setdefault(f'{folder}/{stem}'.lstrip('/'), {})
+        sample = samples.setdefault(posixpath.normpath(f'{folder}/{stem}').lstrip('/'), {})
         if names_audio(name):
             if 'audio' in sample:
                 raise Refused(f"{path}: {member.name} beside {sample['audio']}: two audio files of one key")

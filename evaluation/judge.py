@@ -52,8 +52,9 @@ in place of x: "The final answer is $\\boxed{x}$"."""
 OURS = """\
 You will read two transcripts. The first is of a short piece of speech; the second is of what a machine said to
 go on from it. Speech recognition made both, so overlook spelling, punctuation and a word cut off at either edge. \
-Ask only how
-good the second is as a continuation of the first: does it make sense, is it grammatical, does it stay on the matter?
+Ask only \
+how good the second is as a continuation of the first: does it make sense, is it grammatical, does it stay on the \
+matter?
 
 1  no continuation: nonsense, or about something else altogether
 2  a few words fit, the whole does not make sense

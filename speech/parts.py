@@ -167,6 +167,7 @@ def _walk_chunks(data, at, layout):
             if unknown:
                 break
         elif samples and not 0 <= size <= len(data) - start:
+            position = len(data) # tags that are cut: the samples before them are whole
             break
         else:
             if name == b'ds64':
@@ -558,11 +559,13 @@ def _reader_at(data, at):
             return _mpeg
     return None
 
+REMAINS = 512 # bytes: fewer than these behind the last part, as a line end or half a tag, are no samples
+
 def parts(data):
     """The bytes of a file -> [Part, ...] in the order of their samples.
 
-    None for formats that are not walked here. Raises Damaged where something is missing, or follows
-    that no part explains.
+    None for formats that are not walked here. Raises Damaged where something is missing, or where
+    REMAINS bytes or more follow that no part explains.
     """
     result = []
     try:
@@ -572,6 +575,8 @@ def parts(data):
             if read is None:
                 if not result:
                     return None
+                if len(data) - at < REMAINS:
+                    break
                 raise Damaged(f"{len(data) - at} bytes, from byte {at} on, belong to nothing that its headers declare")
             start = at
             end, more = read(data, at)

@@ -211,3 +211,14 @@ def test_a_wav_from_a_pipe_which_does_not_know_its_length_is_read_whole(tmp_path
     data[4:8] = data[40:44] = struct.pack('<I', 0xffffffff)
     path.write_bytes(data)
     assert len(load_audio(path)) == RATE
+
+def test_what_is_left_behind_whole_samples_does_not_matter(tmp_path):
+    wave = np.round(speech_like(1, 0) * 32767) / 32768
+    soundfile.write(tmp_path / 'a.wav', wave, RATE, subtype='PCM_16')
+    data = (tmp_path / 'a.wav').read_bytes()
+    for ending in (b'\r\n' * 5, bytes(range(16)), b'LIST' + (400).to_bytes(4, 'little') + b'INFOINAM'):
+        (tmp_path / 'b.wav').write_bytes(data + ending)
+        assert np.abs(load_audio(tmp_path / 'b.wav') - wave).max() < 1e-4, ending
+    (tmp_path / 'b.wav').write_bytes(data + bytes(range(1, 256)) * 8)
+    with pytest.raises(BadAudio, match='belong to nothing'):
+        load_audio(tmp_path / 'b.wav')
