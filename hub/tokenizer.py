@@ -184,8 +184,8 @@ AUTO_MAP = {'AutoTokenizer': [None, 'transformers.PreTrainedTokenizerFast']}
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token
 NAMED = ('bos_token', 'eos_token', 'unk_token', 'pad_token') # in tokenizer_config.json
 # Texts whose ids are kept in vocab.json: should another tool change tokenizer.json, they tell.
-PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", 'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600',
-          "<|endoftext|> isn't <Un5>")
+PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.",
+          'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600', "<|endoftext|> isn't <Un5>")
 
 def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives exactly our ids.
