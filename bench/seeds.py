@@ -36,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, save, table
@@ -293,17 +294,17 @@ def save_operations(path):
                 'softmax, float32': x.softmax(-1),
                 'SiLU, float32': F.silu(x),
                 'mean of squares, float32': x.square().mean(-1)}
-    torch.save(results, path)
+    save_file({operation: tensor.contiguous() for operation, tensor in results.items()}, path)
 
 def operation_rows():
     """Yields for each of INSTRUCTIONS and operation the share of numbers that differ, and by how much at most."""
     results = {}
     with tempfile.TemporaryDirectory() as tmp:
         for name, variables in {'own': {}, **INSTRUCTIONS}.items():
-            path = Path(tmp) / 'results.pt'
+            path = Path(tmp) / 'results.safetensors'
             code = f'import bench.seeds; bench.seeds.save_operations({str(path)!r})'
             subprocess.run([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, **variables}, check=True)
-            results[name] = torch.load(path)
+            results[name] = load_file(path)
     for name in INSTRUCTIONS:
         for operation, own in results['own'].items():
             difference = (results[name][operation].double() - own.double()).abs()

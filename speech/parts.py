@@ -167,7 +167,8 @@ def _walk_chunks(data, at, layout):
             if unknown:
                 break
         elif samples and not 0 <= size <= len(data) - start:
-            position = len(data) # tags that are cut: the samples before them are whole
+            if _after_tags(data, position) == position: # not those of ID3 or APE, behind which a part may follow
+                position = len(data) # a chunk of tags that is cut: the samples before it are whole
             break
         else:
             if name == b'ds64':

@@ -143,6 +143,12 @@ def _one_line(source, name):
                       'expected [word, start, end] or {"word", "start", "end"} each, '
                       'a string and two numbers (seconds) or null') from None
 
+LONGEST_WORD = 1.5 # seconds: an entry without a blank that lasts no longer is a word, in any script
+
+def _is_word(start, end, text):
+    """Whether an entry of a text and times is a single word, also one of several letters of Chinese or Thai."""
+    return None not in (start, end) and end - start <= LONGEST_WORD and len(text.split()) == 1
+
 def _joined(segments, rate, whole_text=None):
     """Segments -> (words with their spaces, starts, ends), in samples at `rate`.
 
@@ -153,7 +159,7 @@ def _joined(segments, rate, whole_text=None):
     for start, end, text, rows in segments:
         text = text if isinstance(text, str) else ''
         if not rows and any(map(str.isalnum, text)):
-            parts = split_words(text)
+            parts = [text] if _is_word(start, end, text) else split_words(text)
             missing = [None] * (len(parts) - 1)
             rows = zip(parts, [start, *missing], [*missing, end])
         rows = [row for row in rows or () if not is_silence(row[0])]

@@ -1,6 +1,8 @@
 """Which files of a folder are audio: by what they are, with the rest counted, named and told how to get in."""
 import os
+import shlex
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -63,8 +65,10 @@ def test_sound_of_other_kinds_is_named_with_the_command_that_converts_it(tmp_pat
 @pytest.mark.skipif(not shutil.which('ffmpeg'), reason='no ffmpeg here')
 def test_the_command_makes_what_is_read(tmp_path):
     soundfile.write(tmp_path / 'a.wav', WAVE, RATE)
-    os.system(f"ffmpeg -loglevel error -i {tmp_path}/a.wav '{tmp_path}/it is.m4a'")
-    assert os.system(to_flac(f'{tmp_path}/it is.m4a') + ' 2> /dev/null') == 0
+    quiet = ['ffmpeg', '-loglevel', 'error', '-i']
+    subprocess.run([*quiet, tmp_path / 'a.wav', tmp_path / 'it is.m4a'], check=True)
+    command = to_flac(f'{tmp_path}/it is.m4a')
+    subprocess.run(shlex.split(command), check=True, capture_output=True)
     assert abs(len(load_audio(tmp_path / 'it is.flac')) - len(WAVE)) < 2048
 
 def test_unfinished_files_pipes_and_video_beside_its_sound(tmp_path, capsys):

@@ -251,6 +251,16 @@ def test_the_text_of_the_whole_decides_between_segments(tmp_path):
     chunks = [{'text': text, 'timestamp': [i, i + 1]} for i, text in enumerate(('我爱', 'NLP', '技术'))]
     assert ''.join(spaces_of({'text': '我爱NLP技术', 'chunks': chunks}, tmp_path)) == '我爱NLP技术'
 
+@pytest.mark.parametrize('entries', [
+    [('今天', .1, .5), ('用', .5, .7), ('iPhone', .7, 1.3), ('拍', 1.3, 1.5), ('照。', 1.5, 1.9)],
+    [('今日は', .1, .5), ('東京', .5, .7), ('です', .7, 1.6)], [('สวัสดี', .1, .5), ('ครับ', .5, .7)]])
+@pytest.mark.parametrize('kind', ['chunks', 'segments'])
+def test_an_entry_of_several_letters_of_a_script_without_spaces_is_a_word_with_its_times(kind, entries):
+    items = [{'text': word, 'timestamp': [s, e]} if kind == 'chunks' else {'text': word, 'start': s, 'end': e}
+             for word, s, e in entries]
+    words, starts, ends = words_of('x', 'a', {'text': ''.join(word for word, *_ in entries), kind: items}, rate=100)
+    assert list(zip(map(str.strip, words), starts, ends)) == [(word, s * 100, e * 100) for word, s, e in entries]
+
 def test_segments_without_words_give_the_words_of_their_text_but_not_their_times(tmp_path):
     aligned = segment(' you know', 'you', 'know')
     not_aligned = {'start': 2.5, 'end': 6.0, 'text': ' 1984, 2014.', 'words': []} # as WhisperX leaves them
