@@ -1,5 +1,5 @@
 """
-Manifests of NeMo (https://github.com/NVIDIA-NeMo/NeMo): a line of JSON for each utterance, in a file called .json or .jsonl.
+Manifests of NeMo (https://github.com/NVIDIA-NeMo/NeMo): a line of JSON for each utterance.
 
     python tokenize_speech.py --corpus=nemo --audio=data/train_manifest.json --out=...
 

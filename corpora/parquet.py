@@ -1,5 +1,5 @@
 """
-Parquet files as Hugging Face datasets (https://github.com/huggingface/datasets) has them: a column 'audio' of encoded bytes or of paths.
+Parquet of Hugging Face datasets (https://github.com/huggingface/datasets): a column 'audio' of bytes or of paths.
 
     hf download ORGANISATION/NAME --repo-type dataset --include 'en/train-*' --local-dir data/NAME
     python tokenize_speech.py --corpus=parquet --audio='data/NAME/en/train-*.parquet' --out=...

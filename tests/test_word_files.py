@@ -7,7 +7,7 @@ import pytest
 
 from configurator import Refused
 from files import strict_json
-from speech.word_files import read_words
+from speech.word_files import read_words, words_of
 
 WORDS = [('once', .12, .4), ('upon', .4, .71), ("a", 1.0, 1.05), ('"time",', 1.05, 1.6)]
 GOLDEN = [('once', 1920, 6400), ('upon', 6400, 11360), ('a', 16000, 16800), ('"time",', 16800, 25600)]
