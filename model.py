@@ -514,12 +514,13 @@ class GPT(nn.Module):
         write_json(Path(folder, 'config.json'), hf)
         ends = {key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}
         write_json(Path(folder, 'generation_config.json'), {'_from_model_config': True, **ends})
-        if vocab is not None:
-            vocab.save(folder)
+        probes = None
         # A speech vocabulary makes its tokenizer without files to start from.
         if tokenizer is not None or vocab is not None and vocab.kind == 'speech':
             from hub.tokenizer import export_tokenizer
-            export_tokenizer(tokenizer, vocab, folder)
+            probes = export_tokenizer(tokenizer, vocab, folder, self.cfg.family)
+        if vocab is not None:
+            vocab.save(folder, probes)
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32, device='cpu', attention=None, recompute='none'):

@@ -35,7 +35,7 @@ from files import sha256, visible
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
 from hub.shapes import planned_config
-from hub.tokenizer import TextTokenizer
+from hub.tokenizer import TextTokenizer, why_not
 from model import GPT
 from training import checkpoint
 from training.checks import check_attention, check_init, check_memory, check_settings, describe_memory
@@ -186,8 +186,8 @@ def open_data(cfg):
     if vocab is None:
         raise Refused(f"vocab={cfg.vocab!r}: no shards of {cfg.data} ({', '.join(cfg.sources)}) have such a vocabulary")
     tokenizer = '' if vocab.kind == 'speech' else cfg.tokenizer or cfg.init_config or cfg.init
-    if tokenizer and (text_hash := TextTokenizer(tokenizer).hash) != vocab.tokenizer:
-        raise Refused(f"{tokenizer}: its text tokenizer ({text_hash}) did not make the shards ({vocab.tokenizer} did)")
+    if tokenizer and (why := why_not(TextTokenizer(tokenizer), vocab)):
+        raise Refused(f"{tokenizer}: its text tokenizer did not make the shards: {why}")
     shards = {source: Shards(paths, vocab) for source, paths in folders.items()}
     for source, opened in shards.items():
         if opened.lengths.max() < 2:

@@ -135,12 +135,14 @@ class Vocab:
         names_encoder = '/' in self.units # published models name their encoder and have no hash
         return units_hash == self.units or (names_encoder and Path(encoder or '').name == Path(self.units).name)
 
-    def save(self, folder):
-        write_json(Path(folder) / 'vocab.json', asdict(self))
+    def save(self, folder, probes=None):
+        """Writes vocab.json. probes: {text: its ids}, by which a tokenizer that was changed later is recognized."""
+        write_json(Path(folder) / 'vocab.json', asdict(self) | ({'probes': probes} if probes else {}))
 
     @staticmethod
     def load(folder):
         fields = read_json(folder, 'vocab.json', 'train.py')
+        fields.pop('probes', None)
         try:
             return Vocab(**fields)
         except (ValueError, TypeError) as e: # values that Vocab refuses, or other fields

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from configurator import Refused
 from files import atomically, read_json, write_json
 from hub.families import GPTConfig
-from hub.tokenizer import TextTokenizer, vocabulary_of
+from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
 
 WRITER = "transformers' save_pretrained" # what makes the files that are read here
@@ -75,6 +75,8 @@ def vocabulary(name):
                 tokenizer.json put beside it). K is num_units of tokeniser_config.json, or 500. The
                 units are those of slprl/mhubert-base-25hz, layer 11
     None        a text model: its tokenizer
+
+    A tokenizer that does not give the ids that the model was trained on is refused.
     """
     folder = local_folder(name, ['*.json', 'merges.txt'])
     source = knows_units(name)
@@ -84,6 +86,7 @@ def vocabulary(name):
         tokenizer = TextTokenizer(folder)
         return tokenizer.vocab, tokenizer
     vocab = vocabulary_of(folder) if source == 'tokenizer' else Vocab.load(folder)
+    check_ids(folder, vocab)
     return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
 
 def _published(folder, config):

@@ -4,7 +4,8 @@ Text tokenizers of Hugging Face folders, and their export with the units added.
     TextTokenizer      the tokenizer of a folder or hub id: tiktoken where that gives the same ids, several times as
                        fast, else transformers' fast tokenizers
     export_tokenizer   the tokenizer files of a model folder, so that transformers reads ids as vocab.py lays them out
-    vocabulary_of      the opposite: the Vocab of a folder whose tokenizer.json holds units
+    check_ids          refuses a folder whose tokenizer.json gives other ids, as after another tool has saved it
+    vocabulary_of      the opposite of export: the Vocab of a folder whose tokenizer.json holds units
 """
 import json
 import unicodedata
@@ -168,34 +169,52 @@ class TextTokenizer:
 # --------------------------------------------------------------------------------------------------
 # tokenizer files with units
 
+# What AutoTokenizer of transformers 5 makes of the tokenizer.json of a folder whose config.json says qwen2, whatever
+# tokenizer it is: vocabulary, merges, added tokens and post-processor are the file's, the rest is this.
+QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2_STEPS = [{'type': 'Split', 'pattern': {'Regex': QWEN2_SPLIT}, 'behavior': 'Isolated', 'invert': False},
+               {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}]
+QWEN2 = {'normalizer': {'type': 'NFC'},
+         'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': QWEN2_STEPS},
+         'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True}}
+# The class of these files, for AutoTokenizer to take in place of Qwen2Tokenizer. With trust_remote_code=True it looks
+# for a file of that name in the folder, and fails.
+AUTO_MAP = {'AutoTokenizer': [None, 'transformers.PreTrainedTokenizerFast']}
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token
+NAMED = ('bos_token', 'eos_token', 'unk_token', 'pad_token') # in tokenizer_config.json
+# Texts whose ids are kept in vocab.json: should another tool change tokenizer.json, they tell.
+PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", 'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600',
+          "<|endoftext|> isn't <Un5>")
 
-def export_tokenizer(folder, vocab, out_dir):
+def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives exactly our ids.
 
     joint    the text tokenizer of `folder` with <Un0>..<Un{K-1}>, <speech>, <text> added
     text     the text tokenizer of `folder`
-    speech   <PAD> <S> <Un0>.. as whole words, with <S> put before and after; `folder` is not used
+    speech   <PAD> <S> <Un0>.. as added tokens, with <S> put before and after, anything else is dropped; `folder` is
+             not used
 
+    family: of the model beside it, which is where AutoTokenizer takes the class from
+    Returns {text: ids} of the PROBES for vocab.json, None for speech.
     Refused: a folder whose tokenizer is not that of the vocabulary, or whose ids have gaps.
     """
+    probes = None
     if vocab.kind == 'speech':
         spec = _speech_tokenizer(vocab)
-        config = {'pad_token': '<PAD>', 'bos_token': '<S>', 'eos_token': '<S>'}
+        config = {'pad_token': '<PAD>', 'bos_token': '<S>', 'eos_token': '<S>', 'unk_token': '<PAD>'}
     else:
         spec, config = _read_tokenizer(folder)
         text = TextTokenizer(folder)
-        if (text.hash, text.size) != (vocab.tokenizer, vocab.n_text):
-            raise Refused(f"{folder}: tokenizer {text.hash} of {text.size} ids, the vocabulary was made with "
-                          f"{vocab.tokenizer or 'none'} of {vocab.n_text}")
+        if why := why_not(text, vocab):
+            raise Refused(f"{folder}: {why}")
+        probes = {probe: [*text.first, *text.encode(probe)] for probe in PROBES}
         names = [f'<Un{u}>' for u in range(vocab.n_units)]
         if vocab.kind == 'joint':
             names += ['<speech>', '<text>']
         added = [token for token in spec['added_tokens'] if token['id'] < text.size]
         added += [{'id': text.size + i, 'content': name, **FLAGS} for i, name in enumerate(names)]
-        spec['added_tokens'] = added
-        for key in ('added_tokens_decoder', 'auto_map'):
-            config.pop(key, None)
+        spec |= {'added_tokens': added, 'truncation': None, 'padding': None}
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     n_ids = tokenizer.get_vocab_size()
     if n_ids != vocab.size or (vocab.kind != 'text' and tokenizer.token_to_id('<Un0>') != vocab.unit_offset):
@@ -203,23 +222,95 @@ def export_tokenizer(folder, vocab, out_dir):
                       "the tokenizer's own ids have gaps")
     with atomically(Path(out_dir) / 'tokenizer.json') as tmp:
         tmp.write_text(json.dumps(spec, ensure_ascii=False), encoding='utf-8')
-    write_json(Path(out_dir) / 'tokenizer_config.json', {**config, 'tokenizer_class': 'PreTrainedTokenizerFast'})
+    config = _tokenizer_config(tokenizer, config)
+    if family == 'qwen2' and not _reads_as_qwen2(spec):
+        config['auto_map'] = AUTO_MAP
+    write_json(Path(out_dir) / 'tokenizer_config.json', config)
+    return probes
+
+def _tokenizer_config(tokenizer, config):
+    """The tokenizer_config.json of a tokenizer, given that of the text tokenizer.
+
+    All NAMED are in it, or transformers would add its own as new ids; other keys have other meanings from version to
+    version, and what they say is in tokenizer.json.
+    """
+    new = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
+    for key in NAMED:
+        token = config.get(key)
+        token = token['content'] if isinstance(token, dict) else token
+        new[key] = None if token is None or tokenizer.token_to_id(token) is None else token
+    return new | {key: config[key] for key in ('model_max_length', 'chat_template') if key in config}
+
+def _reads_as_qwen2(spec):
+    """Does a tokenizer.json give the same ids and text where QWEN2 stands in place of its own steps?"""
+    steps = [{**step, 'trim_offsets': True} if step['type'] == 'ByteLevel' else step
+             for step in (spec['pre_tokenizer'] or {}).get('pretokenizers', [])]
+    model = spec['model']
+    flags = ('dropout', 'unk_token', 'continuing_subword_prefix', 'end_of_word_suffix', 'byte_fallback',
+             'ignore_merges')
+    return (steps == QWEN2_STEPS and spec['normalizer'] == QWEN2['normalizer'] and model['type'] == 'BPE'
+            and not any(model.get(flag) for flag in flags) and (spec['decoder'] or {}).get('type') == 'ByteLevel')
 
 def _speech_tokenizer(vocab):
-    """The tokenizer.json of a speech vocabulary."""
+    """The tokenizer.json of a speech vocabulary: added tokens alone, so that QWEN2's steps never see text."""
     ids = {'<PAD>': vocab.pad, '<S>': vocab.bos}
     ids |= {f'<Un{u}>': vocab.unit_offset + u for u in range(vocab.n_units)}
     bos = {'SpecialToken': {'id': '<S>', 'type_id': 0}}
     first = {'Sequence': {'id': 'A', 'type_id': 0}}
     second = {'Sequence': {'id': 'B', 'type_id': 1}}
     return {
-        'version': '1.0', 'truncation': None, 'padding': None, 'normalizer': None, 'decoder': {'type': 'Fuse'},
-        'added_tokens': [{'id': ids[name], 'content': name, **FLAGS, 'special': True} for name in ('<PAD>', '<S>')],
-        'pre_tokenizer': {'type': 'Split', 'pattern': {'String': '>'}, 'behavior': 'MergedWithPrevious',
-                          'invert': False},
+        'version': '1.0', 'truncation': None, 'padding': None, **QWEN2,
+        'added_tokens': [{'id': i, 'content': name, **FLAGS, 'special': i < 2} for name, i in ids.items()],
         'post_processor': {'type': 'TemplateProcessing', 'single': [bos, first, bos], 'pair': [first, second],
                            'special_tokens': {'<S>': {'id': '<S>', 'ids': [vocab.bos], 'tokens': ['<S>']}}},
-        'model': {'type': 'WordLevel', 'vocab': ids, 'unk_token': '<PAD>'}}
+        'model': {'type': 'BPE', 'vocab': ids, 'merges': []}}
+
+REMEDY = ("another tool has changed the tokenizer's files: take tokenizer.json and tokenizer_config.json of the folder "
+          "that training wrote")
+
+def _difference(ids, expected, written):
+    return f"its tokenizer gives {ids[:12]} for {written!r}, the model was trained on {expected[:12]}; {REMEDY}"
+
+def why_not(text, vocab):
+    """Why a TextTokenizer is not the one of a vocabulary; None if it is.
+
+    It is if its hash is, or, as after a tool that writes the same in other words, if it gives the ids of the probes in
+    its folder's vocab.json, which has them since they were introduced.
+    """
+    if (text.hash, text.size) == (vocab.tokenizer, vocab.n_text):
+        return None
+    path = Path(text.name) / 'vocab.json'
+    content = read_json(text.name, path.name, 'train.py') if path.is_file() else {}
+    # The tokenizers of Qwen2.5 and others have a file of that name too: token -> id.
+    if content.get('tokenizer') != vocab.tokenizer or not content.get('probes') or text.size != vocab.n_text:
+        return (f"tokenizer {text.hash} of {text.size} ids, the vocabulary was made with "
+                f"{vocab.tokenizer or 'none'} of {vocab.n_text}")
+    for written, expected in content['probes'].items():
+        ids = [*text.first, *text.encode(written)]
+        if ids != expected:
+            return _difference(ids, expected, written)
+    return None
+
+def check_ids(folder, vocab):
+    """Refuses a model's folder whose tokenizer.json does not give the ids of its vocabulary."""
+    if vocab.kind == 'speech' and not (Path(folder) / 'tokenizer.json').is_file():
+        return
+    if vocab.kind != 'speech' and (why := why_not(TextTokenizer(folder), vocab)):
+        raise Refused(f"{folder}: {why}")
+    tokenizer = Tokenizer.from_str(json.dumps(_read_tokenizer(folder)[0]))
+    if vocab.kind != 'text':
+        units = [3 % vocab.n_units, vocab.n_units - 1, 0]
+        written = ''.join(f'<Un{unit}>' for unit in units)
+        expected = vocab.unit_to_token(units).tolist()
+        if vocab.kind == 'joint':
+            written = f'<speech>{written}<text>'
+            expected = [vocab.speech, *expected, vocab.text]
+        ids = tokenizer.encode(written, add_special_tokens=False).ids
+        if ids != expected:
+            raise Refused(f"{folder}: {_difference(ids, expected, written)}")
+    if tokenizer.get_vocab_size() != vocab.size:
+        raise Refused(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} ids, the model was trained on "
+                      f"{vocab.size}; {REMEDY}")
 
 def vocabulary_of(folder):
     """The Vocab of a tokenizer.json that holds units as export_tokenizer writes them; it does not say whose units."""

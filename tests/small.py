@@ -134,7 +134,6 @@ def make_model(folder, tokenizer_folder, kind='joint', seed=0):
     model = GPT(GPTConfig(
         vocab_size=vocab.size, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48))
     model.save_pretrained(folder, vocab=vocab, tokenizer=tokenizer_folder)
-    vocab.save(folder)
     return model.eval(), vocab
 
 def make_whisper(folder):

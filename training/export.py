@@ -1,6 +1,7 @@
 """
 Copies a trained model to a new folder for others to use, its weights in bfloat16, which halves it.
-Vocabulary, tokenizer, settings and log are copied as they are.
+Settings and log are copied as they are; vocabulary and tokenizer are written anew, so that a folder of an earlier
+version, or one that slamkit published, gets files that transformers reads as we do.
 
     python -m training.export --model=out/tiny-long --out=tiny/slm
 """
@@ -13,9 +14,10 @@ import torch
 
 from configurator import Refused, run
 from files import atomically
+from hub.folders import vocabulary
 from model import GPT
 
-COPIED = ('vocab.json', 'tokenizer.json', 'tokenizer_config.json', 'settings.json', 'log.jsonl')
+COPIED = ('settings.json', 'log.jsonl')
 
 @dataclass(frozen=True)
 class Config:
@@ -29,13 +31,14 @@ class Config:
 def main(cfg):
     if os.path.exists(cfg.out):
         raise Refused(f"{cfg.out}: exists already; choose another --out, or delete it")
+    vocab, tokenizer = vocabulary(cfg.model)
     model = GPT.from_pretrained(cfg.model)
     with atomically(cfg.out) as tmp:
         tmp.mkdir()
         for name in COPIED:
             if (Path(cfg.model) / name).is_file():
                 shutil.copy(Path(cfg.model) / name, tmp)
-        model.save_pretrained(tmp, dtype=torch.bfloat16)
+        model.save_pretrained(tmp, vocab, tokenizer and tokenizer.name, torch.bfloat16)
     print(f"{cfg.out}: {model.num_params():,} parameters in bfloat16; "
           f"evaluate it with eval.py --model={cfg.out}")
 
