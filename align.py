@@ -37,7 +37,8 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
-from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json, writing_in
+from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
+from locks import writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
 from speech.words import REASONS, WordsShard, marks, repair, spelled, write_words_shard

@@ -41,7 +41,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
-from files import Lock, atomically, read_json, sha256, write_json, writing_in
+from files import atomically, check_readable, read_json, sha256, write_json
+from locks import Lock, writing_in
 from vocab import MODALITIES, Vocab
 
 MAGIC, VERSION = b'slmtoken', 1 # of a shard
@@ -175,6 +176,7 @@ class ShardWriter:
 def read_index(folder):
     """index.json of a token folder, its 'vocab' as a Vocab; refused if it is missing or contradicts itself."""
     path = Path(folder) / 'index.json'
+    check_readable(folder)
     if not Path(folder).is_dir():
         raise Refused(f"{folder}: no such folder, expected one of token shards (interleave.py writes them)")
     if not path.exists():
@@ -211,6 +213,7 @@ def _open_shard(path, entry, vocab):
             header = f.read(HEADER.size)
         size = path.stat().st_size
     except OSError:
+        check_readable(path)
         raise Refused(f"{path}: missing, index.json lists it") from None
     if len(header) < HEADER.size:
         raise Refused(f"{path}: {size} bytes, expected at least the header's {HEADER.size}")
@@ -322,6 +325,7 @@ class Shards:
         plan = None if path.exists() else self._write_plan(path, T)
         if plan is not None:
             return plan
+        check_readable(path)
         try:
             plan = Plan(*(np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in Plan._fields))
             if len(plan.start) != len(plan.length) or plan.rows[-1] != len(plan.start):

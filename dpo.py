@@ -47,7 +47,7 @@ from safetensors.numpy import save_file
 from configurator import Refused, ranks, run
 from data import IGNORE, permute
 from evaluation.text_scores import auto_bleu2
-from files import atomically, read_lines, write_lines
+from files import atomically, check_readable, read_lines, write_lines
 from hub import folders
 from speech.units import Units
 from train import MAY_CHANGE_ON_RESUME, cast_weights, describe_odd, hash_of_init, load_model, training_loop
@@ -356,6 +356,7 @@ def _metadata(key, arrays):
 
 def read_reference(path, key, sets):
     """Fills .reference of the sets {name: Pairs} -> False if the file is absent, damaged or of another key."""
+    check_readable(path)
     try:
         with safe_open(path, 'numpy') as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}

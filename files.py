@@ -12,18 +12,13 @@ Such folders hold units (tokenize_speech.py), words (align.py) and the speech of
 """
 import codecs
 import csv
-import errno
-import fcntl
 import gzip
 import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -35,162 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import Refused, script_name
-
-# --------------------------------------------------------------------------------------------------
-# one writer at a time
-
-BEAT = 10.0 # seconds between two signs of life of the process that holds a lock
-STALE = 600.0 # a lock without a sign of life for so long is nobody's, even if two clocks differ by minutes
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL} # what flock raises where there are none
-
-class Busy(Refused):
-    """Another process is writing there."""
-
-class Lock:
-    """The right to write something, which one process has at a time. A context manager; close() gives it back.
-
-        with Lock('out/x/.lock', 'out/x'):
-            ...
-
-    path: a file that holds {"host", "pid", "since", "kernel"} of its process and is removed at the
-    end. what: the name in the message. wait: seconds to wait for the other process before Busy is
-    raised. A place that cannot be written raises Refused.
-
-    The lock is the kernel's (flock), so it ends with its process, even one that was killed. It
-    holds between machines on NFS 3 and 4, CephFS, GPFS, SMB, and Lustre mounted with `flock`. Lustre
-    with `noflock` has none; with `localflock`, NFS with `local_lock` and BeeGFS by default have one
-    for each machine. So the process touches the file every BEAT seconds, and who finds the file of
-    another machine, or no flock, waits for 2.5 beats whether it is touched: only then is it dead.
-    """
-    def __init__(self, path, what, wait=0.0):
-        self.path = Path(path)
-        self.what = what
-        self.has_made_folder = not self.path.parent.exists()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise self._unwritable(e) from None
-        deadline = time.monotonic() + wait
-        while (holder := self._take()) is not None:
-            if time.monotonic() >= deadline:
-                raise Busy(f"{what}: another process is writing here ({holder})")
-            time.sleep(0.05)
-        self._end = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-
-    def _unwritable(self, error):
-        return Refused(f"{self.what}: cannot be written ({error.filename}: {error.strerror}); take another place")
-
-    def _open(self):
-        """The file's descriptor, and whether this process made the file."""
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
-        except FileExistsError:
-            return os.open(self.path, os.O_RDWR), False
-
-    def _take(self):
-        """None once this process has the lock, else who has it."""
-        try:
-            self.fd, is_new = self._open()
-        except FileNotFoundError: # its process has just removed it
-            return self._holder()
-        except OSError as e:
-            raise self._unwritable(e) from None
-        has_flock = True
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            has_flock = e.errno not in NO_LOCKS
-            if has_flock: # another process has it
-                os.close(self.fd)
-                return self._holder()
-        try:
-            is_removed = not os.path.samestat(os.fstat(self.fd), os.stat(self.path))
-        except FileNotFoundError:
-            is_removed = True
-        is_certain = is_new or has_flock and self._record().get('kernel') == _kernel()
-        if is_removed or not is_certain and self._beats():
-            os.close(self.fd)
-            return self._holder()
-        text = json.dumps({'host': socket.gethostname(), 'pid': os.getpid(), 'kernel': _kernel(),
-                           'since': time.strftime('%Y-%m-%d %H:%M:%S')})
-        try:
-            os.truncate(self.fd, 0)
-            os.pwrite(self.fd, text.encode(), 0)
-        except OSError:
-            pass # a full disk: the flock stays
-        if not is_certain: # two processes may have found the same dead one
-            time.sleep(1)
-            if self._record() != json.loads(text):
-                os.close(self.fd)
-                return self._holder()
-        return None
-
-    def _record(self):
-        """What the file says of its process; {} where it says nothing."""
-        try: # opened anew: NFS looks at the server only then
-            record = json.loads(self.path.read_text())
-            return record if isinstance(record, dict) else {}
-        except (OSError, ValueError):
-            return {}
-
-    def _holder(self):
-        record = self._record()
-        return f"pid {record.get('pid', '?')} on {record.get('host', '?')}, since {record.get('since', '?')}"
-
-    def _beats(self):
-        """Whether the process of another machine still touches the file."""
-        first = None
-        end = time.monotonic() + 2.5 * BEAT
-        while time.monotonic() < end:
-            try:
-                with open(self.path) as f:
-                    touched = os.fstat(f.fileno()).st_mtime
-            except OSError:
-                return True # it was removed: try again
-            first = first or touched
-            if touched != first:
-                return True
-            if time.time() - touched > STALE:
-                return False
-            time.sleep(BEAT / 20)
-        return False
-
-    def _beat(self):
-        while not self._end.wait(BEAT):
-            try:
-                os.utime(self.fd)
-            except OSError:
-                pass # the disk is away for a while: the flock stays
-
-    def close(self):
-        self._end.set()
-        self._heart.join()
-        self.path.unlink(missing_ok=True)
-        os.close(self.fd)
-        if self.has_made_folder:
-            try:
-                self.path.parent.rmdir()
-            except OSError:
-                pass # something was written in it
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-def _kernel():
-    """Tells apart the running kernels, within each of which flock always holds."""
-    try:
-        return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-def writing_in(folder, rank=0):
-    """The Lock of a folder that this rank writes in."""
-    return Lock(Path(folder, f'.{rank}.lock' if rank else '.lock'), folder)
+from locks import Busy, Lock
 
 # --------------------------------------------------------------------------------------------------
 # whole or absent
@@ -216,7 +56,8 @@ def atomically(path, mark='', wait=0.0):
             tmp.write_text(...)
 
     A file replaces the old one; a folder's name must be free. If the block fails, nothing is left
-    behind. mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
+    behind. All files have the mode that the umask says, whatever a library gave them (safetensors:
+    0600). mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
     same file at once. Another process that writes to this name raises Busy after `wait` seconds.
     """
     path = Path(path)
@@ -224,13 +65,16 @@ def atomically(path, mark='', wait=0.0):
     with Lock(f'{tmp}.lock', path, wait):
         _remove(tmp) # left by a killed run
         try:
+            tmp.touch() # to see its mode: a process cannot read its umask without changing it for all threads
+            mode = tmp.stat().st_mode
+            tmp.unlink()
             yield tmp
-            if tmp.is_dir():
-                if path.is_dir() and any(path.iterdir()):
-                    raise Busy(f"{path}: another process has written it meanwhile")
-                for part in sorted(tmp.rglob('*')):
-                    _fsync(part)
-            _fsync(tmp)
+            if tmp.is_dir() and path.is_dir() and any(path.iterdir()):
+                raise Busy(f"{path}: another process has written it meanwhile")
+            for part in [*sorted(tmp.rglob('*')), tmp]: # no parts if it is a file
+                if part.is_file() and not part.is_symlink() and part.stat().st_mode != mode:
+                    part.chmod(mode)
+                _fsync(part)
             os.replace(tmp, path)
             _fsync(path.parent)
         except BaseException:
@@ -276,6 +120,24 @@ def record(cfg):
 # --------------------------------------------------------------------------------------------------
 # JSON
 
+def check_readable(path):
+    """Refuses a file, or a folder with a .json, .npy or .safetensors file, that this account may not read.
+
+    What is absent or broken is left to the caller. safetensors itself calls all three "No such file".
+    """
+    path = Path(path)
+    try:
+        parts = [path / name for name in os.listdir(path)] if path.is_dir() else [path]
+        for part in parts:
+            if part == path or part.suffix in ('.json', '.npy', '.safetensors'):
+                with open(part, 'rb'):
+                    pass
+    except PermissionError as e:
+        raise Refused(f"{e.filename}: this account may not read it; its owner can change that: "
+                      f"chmod -R a+rX {path}") from None
+    except OSError:
+        pass
+
 def read_json(folder, name, script):
     """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines' objects.
 
@@ -288,6 +150,7 @@ def read_json(folder, name, script):
         parts = filter(None, text.split('\n')) if path.suffix == '.jsonl' else [text]
         values = [json.loads(part) for part in parts]
     except OSError:
+        check_readable(path)
         raise Refused(f"{path}: no such file; {script} writes it") from None
     except (ValueError, RecursionError) as e: # not JSON, not UTF-8, or nested too deeply
         raise Refused(f"{path}: not JSON ({e})") from None
@@ -298,6 +161,7 @@ def read_json(folder, name, script):
 
 def read_info(dir, script):
     """DIR/info.json, which a folder has once `script` has finished it."""
+    check_readable(dir)
     if not Path(dir).is_dir():
         raise Refused(f"{dir}: no such folder; {script} makes it")
     if not (Path(dir) / 'info.json').exists():
@@ -435,8 +299,11 @@ def shard_folders(dir):
 
 def read_array(path, dtype):
     """A shard's NAME.npy, memory-mapped; refused unless it is a 1-D array of dtype."""
+    check_readable(path)
     try:
         array = np.load(path, mmap_mode='r')
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; the folder is not whole, make it again") from None
     except (OSError, ValueError, EOFError) as e:
         raise Refused(f"{path}: not a whole .npy file ({e})") from None
     if array.dtype != dtype or array.ndim != 1:

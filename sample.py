@@ -33,8 +33,9 @@ import soundfile
 import torch
 
 from configurator import Refused, pick_device, run
-from files import atomically, lines, progress, record, write_json, writing_in
+from files import atomically, lines, progress, record, write_json
 from hub.folders import vocabulary
+from locks import writing_in
 from model import GPT
 from speech.audio import RATE, load_audio
 from speech.audio_files import audio_files, names_audio

@@ -49,7 +49,6 @@ from safetensors.torch import save_file
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from corpora.read import read_corpus
 from files import (
-    Lock,
     atomically,
     name_some,
     progress,
@@ -60,8 +59,8 @@ from files import (
     shard_folders,
     write_json,
     write_lines,
-    writing_in,
 )
+from locks import Lock, writing_in
 from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, kind_of, moments
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids

@@ -186,7 +186,8 @@ def open_data(cfg):
     if vocab is None:
         raise Refused(f"vocab={cfg.vocab!r}: no shards of {cfg.data} ({', '.join(cfg.sources)}) have such a vocabulary")
     tokenizer = '' if vocab.kind == 'speech' else cfg.tokenizer or cfg.init_config or cfg.init
-    if tokenizer and (why := why_not(TextTokenizer(tokenizer), vocab)):
+    why = tokenizer and why_not(TextTokenizer(tokenizer), vocab)
+    if why:
         raise Refused(f"{tokenizer}: its text tokenizer did not make the shards: {why}")
     shards = {source: Shards(paths, vocab) for source, paths in folders.items()}
     for source, opened in shards.items():

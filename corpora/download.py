@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from configurator import Refused, refuse_unwritable, run
-from files import progress, write_json, writing_in
+from files import progress, write_json
+from locks import writing_in
 
 ATTEMPTS = 5 # give up after so many attempts in a row that bring nothing
 WAIT = 5.0 # seconds between attempts

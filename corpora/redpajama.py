@@ -33,7 +33,8 @@ from pathlib import Path
 
 from configurator import Refused, run
 from corpora.tree import TEXTS, documents
-from files import atomically, files_of_kind, progress, read_lines, record, write_json, writing_in
+from files import atomically, files_of_kind, progress, read_lines, record, write_json
+from locks import writing_in
 
 RULES = {
     'words': (50, 100_000),

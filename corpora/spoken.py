@@ -28,18 +28,8 @@ from pathlib import Path
 from configurator import Refused, run
 from corpora import folder
 from corpora.tree import by_id, documents
-from files import (
-    atomically,
-    progress,
-    read_info,
-    read_lines,
-    record,
-    sha256,
-    shard_folders,
-    write_json,
-    write_lines,
-    writing_in,
-)
+from files import atomically, progress, read_info, read_lines, record, sha256, shard_folders, write_json, write_lines
+from locks import writing_in
 from speech.audio import BadAudio, load_audio
 
 

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 
 from configurator import Refused
-from files import Lock, atomically, read_json, write_json
+from files import atomically, read_json, write_json
+from locks import Lock
 
 SAME = 'the same in both styles' # said of documents that slamkit and training write alike
 

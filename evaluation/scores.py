@@ -23,6 +23,10 @@ Two models on the same items: d_u = value_u(b) - value_u(a) for each unit u, a p
                 X ~ Binomial(n, 1/2)
     interval    2.5th and 97.5th percentile of the mean of d over resamples of the units with replacement
                 (paired bootstrap: Efron and Tibshirani 1993, chapter 13; Koehn 2004)
+
+Runs that differ in their seed alone, with one number x_s for each of n seeds:
+
+    interval    mean -+ t s / sqrt(n), t the 97.5th percentile of Student's t with n - 1 degrees of freedom
 """
 import math
 
@@ -31,6 +35,7 @@ import numpy as np
 from configurator import Refused
 
 RESAMPLES = 10_000
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262) # t of 1, 2, ... degrees of freedom
 
 # --------------------------------------------------------------------------------------------------
 # one model
@@ -121,3 +126,15 @@ def bootstrap(differences, resamples=RESAMPLES, seed=0):
     resampled_counts = np.random.default_rng(seed).multinomial(n, counts / n, resamples)
     means = resampled_counts @ values / n
     return tuple(float(x) for x in np.percentile(means, (2.5, 97.5)))
+
+# --------------------------------------------------------------------------------------------------
+# several seeds
+
+def student_interval(values):
+    """(mean, low, high): the mean of a number from each of 2 to 10 seeds, and its 95 % interval by Student's t."""
+    n = len(values)
+    if not 2 <= n <= len(STUDENT) + 1:
+        raise Refused(f"{n} seeds: expected 2 to {len(STUDENT) + 1} for an interval")
+    mean, stderr = mean_and_stderr(values)
+    half_width = STUDENT[n - 2] * stderr
+    return mean, mean - half_width, mean + half_width

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, read_json, write_json
+from files import atomically, check_readable, read_json, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
@@ -31,6 +31,7 @@ BUFFERS = r'rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$' # in files of ol
 
 def local_folder(name, files=('*.json', '*.safetensors')):
     """The folder of a checkpoint: name itself, or the download of its files from the hub."""
+    check_readable(name)
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) or Path(name).parent.is_dir():
@@ -86,8 +87,9 @@ def vocabulary(name):
         tokenizer = TextTokenizer(folder)
         return tokenizer.vocab, tokenizer
     vocab = vocabulary_of(folder) if source == 'tokenizer' else Vocab.load(folder)
-    check_ids(folder, vocab)
-    return vocab, None if vocab.kind == 'speech' else TextTokenizer(folder)
+    tokenizer = None if vocab.kind == 'speech' else TextTokenizer(folder)
+    check_ids(folder, vocab, tokenizer)
+    return vocab, tokenizer
 
 def _published(folder, config):
     """(Vocab, TextTokenizer or None) of a folder that slamkit saved."""

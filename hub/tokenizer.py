@@ -17,7 +17,7 @@ import tiktoken
 from tokenizers import Tokenizer
 
 from configurator import Refused, refuse_library
-from files import atomically, read_json, write_json
+from files import atomically, check_readable, read_json, write_json
 from vocab import Vocab, short_hash
 
 
@@ -32,6 +32,7 @@ def _read_tokenizer(source):
             folder = Path(snapshot_download(str(source), allow_patterns=patterns))
         except (OSError, ValueError, HfHubHTTPError):
             raise Refused(f"{source}: no such tokenizer folder, nor a hub id that can be reached") from None
+    check_readable(folder)
     if not (folder / 'tokenizer.json').is_file():
         return _convert_tokenizer(folder)
     spec = read_json(folder, 'tokenizer.json', 'transformers')
@@ -110,6 +111,7 @@ class TextTokenizer:
 
     .size    number of ids (n_text of a Vocab)      .first   ids put before a document (a BOS or none)
     .hash    names ids and splitting                .eot     the id that ends a document, or None
+    .with_markup   the tokenizers library's Tokenizer, which parses special tokens and units
 
     The folder of a joint model will do as well: its units are left out, so size and hash are those
     of the text tokenizer below.
@@ -119,16 +121,16 @@ class TextTokenizer:
         self.name = str(folder)
         spec, config = _read_tokenizer(folder)
         try:
-            self._with_markup = Tokenizer.from_str(json.dumps(spec))
+            self.with_markup = Tokenizer.from_str(json.dumps(spec))
         except Exception as e: # the library raises nothing narrower
             raise Refused(f"{folder}: tokenizer.json is not what the tokenizers library reads: {e}") from None
         first_unit = [token['id'] for token in spec['added_tokens'] if token['content'] == '<Un0>']
-        self.size = first_unit[0] if first_unit else self._with_markup.get_vocab_size()
+        self.size = first_unit[0] if first_unit else self.with_markup.get_vocab_size()
         eot = config.get('eos_token')
         if isinstance(eot, dict):
             eot = eot['content']
-        self.eot = self._with_markup.token_to_id(eot) if eot else None
-        sample = self._with_markup.encode('a')
+        self.eot = self.with_markup.token_to_id(eot) if eot else None
+        sample = self.with_markup.encode('a')
         self.first = sample.ids[:sample.special_tokens_mask.index(0)]
         added = sorted((token for token in spec['added_tokens'] if token['id'] < self.size), key=itemgetter('id'))
         markup = [(token['content'], token['id']) for token in added]
@@ -160,7 +162,7 @@ class TextTokenizer:
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.size:
             raise Refused(f"{self.name}: ids {min(ids)}..{max(ids)} to decode, expected 0..{self.size - 1}")
-        return self._with_markup.decode(ids, skip_special_tokens=False)
+        return self.with_markup.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def vocab(self):
@@ -169,8 +171,8 @@ class TextTokenizer:
 # --------------------------------------------------------------------------------------------------
 # tokenizer files with units
 
-# What AutoTokenizer of transformers 5 makes of the tokenizer.json of a folder whose config.json says qwen2, whatever
-# tokenizer it is: vocabulary, merges, added tokens and post-processor are the file's, the rest is this.
+# What AutoTokenizer of transformers 5 makes of any tokenizer.json in a folder whose config.json says qwen2: vocabulary,
+# merges, added tokens and post-processor are the file's, the rest is this. No other of our families is treated so.
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2_STEPS = [{'type': 'Split', 'pattern': {'Regex': QWEN2_SPLIT}, 'behavior': 'Isolated', 'invert': False},
@@ -184,8 +186,8 @@ AUTO_MAP = {'AutoTokenizer': [None, 'transformers.PreTrainedTokenizerFast']}
 FLAGS = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False) # of an added token
 NAMED = ('bos_token', 'eos_token', 'unk_token', 'pad_token') # in tokenizer_config.json
 # Texts whose ids are kept in vocab.json: should another tool change tokenizer.json, they tell.
-PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", 'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600',
-          "<|endoftext|> isn't <Un5>")
+PROBES = ("She'll count 1234 sheep before 5:30!", " It was  two\n\nold BARNS.", "<|endoftext|> isn't <Un5>",
+          'caf\u00e9 e\u0301 \u65e5\u672c \U0001f600')
 
 def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     """Writes tokenizer.json and tokenizer_config.json, with which transformers' AutoTokenizer gives exactly our ids.
@@ -206,7 +208,8 @@ def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     else:
         spec, config = _read_tokenizer(folder)
         text = TextTokenizer(folder)
-        if why := why_not(text, vocab):
+        why = why_not(text, vocab)
+        if why:
             raise Refused(f"{folder}: {why}")
         probes = {probe: [*text.first, *text.encode(probe)] for probe in PROBES}
         names = [f'<Un{u}>' for u in range(vocab.n_units)]
@@ -265,17 +268,17 @@ def _speech_tokenizer(vocab):
                            'special_tokens': {'<S>': {'id': '<S>', 'ids': [vocab.bos], 'tokens': ['<S>']}}},
         'model': {'type': 'BPE', 'vocab': ids, 'merges': []}}
 
-REMEDY = ("another tool has changed the tokenizer's files: take tokenizer.json and tokenizer_config.json of the folder "
-          "that training wrote")
+REMEDY = ("another tool has changed the tokenizer's files: put back tokenizer.json and tokenizer_config.json as "
+          "training wrote them")
 
 def _difference(ids, expected, written):
-    return f"its tokenizer gives {ids[:12]} for {written!r}, the model was trained on {expected[:12]}; {REMEDY}"
+    return f"its tokenizer gives {ids[:12]} for {written!r}, the model was trained on {expected[:12]}"
 
 def why_not(text, vocab):
     """Why a TextTokenizer is not the one of a vocabulary; None if it is.
 
-    It is if its hash is, or, as after a tool that writes the same in other words, if it gives the ids of the probes in
-    its folder's vocab.json, which has them since they were introduced.
+    It is if its hash is, or else, as after a tool that writes the same in other words, if it gives the ids of the
+    probes in its folder's vocab.json. Folders of earlier versions have none.
     """
     if (text.hash, text.size) == (vocab.tokenizer, vocab.n_text):
         return None
@@ -291,13 +294,20 @@ def why_not(text, vocab):
             return _difference(ids, expected, written)
     return None
 
-def check_ids(folder, vocab):
-    """Refuses a model's folder whose tokenizer.json does not give the ids of its vocabulary."""
-    if vocab.kind == 'speech' and not (Path(folder) / 'tokenizer.json').is_file():
+def check_ids(folder, vocab, text):
+    """Refuses a model's folder whose tokenizer.json does not give the ids of its vocabulary.
+
+    text: the folder's TextTokenizer; None for speech, which may have no tokenizer.json
+    """
+    if text:
+        why = why_not(text, vocab)
+        if why:
+            raise Refused(f"{folder}: {why}; {REMEDY}")
+        tokenizer = text.with_markup
+    elif (Path(folder) / 'tokenizer.json').is_file():
+        tokenizer = Tokenizer.from_str(json.dumps(_read_tokenizer(folder)[0]))
+    else:
         return
-    if vocab.kind != 'speech' and (why := why_not(TextTokenizer(folder), vocab)):
-        raise Refused(f"{folder}: {why}")
-    tokenizer = Tokenizer.from_str(json.dumps(_read_tokenizer(folder)[0]))
     if vocab.kind != 'text':
         units = [3 % vocab.n_units, vocab.n_units - 1, 0]
         written = ''.join(f'<Un{unit}>' for unit in units)
@@ -307,10 +317,10 @@ def check_ids(folder, vocab):
             expected = [vocab.speech, *expected, vocab.text]
         ids = tokenizer.encode(written, add_special_tokens=False).ids
         if ids != expected:
-            raise Refused(f"{folder}: {_difference(ids, expected, written)}")
-    if tokenizer.get_vocab_size() != vocab.size:
-        raise Refused(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} ids, the model was trained on "
-                      f"{vocab.size}; {REMEDY}")
+            raise Refused(f"{folder}: {_difference(ids, expected, written)}; {REMEDY}")
+    n_ids = tokenizer.get_vocab_size()
+    if n_ids != vocab.size:
+        raise Refused(f"{folder}: its tokenizer has {n_ids} ids, the model was trained on {vocab.size}; {REMEDY}")
 
 def vocabulary_of(folder):
     """The Vocab of a tokenizer.json that holds units as export_tokenizer writes them; it does not say whose units."""

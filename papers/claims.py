@@ -60,6 +60,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused, run
+from evaluation.scores import student_interval
 from files import read_json
 from scaling import plan
 from scaling.models import SHAPES, models_of
@@ -74,7 +75,6 @@ SMALL = 1.4e12 # FLOPs; nearly EPOCHS times through half an hour of speech for t
 SEEDS = 3
 STEPS = 60 # the least that a run may have; fewer are hardly more than the warm-up
 EPOCHS = 4 # how often a run may read any source
-T95 = 4.303 # Student's t, 95 %, of SEEDS - 1 degrees of freedom
 LOSS = 'loss' # nats a unit of held-out stories: the last of log.jsonl
 UNSEEN = 'loss, unseen voice' # nats a unit, the mean over eval.py's right stories in the unseen voice
 TSC = 'tiny/main/tsc/S'
@@ -428,10 +428,7 @@ FINDINGS = (
 
 def judge(values):
     """Numbers (seeds,) -> {'mean', 'low', 'high', 'seeds', 'verdict'} by the rules above."""
-    mean = values.mean()
-    half_width = T95 * values.std(ddof=1) / math.sqrt(SEEDS)
-    low = mean - half_width
-    high = mean + half_width
+    mean, low, high = student_interval(values)
     verdict = 'not decidable'
     if low > 0:
         verdict = 'reproduced'

@@ -36,7 +36,8 @@ import train
 from configurator import Refused, configure, run
 from data import Shards
 from eval import Config as EvalConfig
-from files import Busy, Lock, atomically, read_json, record, write_json
+from files import atomically, read_json, record, write_json
+from locks import Busy, Lock
 from scaling.models import FAMILIES, SHAPES, models_of
 from training.cost import CHIPS, ROOM, memory, step_time
 

@@ -31,7 +31,7 @@ class Segment(NamedTuple):
 def words_tier(source, tiers):
     """The one tier of words as a segment. tiers: [(name, [(start, end, label)] or None for points)]."""
     rows = [rows for name, rows in tiers
-            if rows is not None and re.fullmatch(r'(.* - )?words?|ort(-mau)?', name.strip().casefold())]
+            if rows is not None and re.fullmatch(r'(.* - )?words?|ort(-mau)?', str(name).strip().casefold())]
     if len(rows) != 1:
         names = ', '.join(repr(name) for name, _ in tiers) or 'none'
         raise Refused(f"{source}: expected one tier 'words' (or 'NAME - words'), its tiers are {names}")
@@ -100,7 +100,7 @@ def textgrid(source, text):
                 if kind != 'TextGrid':
                     raise ValueError
                 tiers, i = _tiers(tokens, i + 2)
-                grids.append((name, tiers))
+                grids.append((str(name), tiers))
         elif tokens[0].startswith('ooTextFile'):
             grids.append((None, _tiers(tokens, 2)[0]))
         else:
@@ -119,10 +119,11 @@ def elan(source, text):
         seconds = {name: None if ms is None else int(ms) / 1000 for name, ms in slots.items()}
         tiers = []
         for tier in root.iter('TIER'):
-            rows = [(seconds[item.get('TIME_SLOT_REF1')], seconds[item.get('TIME_SLOT_REF2')],
-                     item.findtext('ANNOTATION_VALUE') or '') for item in tier.iter('ALIGNABLE_ANNOTATION')]
+            # An annotation that refers to one of another tier has no times of its own.
+            rows = [(seconds.get(item.get('TIME_SLOT_REF1')), seconds.get(item.get('TIME_SLOT_REF2')),
+                     item.findtext('ANNOTATION_VALUE') or '') for item in tier.iterfind('ANNOTATION/*')]
             tiers.append((tier.get('TIER_ID'), rows))
-    except (ElementTree.ParseError, KeyError, ValueError) as e:
+    except (ElementTree.ParseError, ValueError) as e:
         raise Refused(f"{source}: not a whole file of ELAN ({e!r})") from None
     yield None, [words_tier(source, tiers)]
 
@@ -161,6 +162,7 @@ def labels(source, text):
             raise Refused(f"{source}:{number}: expected START, END, TEXT with tabs between, got {line[:40]}") from None
         if label.startswith('"') and '""' in label: # as csv.writer quotes it
             label = label[1:-1].replace('""', '"')
+        label = re.sub(r'^\[\[[^]]*\]\]', '', label) # WhisperX puts the speaker first
         segments.append(Segment(*times, label, None))
     yield None, segments
 
@@ -178,7 +180,7 @@ def _seconds(stamp):
     return seconds
 
 def _without_tags(text):
-    return html.unescape(re.sub(r'<[^>]*>', '', text)).replace('\n', ' ')
+    return html.unescape(re.sub(r'<[^>]*>|\{\\[^}]*\}', '', text)).replace('\n', ' ')
 
 def subtitles(source, text):
     has_word_times = re.search(f'<{STAMP}>', text)

@@ -9,8 +9,9 @@ Any audio file -> float32 mono at 16 kHz, or the reason why it cannot be used.
     y = resample(x, 44100)                       (n,) at 44.1 kHz -> (ceil(n * 16000 / 44100),)
 
 A file that cannot be used raises BadAudio, whose `kind` is one of a few words that can be counted.
-A file that is shorter than its own header declares is TRUNCATED, also in the formats where
-libsndfile reports no error (WAV, Ogg, MP3).
+What is read is every sample that the file holds, or nothing: joined streams one after the other,
+files whose length the header does not tell to their end, and a file that is incomplete is TRUNCATED,
+also in the formats where libsndfile reports no error (speech/parts.py).
 """
 import itertools
 import math

@@ -46,6 +46,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from configurator import Refused, refuse_library
+from files import check_readable
 from speech.audio import RATE
 from speech.ctc import model_file
 
@@ -66,6 +67,7 @@ def _transformers(name, expected):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error() # it would warn about the layers that are left out
     logging.disable_progress_bar()
+    check_readable(name)
     try:
         yield transformers
     except (ImportError, OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,

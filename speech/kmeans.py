@@ -9,11 +9,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from configurator import Refused
+from files import check_readable
 from speech.encoders import kind_of
 
 
 def load_centroids(path):
     """A safetensors file that holds 'centroids' -> float32 (K, C). Raises Refused for anything else."""
+    check_readable(path)
     try:
         with safe_open(path, 'pt') as f:
             centroids = f.get_tensor('centroids').float()

@@ -232,6 +232,7 @@ def _ogg(data, at):
     pages = [] # (serial number, where it begins, its content, its end)
     kinds = {} # of audio: {serial number: what it begins with}
     ended = set()
+    numbers = {} # {serial number: the number of its next page}
     position = at
     begun = False # whether a page came that opens no stream
     while data[position:position + 4] == b'OggS':
@@ -241,7 +242,7 @@ def _ogg(data, at):
             raise Damaged(f"its page at byte {position} is cut")
         page = data[position:position + 22] + bytes(4) + data[position + 26:end]
         flags = page[5]
-        serial, crc = struct.unpack_from('<I4xI', data, position + 14)
+        granule, serial, number, crc = struct.unpack_from('<qIII', data, position + 6)
         if _ogg_crc(page) != crc: # libsndfile would leave it out
             raise Damaged(f"its page at byte {position} is damaged")
         if flags & 2: # opens a stream
@@ -251,6 +252,10 @@ def _ogg(data, at):
             kinds |= {serial: magic for magic in AUDIO_IN_OGG if head.startswith(magic)}
         else:
             begun = True
+        if number != numbers.get(serial, number): # it would bridge the gap
+            raise Damaged(f"pages are missing before byte {position}")
+        if granule: # behind the headers, as a recording of a live stream may begin with any page
+            numbers[serial] = (number + 1) & 0xffffffff
         if flags & 4: # closes a stream
             ended.add(serial)
         pages.append((serial, position, content, end))
@@ -310,11 +315,20 @@ CRC_8 = _crc_table(8, 0x07)
 CRC_16 = _crc_table(16, 0x8005)
 
 def _crc_16(data):
-    """0 for whole frames, each of which has its own CRC behind it."""
+    """Yields the CRC up to each byte: 0 where a frame ends, which has its own CRC behind it."""
     crc = 0
     for byte in data:
         crc = (crc << 8 & 0xffff) ^ CRC_16[crc >> 8 ^ byte]
-    return crc
+        yield crc
+
+def _frame_end(data, start, end):
+    """Where the last frame of a stream ends, behind which only tags or another part may come. Raises Damaged."""
+    for i, crc in enumerate(_crc_16(data[start:end]), start + 1):
+        if crc == 0:
+            follows = _after_tags(data, i)
+            if follows >= end or _reader_at(data, follows):
+                return i
+    raise Damaged(f"its frame at byte {start} is cut or damaged, or what follows belongs to nothing")
 
 N_SAMPLES = {1: 192, **{code: 576 << (code - 2) for code in range(2, 6)}, **{code: 1 << code for code in range(8, 16)}}
 
@@ -371,13 +385,12 @@ def _flac(data, at):
             stray = mark
     if n_samples < declared:
         raise Damaged(f"{n_samples} of {declared} samples")
+    largest = int.from_bytes(data[at + 15:at + 18], 'big') # bytes of a frame; 0: unknown
+    if n_samples and (n_samples > declared or largest and end - last_frame > largest):
+        end = _frame_end(data, last_frame, end)
     if n_samples == declared:
         return end, [Part([_view(data, at, end)])]
-    while (tail := data[end - 128:end])[:3] == b'TAG': # ID3v1
-        end -= len(tail)
-    if _crc_16(data[last_frame:end]):
-        raise Damaged(f"its frame at byte {last_frame} is cut or damaged")
-    if stray and stray > last_frame and not _crc_16(data[stray:end]):
+    if stray and stray > last_frame and 0 in _crc_16(data[stray:end]):
         raise Damaged(f"frames are missing before byte {stray}")
     total = (data[at + 21] & 0xf0) << 32 | n_samples
     return end, [Part([_view(data, at, at + 21), total.to_bytes(5, 'big'), _view(data, at + 26, end)])]

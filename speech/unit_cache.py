@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from configurator import Refused
-from files import atomically, progress
+from files import atomically, check_readable, progress
 from speech.audio import RATE, load_audio, seconds_and_rate
 from speech.encoders import Encoder
 from speech.kmeans import centroids_path, load_centroids
@@ -131,6 +131,7 @@ class UnitCache:
 
     def _read(self, path):
         """The entries of a file of the cache; a damaged file is removed and has none."""
+        check_readable(path)
         try:
             with safe_open(path, 'numpy') as f:
                 arrays = {name: f.get_tensor(name) for name in sorted(f.keys())}

@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configurator import Refused
-from files import atomically, write_json
+from files import atomically, check_readable, write_json
 from speech.audio import RATE
 from speech.hifigan import HiFiGAN, HiFiGANConfig
 from speech.units import refuse_foreign_units
@@ -359,6 +359,7 @@ class SourceFilter(nn.Module):
 def load_vocoder(folder):
     """The SourceFilter or HiFiGAN of a folder, in eval mode. Raises Refused if there is none."""
     root = Path(folder)
+    check_readable(root)
     for name in ('config.json', 'model.safetensors'):
         if not (root / name).is_file():
             raise Refused(f"{folder}: no vocoder here: {name} is missing")

@@ -35,6 +35,7 @@ ends in /name, with or without an extension of audio. Words keep their spelling.
 import math
 import re
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from files import read_lines, strict_json, walk
 from speech import annotations
 from speech.annotations import Segment, words_tier
 from speech.audio import RATE
-from speech.words import UNSPACED, is_silence, joins_without_space, split_words, with_spaces
+from speech.words import UNSPACED, is_silence, joins_without_space, letters, split_words, with_spaces
 
 MAIN_EXTENSIONS = '.json', '.jsonl', '.jsonl.gz', '.textgrid', '.collection', '.eaf', '.ctm'
 TABLES = '.tsv', '.vtt', '.srt', '.aud', '.txt'
@@ -77,9 +78,24 @@ def _segments(source, value, key):
     segments = []
     for item in value[key]:
         start, end = item.get('timestamp') or (item.get('start'), item.get('end'))
-        words = item.get('words')
-        segments.append(Segment(start, end, item.get('text'), words and list(map(_word, words))))
+        words = list(map(_word, item.get('words') or ()))
+        segments.append(Segment(start, end, item.get('text'), _with_all_words(words, item.get('text'))))
     return segments
+
+def _with_all_words(rows, text):
+    """Rows with those words of the segment's text that they lack, without times, if they differ in nothing else."""
+    in_text = split_words(text) if isinstance(text, str) else []
+    if not any(word[:1].isspace() for word, _, _ in rows):
+        in_text = list(map(str.strip, in_text)) # `with_spaces` comes later
+    heard = [letters(word) for word, _, _ in rows]
+    matcher = SequenceMatcher(None, heard, list(map(letters, in_text)), autojunk=False)
+    all_rows = []
+    for operation, i, end, j, end_in_text in matcher.get_opcodes():
+        if operation in ('replace', 'delete'):
+            return rows
+        missing = [(word, None, None) for word in in_text[j:end_in_text] if letters(word)]
+        all_rows += missing if operation == 'insert' else rows[i:end]
+    return all_rows if rows else []
 
 def _tiers(source, value, key):
     """{name: tier} or [tier with its name]; entries of points have two fields."""
@@ -163,7 +179,7 @@ def words_of(source, name, value, rate=RATE):
         value = {'words' if is_words else 'segments': value}
     if not isinstance(value, dict):
         raise Refused(f"{source}: {EXPECTED}; got {str(value)[:40]}")
-    keys = [key for key in JSON_FORMATS if key in value]
+    keys = [key for key in JSON_FORMATS if key in value and (key != 'result' or isinstance(value[key], list))]
     if not keys:
         raise Refused(f"{source}: {EXPECTED}; '{name}' has {', '.join(map(repr, value)) or 'nothing'}")
     key = next((key for key in keys if value[key]), None)
@@ -234,9 +250,12 @@ def _rank(file):
     if file.suffix.casefold() not in TABLES:
         return None
     if name.endswith(('.tsv', '.txt')): # which may hold anything
-        with open(file, encoding='utf-8-sig', errors='replace') as f:
-            if not re.match(annotations.FORMATS['labels'][0], f.read(1000)):
-                return None
+        try:
+            start = file.read_bytes()[:1000].decode('utf-8-sig', 'replace')
+        except OSError:
+            return None
+        if not re.match(annotations.FORMATS['labels'][0], start):
+            return None
     return 1 + TABLES.index(file.suffix.casefold()) + len(TABLES) * ('.words.' not in name)
 
 def word_files(path):
@@ -265,6 +284,7 @@ def read_words(path, ids):
         ids_by_ending.setdefault(id.rpartition('/')[2], []).append(id)
     words_by_id = {}
     n_names = 0
+    strangers = []
     for file, file_name in word_files(path):
         for source, name, words in _documents(file, file_name):
             n_names += 1
@@ -277,6 +297,9 @@ def read_words(path, ids):
             if matches and matches[0] in words_by_id:
                 raise Refused(f"{source}: document '{matches[0]}' comes twice")
             words_by_id.update((id, words) for id in matches)
+            strangers += [] if matches else [name]
     if not words_by_id:
         raise Refused(f"{path}: none of its {n_names} ids is a document of the units folder")
+    if strangers:
+        print(f"{path}: {len(strangers)} of {n_names} documents are not in the units folder, first '{strangers[0]}'")
     return words_by_id

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused
-from files import atomically, read_info, shard_folders
+from files import atomically, check_readable, read_info, shard_folders
 from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -170,8 +170,8 @@ def _without_marks(words, text):
     if not (text and any(kinds)):
         return words, remains
     in_text = split_words(text)
-    spoken = [None if kind else _letters(word) for word, kind in zip(words, kinds)] # None is like no word
-    matcher = SequenceMatcher(None, spoken, list(map(_letters, in_text)), autojunk=False)
+    spoken = [None if kind else letters(word) for word, kind in zip(words, kinds)] # None is like no word
+    matcher = SequenceMatcher(None, spoken, list(map(letters, in_text)), autojunk=False)
     for operation, i, end, j, end_in_text in matcher.get_opcodes():
         if operation == 'delete' and all(kinds[i:end]):
             remains[i:end] = False
@@ -229,7 +229,8 @@ def _is_vowel_sign(character):
     is_mark = unicodedata.category(character) in ('Mn', 'Mc') and not INVISIBLE.match(character)
     return is_mark and (combining < 10 or 35 < combining < 200)
 
-def _letters(word):
+def letters(word):
+    """The letters of a word as they are compared (`letters_of`)."""
     return ''.join(letter for letter, _ in letters_of(word))
 
 def _respelled(words, text):
@@ -262,8 +263,8 @@ def _respelled(words, text):
 
 def word_error(words, text):
     """Words left out, added or of other letters, as a share of the text's words."""
-    heard = list(map(_letters, plain_words(''.join(with_spaces(words)))))
-    expected = list(map(_letters, plain_words(text)))
+    heard = list(map(letters, plain_words(''.join(with_spaces(words)))))
+    expected = list(map(letters, plain_words(text)))
     return edit_distance(heard, expected) / max(len(expected), 1)
 
 def spelled(words, text):
@@ -336,6 +337,7 @@ class WordsShard:
         def read_npy(name):
             return np.load(folder / name, mmap_mode='r').view(np.ndarray)
 
+        check_readable(folder)
         try:
             self.table = read_json('words.json')
             self.ids = read_json('ids.json')

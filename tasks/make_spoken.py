@@ -52,17 +52,8 @@ import tasks.blimp
 import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
-from files import (
-    atomically,
-    progress,
-    read_lines,
-    read_table,
-    record,
-    sha256,
-    write_json,
-    write_lines,
-    writing_in,
-)
+from files import atomically, progress, read_lines, read_table, record, sha256, write_json, write_lines
+from locks import writing_in
 from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
 BENCHMARK_VOICES = 'af_bella,bf_emma,am_puck,bm_george' # SIMS A.3

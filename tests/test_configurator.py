@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configurator import Refused, configure, pick_device, run, script_name
+from configurator import Refused, configure, pick_device, refuse_library, run, script_name
 from files import atomically, read_info, read_json, record, sha256, write_json
 
 
@@ -146,6 +146,31 @@ def test_script_ends_in_one_line_and_status_1_on_bad_input(tmp_path):
     usage = call('--help')
     assert usage.returncode == 0 and "    n: int = 1 # how many" in usage.stdout
     assert "dataclass" not in usage.stdout and "def " not in usage.stdout
+
+@pytest.mark.parametrize('raised', [
+    "import torch.no_such_module", "raise OSError('libtorchaudio.so: undefined symbol: _ZN3c10')",
+    "raise RuntimeError('built for torch 2.5')"])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_library_that_cannot_be_imported_is_named_and_not_the_users_folder(tmp_path, monkeypatch, raised, wrapped):
+    (tmp_path / 'unfitting_library.py').write_text(raised)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Refused, match=r'^unfitting_library cannot be imported \(.+\); install the version that fits'):
+        try:
+            try:
+                import unfitting_library  # noqa: F401
+            except Exception as e:
+                if wrapped:
+                    raise RuntimeError('Failed to import transformers.models.hubert') from e
+                raise
+        except Exception as e:
+            refuse_library(e)
+
+def test_other_errors_are_not_taken_for_those_of_a_library():
+    for error in (OSError('no such file'), RuntimeError('size mismatch'), ValueError('not a model')):
+        try:
+            raise error
+        except Exception as e:
+            refuse_library(e)
 
 def test_a_script_is_named_as_the_repository_names_it(monkeypatch):
     root = Path(__file__).parents[1]

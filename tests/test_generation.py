@@ -243,7 +243,7 @@ def house(tmp_path, monkeypatch):
     vocoder = SourceFilter(SourceFilterConfig(n_units=K, n_embd=16, units_hash='abc'))
     vocoder.save_pretrained(tmp_path / 'vocoder')
     make_numbered(tmp_path / 'ssc', n=4)
-    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_, **__: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
     set_asr(monkeypatch, transcribe)
     return tmp_path

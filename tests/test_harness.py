@@ -44,7 +44,8 @@ def log_likelihood(model, tokenizer, sentence):
 
 @pytest.mark.parametrize('kind', ['text', 'joint'])
 def test_the_harness_finds_our_log_likelihoods(tmp_path, monkeypatch, kind):
-    pytest.importorskip('lm_eval', reason="lm_eval is not installed: pip install lm_eval")
+    for package in ('lm_eval', 'accelerate'): # the second is in the extra that its model 'hf' needs
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'lm_eval[hf]'")
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')

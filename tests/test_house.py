@@ -11,18 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What one runs, in the data's order.
 STAGES = {'tokenize_speech', 'align', 'interleave', 'train', 'dpo', 'eval', 'sample'}
-READ_FIRST = {'model', 'data', 'vocab', 'configurator', 'files'}
+READ_FIRST = {'model', 'data', 'vocab', 'configurator', 'files', 'locks'}
 TOP_FILES = {f'{name}.py' for name in STAGES | READ_FIRST} | {
     'README.md', 'setup.sh', 'speedrun.sh', 'test.sh', 'requirements.txt', 'pyproject.toml'}
 ROOMS = {'kernels', 'speech', 'hub', 'training', 'evaluation', 'scaling', 'papers', 'corpora', 'tasks', 'tiny', 'bench'}
 OTHER_FOLDERS = {'config', 'docs', 'tests', 'findings'}
 
-GROUND = {'configurator', 'files'}
+GROUND = {'configurator', 'files', 'locks'}
 SOUND = GROUND | {'vocab'}
 BELOW_STAGES = SOUND | {'kernels', 'speech', 'hub', 'data', 'model', 'corpora', 'tasks', 'training', 'evaluation'}
 ANY = BELOW_STAGES | STAGES | ROOMS
 MAY_IMPORT = { # a room may always import itself
-    'configurator': set(), 'files': {'configurator'}, 'kernels': GROUND, 'vocab': GROUND,
+    'configurator': set(), 'locks': {'configurator'}, 'files': {'configurator', 'locks'},
+    'kernels': GROUND, 'vocab': GROUND,
     'speech': SOUND, 'hub': SOUND, 'data': SOUND, 'model': SOUND | {'kernels', 'hub'},
     'corpora': GROUND | {'speech'}, 'tasks': GROUND | {'speech'}, 'tiny': GROUND | {'speech'},
     'training': BELOW_STAGES, 'evaluation': BELOW_STAGES, **dict.fromkeys(STAGES, BELOW_STAGES),

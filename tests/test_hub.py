@@ -182,7 +182,7 @@ class Ear:
 @pytest.fixture
 def heard(monkeypatch):
     """Every encoder is Ear."""
-    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_: Ear())
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_, **__: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *_: None)
 
 def deduplicated_units(wave):

@@ -1,4 +1,4 @@
-"""files.py: one process writes in a place at a time, whatever the disk; a killed one leaves it free."""
+"""locks.py: one process writes in a place at a time, whatever the disk; a killed one leaves it free."""
 # ruff: noqa: F401, F811 (fixtures of other tests)
 import errno
 import json
@@ -21,13 +21,14 @@ from test_train import corpus, losses_of, on_ranks, small
 
 import align
 import dpo
-import files
 import interleave
+import locks
 import tokenize_speech
 import train
 from configurator import Refused
 from evaluation import results
-from files import Busy, Lock, atomically, read_lines, write_json, writing_in
+from files import atomically, read_lines, write_json
+from locks import Busy, Lock, writing_in
 from tasks import make_spoken
 
 
@@ -92,9 +93,10 @@ def without_flock(*_):
 @pytest.mark.parametrize('is_alive', [True, False])
 @pytest.mark.parametrize('has_flock', [True, False])
 def test_where_locks_do_not_reach_other_machines_the_heartbeat_decides(tmp_path, monkeypatch, has_flock, is_alive):
-    monkeypatch.setattr(files, 'BEAT', 0.2)
+    monkeypatch.setattr(locks, 'BEAT', 0.2)
+    monkeypatch.setattr(locks, '_reaches_all', lambda path: False)
     if not has_flock:
-        monkeypatch.setattr(files.fcntl, 'flock', without_flock)
+        monkeypatch.setattr(locks.fcntl, 'flock', without_flock)
     path = tmp_path / 'x' / '.lock'
     path.parent.mkdir()
     path.write_text('{"host": "node7", "pid": 12, "since": "today", "kernel": "another"}')
@@ -114,7 +116,16 @@ def test_where_locks_do_not_reach_other_machines_the_heartbeat_decides(tmp_path,
         stop.set()
         heart.join()
 
-def test_an_old_lock_of_another_machine_is_taken_at_once(tmp_path):
+@pytest.mark.parametrize('kind, options, expected', [
+    ('nfs4', 'rw,hard,local_lock=none,addr=1', True), ('nfs', 'rw,local_lock=flock', False),
+    ('lustre', 'rw,flock', True), ('lustre', 'rw,localflock', False), ('beegfs', 'rw', False), ('ext4', 'rw', True)])
+def test_whether_locks_reach_other_machines_is_read_from_the_mounts(tmp_path, monkeypatch, kind, options, expected):
+    mounts = f'/dev/a / beegfs rw 0 0\nserver:/a {tmp_path} {kind} {options} 0 0\nserver:/b {tmp_path}/xy nfs rw 0 0\n'
+    monkeypatch.setattr(Path, 'read_text', lambda path: mounts)
+    assert locks._reaches_all(tmp_path / 'x' / '.lock') is expected
+
+def test_an_old_lock_of_another_machine_is_taken_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, '_reaches_all', lambda path: False)
     path = tmp_path / '.lock'
     path.write_text('{"host": "node7", "pid": 12, "kernel": "another"}')
     os.utime(path, (0, 0))
@@ -123,8 +134,8 @@ def test_an_old_lock_of_another_machine_is_taken_at_once(tmp_path):
     assert time.monotonic() - start < 5
 
 def test_without_flock_a_living_process_of_this_machine_is_seen_by_its_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.fcntl, 'flock', without_flock)
-    monkeypatch.setattr(files, 'BEAT', 0.1)
+    monkeypatch.setattr(locks.fcntl, 'flock', without_flock)
+    monkeypatch.setattr(locks, 'BEAT', 0.1)
     with writing_in(tmp_path), pytest.raises(Busy):
         writing_in(tmp_path)
     writing_in(tmp_path).close()

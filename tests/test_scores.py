@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from configurator import Refused
-from evaluation.scores import accuracy, bootstrap, by_pair, mean_and_stderr, ratio_and_stderr, sign_test, wins
+from evaluation.scores import (
+    STUDENT,
+    accuracy,
+    bootstrap,
+    by_pair,
+    mean_and_stderr,
+    ratio_and_stderr,
+    sign_test,
+    student_interval,
+    wins,
+)
 from speech.words import edit_distance
 
 
@@ -98,6 +108,21 @@ def test_bootstrap_interval_is_that_of_the_normal_where_there_are_many():
     assert low == pytest.approx(d.mean() - error, abs=0.1 * error)
     assert high == pytest.approx(d.mean() + error, abs=0.1 * error)
     assert bootstrap([0.5, 0.5]) == (0.5, 0.5)
+
+def test_95_percent_of_students_distribution_lie_between_its_bounds():
+    for degrees, bound in enumerate(STUDENT, 1):
+        # t = x sqrt(degrees) / sqrt(1 - x^2) has the density of the t distribution for x of (1 - x^2)^(degrees / 2 - 1)
+        x = np.sin(np.linspace(0, math.pi / 2, 200_001)) # the density in x is infinite at 1 for one degree
+        angle_density = np.cos(np.linspace(0, math.pi / 2, 200_001)) ** (degrees - 1)
+        inside = x * math.sqrt(degrees) < bound * np.sqrt(1 - x ** 2)
+        assert angle_density[inside].sum() / angle_density.sum() == pytest.approx(0.95, abs=2e-4)
+
+def test_students_interval_of_known_seeds():
+    mean, low, high = student_interval([1, 2, 3, 4, 5]) # s = sqrt(2.5)
+    assert mean == 3
+    assert (high - mean, mean - low) == pytest.approx((2.776 * math.sqrt(0.5), 2.776 * math.sqrt(0.5)))
+    with pytest.raises(Refused, match='1 seeds: expected 2 to 10'):
+        student_interval([1])
 
 def test_edit_distance_is_levenshtein_s():
     def slow(a, b): # by its recursion

@@ -45,7 +45,7 @@ def units_of(wave):
 
 @pytest.fixture(autouse=True)
 def ear(monkeypatch):
-    monkeypatch.setattr(unit_cache, 'Encoder', lambda *settings: Ear())
+    monkeypatch.setattr(unit_cache, 'Encoder', lambda *_, **__: Ear())
     monkeypatch.setattr(unit_cache, 'centroids_path', lambda *settings: None)
     Ear.encoded = 0
 

@@ -2,6 +2,7 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from configurator import Refused
@@ -265,6 +266,18 @@ def test_segments_without_words_give_the_words_of_their_text_but_not_their_times
     (tmp_path / 'a.json').write_text(json.dumps({'text': ' Good day', 'chunks': [chunk]}))
     assert str(read_words(tmp_path / 'a.json', ['a'])['a']) == "([' Good', ' day'], [8000.0, nan], [nan, nan])"
 
+def test_words_that_a_segment_lacks_are_there_without_times(tmp_path):
+    segments = [segment(' In 1984, -- we won.', 'in', 'we', 'won'), segment('so it was', 'so', 'is', 'was')]
+    (tmp_path / 'a.json').write_text(json.dumps({'segments': segments}))
+    words, starts, _ = read_words(tmp_path / 'a.json', ['a'])['a']
+    assert words == ['in', ' 1984,', ' we', ' won', ' so', ' is', ' was']
+    assert np.isnan(starts).tolist() == [False, True, False, False, False, False, False]
+
+def test_whisper_cpp_that_heard_nothing_gives_no_words(tmp_path):
+    (tmp_path / 'a.json').write_text('{"result": {"language": "en"}, "transcription": []}')
+    (tmp_path / 'b.txt').symlink_to(tmp_path / 'nowhere')
+    assert read_words(tmp_path, ['a'])['a'] == ([], [], [])
+
 def test_letters_whose_bytes_whisper_cpp_parts_are_whole_again(tmp_path):
     tokens = [token('今', 0, .1), token('\udce5\udca4', .1, .2), token('\udca9', .2, .3), token('。', .3, .4),
               token(' caf', .4, .5), token('\udcc3', .5, .6), token('\udca9', .6, .7)]
@@ -286,6 +299,23 @@ def test_subtitles_and_tables_are_read_where_there_is_nothing_better(tmp_path):
     (tmp_path / 'notes.tsv').write_text('speaker\tage\njoe\t30\n')
     words = {id: doc[0] for id, doc in read_words(tmp_path, ['a', 'b', 'c', 'notes']).items()}
     assert words == {'a': ['json'], 'b': ['words'], 'c': ['tsv']}
+
+def test_what_tools_put_around_words_is_not_read_as_words(tmp_path):
+    (tmp_path / 'a.srt').write_text('1\n00:00:00,000 --> 00:00:01,000\n{\\an8}<font color="red">so&amp;so</font>\n')
+    (tmp_path / 'b.aud').write_text('0.0\t1.0\t[[SPEAKER_00]]so\n') # as WhisperX gives the speaker
+    words = read_words(tmp_path, ['a', 'b'])
+    assert words['a'][0] == ['so&so'] and words['b'][0] == ['so']
+
+def test_words_of_elan_that_refer_to_others_have_no_times(tmp_path):
+    text = elan().replace('ALIGNABLE_ANNOTATION', 'REF_ANNOTATION').replace('TIME_SLOT_REF', 'ANNOTATION_REF')
+    (tmp_path / 'a.eaf').write_text(text)
+    words, starts, ends = read_words(tmp_path, ['a'])['a']
+    assert len(words) == 4 and np.isnan([starts, ends]).all()
+
+def test_documents_that_are_not_in_the_units_folder_are_counted(tmp_path, capsys):
+    (tmp_path / 'all.ctm').write_text(ctm('a', 'c', 'd'))
+    assert list(read_words(tmp_path, ['a', 'b'])) == ['a']
+    assert "2 of 3 documents are not in the units folder, first 'c'" in capsys.readouterr().out
 
 def test_names_with_an_extension_of_audio_stand_for_the_id_without_it(tmp_path):
     for name in ('one.flac.words.json', 'two.WAV.json', 'three.words.json', 'four.mp3.json', 'five.part.json'):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from configurator import Refused
-from files import atomically, record, sha256, write_json
+from files import atomically, check_readable, record, sha256, write_json
 from training.processes import Place
 from vocab import Vocab
 
@@ -48,6 +48,7 @@ def _step_of(folder):
 
 def why_unusable(folder):
     """Why a folder is not to be trusted; None if it is what was written."""
+    check_readable(folder)
     try:
         manifest = json.loads((folder / 'MANIFEST.json').read_text())
         if manifest['format'] != FORMAT:

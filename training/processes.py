@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Refused, pick_device, ranks
-from files import writing_in
+from locks import writing_in
 
 REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun sets in the environment

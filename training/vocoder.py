@@ -19,7 +19,8 @@ from torch import nn
 
 from configurator import Refused, pick_device, run
 from corpora.read import read_corpus
-from files import progress, record, writing_in
+from files import progress, record
+from locks import writing_in
 from speech.audio import RATE, load_audio
 from speech.units import Units
 from speech.vocoder import (

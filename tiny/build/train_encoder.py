@@ -48,7 +48,8 @@ from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, Whi
 
 from configurator import Refused, run
 from corpora.folder import utterances
-from files import atomically, lines, read_lines, record, sha256, walk, write_json, writing_in
+from files import atomically, lines, read_lines, record, sha256, walk, write_json
+from locks import writing_in
 from speech.audio import RATE, load_audio
 from speech.kmeans import load_centroids
 
@@ -485,7 +486,11 @@ def export(cfg):
 def save_student(student, out):
     """Writes the encoder folder that tokenize_speech.py reads: fp16 weights and centroids."""
     student.hubert.half().save_pretrained(out)
-    save_file({'centroids': student.centroids.detach().half()}, Path(out, 'kmeans.safetensors'))
+    weights = Path(out, 'model.safetensors')
+    with atomically(weights) as tmp: # transformers leaves it to its owner alone
+        shutil.copyfile(weights, tmp)
+    with atomically(Path(out, 'kmeans.safetensors')) as tmp:
+        save_file({'centroids': student.centroids.detach().half()}, tmp)
 
 # --------------------------------------------------------------------------------------------------
 

@@ -15,11 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from configurator import run
 from files import atomically, record, write_json
-from hub.tokenizer import TextTokenizer
+from hub.tokenizer import QWEN2_SPLIT, TextTokenizer
 
-# Qwen2.5's splitting pattern.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 EOT = '<|endoftext|>'
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def train(texts, n_ids):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(PATTERN), 'isolated')
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), 'isolated')
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
