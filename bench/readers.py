@@ -3,6 +3,7 @@ Who reads a folder that we save, and what is equal there: logits, greedy ids, id
 other tools trained, back in our code.
 
     python bench/readers.py --model=tiny/slm,out/tiny-speech
+    python bench/readers.py --model=random:gemma2,random:gpt_neox,random:llama --readers=ctranslate2,onnxruntime
     python bench/readers.py --model=out/x --readers=transformers --dry
 
 Each reader gets an environment of its own in --envs, with the versions of PINS; torch, and all else that they need and
@@ -20,8 +21,9 @@ compute are float32.
 
 Greedy ids are 24 after each of 3 prompts, of a joint model text, units, and both. Logits are equal if they differ by
 less than 1e-4 of the largest one. What transformers, trl and peft save is read by our code, whose logits must equal
-theirs. Rows go to bench/results/readers.json, in place of those of the same model and reader. --dry runs the readers
-in this Python: nothing is installed or written.
+theirs. random:FAMILY is a small text model of random weights, in which all that the family has (a scaling of positions,
+soft-caps, biases) changes the logits. Rows go to bench/results/readers.json, in place of those of the same model and
+reader. --dry runs the readers in this Python: nothing is installed or written.
 """
 import json
 import os
@@ -39,7 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, save, table
 from configurator import Refused, run
 from evaluation.likelihood import document_losses
+from hub.families import FAMILIES, GPTConfig
 from hub.folders import vocabulary
+from hub.tokenizer import TextTokenizer
 from model import GPT
 from training import export
 
@@ -55,13 +59,16 @@ PINS = {
 NOT_RUN = {'vllm': "its wheel is built for CUDA and needs torch's for CUDA, gigabytes that a CPU has no use for"}
 TIMEOUT = 1800 # seconds that the checks of a reader may take
 COLUMNS = ('model', 'reader', 'version', 'check', 'ok', 'result')
+SHAPES = { # of random models, beside those that all have
+    'llama': {'n_kv_head': 2, 'rope_scaling': (32.0, 1.0, 4.0, 32)}, # of Llama 3, from 32 tokens instead of 8,192
+    'gemma2': {'n_kv_head': 2, 'attn_softcap': 2.0, 'logit_softcap': 3.0, 'window': 8}}
 RESULTS = ROOT / 'bench' / 'results' / 'readers.json'
 UNITS = (3, 9, 17, 12, 5, 11, 2, 14)
 N_NEW = 24
 
 @dataclass(frozen=True)
 class Config:
-    model: str = 'tiny/slm' # folders that train.py or export.py wrote, separated by commas
+    model: str = 'tiny/slm' # folders that train.py or export.py wrote, or random:FAMILY, separated by commas
     readers: str = 'all' # keys of PINS and NOT_RUN, separated by commas
     envs: str = 'out/envs' # folder of the environments, made once
     dry: bool = False # with the packages of this Python; nothing is installed or written
@@ -71,6 +78,9 @@ class Config:
         if unknown:
             raise Refused(f"readers={self.readers}: no reader {unknown[0]!r}; "
                           f"one of {', '.join({**PINS, **NOT_RUN})}")
+        for name in self.model.split(','):
+            if name.startswith('random:') and name.removeprefix('random:') not in FAMILIES:
+                raise Refused(f"model={name}: no such family; one of {', '.join(FAMILIES)}")
 
     @property
     def names(self):
@@ -135,6 +145,20 @@ def samples(vocab):
 def logits_of(model, prompts):
     """Logits (n, V) of each list of n ids."""
     return [model.logits(model(torch.tensor([ids])))[0, :, :model.cfg.vocab_size].float() for ids in prompts]
+
+def random_model(family, folder):
+    """Writes a text model of random weights, with tiny's tokenizer, to a folder -> its path."""
+    name = str(ROOT / 'tiny' / 'tokenizer')
+    tokenizer = TextTokenizer(name)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(
+        family=family, vocab_size=tokenizer.size, n_layer=3, n_head=4, n_embd=64, n_positions=512,
+        bos_token_id=tokenizer.eot, eos_token_id=tokenizer.eot, **SHAPES.get(family, {})))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(folder, tokenizer.vocab, name)
+    return str(folder)
 
 def make_case(folder, case):
     """Writes case.json and logits.pt, what reader_checks.py compares with, to the folder `case`."""
@@ -224,14 +248,17 @@ def reader_rows(name, python, case):
     return [{'reader': name, 'version': version, **row} for row in rows]
 
 def all_rows(cfg):
-    for folder in cfg.model.split(','):
+    for model in cfg.model.split(','):
         with tempfile.TemporaryDirectory() as tmp:
+            folder = model
+            if model.startswith('random:'):
+                folder = random_model(model.removeprefix('random:'), Path(tmp, 'model'))
             case = make_case(folder, Path(tmp))
             for name in cfg.names:
                 is_installed = cfg.dry or name in NOT_RUN
                 python = sys.executable if is_installed else environment(name, cfg.envs)
                 for row in reader_rows(name, python, case):
-                    yield {'model': folder, **row}
+                    yield {'model': model, **row}
 
 def main(cfg):
     torch.set_num_threads(1)
