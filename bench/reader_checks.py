@@ -167,15 +167,16 @@ def lm_eval(case):
     data.write_text(''.join(json.dumps(item) + '\n' for item in case['items']))
     (folder / 'readers.yaml').write_text(TASK.format(data=data))
 
-    def evaluate():
+    def evaluate(options=''):
         results = simple_evaluate(
-            model='hf', model_args=f"pretrained={case['folder']},dtype=float32", tasks=['readers'], device='cpu',
-            batch_size=2, task_manager=TaskManager(include_path=str(folder)), log_samples=True)
+            model='hf', model_args=f"pretrained={case['folder']},dtype=float32{options}", tasks=['readers'],
+            device='cpu', batch_size=2, task_manager=TaskManager(include_path=str(folder)), log_samples=True)
         samples = sorted(results['samples']['readers'], key=lambda sample: sample['doc_id'])
         values = [float(response[0]) for sample in samples for response in sample['filtered_resps']]
         distance = max(abs(a - b) for a, b in zip(values, case['log_likelihoods'], strict=True))
         return distance < 1e-3, f'{len(values)} endings, largest distance {distance:.1e} nats'
     checking('log-likelihoods of a local task', evaluate)
+    checking('the same with add_bos_token=False', evaluate, ',add_bos_token=False')
 
 def ctranslate2(case):
     import numpy as np
