@@ -265,15 +265,20 @@ class GPT(nn.Module):
         """(padded rows, n_word)"""
         return self.embed if self.head is None else self.head
 
-    def rotary(self, positions):
-        """cos and sin of int positions (...,): (..., n_rope), sin negated in the first half."""
+    def rope_frequencies(self, device=None, stretched=True):
+        """Radians a position of each rotated pair, (n_rope / 2,); stretched: with the model's rope_scaling, if any."""
         R = self.cfg.n_rope
-        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=positions.device).float() / R) # (R/2,)
-        if self.cfg.rope_scaling is not None:
+        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=device).float() / R) # (R/2,)
+        if self.cfg.rope_scaling is not None and stretched:
             # llama3: long wavelengths are stretched, short ones stay, with a ramp in between.
             factor, low, high, original = self.cfg.rope_scaling
             ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
             freq = freq * (ramp + (1 - ramp) / factor)
+        return freq
+
+    def rotary(self, positions):
+        """cos and sin of int positions (...,): (..., n_rope), sin negated in the first half."""
+        freq = self.rope_frequencies(positions.device)
         angle = positions[..., None].float() * freq
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

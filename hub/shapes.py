@@ -47,10 +47,10 @@ def planned_config(name):
 
     Raises Refused, as read_config does, where all of these fail.
     """
-    if name in SHAPES and not Path(name).is_dir() and not _is_downloaded(name):
+    if name in SHAPES and not Path(name).is_dir() and not is_downloaded(name):
         return SHAPES[name].config(SHAPES[name].embedding_rows)
     return read_config(name)
 
-def _is_downloaded(hub_id):
+def is_downloaded(hub_id):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(hub_id, 'config.json'), str)

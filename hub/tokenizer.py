@@ -56,7 +56,7 @@ def _convert_tokenizer(folder):
 # --------------------------------------------------------------------------------------------------
 # tiktoken
 
-def _bytes_of_characters():
+def bytes_of_characters():
     """GPT-2's table: each byte is written in tokenizer.json as one printable character."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
@@ -64,7 +64,7 @@ def _bytes_of_characters():
     table |= {chr(256 + i): b for i, b in enumerate(others)}
     return table
 
-def _merges(model):
+def merges_of(model):
     """The pairs of tokens that are merged, in order; tokenizer.json has them as 'a b' or as ['a', 'b']."""
     return [tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge) for merge in model.get('merges', [])]
 
@@ -96,8 +96,8 @@ def _as_tiktoken(spec):
     if regex is None:
         return None
     ids = spec['model']['vocab']
-    byte_of = _bytes_of_characters()
-    results = [''.join(merge) for merge in _merges(spec['model'])]
+    byte_of = bytes_of_characters()
+    results = [''.join(merge) for merge in merges_of(spec['model'])]
     result_ids = [ids[token] for token in results]
     if result_ids != sorted(result_ids) or not byte_of.keys() <= ids.keys():
         return None
@@ -134,7 +134,7 @@ class TextTokenizer:
         self.first = sample.ids[:sample.special_tokens_mask.index(0)]
         added = sorted((token for token in spec['added_tokens'] if token['id'] < self.size), key=itemgetter('id'))
         markup = [(token['content'], token['id']) for token in added]
-        self.hash = short_hash([spec['model']['vocab'], _merges(spec['model']), spec['normalizer'],
+        self.hash = short_hash([spec['model']['vocab'], merges_of(spec['model']), spec['normalizer'],
                                 spec['pre_tokenizer'], markup, self.first, self.eot])
         # Text must not turn into added tokens. The runs of blanks among those of GPT-NeoX and Gemma may.
         for token in added:
