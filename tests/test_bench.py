@@ -13,8 +13,11 @@ import pytest
 import torch
 
 pytest.importorskip('triton')
-from bench import common, correctness, kernel_speed, runs, training, tune, words
+from small import make_model, make_tokenizer
+
+from bench import common, correctness, kernel_speed, reader_checks, readers, runs, training, tune, words
 from bench.common import ROOT
+from configurator import Refused
 from files import write_json
 from kernels import attention as att
 from speech.words import write_words_shard
@@ -357,3 +360,60 @@ def test_results_are_json():
     for path in (ROOT / 'bench' / 'results').glob('*.json'):
         result = json.loads(path.read_text())
         assert {'commit', 'command'} <= result.keys(), path
+
+# --------------------------------------------------------------------------------------------------
+# bench/readers.py
+
+@pytest.fixture(params=['joint', 'speech', 'text'])
+def case(request, tmp_path, monkeypatch):
+    """What bench/readers.py compares, of a random model with each kind of vocabulary."""
+    monkeypatch.setattr(reader_checks, 'ROWS', [])
+    make_tokenizer(tmp_path / 'tokenizer')
+    make_model(tmp_path / 'model', tmp_path / 'tokenizer', request.param)
+    return readers.make_case(tmp_path / 'model', tmp_path)
+
+def test_transformers_reads_what_we_save_and_we_what_it_saves(case):
+    reader_checks.READERS['transformers'](case)
+    rows = [*reader_checks.ROWS, readers.read_back(os.path.join(case['case'], 'resaved'), case)]
+    assert len(rows) == 5
+    assert all(row['ok'] for row in rows), rows
+    assert len(case['log_likelihoods']) == 4 and max(case['log_likelihoods']) < 0
+
+def test_a_reader_that_sees_something_else_is_a_row_that_says_what(case):
+    torch.save([expected + 1 for expected in torch.load(case['logits'])], case['logits'])
+    case['greedy'][1][5] += 1
+    case['ids'][0] = case['ids'][0][1:]
+    case['size'] += 1
+    reader_checks.READERS['transformers'](case)
+    logits, greedy, ids, saved = reader_checks.ROWS
+    assert not any(row['ok'] for row in reader_checks.ROWS)
+    assert logits['result'].startswith('largest distance 1.0e+00')
+    assert greedy['result'].startswith('2 of 3 equal') and greedy['result'].endswith('at place 5')
+    assert '2 of 3 equal' in ids['result'] and f"for {case['size']}" in saved['result']
+    reader_checks.checking('x', case.__getitem__, 'absent')
+    assert reader_checks.ROWS[-1] == {'check': 'x', 'ok': False, 'result': "KeyError: 'absent'"}
+
+def test_a_reader_that_dies_or_is_not_run_is_a_row(case, tmp_path):
+    [row] = readers.reader_rows('transformers', '/bin/false', case)
+    assert row['ok'] is False and row['result'] == 'no message'
+    [row] = readers.reader_rows('vllm', sys.executable, case)
+    assert row['ok'] is None and row['result'] == readers.NOT_RUN['vllm']
+
+def test_an_environment_is_made_once_for_the_same_pins(tmp_path, monkeypatch):
+    commands = []
+    def run(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+    monkeypatch.setattr(readers.subprocess, 'run', run)
+    python = readers.environment('peft', tmp_path)
+    assert readers.environment('peft', tmp_path) == python
+    [command] = commands
+    assert command[-2:] == list(readers.PINS['peft'])
+    shared = 'import torch, sys; print(torch.__file__, sys.prefix)'
+    monkeypatch.undo()
+    output = subprocess.run([python, '-c', shared], capture_output=True, text=True, env={}).stdout.split()
+    assert output == [torch.__file__, str(tmp_path / 'peft')]
+
+def test_a_reader_that_nobody_knows_is_refused():
+    with pytest.raises(Refused, match="no reader 'trk'; one of transformers, trl"):
+        readers.Config(readers='trk')
