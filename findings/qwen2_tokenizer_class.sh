@@ -2,7 +2,8 @@
 # Behaviour: AutoTokenizer takes a folder whose config.json says "model_type": "qwen2" for a Qwen2Tokenizer,
 #   whatever class tokenizer_config.json names. A tokenizer of another kind (here: one word, one id) is read
 #   with the wrong splitting, without a warning; without config.json beside it, the same files give the right
-#   ids. An auto_map entry in tokenizer_config.json that names the class gives them too, unless trust_remote_code is set.
+#   ids. An auto_map entry in tokenizer_config.json that names the class gives them too, unless trust_remote_code is
+#   set.
 # Version: transformers 5.23.0, tokenizers 0.23.3.
 # Who is bitten: whoever saves a Qwen2-shaped model with another tokenizer, as speech language models of units
 #   alone do: trainers and evaluation harnesses that call AutoTokenizer then work on other ids than the model
