@@ -5,7 +5,7 @@ What bench/readers.py runs in the environment of each reader:
 
 CASE is a folder with case.json: the model's folder, what our code makes of it, and texts to train on. Each check of a
 reader is a row {'check', 'ok', 'result'}; an exception of the reader is a row too. All rows are written to
-CASE/READER.json. What a reader saves is left in CASE, with its logits in NAME.pt beside it, for our code to read.
+CASE/READER.json. What a reader saves is left in CASE, with its logits in NAME.safetensors beside it, for our code to read.
 """
 import json
 import os
@@ -14,9 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 N_NEW = 24 # greedy tokens after each prompt
 ROWS = []
+
+def save_tensors(tensors, path):
+    save_file({f'{i:03d}': tensor.contiguous() for i, tensor in enumerate(tensors)}, path)
+
+def load_tensors(path):
+    return [tensor for _, tensor in sorted(load_file(path).items())]
 
 def first_line(error):
     return f'{type(error).__name__}: {error}'.strip().splitlines()[0][:200]
@@ -32,7 +39,7 @@ def checking(name, reader, *arguments):
 
 def compare_logits(case, compute):
     """compute(ids of a prompt) -> logits (n, V): the largest distance from ours over the prompts of a case."""
-    ours = torch.load(case['logits'])
+    ours = load_tensors(case['logits'])
     distance = max((compute(ids) - expected).abs().max().item() for ids, expected in zip(case['prompts'], ours))
     scale = max(expected.abs().max().item() for expected in ours)
     return distance < 1e-4 * scale, f'largest distance {distance:.1e}, largest logit {scale:.1f}'
@@ -61,7 +68,7 @@ def save_for_us(case, name, model, tokenizer):
     folder = Path(case['case'], name)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    torch.save([hf_logits(model, ids) for ids in case['prompts']], f'{folder}.pt')
+    save_tensors([hf_logits(model, ids) for ids in case['prompts']], f'{folder}.safetensors')
 
 # --------------------------------------------------------------------------------------------------
 # one function for each reader

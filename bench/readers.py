@@ -39,6 +39,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, save, table
+from bench.reader_checks import load_tensors, save_tensors
 from configurator import Refused, run
 from evaluation.likelihood import document_losses
 from hub.families import FAMILIES, GPTConfig
@@ -178,9 +179,9 @@ def make_case(folder, case):
             losses = document_losses(model, [torch.tensor(ids).numpy()])[0]
             log_likelihoods.append(-float(losses[n - 1:].sum()))
     strings = [[written(vocab, tokenizer, *parts)[0] for parts in item] for item in items]
-    torch.save(logits_of(model, prompts), case / 'logits.pt')
+    save_tensors(logits_of(model, prompts), case / 'logits.safetensors')
     content = {
-        'case': str(case), 'folder': str(Path(folder).absolute()), 'logits': str(case / 'logits.pt'),
+        'case': str(case), 'folder': str(Path(folder).absolute()), 'logits': str(case / 'logits.safetensors'),
         'gguf': str(case / 'model.gguf'), 'size': vocab.size,
         'texts': [text for text, _ in pairs], 'ids': [[*ids, *trail] for ids in prompts],
         'prompts': prompts, 'greedy': model.generate(prompts, N_NEW, temperature=0, stop=stop),
@@ -193,7 +194,7 @@ def make_case(folder, case):
 
 def read_back(folder, case):
     """Reads what a reader saved with our code; its logits must equal the reader's."""
-    theirs = torch.load(f'{folder}.pt')
+    theirs = load_tensors(f'{folder}.safetensors')
     try:
         vocab, _ = vocabulary(folder)
         ours = logits_of(GPT.from_pretrained(folder).eval(), case['prompts'])
@@ -243,7 +244,7 @@ def reader_rows(name, python, case):
     else:
         version, rows = run_reader(name, python, case)
         saved = {'transformers': 'resaved', 'trl': 'trl', 'peft': 'peft'}.get(name)
-        if saved and Path(case['case'], f'{saved}.pt').is_file():
+        if saved and Path(case['case'], f'{saved}.safetensors').is_file():
             rows.append(read_back(Path(case['case'], saved), case))
     return [{'reader': name, 'version': version, **row} for row in rows]
 
