@@ -5,7 +5,7 @@ What bench/readers.py runs in the environment of each reader:
 
 CASE is a folder with case.json: the model's folder, what our code makes of it, and texts to train on. Each check of a
 reader is a row {'check', 'ok', 'result'}; an exception of the reader is a row too. All rows are written to
-CASE/READER.json. What a reader saves is left in CASE, with its logits in NAME.safetensors beside it, for our code to read.
+CASE/READER.json. What a reader saves is left in CASE, with its logits in NAME.safetensors beside it, for our code.
 """
 import json
 import os
