@@ -171,9 +171,8 @@ def test_so_it_is_in_other_versions_also_where_an_older_one_has_saved_the_tokeni
         read_in(environment, folders)
         for folder in folders:
             shutil.copytree(folder / 'saved', tmp_path / 'saved' / environment.name / folder.name)
-    for i, environment in enumerate(environments): # 4.57 refuses the class that 5 names
-        read_in(environment, [folder for older in environments[:i]
-                              for folder in sorted((tmp_path / 'saved' / older.name).iterdir())])
+    for newer, older in ((1, 0), (2, 0), (2, 1)): # 4.57 refuses the class that 5 names
+        read_in(environments[newer], sorted((tmp_path / 'saved' / environments[older].name).iterdir()))
 
 # --------------------------------------------------------------------------------------------------
 # folders of earlier versions, and folders that another tool has changed
