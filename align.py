@@ -38,7 +38,7 @@ import numpy as np
 
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
-from locks import writing_in
+from locks import remove_left_locks, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
 from speech.words import REASONS, WordsShard, marks, repair, spelled, write_words_shard
@@ -269,6 +269,7 @@ def finish(cfg, info, shards, out, origin):
                       f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json{hint}")
     result = {'units_hash': info.get('units_hash'), **totals, 'refused': refused, **record(cfg)}
     write_json(out / 'info.json', result, f'.{ranks()[0]}') # several ranks may write it, each the same
+    remove_left_locks(out)
     reasons = f" ({counts})" if counts else ""
     unlike = f", {totals['unlike_text']:,} with words unlike their text" if totals['unlike_text'] else ""
     if totals['unheard_words']:

@@ -190,3 +190,11 @@ def _reaches_all(path):
 def writing_in(folder, rank=0):
     """The Lock of a folder that this rank writes in."""
     return Lock(Path(folder, f'.{rank}.lock' if rank else '.lock'), folder)
+
+def remove_left_locks(folder):
+    """Removes the lock files that killed ranks have left in a folder."""
+    for path in Path(folder).glob('.*.lock'):
+        try:
+            Lock(path, folder).close()
+        except Busy:
+            pass # of a rank that is at work

@@ -60,7 +60,7 @@ from files import (
     write_json,
     write_lines,
 )
-from locks import Lock, writing_in
+from locks import Lock, remove_left_locks, writing_in
 from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, kind_of, moments
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
@@ -307,6 +307,7 @@ def finish(cfg, encoder, kmeans, failures, left_out):
             'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
             **record(cfg)}
     write_json(Path(cfg.out) / 'info.json', info, f'.{ranks()[0]}')
+    remove_left_locks(cfg.out)
     print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
 
 def make_encoder(cfg, centroids, device):

@@ -218,3 +218,10 @@ def test_two_writers_of_one_name_and_a_name_that_is_taken_meanwhile(tmp_path):
         tmp.mkdir()
         (tmp_path / 'b' / 'c').mkdir(parents=True)
     assert os.listdir(tmp_path / 'b') == ['c'] and len(os.listdir(tmp_path)) == 2
+
+def test_locks_of_killed_ranks_are_removed_and_those_of_others_are_not(tmp_path):
+    for name in ('.1.lock', '.2.lock'):
+        (tmp_path / name).write_text('{"host": "a", "pid": 1, "kernel": "another"}')
+    with Lock(tmp_path / '.3.lock', tmp_path):
+        locks.remove_left_locks(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ['.3.lock']
