@@ -105,7 +105,8 @@ def scores(folder, dtype):
         return [f'eval.json is not what eval.py writes: {FILL_IN}']
     if evaluation.get('model') != _weights(folder):
         return [f'eval.json is of other weights than these: {FILL_IN}']
-    lines = [f'Measured by nanoSLM on the weights before they were converted to {dtype}.', '',
+    lines = ['Measured by nanoSLM on the folder that this one was exported from, '
+             f'whose weights may be finer than {dtype}.', '',
              '| task | value | standard error | n |', '|---|---|---|---|']
     for name, row in evaluation['results'].items():
         scale, digits = (100, 1) if in_percent(name) else (1, 3)
