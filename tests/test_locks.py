@@ -77,9 +77,13 @@ def test_a_lock_ends_with_its_process_also_where_that_is_killed(tmp_path):
 
 def test_a_lock_waits_as_long_as_it_is_told(tmp_path):
     first = Lock(tmp_path / 'a', 'a')
-    threading.Timer(0.3, first.close).start()
+    with pytest.raises(Busy):
+        Lock(tmp_path / 'a', 'a')
+    start = time.monotonic()
+    threading.Timer(0.5, first.close).start()
     with Lock(tmp_path / 'a', 'a', wait=20):
-        pass
+        assert time.monotonic() - start >= 0.5
+        assert json.loads((tmp_path / 'a').read_text())['pid'] == os.getpid()
 
 @pytest.mark.parametrize('place', ['file/x', '/proc/x'])
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
