@@ -1,7 +1,6 @@
 """
-The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its
-numbers equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C
-channels:
+The decoder of the text model families whose tables are in hub/families.py. Its numbers equal those
+of transformers. As in Llama and Qwen2.5, each layer updates a row x of C channels:
 
     x += O attention(rope(q), rope(k), v)    q | k | v = QKV norm(x) + b    norm(x) = w x / sqrt(mean(x^2) + eps)
     x += D (silu(g) * u)                     g | u = U norm(x)              logits = E norm(x)
@@ -9,7 +8,8 @@ channels:
 
 The other families differ by flags of GPTConfig: LayerNorm, an MLP without a gate, learned positions
 (OPT), a bias that grows with distance (Bloom's ALiBi), rotation of a part of each head and parallel
-residuals (Pythia), soft-caps, sliding windows and norms on both sides (Gemma2).
+residuals (Pythia), soft-caps, sliding windows and norms on both sides (Gemma2), norms of q and k
+(Qwen3), layers without positions (SmolLM3), norms behind each branch (OLMo).
 
 A row may pack several documents: doc_start[t] is the index at which the document of token t begins.
 Attention stays inside a document, and positions restart there. The table E has V rows, padded in
@@ -22,7 +22,6 @@ memory to a multiple of 256. Padding rows are zero, never targets, never sampled
 
 Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary
 """
-import math
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +40,7 @@ from hub import folders
 from hub.families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
+from kernels.positions import alibi_slopes, rotary_table
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
@@ -49,7 +49,10 @@ OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t +
 # the decoder
 
 class _RMSNorm(torch.autograd.Function):
-    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half the passes that autograd takes."""
+    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half the passes that autograd takes.
+
+    x is (..., C), w is (C,); or heads have weights of their own, x (..., heads, C) and w (heads, C).
+    """
     @staticmethod
     def forward(ctx, x, w, eps):
         x_fp32 = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -63,9 +66,23 @@ class _RMSNorm(torch.autograd.Function):
         x, w, r = ctx.saved_tensors
         unit = x * r # (..., C), at least float32
         dot = unit * dy
-        dw = dot.flatten(0, -2).sum(0).to(w.dtype)
-        mean = (dot @ w.to(dot.dtype)).div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
+        dw = dot.flatten(0, -1 - w.ndim).sum(0).to(w.dtype)
+        w_dot = dot @ w.to(dot.dtype) if w.ndim == 1 else torch.linalg.vecdot(dot, w.to(dot.dtype))
+        mean = w_dot.div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
         return (dy * w).to(unit.dtype).addcmul_(unit, mean).mul_(r).to(x.dtype), dw, None
+
+def rms_norm(x, w, eps):
+    """x w / sqrt(mean(x^2) + eps), of x and w as _RMSNorm has them."""
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, w, eps)
+    if not x.is_cpu or x.dtype != torch.float32:
+        if w.ndim == 2:
+            return (torch.rms_norm(x, w.shape[-1:], eps=eps) * w).to(x.dtype)
+        return torch.rms_norm(x, w.shape, w, eps).to(x.dtype)
+    # On a CPU, rms_norm makes twice as many calls as this.
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    r = torch.full_like(length, eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_()
+    return r.mul(x).mul_(w)
 
 class Norm(nn.Module):
     def __init__(self, cfg):
@@ -79,15 +96,27 @@ class Norm(nn.Module):
     def forward(self, x):
         if self.kind == 'layer':
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
-        if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, w, self.eps)
-        if not x.is_cpu or x.dtype != torch.float32:
-            return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
-        # On a CPU, rms_norm makes twice as many calls as this.
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = torch.full_like(length, self.eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_()
-        return r.mul(x).mul_(w)
+        return rms_norm(x, self.weight if self.kind == 'rms' else 1 + self.weight.float(), self.eps)
+
+class QKNorm(nn.Module):
+    """RMSNorm of q and k: with cfg.qk_norm 'head' of each head, with 'width' over all heads of q, and of k."""
+    def __init__(self, cfg):
+        super().__init__()
+        self.eps = cfg.norm_eps
+        self.heads = cfg.n_head, cfg.n_kv_head
+        self.by_head = cfg.qk_norm == 'head'
+        n_weights = [1, 1] if self.by_head else self.heads
+        self.weight = nn.Parameter(torch.ones(sum(n_weights) * cfg.head_dim)) # of q, then of k
+
+    def forward(self, qk):
+        """(B, T, H + HK, D), q before k -> the same"""
+        if self.by_head:
+            w = torch.cat([part.expand(n, -1) for part, n in zip(self.weight.view(2, 1, -1), self.heads)])
+            return rms_norm(qk, w, self.eps)
+        parts = qk.flatten(2).split([heads * qk.size(-1) for heads in self.heads], -1)
+        weights = self.weight.split([part.size(-1) for part in parts])
+        normed = [rms_norm(part, w, self.eps) for part, w in zip(parts, weights)]
+        return torch.cat(normed, -1).view(qk.shape)
 
 def _rotate(x, cos, sin):
     x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
@@ -104,16 +133,6 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
-
-def alibi_slopes(n_head):
-    """ALiBi's slopes (2108.12409), (H,) float32: 2^(-8 i / H), i = 1..H, if H is a power of 2.
-
-    Else they are those of the power of 2 below H, then every second slope of twice that power.
-    """
-    power = 2 ** int(math.log2(n_head))
-    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)]
-    return torch.tensor(slopes)
 
 class Cache:
     """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
@@ -155,6 +174,7 @@ class Block(nn.Module):
 
     pre         x + f(norm(x))            sandwich    x + norm'(f(norm(x)))
     post        norm(x + f(x))            parallel    x + f1(norm1(x)) + f2(norm2(x))
+    after       x + norm(f(x))
 
     recompute: 'none', 'selective' (what lies between matrix products) or 'full' (in GPT.forward).
     """
@@ -164,10 +184,12 @@ class Block(nn.Module):
         self.layer = layer
         self.recompute = recompute
         H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
-        window = cfg.window if layer % 2 == 0 else 0
+        self.rope = cfg.rope_of(layer)
+        window = cfg.window if cfg.windowed[layer] else 0
         self.options = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap, 'window': window}
         self.norm1, self.norm2 = Norm(cfg), Norm(cfg)
         self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
+        self.qk_norm = QKNorm(cfg) if cfg.qk_norm != 'none' else None
         self.out = nn.Linear(H * D, C, bias=cfg.bias)
         self.up = nn.Linear(C, (1 + cfg.gated) * cfg.n_ffn, bias=cfg.bias) # g | u, or u alone
         self.down = nn.Linear(cfg.n_ffn, C, bias=cfg.bias)
@@ -184,6 +206,8 @@ class Block(nn.Module):
         qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
         qk = qkv.narrow(2, 0, H + HK)
         v = qkv.narrow(2, H + HK, HK)
+        if self.qk_norm is not None:
+            qk = self.qk_norm(qk)
         if rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
             if R == qk.size(-1):
@@ -219,6 +243,9 @@ class Block(nn.Module):
             case 'post':
                 x = self.norm1(x + self.attend(_identity, x, *context))
                 return self.norm2(x + self.mlp(_identity, x))
+            case 'after':
+                x = x + self.norm1(self.attend(_identity, x, *context))
+                return x + self.norm2(self.mlp(_identity, x))
             case 'sandwich':
                 x = x + self.post1(self.attend(self.norm1, x, *context))
                 return x + self.post2(self.mlp(self.norm2, x))
@@ -265,23 +292,10 @@ class GPT(nn.Module):
         """(padded rows, n_word)"""
         return self.embed if self.head is None else self.head
 
-    def rope_frequencies(self, device=None, stretched=True):
-        """Radians a position of each rotated pair, (n_rope / 2,); stretched: with the model's rope_scaling, if any."""
-        R = self.cfg.n_rope
-        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=device).float() / R) # (R/2,)
-        if self.cfg.rope_scaling is not None and stretched:
-            # llama3: long wavelengths are stretched, short ones stay, with a ramp in between.
-            factor, low, high, original = self.cfg.rope_scaling
-            ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-            freq = freq * (ramp + (1 - ramp) / factor)
-        return freq
-
     def rotary(self, positions):
-        """cos and sin of int positions (...,): (..., n_rope), sin negated in the first half."""
-        freq = self.rope_frequencies(positions.device)
-        angle = positions[..., None].float() * freq
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        """{kind of cfg.rope_of: cos and sin of int positions (...,), each (..., n_rope)}; None has None."""
+        kinds = dict.fromkeys(block.rope for block in self.layers)
+        return {kind: kind and rotary_table(self.cfg, positions, kind == 'full') for kind in kinds}
 
     def forward(self, tokens, doc_start=None, cache=None, hidden_span=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
@@ -307,21 +321,20 @@ class GPT(nn.Module):
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as in transformers
         if self.word_in is not None:
             x = self.word_in(x)
-        rope = slopes = None
-        if cfg.position == 'rope':
-            tables = self.rotary(column[:, None]) if cache is None else cache.rope
-            rows = slice(begin, begin + T) if doc_start is None else position
-            rope = [table[rows] for table in tables] # (T, 1, R) or (B, T, 1, R)
-        elif cfg.position == 'learned':
+        slopes = None
+        ropes = self.rotary(column[:, None]) if cache is None else cache.rope
+        rows = slice(begin, begin + T) if doc_start is None else position
+        ropes = {kind: rope and [table[rows] for table in rope] for kind, rope in ropes.items()} # (T or B, T, 1, R)
+        if cfg.position == 'learned':
             if begin + T > cfg.n_positions:
                 raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
             x = x + F.embedding(position + OPT_OFFSET, self.positions)
-        else:
+        elif cfg.position == 'alibi':
             slopes = alibi_slopes(cfg.n_head).to(x.device)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        context = rope, slopes, docs, backend, cache
         for block in self.layers:
+            context = ropes[block.rope], slopes, docs, backend, cache
             full = block.recompute == 'full' and torch.is_grad_enabled()
             x = recomputed(block, x, *context) if full else block(x, *context)
         if cache is not None:
@@ -493,7 +506,8 @@ class GPT(nn.Module):
         """Hugging Face's name of each tensor -> the view of a parameter that holds it."""
         cfg = self.cfg
         H, D = cfg.n_head, cfg.head_dim
-        stacked = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn]}
+        stacked = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn],
+                   'qk_norm': [D, D] if cfg.qk_norm == 'head' else [H * D, cfg.n_kv_head * D]}
         tensors = {}
         for name, p in self.named_parameters():
             p = p.detach()

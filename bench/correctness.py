@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, ROOT, parse_dry, save, table
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
-from model import alibi_slopes
+from kernels.positions import alibi_slopes
 
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 # {head size: (query heads, key heads)} of Qwen2.5-0.5B, Qwen2.5-7B and Gemma2-2B.

@@ -17,6 +17,7 @@ import torch
 from configurator import Refused, refuse_unwritable
 from files import atomically, read_json
 from hub.tokenizer import QWEN2_SPLIT, bytes_of_characters, export_tokenizer, merges_of
+from kernels.positions import rope_frequencies
 
 PACKAGE = 'gguf==0.19.0'
 FAMILIES = ('llama', 'qwen2')
@@ -56,7 +57,7 @@ def gguf_tensors(model):
                 tensors[name] = permuted(tensors[name], n_head)
     if cfg.rope_scaling:
         # llama.cpp divides the angles by these.
-        tensors['rope_freqs.weight'] = model.rope_frequencies(stretched=False) / model.rope_frequencies()
+        tensors['rope_freqs.weight'] = rope_frequencies(cfg, stretched=False) / rope_frequencies(cfg)
     return tensors
 
 def check_shape(cfg, tensors, dtype):
