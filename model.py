@@ -41,6 +41,7 @@ from hub.families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 from kernels.positions import alibi_slopes, rotary_table
+from kernels.qk_norm import qk_norm
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
@@ -49,10 +50,7 @@ OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t +
 # the decoder
 
 class _RMSNorm(torch.autograd.Function):
-    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half the passes that autograd takes.
-
-    x is (..., C), w is (C,); or heads have weights of their own, x (..., heads, C) and w (heads, C).
-    """
+    """w x r with r = 1 / sqrt(mean(x^2) + eps), in half the passes that autograd takes."""
     @staticmethod
     def forward(ctx, x, w, eps):
         x_fp32 = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -66,23 +64,9 @@ class _RMSNorm(torch.autograd.Function):
         x, w, r = ctx.saved_tensors
         unit = x * r # (..., C), at least float32
         dot = unit * dy
-        dw = dot.flatten(0, -1 - w.ndim).sum(0).to(w.dtype)
-        w_dot = dot @ w.to(dot.dtype) if w.ndim == 1 else torch.linalg.vecdot(dot, w.to(dot.dtype))
-        mean = w_dot.div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
+        dw = dot.flatten(0, -2).sum(0).to(w.dtype)
+        mean = (dot @ w.to(dot.dtype)).div_(-x.size(-1)).unsqueeze(-1) # -mean(w dy x r)
         return (dy * w).to(unit.dtype).addcmul_(unit, mean).mul_(r).to(x.dtype), dw, None
-
-def rms_norm(x, w, eps):
-    """x w / sqrt(mean(x^2) + eps), of x and w as _RMSNorm has them."""
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, w, eps)
-    if not x.is_cpu or x.dtype != torch.float32:
-        if w.ndim == 2:
-            return (torch.rms_norm(x, w.shape[-1:], eps=eps) * w).to(x.dtype)
-        return torch.rms_norm(x, w.shape, w, eps).to(x.dtype)
-    # On a CPU, rms_norm makes twice as many calls as this.
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    r = torch.full_like(length, eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_()
-    return r.mul(x).mul_(w)
 
 class Norm(nn.Module):
     def __init__(self, cfg):
@@ -96,27 +80,15 @@ class Norm(nn.Module):
     def forward(self, x):
         if self.kind == 'layer':
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return rms_norm(x, self.weight if self.kind == 'rms' else 1 + self.weight.float(), self.eps)
-
-class QKNorm(nn.Module):
-    """RMSNorm of q and k: with cfg.qk_norm 'head' of each head, with 'width' over all heads of q, and of k."""
-    def __init__(self, cfg):
-        super().__init__()
-        self.eps = cfg.norm_eps
-        self.heads = cfg.n_head, cfg.n_kv_head
-        self.by_head = cfg.qk_norm == 'head'
-        n_weights = [1, 1] if self.by_head else self.heads
-        self.weight = nn.Parameter(torch.ones(sum(n_weights) * cfg.head_dim)) # of q, then of k
-
-    def forward(self, qk):
-        """(B, T, H + HK, D), q before k -> the same"""
-        if self.by_head:
-            w = torch.cat([part.expand(n, -1) for part, n in zip(self.weight.view(2, 1, -1), self.heads)])
-            return rms_norm(qk, w, self.eps)
-        parts = qk.flatten(2).split([heads * qk.size(-1) for heads in self.heads], -1)
-        weights = self.weight.split([part.size(-1) for part in parts])
-        normed = [rms_norm(part, w, self.eps) for part, w in zip(parts, weights)]
-        return torch.cat(normed, -1).view(qk.shape)
+        w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, w, self.eps)
+        if not x.is_cpu or x.dtype != torch.float32:
+            return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
+        # On a CPU, rms_norm makes twice as many calls as this.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = torch.full_like(length, self.eps).addcmul_(length, length, value=1 / x.size(-1)).rsqrt_()
+        return r.mul(x).mul_(w)
 
 def _rotate(x, cos, sin):
     x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
@@ -189,7 +161,8 @@ class Block(nn.Module):
         self.options = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap, 'window': window}
         self.norm1, self.norm2 = Norm(cfg), Norm(cfg)
         self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
-        self.qk_norm = QKNorm(cfg) if cfg.qk_norm != 'none' else None
+        n_weights = {'none': 0, 'head': 2 * D, 'width': (H + HK) * D}[cfg.qk_norm]
+        self.qk_norm = nn.Parameter(torch.ones(n_weights)) if n_weights else None # of q, then of k
         self.out = nn.Linear(H * D, C, bias=cfg.bias)
         self.up = nn.Linear(C, (1 + cfg.gated) * cfg.n_ffn, bias=cfg.bias) # g | u, or u alone
         self.down = nn.Linear(cfg.n_ffn, C, bias=cfg.bias)
@@ -207,13 +180,14 @@ class Block(nn.Module):
         qk = qkv.narrow(2, 0, H + HK)
         v = qkv.narrow(2, H + HK, HK)
         if self.qk_norm is not None:
-            qk = self.qk_norm(qk)
+            qk = qk_norm(qk, self.qk_norm, self.cfg.norm_eps, H)
         if rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
             if R == qk.size(-1):
                 qk = rotate(qk, *rope)
             else:
                 qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
+        qk = qk.to(v.dtype) # norms give float32
         q = qk.narrow(2, 0, H)
         k = qk.narrow(2, H, HK)
         options = {**self.options, 'slopes': slopes}

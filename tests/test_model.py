@@ -29,6 +29,8 @@ SMALL_BLOOM = {'n_layer' if key == 'num_hidden_layers' else key: value for key, 
 LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
           'original_max_position_embeddings': 64, 'rope_theta': 1e4}
 PLAIN = {'rope_type': 'default', 'rope_theta': 1e4}
+YARN = {'rope_type': 'yarn', 'factor': 8.0, 'original_max_position_embeddings': 32, 'beta_fast': 4.0,
+        'beta_slow': 1.0, 'rope_theta': 5e4}
 SHAPES = { # what differs from model to model
     'qwen2, 14 heads over 2, tied, odd vocabulary': transformers.Qwen2Config(
         vocab_size=321, hidden_size=112, num_attention_heads=14, num_key_value_heads=2, intermediate_size=72,
@@ -46,6 +48,39 @@ SHAPES = { # what differs from model to model
         vocab_size=301, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=256,
         intermediate_size=60, query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
         sliding_window=9, **SMALL | {'num_hidden_layers': 3}),
+    'gemma2, windows on other layers': transformers.Gemma2Config(
+        vocab_size=301, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=60, sliding_window=9,
+        layer_types=['full_attention', 'sliding_attention', 'sliding_attention'], **SMALL | {'num_hidden_layers': 3}),
+    'qwen3, 7 heads of 16 over one, untied': transformers.Qwen3Config(
+        vocab_size=321, hidden_size=56, num_attention_heads=7, num_key_value_heads=1, head_dim=16,
+        intermediate_size=72, rope_parameters=PLAIN, tie_word_embeddings=False, **SMALL),
+    'qwen3, one layer, heads of 128, tied': transformers.Qwen3Config(
+        vocab_size=256, hidden_size=40, num_attention_heads=2, num_key_value_heads=2, head_dim=128,
+        intermediate_size=72, rope_parameters=PLAIN, tie_word_embeddings=True, **SMALL | {'num_hidden_layers': 1}),
+    'qwen3, scaled by YaRN': transformers.Qwen3Config(
+        vocab_size=321, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=72, rope_parameters=YARN, tie_word_embeddings=True, **SMALL),
+    'smollm3, 9 heads over 3, rope on 4 of 5 layers': transformers.SmolLM3Config(
+        vocab_size=259, hidden_size=72, num_attention_heads=9, num_key_value_heads=3, intermediate_size=64,
+        **SMALL | {'num_hidden_layers': 5}),
+    'smollm3, a window on the layers without rope, untied': transformers.SmolLM3Config(
+        vocab_size=300, hidden_size=48, num_attention_heads=6, num_key_value_heads=2, intermediate_size=64,
+        use_sliding_window=True, sliding_window=7, no_rope_layers=[0, 1, 0], tie_word_embeddings=False,
+        rope_parameters=PLAIN, **SMALL | {'num_hidden_layers': 3}),
+    'olmo2, 9 heads over 3': transformers.Olmo2Config(
+        vocab_size=300, hidden_size=72, num_attention_heads=9, num_key_value_heads=3, intermediate_size=64,
+        rope_parameters=PLAIN, **SMALL),
+    'olmo2, one layer, tied': transformers.Olmo2Config(
+        vocab_size=256, hidden_size=48, num_attention_heads=4, intermediate_size=64, rms_norm_eps=1e-6,
+        rope_parameters=PLAIN, tie_word_embeddings=True, **SMALL | {'num_hidden_layers': 1}),
+    'olmo3, windows shorter than the text, YaRN on the other layers': transformers.Olmo3Config(
+        vocab_size=300, hidden_size=60, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64,
+        sliding_window=9, rope_parameters={'full_attention': YARN, 'sliding_attention': PLAIN},
+        **SMALL | {'num_hidden_layers': 4}),
+    'olmo3, one rope, windows on other layers, tied': transformers.Olmo3Config(
+        vocab_size=256, hidden_size=48, num_attention_heads=6, num_key_value_heads=2, intermediate_size=64,
+        sliding_window=5, layer_types=['full_attention', 'sliding_attention'], tie_word_embeddings=True, **SMALL),
     'gpt_neox, a quarter of each head rotated': transformers.GPTNeoXConfig(
         vocab_size=277, hidden_size=96, num_attention_heads=4, intermediate_size=100,
         rope_parameters=PLAIN | {'partial_rotary_factor': 0.25}, **SMALL),
@@ -239,6 +274,17 @@ def test_the_model_compiles_whole():
                 results.append((loss, *torch.autograd.grad(loss, model.parameters())))
         assert all(map(torch.equal, *results))
 
+def test_shards_are_read_and_written(pair, tmp_path, monkeypatch):
+    reference, model, _ = pair
+    reference.save_pretrained(tmp_path / 'theirs', max_shard_size='40KB')
+    monkeypatch.setattr(hub, 'SHARD_BYTES', 40_000)
+    GPT.from_pretrained(tmp_path / 'theirs').save_pretrained(tmp_path / 'ours')
+    tokens = some_tokens(model.cfg.vocab_size, 2, 20)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'ours', attn_implementation='eager')
+    for folder in ('theirs', 'ours'):
+        assert len(list((tmp_path / folder).glob('model-*.safetensors'))) > 1
+    assert torch.equal(logits_of(loaded, tokens), logits_of(reference, tokens))
+
 def test_shards_and_bf16_load_everywhere_and_stale_shards_go(small, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, 'SHARD_BYTES', 10_000)
     small.save_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -307,7 +353,39 @@ HUB = {
          'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'sliding_window': 4096,
          'vocab_size': 256000},
         dict(window=4096, attn_softcap=50.0, logit_softcap=30.0, norm='rms+1', residual='sandwich', tied=True),
-        2_614_341_888)}
+        2_614_341_888),
+    'Qwen/Qwen3-0.6B-Base': (
+        {'model_type': 'qwen3', 'attention_bias': False, 'bos_token_id': 151643, 'eos_token_id': 151643,
+         'head_dim': 128, 'hidden_act': 'silu', 'hidden_size': 1024, 'intermediate_size': 3072,
+         'max_position_embeddings': 32768, 'max_window_layers': 28, 'num_attention_heads': 16, 'num_hidden_layers': 28,
+         'num_key_value_heads': 8, 'rms_norm_eps': 1e-6, 'rope_scaling': None, 'rope_theta': 1000000,
+         'sliding_window': None, 'tie_word_embeddings': True, 'use_sliding_window': False, 'vocab_size': 151936},
+        dict(head_dim=128, qk_norm='head', qkv_bias=False, tied=True, rope_theta=1e6, window=0), 596_049_920),
+    'HuggingFaceTB/SmolLM3-3B-Base': (
+        {'model_type': 'smollm3', 'attention_bias': False, 'bos_token_id': 128000, 'eos_token_id': 128001,
+         'hidden_act': 'silu', 'hidden_size': 2048, 'intermediate_size': 11008, 'max_position_embeddings': 65536,
+         'max_window_layers': 28, 'mlp_bias': False, 'no_rope_layer_interval': 4, 'no_rope_layers': [1, 1, 1, 0] * 9,
+         'num_attention_heads': 16, 'num_hidden_layers': 36, 'num_key_value_heads': 4, 'rms_norm_eps': 1e-6,
+         'rope_scaling': None, 'rope_theta': 5000000.0, 'sliding_window': None, 'use_sliding_window': False,
+         'vocab_size': 128256},
+        dict(rotated=(True, True, True, False) * 9, windowed=(False,) * 36, rope_theta=5e6, tied=True, window=0),
+        3_075_098_624),
+    'allenai/OLMo-2-0425-1B': (
+        {'model_type': 'olmo2', 'attention_bias': False, 'eos_token_id': 100257, 'hidden_act': 'silu',
+         'hidden_size': 2048, 'intermediate_size': 8192, 'max_position_embeddings': 4096, 'num_attention_heads': 16,
+         'num_hidden_layers': 16, 'num_key_value_heads': 16, 'rms_norm_eps': 1e-6, 'rope_scaling': None,
+         'rope_theta': 500000, 'tie_word_embeddings': False, 'vocab_size': 100352},
+        dict(qk_norm='width', residual='after', norm_eps=1e-6, tied=False, rope_theta=5e5), 1_484_916_736),
+    'allenai/Olmo-3-1025-7B': ( # as transformers 4.57 writes it
+        {'model_type': 'olmo3', 'attention_bias': False, 'eos_token_id': 100257, 'hidden_act': 'silu',
+         'hidden_size': 4096, 'intermediate_size': 11008, 'max_position_embeddings': 65536, 'num_attention_heads': 32,
+         'layer_types': ['sliding_attention'] * 3 + ['full_attention'], 'num_hidden_layers': 4,
+         'num_key_value_heads': 32, 'rms_norm_eps': 1e-6, 'rope_theta': 500000, 'sliding_window': 4096,
+         'rope_scaling': {'attention_factor': 1.2079441541679836, 'beta_fast': 32.0, 'beta_slow': 1.0, 'factor': 8.0,
+                          'original_max_position_embeddings': 8192, 'rope_type': 'yarn'},
+         'tie_word_embeddings': False, 'vocab_size': 100278},
+        dict(window=4096, windowed=(True, True, True, False), layer_ropes=True, window_theta=None,
+             yarn=(8.0, 8192, 1.2079441541679836, 32.0, 1.0)), 1_631_047_680)}
 
 @pytest.mark.parametrize('name', HUB)
 def test_configs_of_the_hub(name):
@@ -331,6 +409,70 @@ def test_a_softcap_that_is_null_is_none_and_one_that_is_absent_is_the_family_s()
     assert cfg.to_hf()['attn_logit_softcapping'] is None
     assert GPTConfig.from_hf(cfg.to_hf()) == cfg
 
+# What config.json of a family says, and the one line that it is refused with.
+CONTRADICTIONS = {
+    'rope of too few layers': ('smollm3', {'no_rope_layers': [1, 0]},
+                               'no_rope_layers has 2 entries, expected one for each of 4 layers; take the config.json'),
+    'rope of too many layers': ('smollm3', {'no_rope_layers': [1, 1, 1, 0] * 2}, 'no_rope_layers has 8 entries'),
+    'rope that is no flag': ('smollm3', {'no_rope_layers': [1, 2, 1, 0]}, 'no_rope_layers has 2, expected 1 or 0 for'),
+    'windows of too few layers': ('olmo3', {'layer_types': ['full_attention']}, 'layer_types has 1 entries, expected'),
+    'a kind of layer': ('olmo3', {'layer_types': ['linear_attention'] * 4},
+                        "layer_types has 'linear_attention', expected 'sliding_attention' or 'full_attention' for"),
+    'windows where none are used': ('smollm3', {'layer_types': ['sliding_attention'] * 4, 'use_sliding_window': False,
+                                                'sliding_window': 9}, 'layer_types has sliding_attention'),
+    'a window of no size': ('olmo3', {'sliding_window': None}, 'window must be a positive integer, got 0, where'),
+    'a window of a negative size': ('gemma2', {'sliding_window': -1}, 'window must be a positive integer, got -1'),
+    'windows of a family without': ('qwen3', {'layer_types': ['sliding_attention'] * 4},
+                                    "layer_types has 'sliding_attention', expected 'full_attention' for each layer"),
+    'windows of Qwen3': ('qwen3', {'use_sliding_window': True}, 'use_sliding_window True is not supported, expected F'),
+    'biases': ('qwen3', {'attention_bias': True}, 'attention_bias True is not supported, expected False'),
+    'one rope for all': ('olmo3', {'rope_parameters': {'rope_theta': 1e4}}, 'expected full_attention and sliding_'),
+    'a rope for each kind': ('qwen3', {'rope_parameters': {'full_attention': {'rope_theta': 1e4}}},
+                             'expected those of all layers'),
+    'a scaled window': ('olmo3', {'rope_parameters': {'sliding_attention': YARN, 'full_attention': YARN}},
+                        "rope_type 'yarn' of sliding_attention is not supported, expected 'default'"),
+    'another YaRN': ('qwen3', {'rope_parameters': YARN | {'mscale': 2.0}}, 'mscale 2.0 of yarn is not supported'),
+    'YaRN without a factor': ('qwen3', {'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}},
+                              "'factor' is missing"),
+    'another scaling': ('qwen3', {'rope_scaling': {'rope_type': 'dynamic'}}, "rope_type 'dynamic' is not supported")}
+
+@pytest.mark.parametrize('case', CONTRADICTIONS)
+def test_a_config_that_contradicts_itself_is_one_line_that_names_the_key(case):
+    family, changes, message = CONTRADICTIONS[case]
+    hf = GPTConfig(family=family, vocab_size=300, n_layer=4, n_embd=32).to_hf()
+    if 'rope_scaling' in changes:
+        hf.pop('rope_parameters', None)
+    with pytest.raises(Refused, match=message) as error:
+        GPTConfig.from_hf(hf | changes, 'x/config.json')
+    assert str(error.value).startswith('x/config.json: ') and '\n' not in str(error.value)
+
+@pytest.mark.parametrize('model_type, extra, what', [
+    ('qwen3_5_text', {}, 'Gated DeltaNet layers'), ('qwen3_next', {}, 'Gated DeltaNet layers'),
+    ('lfm2', {}, 'short convolutions'), ('gemma3_text', {}, 'q/k norms with weights 1'),
+    ('gemma4', {}, 'embeddings in each layer'), ('qwen3_moe', {'num_experts': 128}, 'a mixture of experts'),
+    ('olmoe', {'num_experts': 64}, 'a mixture of experts'), ('mixtral', {'num_local_experts': 8}, 'a mixture of exp')])
+def test_a_family_that_is_not_near_is_refused_by_name_with_what_it_is(model_type, extra, what):
+    with pytest.raises(Refused, match=f"x: model_type '{model_type}' is not supported: it has {what}") as error:
+        GPTConfig.from_hf({'model_type': model_type, **extra}, 'x')
+    assert '\n' not in str(error.value)
+
+@pytest.mark.parametrize('family', ['qwen3', 'olmo2'])
+def test_norms_of_q_and_k_that_are_missing_or_of_another_width_are_named(family, tmp_path):
+    GPT(GPTConfig(family=family, **TINY)).save_pretrained(tmp_path)
+    name = 'model.layers.1.self_attn.k_norm.weight'
+    width = 8 if family == 'qwen3' else 16
+    change_tensors({name: torch.ones(5)})(tmp_path)
+    with pytest.raises(Refused, match=fr'{name} is \(5,\), expected \({width},\)'):
+        GPT.from_pretrained(tmp_path)
+    change_tensors({name: None})(tmp_path)
+    with pytest.raises(Refused, match=f'{name} is missing'):
+        GPT.from_pretrained(tmp_path)
+
+def test_without_no_rope_layers_its_interval_says_which_as_in_transformers():
+    hf = transformers.SmolLM3Config(num_hidden_layers=7, no_rope_layer_interval=3).to_dict()
+    cfg = GPTConfig.from_hf({key: value for key, value in hf.items() if key != 'no_rope_layers'})
+    assert [int(rotated) for rotated in cfg.rotated] == hf['no_rope_layers'] == [1, 1, 0, 1, 1, 0, 1]
+
 def test_a_row_longer_than_the_learned_positions_is_refused():
     model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
     assert model(some_tokens(300, 1, 16)).isfinite().all()
@@ -339,14 +481,16 @@ def test_a_row_longer_than_the_learned_positions_is_refused():
 
 # ---- vocabulary
 
-def a_text_model(tied=False):
+def a_text_model(tied=False, family='qwen2'):
     torch.manual_seed(2)
-    return GPT(GPTConfig(vocab_size=300, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, head_dim=8, n_ffn=16, tied=tied))
+    return GPT(GPTConfig(family=family, vocab_size=300, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, head_dim=8,
+                         n_ffn=16, tied=tied))
 
+@pytest.mark.parametrize('family', ['qwen2', 'qwen3', 'smollm3', 'olmo2', 'olmo3'])
 @pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize('new_rows', ['hf', 'mean', 'normal'])
-def test_a_joint_vocabulary_keeps_text_rows_bit_for_bit(new_rows, tied):
-    model = a_text_model(tied)
+def test_a_joint_vocabulary_keeps_text_rows_bit_for_bit(new_rows, tied, family):
+    model = a_text_model(tied, family)
     vocab = Vocab('joint', n_text=290, n_units=500, tokenizer='t', units='u')
     old = [t.detach().clone() for t in (model.embed, model.head_weight)]
     model.extend_vocabulary(vocab, new_rows, torch.Generator().manual_seed(0))
@@ -586,9 +730,7 @@ BROKEN = {
     'config lacks a field': (configure(hidden_size='gone'), "config.json: 'hidden_size' is missing"),
     'another family': (configure(model_type='mamba'), "model_type 'mamba' is not supported"),
     'another activation': (configure(hidden_act='gelu'), "hidden_act 'gelu' is not supported, expected 'silu'"),
-    'another rotary scaling': (configure(rope_scaling={'type': 'yarn'}), "rope_type 'yarn' is not supported"),
-    'layers of other kinds': (configure(model_type='gemma2', hidden_activation='gelu_pytorch_tanh',
-                                        layer_types=['full_attention'] * 2), r"layer_types \['full_attention', 'full"),
+    'another rotary scaling': (configure(rope_scaling={'type': 'linear'}), "rope_type 'linear' is not supported"),
     'heads that do not divide': (configure(num_key_value_heads=3), 'n_head 4 is not a multiple of n_kv_head 3'),
     'an index out of the folder': (index({NORM: '../a.safetensors'}), "'../a.safetensors' is no file name"),
     'an absolute index': (index({NORM: '/etc/a.safetensors'}), 'is no file name of this folder'),

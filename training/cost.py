@@ -52,11 +52,13 @@ def _saved_per_token(cfg, word, stream):
     C, D, H, HK = cfg.n_embd, cfg.head_dim, cfg.n_head, cfg.n_kv_head
     # Each norm saves its input; torch's LayerNorm saves it in float32 under autocast.
     norm = 4 if cfg.norm == 'layer' and word == 2 else stream
-    norms = {'pre': 2 * norm, 'post': 2 * norm, 'sandwich': 2 * norm + 2 * word,
+    norms = {'pre': 2 * norm, 'post': 2 * norm, 'after': 2 * word, 'sandwich': 2 * norm + 2 * word,
              'parallel': norm if norm == stream else 2 * norm}[cfg.residual]
-    # Attention saves q | k | v, q | k before the rotation, its output and float32 statistics.
-    rotated = (H + HK) * (cfg.position == 'rope')
-    attention = word * D * (2 * H + 2 * HK + rotated) + 4 * H
+    # Attention saves q | k | v, q | k before their norm or rotation, its output and float32 statistics.
+    rotated = (cfg.position == 'rope') * sum(cfg.rotated) / cfg.n_layer # share of the layers
+    changed = 1 if cfg.qk_norm != 'none' else rotated
+    attention = word * D * (2 * H + 2 * HK + (H + HK) * changed) + 4 * H
+    attention += 4 * (H + HK) * (cfg.qk_norm != 'none') # the norms' 1 / length
     up = word * cfg.n_ffn * (1 + cfg.gated)
     n_mlp = 4 if cfg.gated else 1 if cfg.activation == 'relu' else 2 # tensors of n_ffn channels
     product_inputs = C * 2 * word # the norms' outputs
