@@ -98,7 +98,7 @@ def build_transformers(cfg):
     vars(modeling_qwen2).update(ORIGINAL_QWEN2)
     cfg = replace(cfg, vocab_size=cfg.rows)
     # With use_cache, transformers would not keep the documents of a row apart.
-    hf_config = transformers.Qwen2Config(**cfg.to_hf(), use_cache=False)
+    hf_config = transformers.AutoConfig.for_model(**cfg.to_hf(), use_cache=False)
     model = transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation='sdpa')
     def loss(tokens, doc_start, targets, position):
         return model(input_ids=tokens, position_ids=position, shift_labels=targets,

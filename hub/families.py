@@ -356,6 +356,7 @@ class GPTConfig:
         """The dict of config.json, which transformers 4 and 5 both read."""
         family = FAMILIES[self.family]
         hf = {'architectures': [family['architecture']], 'model_type': self.family, 'torch_dtype': dtype,
+              'pad_token_id': None, # else transformers would take the family's, which may be outside the vocabulary
               **family['only']}
         for field, key in family['fields'].items():
             value = getattr(self, field)
