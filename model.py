@@ -41,7 +41,7 @@ from hub.families import FAMILIES, GPTConfig
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 from kernels.positions import alibi_slopes, rotary_table
-from kernels.qk_norm import qk_norm
+from kernels.qk_norm import norm_rotate
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
@@ -180,14 +180,13 @@ class Block(nn.Module):
         qk = qkv.narrow(2, 0, H + HK)
         v = qkv.narrow(2, H + HK, HK)
         if self.qk_norm is not None:
-            qk = qk_norm(qk, self.qk_norm, self.cfg.norm_eps, H)
-        if rope is not None:
+            qk = norm_rotate(qk, self.qk_norm, self.cfg.norm_eps, H, rope)
+        elif rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
             if R == qk.size(-1):
                 qk = rotate(qk, *rope)
             else:
                 qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
-        qk = qk.to(v.dtype) # norms give float32
         q = qk.narrow(2, 0, H)
         k = qk.narrow(2, H, HK)
         options = {**self.options, 'slopes': slopes}

@@ -373,7 +373,9 @@ class GPTConfig:
             for rope_type, (field, keys) in ROPE_SCALING.items():
                 if getattr(self, field):
                     scaling = {'rope_type': rope_type, **dict(zip(keys, getattr(self, field)))}
-            hf |= {'rope_theta': self.rope_theta, 'rotary_emb_base': self.rope_theta, 'rope_scaling': scaling}
+            hf |= {'rope_theta': self.rope_theta, 'rope_scaling': scaling}
+            if 'rotary_pct' in family['fields'].values(): # Pythia in transformers 4
+                hf['rotary_emb_base'] = self.rope_theta
             if self.layer_ropes:
                 full = {'rope_type': 'default', 'rope_theta': self.rope_theta, **(scaling or {})}
                 window = {'rope_type': 'default', 'rope_theta': self.window_theta or self.rope_theta}
@@ -410,8 +412,13 @@ def _rope_of(hf, family):
     if window.get('rope_type', 'default') != 'default':
         raise Refused(f"rope_type {window['rope_type']!r} of sliding_attention is not supported, expected 'default'")
     fields = {'rope_theta': rope.get('rope_theta', theta)}
-    if window.get('rope_theta', fields['rope_theta']) != fields['rope_theta']:
-        fields['window_theta'] = window['rope_theta']
+    if family['flags']['layer_ropes']:
+        if 'rope_theta' not in window and theta != family['silent']['rope_theta']:
+            raise Refused(f"rope_theta {theta!r}: transformers 4 takes it for all layers, 5 for those without a "
+                          "window; expected rope_parameters, with a rope_theta for full_attention and one for "
+                          "sliding_attention")
+        window_theta = window.get('rope_theta', theta)
+        fields['window_theta'] = window_theta if window_theta != fields['rope_theta'] else None
     if 'partial_rotary_factor' in rope:
         fields['partial_rotary_factor'] = rope['partial_rotary_factor']
     if rope_type == 'yarn':

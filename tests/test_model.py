@@ -429,6 +429,8 @@ CONTRADICTIONS = {
     'one rope for all': ('olmo3', {'rope_parameters': {'rope_theta': 1e4}}, 'expected full_attention and sliding_'),
     'a rope for each kind': ('qwen3', {'rope_parameters': {'full_attention': {'rope_theta': 1e4}}},
                              'expected those of all layers'),
+    'a theta that is read in two ways': ('olmo3', {'rope_parameters': None, 'rope_theta': 1e4},
+                                         'rope_theta 10000.0: transformers 4 takes it for all layers, 5 for'),
     'a scaled window': ('olmo3', {'rope_parameters': {'sliding_attention': YARN, 'full_attention': YARN}},
                         "rope_type 'yarn' of sliding_attention is not supported, expected 'default'"),
     'another YaRN': ('qwen3', {'rope_parameters': YARN | {'mscale': 2.0}}, 'mscale 2.0 of yarn is not supported'),
