@@ -338,8 +338,9 @@ class GPTConfig:
         hf = {**SILENT, 'rope_theta': 1e4, **family.get('silent', {}), **hf}
         _check_supported(hf, family, path)
         interval = hf.get('no_rope_layer_interval')
-        if interval and hf['no_rope_layers'] is None:
-            hf['no_rope_layers'] = [int((layer + 1) % interval > 0) for layer in range(hf.get('num_hidden_layers', 0))]
+        n_layer = hf.get('num_hidden_layers')
+        if interval and hf['no_rope_layers'] is None and isinstance(n_layer, int):
+            hf['no_rope_layers'] = [int((layer + 1) % interval > 0) for layer in range(n_layer)]
         if hf.get('use_sliding_window') is False:
             hf['sliding_window'] = None
         try:
@@ -386,7 +387,7 @@ def _from_json(field, key, value):
     """The value of a field of GPTConfig, from that of its key in config.json."""
     values = VALUES.get(key, {})
     if isinstance(value, list): # several eos_token_id, or a value for each layer
-        unknown = [part for part in value if values and part not in values]
+        unknown = [part for part in value if values and part not in list(values)]
         if unknown:
             raise Refused(f"{key} has {unknown[0]!r}, expected {' or '.join(map(repr, values))} for each layer")
         return tuple(values.get(part, part) for part in value)
@@ -399,6 +400,8 @@ def _rope_of(hf, family):
     theta = hf['rope_theta']
     rope = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
     window = {}
+    if not isinstance(rope, dict):
+        raise Refused(f"rope_parameters or rope_scaling {rope!r}: expected an object")
     is_nested = 'full_attention' in rope or 'sliding_attention' in rope
     if hf.get('rope_parameters') and is_nested != family['flags']['layer_ropes']:
         expected = "those of all layers" if is_nested else "full_attention and sliding_attention in it"
@@ -406,6 +409,8 @@ def _rope_of(hf, family):
     if is_nested:
         window = rope.get('sliding_attention') or {}
         rope = rope.get('full_attention') or {}
+    if not isinstance(rope, dict) or not isinstance(window, dict):
+        raise Refused(f"rope_parameters {rope!r}, {window!r}: expected an object for each kind of layer")
     rope_type = rope.get('rope_type', rope.get('type', 'default'))
     if rope_type not in ('default', *ROPE_SCALING):
         raise Refused(f"rope_type {rope_type!r} is not supported, expected {', '.join(ROPE_SCALING)} or default")
@@ -423,8 +428,11 @@ def _rope_of(hf, family):
         fields['partial_rotary_factor'] = rope['partial_rotary_factor']
     if rope_type == 'yarn':
         rope = _yarn(rope, hf['max_position_embeddings'])
-    if rope_type in ROPE_SCALING:
-        field, keys = ROPE_SCALING[rope_type]
+    field, keys = ROPE_SCALING.get(rope_type, ('', ()))
+    for key, value in {'rope_theta': fields['rope_theta'], **{key: rope[key] for key in keys}}.items():
+        if not (isinstance(value, int | float) and value > 0):
+            raise Refused(f"{key} {value!r} of rope_parameters or rope_scaling: expected a number above 0")
+    if keys:
         fields[field] = tuple(rope[key] for key in keys)
     return fields
 
@@ -434,8 +442,9 @@ def _yarn(rope, n_positions):
         if rope.get(key, value) != value:
             raise Refused(f"{key} {rope[key]!r} of yarn is not supported, expected none")
     factor = rope['factor']
+    is_number = isinstance(factor, int | float)
     defaults = {'original_max_position_embeddings': n_positions, 'beta_fast': 32, 'beta_slow': 1,
-                'attention_factor': 0.1 * math.log(factor) + 1 if factor > 1 else 1.0}
+                'attention_factor': 0.1 * math.log(max(factor, 1)) + 1 if is_number else 1.0}
     return defaults | {key: value for key, value in rope.items() if value is not None}
 
 def _check_family(hf, path):
@@ -456,6 +465,11 @@ def _check_supported(hf, family, path):
         value = hf.get(key, expected)
         if value != expected:
             raise Refused(f"{path}: {key} {value!r} is not supported, expected {expected!r}")
-    others = set(hf['layer_types'] or ()) - {'full_attention'}
-    if others and 'windowed' not in family['fields']:
-        raise Refused(f"{path}: layer_types has {others.pop()!r}, expected 'full_attention' for each layer")
+    for key in ('layer_types', 'no_rope_layers'):
+        if not isinstance(hf[key], list | None):
+            raise Refused(f"{path}: {key} {hf[key]!r} is not supported, expected a list with an entry for each layer")
+    if hf['layer_types'] is not None and 'windowed' not in family['fields']:
+        others = [kind for kind in hf['layer_types'] if kind != 'full_attention']
+        if others or len(hf['layer_types']) != hf.get('num_hidden_layers'):
+            has = repr(others[0]) if others else f"{len(hf['layer_types'])} entries"
+            raise Refused(f"{path}: layer_types has {has}, expected 'full_attention' for each layer")
