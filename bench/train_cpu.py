@@ -8,7 +8,8 @@ A step is forward, backward, gradient clipping and fused AdamW on 4 rows of 512 
 document each or of documents of mean length 128. The model is Qwen-shaped: 6 layers, 256 channels,
 4 query heads over 2 key heads, 2,552 ids. transformers runs with SDPA and its own loss, and is
 given positions where documents are shorter than rows. The model in nanoGPT's style (bench/model.py)
-can only have rows of one document. Times are medians of interleaved repeats.
+can only have rows of one document. Times are medians of interleaved repeats; with one thread
+(OMP_NUM_THREADS=1) of the process's own time, which other processes do not add to.
 
 With --family=qwen3 the model is Qwen3-shaped: heads of 128 channels, which together are twice as
 wide as the model, and norms of q and k, without which it is measured too. There is no loader.
@@ -21,6 +22,7 @@ Writes bench/results/train-cpu.json or train-cpu-qwen3.json.
 """
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +69,8 @@ def steps(cfg, repeats, T=512):
                     continue # its rows are one document
                 states[name] = {}
                 calls[name] = step_of(build, cfg, batch, states[name], dtype)
-            times = measure(calls, repeats, 'cpu')
+            clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+            times = measure(calls, repeats, 'cpu', clock)
             for name, row in times.items():
                 if 'ms' in row:
                     row |= {'tok_s': round(4 * T / row['ms'] * 1e3),

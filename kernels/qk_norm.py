@@ -11,7 +11,7 @@ pieces that fit its cache: without that, the passes over memory would cost as mu
 """
 import torch
 
-PIECE = 2 ** 17 # elements
+PIECE = 2 ** 18 # elements
 
 def norm_rotate_ref(qk, weight, eps, n_head, rope):
     """The definition, in torch: arguments and result as norm_rotate has them."""
@@ -30,12 +30,14 @@ def norm_rotate_ref(qk, weight, eps, n_head, rope):
     return torch.cat((turned * cos + turned.roll(cos.size(-1) // 2, -1) * sin, n[..., cos.size(-1):]), -1)
 
 def _pieces(qk):
-    """Indices of the pieces of (B, T, ...): what a device takes at once."""
+    """Indices of the pieces of (B, T, ...) that a device takes at once: several rows, or a part of one."""
     B, T, n_heads, D = qk.shape
-    rows = max(1, PIECE // (n_heads * D)) # tokens of a piece
-    if not qk.is_cpu or torch.compiler.is_compiling() or B * T <= rows:
+    if not qk.is_cpu or torch.compiler.is_compiling():
         return [(slice(None), slice(None))]
-    return [(b, slice(t, t + rows)) for b in range(B) for t in range(0, T, rows)]
+    row = T * n_heads * D
+    rows = max(1, PIECE // row)
+    tokens = -(-T // -(-row // PIECE)) # T over the pieces of a row, both rounded up
+    return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, B, rows) for t in range(0, T, tokens)]
 
 def _means(sums, n_head, D, by_head):
     """Sums over the D channels of each head (..., H + HK) -> the mean over what is normed together, for each head."""
@@ -51,7 +53,8 @@ def _turn(x, cos, sin, sign):
     torch.mul(x[..., :R], cos, out=y[..., :R])
     y[..., :R // 2].addcmul_(x[..., R // 2:R], sin[..., :R // 2], value=sign)
     y[..., R // 2:R].addcmul_(x[..., :R // 2], sin[..., R // 2:], value=sign)
-    y[..., R:] = x[..., R:]
+    if R < x.size(-1):
+        y[..., R:] = x[..., R:]
     return y
 
 class _NormRotate(torch.autograd.Function):

@@ -23,11 +23,11 @@ def inputs(shape, rope, dtype=torch.float64):
         tables = torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-angle.sin(), angle.sin()), -1)
     return qkv.narrow(2, 0, H + HK).requires_grad_(), weight, tables, torch.randn(B, T, H + HK, D, dtype=dtype)
 
-@pytest.mark.parametrize('piece', [2 ** 17, 50])
+@pytest.mark.parametrize('piece', [2 ** 18, 200, 50])
 @pytest.mark.parametrize('rope', ROPES)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_values_and_gradients_are_those_of_the_definition(shape, rope, piece, monkeypatch):
-    monkeypatch.setattr(qk_norm, 'PIECE', piece) # 50: pieces of one to three tokens
+    monkeypatch.setattr(qk_norm, 'PIECE', piece) # also of a row, and of a part of one
     qk, weight, tables, dy = inputs(shape, rope)
     H = SHAPES[shape][0]
     y = norm_rotate(qk, weight, 0.1, H, tables)
