@@ -42,8 +42,9 @@ def _pieces(qk):
 def _means(sums, n_head, D, by_head):
     """Sums over the D channels of each head (..., H + HK) -> the mean over what is normed together, for each head."""
     if not by_head:
-        parts = sums.split([n_head, sums.size(-1) - n_head], -1)
-        sums = torch.cat([part.mean(-1, keepdim=True).expand_as(part) for part in parts], -1)
+        q = sums[..., :n_head]
+        k = sums[..., n_head:]
+        sums = torch.cat((q.mean(-1, keepdim=True).expand_as(q), k.mean(-1, keepdim=True).expand_as(k)), -1)
     return sums / D
 
 def _turn(x, cos, sin, sign):
