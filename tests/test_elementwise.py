@@ -1,0 +1,24 @@
+"""kernels/elementwise.py compiles for sm_80 and sm_90 without spills. Its results are tested in tests/interpreted/."""
+import os
+
+import pytest
+
+pytest.importorskip('triton')
+if os.environ.get('TRITON_INTERPRET') == '1':
+    pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
+
+from bench.aot import compiled
+from kernels import elementwise
+
+CASES = []
+for sm in (80, 90):
+    for name, *case in elementwise.aot(sm):
+        of_half_a_billion = any(x in name for x in ('896', '14/2', 'SwiGLU'))
+        marks = [] if of_half_a_billion else pytest.mark.slow
+        CASES.append(pytest.param(sm, case, id=f'sm_{sm} {name}', marks=marks))
+
+@pytest.mark.parametrize('sm, case', CASES)
+def test_the_kernel_compiles_without_spills(sm, case):
+    row = compiled(sm, *case)
+    assert row['spills'] == 0, row
+    assert row['registers'] <= 128, row
