@@ -27,7 +27,9 @@ FUSION = {'enable_fp_fusion': True} # from Triton 3.10 on it is False by default
 
 def fused(x):
     """Whether x is on a device that these kernels serve. Tests replace it where they run Triton's interpreter."""
-    return x.is_cuda and triton is not None and torch.version.hip is None
+    if not x.is_cuda or triton is None or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] >= 8 # older ones have no bf16
 
 # --------------------------------------------------------------------------------------------------
 # the kernels
