@@ -26,7 +26,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-os.environ['TRITON_INTERPRET'] = '1' # lets the model choose its GPU kernels on a CPU
+if __name__ == '__main__':
+    os.environ['TRITON_INTERPRET'] = '1' # before the kernels are defined: lets the model choose them on a CPU
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,17 +64,18 @@ def tensors(tree):
 
 def moved(func, args, kwargs, result):
     """The bytes that a call of an operator reads and writes, 0 if it is a view."""
-    read = {id(x): x for x in tensors((args, kwargs))}
-    storages = {x.untyped_storage()._cdata for x in read.values()}
-    written = [x for x in tensors(result) if x.untyped_storage()._cdata not in storages]
+    read = {} # {id: tensor}, each once
+    written = []
+    overwriting = func.__name__.partition('.')[0] in OVERWRITING
     for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        changed = tensors(args[i] if i < len(args) else kwargs.get(argument.name))
-        written += changed
-        if argument.name == 'out' or func.__name__.partition('.')[0] in OVERWRITING:
-            for x in changed:
-                read.pop(id(x), None)
+        values = tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+        changes = argument.alias_info is not None and argument.alias_info.is_write
+        if changes:
+            written += values
+        if not (changes and (overwriting or argument.name == 'out')):
+            read |= {id(x): x for x in values}
+    storages = {x.untyped_storage()._cdata for x in [*read.values(), *written]}
+    written += [x for x in tensors(result) if x.untyped_storage()._cdata not in storages]
     return sum(map(nbytes, [*read.values(), *written])) if written else 0
 
 class Traffic(TorchDispatchMode):
@@ -89,11 +92,12 @@ class Traffic(TorchDispatchMode):
         return result
 
 def run(f, x):
-    """y = f(x) in bf16 autocast, and its backward: yields once after each."""
+    """ys = f(x), a tensor or several, in bf16 autocast, and its backward: yields once after each."""
     with torch.autocast('cpu', torch.bfloat16):
         y = f(x)
     yield
-    torch.autograd.grad(y, x, [torch.empty_like(part) for part in y] if isinstance(y, tuple) else torch.empty_like(y))
+    ys = y if isinstance(y, tuple) else (y,)
+    torch.autograd.grad(ys, x, [torch.empty_like(y) for y in ys])
     yield
 
 def traffic(f, x):
