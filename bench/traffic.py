@@ -2,7 +2,7 @@
 Counts the bytes that a layer reads and writes in memory between its matrix products. It needs no GPU:
 
     python bench/traffic.py               layers of Qwen2.5-0.5B and 7B, in bytes a token
-    python bench/traffic.py --compile     what torch.compile plans for 0.5B as well: minutes, and a C++ compiler
+    python bench/traffic.py --compile     what torch.compile plans for 0.5B as well
 
 The layer runs forward and backward in bf16 autocast, on fake tensors, which have sizes and no numbers.
 Each operator counts that is no view: each tensor that it reads, and each that it writes, once. Matrix
@@ -11,7 +11,7 @@ products and attention have no choice and are left out.
     torch       the definitions of model.py, as they run on a CPU
     kernels     kernels/elementwise.py, as on a GPU
     floor       each activation between two products once: a norm also adds its branch to the residual
-    compile     what the compiler's fused kernels read and write, of a layer without kernels/elementwise.py
+    compile     what the fused kernels read and write that torch.compile plans, without kernels/elementwise.py
 
 `norms`, `positions` and `SwiGLU` are parts measured alone; `rest` is residual additions, casts between
 float32 and bf16, and the sums of gradients that meet. ms is of a step of 65,536 tokens at the 4.3 TB/s
@@ -19,7 +19,6 @@ that a copy reaches on an H200.
 
 Writes bench/results/traffic.json.
 """
-import logging
 import math
 import os
 import sys
@@ -147,20 +146,49 @@ def floor_of(cfg):
     both = [sum(pair) for pair in zip(norms, gates, (rotated, rotated))]
     return {'all': both, 'norms': norms, 'positions': (rotated, rotated), 'SwiGLU': gates}
 
+def planning(totals):
+    """A backend of torch.compile that fuses as inductor does, adds the bytes of its kernels to totals, and
+    compiles nothing. Products and attention are not inductor's kernels. It uses internals of torch 2.13."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    def plan(module, inputs, **_):
+        output = module.graph.output_node()
+        values = [node and node.meta.get('val') for node in output.args[0]]
+        strides = [value.stride() if isinstance(value, torch.Tensor) else None for value in values]
+        output.meta['original_output_strides'] = strides
+        fake_mode = next(node.meta['val'].fake_mode for node in module.graph.nodes
+                         if isinstance(node.meta.get('val'), torch.Tensor))
+        graph = GraphLowering(module)
+        with V.set_fake_mode(fake_mode), V.set_graph_handler(graph), V.set_real_inputs(inputs), \
+                V.set_debug_handler(DebugContext()):
+            graph.run(*inputs)
+            graph.init_wrapper_code()
+            graph._update_scheduler()
+            _, words, _ = graph.count_bytes()
+        totals.append(4 * sum(n for node, n in words if 'Extern' not in type(node).__name__))
+
+        def run_eagerly(arguments):
+            inputs = list(arguments)
+            arguments.clear() # as compiled functions do
+            return module.forward(*inputs)
+
+        run_eagerly._boxed_call = True
+        return run_eagerly
+
+    return lambda module, inputs: compile_fx(module, inputs, inner_compile=plan)
+
 def planned_bytes(cfg, length):
-    """(forward, backward) bytes of the kernels that torch.compile makes of a layer for `length` tokens."""
-    from torch._inductor import compile_fx, metrics
-    compile_fx.inductor_metrics_log.setLevel(logging.INFO) # else nothing is counted
-    compile_fx.inductor_metrics_log.propagate = False
+    """[forward, backward] bytes of the kernels that torch.compile plans for a layer and `length` tokens."""
     torch.compiler.reset()
     block, x, context = layer_of(cfg, 1, length)
-    compiled = torch.compile(block.forward, dynamic=False)
     totals = []
-    metrics.reset()
+    compiled = torch.compile(block.forward, dynamic=False, backend=planning(totals))
     for _ in run(lambda x: compiled(x, *context), x):
-        fused = [numbers for node, numbers in metrics.nodes_num_elem if 'Extern' not in type(node).__name__]
-        totals.append(4 * sum(fused))
-    return totals[0], totals[1] - totals[0]
+        pass
+    return totals
 
 def planned(cfg):
     """{'all': bytes of a token} by torch.compile: the difference of two lengths has no weights in it."""
