@@ -62,7 +62,8 @@ for arg; do
   elif [ -n "$(parts_of "$arg")" ]; then
     mapfile -t -O ${#parts[@]} parts < <(parts_of "$arg")
   else
-    echo "bench/gpu.sh: $arg: expected --dry, short, second, or of these parts:$(awk '$2 { printf " %s", $2 }' <<<"$queue")"
+    known=$(awk '$2 { printf " %s", $2 }' <<<"$queue")
+    echo "bench/gpu.sh: $arg: expected --dry, short, second, or of these parts:$known"
     exit 1
   fi
 done
@@ -91,10 +92,15 @@ for part in "${parts[@]}"; do
     echo "SKIPPED $part: no module named soundfile; its wheel and that of cffi can be carried in WHEELS"
     continue
   fi
-  # A dry run has no limit: it must not fail on a slow machine.
-  timeout --kill-after=5 "$([ ${#dry[@]} -gt 0 ] && echo 0 || echo "${limits[$part]}")" python3 bench/${scripts[$part]} "${dry[@]}"
+  limit=${limits[$part]}
+  [ ${#dry[@]} -eq 0 ] || limit=0 # none: a dry run must not fail on a slow machine
+  timeout --kill-after=5 "$limit" python3 bench/${scripts[$part]} "${dry[@]}"
   code=$?
-  [ $code -eq 0 ] || { echo "FAILED  $part (exit $code$([ $code -ne 124 ] || echo ': its time was up'))"; status=1; }
+  case $code in
+    0) ;;
+    124|137) echo "FAILED  $part (its $limit s were up)"; status=1 ;;
+    *) echo "FAILED  $part (exit $code)"; status=1 ;;
+  esac
   printf '%5d s  %s\n' $((SECONDS - start)) "$part"
   if [ -n "${RESULTS:-}" ]; then
     find bench/results -name '*.json' -newer "$scratch/begin" -print0 | tar czf "$RESULTS" --null -T -
