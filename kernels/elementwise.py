@@ -8,9 +8,9 @@ What lies between a layer's matrix products, on a GPU in one pass each: RMSNorm,
     swiglu       y = silu(g) u,  silu(g) = g s,  s = 1 / (1 + exp(-g))
                  dg = dy u s (1 + g (1 - s)),  du = dy g s
 
-Torch makes 40 passes over memory where these make 9; `python bench/traffic.py` counts the bytes. All arithmetic is in
-float32, and each result is rounded once. The definitions in torch are in model.py, which takes them on a CPU and where
-`fused` and the shapes do not allow these kernels.
+In a layer of Qwen2.5-0.5B they move 116 kB a token, where torch moves 402 (`python bench/traffic.py`). All arithmetic
+is in float32, and each result is rounded once. The definitions in torch are in model.py, which takes them on a CPU and
+for what these kernels do not serve: heads of which a part is rotated, or other than a power of 2; other activations.
 """
 import torch
 
@@ -29,7 +29,8 @@ def fused(x):
     """Whether x is on a device that these kernels serve. Tests replace it where they run Triton's interpreter."""
     if not x.is_cuda or triton is None or torch.version.hip:
         return False
-    return torch.cuda.get_device_capability(x.device)[0] >= 8 # older ones have no bf16
+    # Older ones have no bf16. torch.compile folds this call, and not get_device_capability.
+    return torch.cuda.get_device_properties(x.device).major >= 8
 
 # --------------------------------------------------------------------------------------------------
 # the kernels
@@ -116,7 +117,7 @@ if triton is not None:
 def _norm_options(C):
     """Constants and options of the norm's kernels for rows of C channels."""
     block = triton.next_power_of_2(C)
-    return {'BLOCK': block, 'num_warps': 4 if block <= 2048 else 8, **FUSION}
+    return {'BLOCK': block, 'num_warps': min(max(block // 256, 4), 16), **FUSION}
 
 def _norm_forward(x, w, eps, dtype):
     y, r = _empty_norm(x, w, eps, dtype)
