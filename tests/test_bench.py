@@ -5,6 +5,7 @@ implementations, goals and results.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -271,6 +272,21 @@ def test_a_call_runs_its_parts_in_their_order(stand_in):
     starts = [line.split()[1] for line in done.stdout.splitlines() if line.startswith('====')]
     assert starts == [part for call, part, *_ in queue() if call == 'second']
     assert 'ran bench/training.py 1.5B' in done.stdout
+
+def test_a_part_is_stopped_when_its_time_is_up(stand_in, tmp_path):
+    (tmp_path / 'bench').mkdir()
+    text = (ROOT / 'bench' / 'gpu.sh').read_text()
+    limited = re.sub(r'(?m)^(short +ncu +)\d+', r'\g<1>1', text)
+    assert limited != text
+    script = tmp_path / 'bench' / 'gpu.sh'
+    script.write_text(limited)
+    script.chmod(0o755)
+    python = tmp_path / 'python3'
+    python.write_text(python.read_text().replace('*) echo', '*ncu.py) exec sleep 60 ;; *) echo'))
+    done = subprocess.run([script, 'ncu', 'step'], capture_output=True, text=True, env=os.environ | stand_in)
+    assert done.returncode == 1
+    assert 'FAILED  ncu (its 1 s were up)' in done.stdout
+    assert 'ran bench/training.py step\n' in done.stdout
 
 def test_what_was_measured_is_in_one_archive_after_each_part(stand_in, tmp_path):
     result = ROOT / 'bench' / 'results' / 'gpu-of-a-test.json'
