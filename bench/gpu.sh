@@ -33,9 +33,9 @@ short  decode       30   25  2 batches x (2 + 3) x 64 tokens of 7 and 25 ms
 second tune         60   40  12 tiles compiled by 12 processes; (2 + 20) x 12 x 5 ms
 second 1.5B         50   35  (2 + 4) steps of 1.2 and 1.9 s
 second documents    40   25  (2 + 4) steps of 0.42 and 0.9 s
-second prebuild     35   25  14 jobs of at most 6 kernels by 12 processes
+second prebuild     35   25  13 jobs of at most 6 kernels by 12 processes
 second variants     35   25  9 attention cases and 7 of the loss in float64
-second memcheck     20   15  2 attention cases on 140 tokens, compiled before
+second memcheck     20   15  2 attention cases on 144 tokens, compiled before; norm, rotation and SwiGLU anew
 more   3B           99   60  (2 + 4) steps of 2.3 and 3.2 s
 more   all         400  300  torch.compile, FlexAttention and documents of mean 512 beside `kernels`
 '

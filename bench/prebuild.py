@@ -3,7 +3,7 @@ Compiles the kernels of a part of bench/correctness.py with all cores at once, i
 that run after it on a GPU:
 
     python bench/prebuild.py plain             what training launches
-    python bench/prebuild.py variants          what bench/correctness.py variants and memcheck launch
+    python bench/prebuild.py variants          what bench/correctness.py variants launches
     ... --dry                                  two of them, on tiny shapes; runs without a GPU under TRITON_INTERPRET=1
 
 Each process of the pool launches what it compiles once, on few tokens, which Triton specialises as it does those of
@@ -29,8 +29,6 @@ V = 152_167
 def jobs_of(part):
     """[(kind, arguments of its function below)]"""
     jobs = [('attention', *case, HEADS[case[0]], 256) for case in correctness.attention_cases(part)]
-    if part == 'variants':
-        jobs += [('attention', *case, (2, 1), 140) for case in correctness.attention_cases('plain', True)]
     cross_entropy = {(dtype, softcap) for _, dtype, softcap in correctness.cross_entropy_cases(part, [896])}
     jobs += [('cross-entropy', *case) for case in sorted(cross_entropy, key=str)]
     return jobs + [('norm, rotation, SwiGLU',)]
