@@ -1,6 +1,6 @@
 """
-kernels/elementwise.py compiles for sm_80 and sm_90 without spills, and is for NVIDIA GPUs from sm_80 on. Its results are
-tested in tests/interpreted/.
+kernels/elementwise.py compiles for sm_80 and sm_90 without spills, and is for NVIDIA GPUs from sm_80 on. Its results
+are tested in tests/interpreted/.
 """
 import os
 from types import SimpleNamespace
@@ -28,7 +28,8 @@ def test_the_kernel_compiles_without_spills(sm, case):
     assert row['spills'] == 0, row
     assert row['registers'] <= 128, row
 
-@pytest.mark.parametrize('major, hip, expected', [(7, None, False), (8, None, True), (9, None, True), (9, '6.4', False)])
+@pytest.mark.parametrize('major, hip, expected', [
+    (7, None, False), (8, None, True), (9, None, True), (9, '6.4', False)])
 def test_which_gpus_run_the_kernels(major, hip, expected, monkeypatch):
     monkeypatch.setattr(torch.version, 'hip', hip)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=major))
