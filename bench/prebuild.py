@@ -8,6 +8,8 @@ that run after it on a GPU:
 
 Each process of the pool launches what it compiles once, on few tokens, which Triton specialises as it does those of
 training: heads, alignments and whether 16 divides a size are the same. The exit status is 1 if one of them fails.
+
+Writes bench/results/gpu-prebuild-PART.json: the seconds of each job.
 """
 import os
 import sys
@@ -20,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import correctness
-from bench.common import DEVICE, parse_part, table
+from bench.common import DEVICE, parse_part, save, table
 from bench.correctness import HEADS
 
 PROCESSES = 12
@@ -72,7 +74,12 @@ def rows_of(part, dry):
         yield from pool.map(compile_one, jobs_of(part))
 
 def main():
-    rows = table(rows_of(*parse_part(__doc__, ('plain', 'variants'))), 'kernels', 'of', 's')
+    part, dry = parse_part(__doc__, ('plain', 'variants'))
+    begin = time.perf_counter()
+    rows = table(rows_of(part, dry), 'kernels', 'of', 's')
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.1f} s in all")
+    save(f'gpu-prebuild-{part}', dry, seconds=round(seconds, 1), rows=rows)
     return int(any('error' in row for row in rows))
 
 if __name__ == '__main__':
