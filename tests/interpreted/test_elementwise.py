@@ -97,6 +97,14 @@ def test_a_model_has_the_losses_and_gradients_of_the_cpu(family, recompute, monk
     for x, y in zip(losses_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
+def test_cached_decoding_gives_the_same_ids(monkeypatch):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50, **SHAPE)).eval()
+    prompts = [[3, 1, 4, 1, 5], [9, 2], [6]] # of different lengths: each row has positions of its own
+    expected = model.generate(prompts, 6, temperature=0)
+    monkeypatch.setattr(elementwise, 'fused', lambda x: True)
+    assert model.generate(prompts, 6, temperature=0) == expected
+
 def test_in_bf16_the_norms_round_for_the_products_and_the_residual_stays_in_float32(monkeypatch):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=50, **SHAPE))
