@@ -38,6 +38,7 @@ from configurator import Refused
 from files import write_json
 from hub import folders
 from hub.families import FAMILIES, GPTConfig
+from kernels import elementwise
 from kernels.attention import attention, attention_decode, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 from kernels.positions import alibi_slopes, rotary_table
@@ -73,6 +74,7 @@ class Norm(nn.Module):
         super().__init__()
         self.kind = cfg.norm
         self.eps = cfg.norm_eps
+        self.before_product = cfg.residual != 'post' and not cfg.embed_norm
         init = torch.zeros if cfg.norm == 'rms+1' else torch.ones
         self.weight = nn.Parameter(init(cfg.n_embd))
         self.bias = nn.Parameter(torch.zeros(cfg.n_embd)) if cfg.norm == 'layer' else None
@@ -82,7 +84,11 @@ class Norm(nn.Module):
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
         if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, w, self.eps)
+            if not elementwise.fused(x):
+                return _RMSNorm.apply(x, w, self.eps)
+            rounded = self.before_product and torch.is_autocast_enabled(x.device.type)
+            dtype = torch.get_autocast_dtype(x.device.type) if rounded else x.dtype
+            return elementwise.rms_norm(x, w, self.eps, dtype)
         if not x.is_cpu or x.dtype != torch.float32:
             return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
         # On a CPU, rms_norm makes twice as many calls as this.
@@ -173,12 +179,10 @@ class Block(nn.Module):
         """f(*x); with 'selective' the backward computes f again, up to its last matrix product."""
         return recomputed(f, *x) if self.recompute == 'selective' and torch.is_grad_enabled() else f(*x)
 
-    def attend(self, norm, x, rope, slopes, docs, backend, cache):
+    def rotate(self, qkv, rope):
+        """(B, T, H + 2 HK, D) -> q, k, v: normed, where the family does so, and rotated, in torch"""
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
-        qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
-        qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
-        qk = qkv.narrow(2, 0, H + HK)
-        v = qkv.narrow(2, H + HK, HK)
+        qk, v = qkv.split([H + HK, HK], 2)
         if self.qk_norm is not None:
             qk = norm_rotate(qk, self.qk_norm, self.cfg.norm_eps, H, rope)
         elif rope is not None:
@@ -187,8 +191,17 @@ class Block(nn.Module):
                 qk = rotate(qk, *rope)
             else:
                 qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
-        q = qk.narrow(2, 0, H)
-        k = qk.narrow(2, H, HK)
+        return *qk.split([H, HK], 2), v
+
+    def attend(self, norm, x, rope, slopes, docs, backend, cache):
+        H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
+        qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
+        qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
+        plain = rope is not None and self.qk_norm is None
+        if plain and elementwise.fused(qkv) and elementwise.can_rotate(qkv.size(-1), R):
+            q, k, v = elementwise.rotated(qkv, *rope, H)
+        else:
+            q, k, v = self.rotate(qkv, rope)
         options = {**self.options, 'slopes': slopes}
         if cache is None:
             y = attention(q, k, v, docs, **options, backend=backend)
@@ -203,6 +216,8 @@ class Block(nn.Module):
     def act(self, h):
         act = ACTIVATIONS[self.cfg.activation]
         if self.cfg.gated:
+            if act is F.silu and elementwise.fused(h):
+                return elementwise.swiglu(h)
             g, u = h.chunk(2, -1) # (B, T, n_ffn) each
             return act(g) * u
         return act(h)

@@ -2,7 +2,7 @@
 #
 # The recipe of SIMS from a TextLM that is later than the paper, Qwen3-8B: an interleaved SLM, 20k steps as for the
 # paper's families. Context, batch, schedule and the rest are train.py's defaults, which are the paper's [SIMS A.2].
-# Sharded by FSDP, a run takes 61 GB on each of 8 GPUs (--memory=8).
+# Sharded by FSDP, a run takes 55 GB on each of 8 GPUs (--memory=8).
 data = ('out/tokens/librilight,out/tokens/librispeech,out/tokens/swc,out/tokens/tedlium,out/tokens/peoples_speech,'
         'out/tokens/voxpopuli,out/tokens/stinystories,out/tokens/redpajama')
 init = 'Qwen/Qwen3-8B-Base'
