@@ -463,7 +463,7 @@ def _by_triton(q, k, v, docs, backend, options):
     D = q.size(-1)
     options = options._replace(scale=options.scale or D ** -0.5)
     # A tile's sides are powers of 2, at least 16. Padding with zeros changes no product.
-    padded = max(64 if backend == 'hopper' else 16, 1 << (D - 1).bit_length())
+    padded = max(16, 1 << (D - 1).bit_length())
     if padded > D:
         q, k, v = (F.pad(x, (0, padded - D)) for x in (q, k, v))
     return _Triton.apply(q, k, v, *docs, backend, *options)[..., :D]

@@ -1,8 +1,8 @@
 """
 The forward of causal attention over packed documents, for Hopper alone (sm_90), in Gluon.
 
-It computes what the Triton forward of kernels/attention.py computes, o and lse, for heads of 64 or
-128 channels without soft-cap and ALiBi. In Triton all warps of a program do the same thing, so its
+It computes what the Triton forward of kernels/attention.py computes, o and lse, for heads of 128
+channels without soft-cap and ALiBi. In Triton all warps of a program do the same thing, so its
 tensor cores wait while the warps compute a softmax. In Gluon, the language below it, a program
 gives its warps different work (FlashAttention-3, 2407.08608):
 
@@ -34,20 +34,21 @@ try:
 except ImportError: # macOS, or a Triton without Gluon
     gluon = None
 
+D = 128 # channels of a head
 BM, BN, STAGES = 128, 128, 2 # queries and keys of a tile; tiles of k, and of v, in shared memory
 # Registers of a thread: 168 at the start, as 65,536 / 384 threads allow. Then the warp that fetches
 # gives up all but 24, so that the consumers get 240 each.
 REGISTERS, REGISTERS_CONSUMER, REGISTERS_LOADER = 168, 240, 24
 
-def check(device, D, softcap=0.0, slopes=None):
+def check(device, channels, softcap=0.0, slopes=None):
     """Raises Refused where this kernel cannot compute what is asked for."""
     error = "attention backend 'hopper':"
     if gluon is None:
         raise Refused(f"{error} expected triton with triton.experimental.gluon; take 'triton'")
     if device.type != 'cuda' or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
         raise Refused(f"{error} expected a GPU of compute capability 9.0, such as an H100; take 'triton'")
-    if D > 128:
-        raise Refused(f"{error} expected heads of at most 128 channels, got {D}; take 'triton'")
+    if not 64 < channels <= D: # a softmax takes longer than the products of 64 channels, so they would wait for it
+        raise Refused(f"{error} expected heads of 65 to 128 channels, got {channels}; take 'triton'")
     if softcap or slopes is not None:
         raise Refused(f"{error} it has no softcap and no ALiBi, which this model needs; take 'triton'")
 
@@ -202,7 +203,7 @@ if gluon is not None:
             (_load, (q, k, v, tiles, ready, free, row, begin, edges[0], edges[3], h, h * HK // H))],
             [4, 1], [CONSUMER, LOADER])
 
-def specialization(D):
+def specialization():
     """What the kernel is compiled for: its constants, and Gluon's options."""
     constants = dict(D=D, BM=BM, BN=BN, STAGES=STAGES, CONSUMER=REGISTERS_CONSUMER, LOADER=REGISTERS_LOADER)
     return constants, {'num_warps': 4, 'maxnreg': REGISTERS, 'enable_fp_fusion': True}
@@ -217,9 +218,9 @@ def layout():
 
 def launch(q, k, v, doc_start, o, lse, scale, window, HK):
     """q (B T, H D), k and v (B T, HK D), their last stride 1, doc_start (B, T) int32; writes o
-    (B, T, H, D) and lse (B, H, T). The heads have 64 or 128 channels, the others' are padded."""
-    B, T, H, D = o.shape
-    constants, options = specialization(D)
+    (B, T, H, D) and lse (B, H, T). D is 128, padded where the heads have fewer channels."""
+    B, T, H, _ = o.shape
+    constants, options = specialization()
     descriptors = []
     for x, rows in zip((q, k, v), tile_rows().values()):
         descriptors.append(TensorDescriptor(x, [*x.shape], [*x.stride()], [rows, D], layout()))
