@@ -6,7 +6,8 @@ below. Each partition of warps is a thread. One thread runs at a time; at every 
 product a seeded generator decides who goes on, so a run can be repeated, and other seeds try other
 orders. What a GPU does asynchronously happens at the worst time that it may:
 
-    a copy by TMA     destroys the tile at once, and delivers it at some later time
+    a copy by TMA     destroys the tile at once, and delivers it later: at some time if the seed is odd,
+                      else when nothing else can go on
     a product         reads its tiles when it starts and again when it is waited for; they must be
                       the same, and nothing can use its result before
 
@@ -54,6 +55,7 @@ class Scheduler:
     """Lets one partition run at a time, chosen at random, or a copy by TMA arrive."""
     def __init__(self, seed):
         self.random = random.Random(seed)
+        self.copies_are_late = seed % 2 == 0
         self.copies = [] # functions, each of which delivers one
         self.paused = threading.Semaphore(0)
         self.running = None
@@ -74,7 +76,9 @@ class Scheduler:
             partition.start()
         try:
             while not all(partition.finished for partition in partitions):
-                choices = [p for p in partitions if not p.finished and p.ready()] + self.copies
+                choices = [p for p in partitions if not p.finished and p.ready()]
+                if not (choices and self.copies_are_late):
+                    choices += self.copies
                 assert choices, "deadlock: every partition waits"
                 chosen = self.random.choice(choices)
                 if chosen in self.copies:

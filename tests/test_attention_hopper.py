@@ -8,6 +8,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from test_kernels import normal, rows_of
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from bench import hopper as first_run
 from configurator import Refused
 from kernels import attention_hopper as hopper
-from kernels.attention import attention, attention_ref, choose_backend
+from kernels.attention import attention, attention_ref, choose_backend, documents
 
 FUNCTIONS = [hopper._new_barriers, hopper._block_range, hopper._load, hopper._softmax, hopper._consume, hopper._forward]
 
@@ -133,7 +135,7 @@ def machine_code():
     return log.getvalue(), binary
 
 def loops(binary, folder):
-    """The instructions of each innermost loop that has products, as lists."""
+    """The instructions of each loop over blocks of keys, as lists."""
     cubin = folder / 'kernel.cubin'
     cubin.write_bytes(binary.asm['cubin'])
     disassembler = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'nvdisasm'
@@ -151,7 +153,8 @@ def loops(binary, folder):
                 bodies.append((labels[target[1]], len(instructions)))
     # A body with a branch back inside it is an outer loop, or code that ptxas moved to the end.
     inner = [(a, b) for a, b in bodies if not any(a <= c and d < b for c, d in bodies)]
-    return [instructions[a:b] for a, b in inner if any('HGMMA' in x for x in instructions[a:b])]
+    inner = [instructions[a:b] for a, b in inner]
+    return [body for body in inner if sum('HGMMA' in x for x in body) == 16] # 8 of 16 channels, 8 of 16 keys
 
 def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
     """Three loops for each consumer: both products, the wait for q.k, all exp2's, the wait for p.v."""
@@ -164,7 +167,6 @@ def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
     assert len(bodies) == 6
     for body in bodies:
         products = [i for i, x in enumerate(body) if 'HGMMA' in x]
-        assert len(products) == 16 # 8 of 16 channels, then 8 of 16 keys
         qk_ends, pv_ends = (i for i, x in enumerate(body) if 'WARPGROUP.DEPBAR' in x)
         exponentials = [i for i, x in enumerate(body) if 'MUFU.EX2' in x]
         assert len(exponentials) == 66 # 64 for p, 2 for shrink
@@ -193,3 +195,19 @@ def test_it_needs_hopper_and_is_never_chosen_by_itself(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (10, 0))
     with pytest.raises(Refused, match='compute capability 9.0'):
         choose_backend(torch.device('cuda'), 'hopper', torch.bfloat16, 128)
+
+def test_its_first_run_on_a_gpu_compares_what_it_says(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['bench/hopper.py', '--dry'])
+    assert first_run.main() == 0 and 'no GPU of compute capability 9.0' in capsys.readouterr().out
+    backends = []
+
+    def by_the_device(*qkv, docs, backend, **options):
+        backends.append(backend)
+        return attention(*qkv, docs, **options)
+
+    monkeypatch.setattr(first_run, 'documents', lambda doc_start, backend: documents(doc_start))
+    monkeypatch.setattr(first_run, 'attention', by_the_device)
+    monkeypatch.setattr(first_run, 'LENGTHS', [[40, 30]])
+    rows = list(first_run.correctness_rows())
+    assert [row['of'] for row in rows] == 2 * ['o', 'dq', 'dk', 'dv'] and set(backends) == {'hopper'}
+    assert all(row['good'] and row['same'] for row in rows)
