@@ -116,6 +116,15 @@ if gluon is not None:
         return p, new_m, total * shrink + gl.sum(p, 1), shrink
 
     @gluon.jit
+    def _store(o, tile, row, begin, h, H, T, PV: gl.constexpr):
+        """Writes a tile of one head into o (B, T, H, D), from the query begin of the row on."""
+        D: gl.constexpr = tile.shape[1]
+        t = begin + gl.arange(0, tile.shape[0], gl.SliceLayout(1, PV))
+        d = gl.arange(0, D, gl.SliceLayout(0, PV))
+        o += row.to(gl.int64) * (H * D) + h * D
+        gl.store(o + t[:, None] * (H * D) + d[None, :], tile, mask=(t < T)[:, None])
+
+    @gluon.jit
     def _consume(shared, edges, place, o, lse, doc_start, scale, window, HALF: gl.constexpr):
         """A consumer: o and lse of the first or second half of the queries."""
         tiles, ready, free, turns = shared
@@ -139,10 +148,10 @@ if gluon is not None:
         acc = gl.zeros([ROWS, D], gl.float32, PV)
         zero = gl.zeros([ROWS, BN], gl.float32, QK)
         q_tile = q_tiles.index(HALF)
-
         mbarrier.wait(q_ready.index(HALF), 0)
         mbarrier.wait(k_ready.index(0), 0)
-        qk = warpgroup_mma(q_tile, k_tiles.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
+        k_tile = k_tiles.index(0).permute((1, 0))
+        qk = warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
         qk = warpgroup_mma_wait(0, [qk])
         mbarrier.arrive(k_free.index(0), count=1)
         p, m, total, shrink = _softmax(qk, m, total, t, first, low, scale, QK, True)
@@ -157,12 +166,14 @@ if gluon is not None:
                 before = (block - 1) % stages
                 mbarrier.wait(k_ready.index(stage), phase)
                 mbarrier.wait(turns.index(HALF), (block - 1) % 2)
-                qk = warpgroup_mma(q_tile, k_tiles.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
+                k_tile = k_tiles.index(stage).permute((1, 0))
+                qk = warpgroup_mma(q_tile, k_tile, zero, use_acc=False, is_async=True)
                 acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
                 mbarrier.arrive(turns.index(1 - HALF), count=1)
                 qk = warpgroup_mma_wait(1, [qk])
                 mbarrier.arrive(k_free.index(stage), count=1)
-                p32, m, total, shrink = _softmax(qk, m, total, t, first, low + block * BN, scale, QK, part != 1)
+                start = low + block * BN
+                p32, m, total, shrink = _softmax(qk, m, total, t, first, start, scale, QK, part != 1)
                 # Waiting for v here, not where it is used, keeps the softmax above the wait for p.v.
                 mbarrier.wait(v_ready.index(stage), phase)
                 acc = warpgroup_mma_wait(0, [acc])
@@ -171,13 +182,9 @@ if gluon is not None:
                 acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, PV))[:, None]
         acc = warpgroup_mma(p, v_tiles.index((blocks - 1) % stages), acc, is_async=True)
         acc = warpgroup_mma_wait(0, [acc])
-
         gl.store(lse + gl.program_id(0) * T + t, m + gl.log2(total), mask=t < T)
         acc = acc / gl.convert_layout(total, gl.SliceLayout(1, PV))[:, None]
-        t = begin + HALF * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, PV))
-        d = gl.arange(0, D, gl.SliceLayout(0, PV))
-        o += row.to(gl.int64) * (H * D) + h * D
-        gl.store(o + t[:, None] * (H * D) + d[None, :], acc.to(v_tiles.dtype), mask=(t < T)[:, None])
+        _store(o, acc.to(v_tiles.dtype), row, begin + HALF * ROWS, h, H, T, PV)
 
     @gluon.jit
     def _forward(q, k, v, doc_start, o, lse, scale, window, T, H, HK, D: gl.constexpr, BM: gl.constexpr,

@@ -29,7 +29,8 @@ from configurator import Refused
 from kernels import attention_hopper as hopper
 from kernels.attention import attention, attention_ref, choose_backend, documents
 
-FUNCTIONS = [hopper._new_barriers, hopper._block_range, hopper._load, hopper._softmax, hopper._consume, hopper._forward]
+FUNCTIONS = [hopper._new_barriers, hopper._block_range, hopper._load, hopper._softmax, hopper._store,
+             hopper._consume, hopper._forward]
 
 def run(q, k, v, doc_start, BM=32, BN=16, STAGES=2, window=0, **options):
     """o (B, T, H, D) and lse (B, H, T) by the kernel's source."""
@@ -151,7 +152,7 @@ def loops(binary, folder):
             target = re.search(r'BRA.*(\.L_x_\d+)', instruction[1])
             if target and target[1] in labels:
                 bodies.append((labels[target[1]], len(instructions)))
-    # A body with a branch back inside it is an outer loop, or code that ptxas moved to the end.
+    # A body with a branch back inside it is an outer loop, or code that ptxas has moved to the end.
     inner = [(a, b) for a, b in bodies if not any(a <= c and d < b for c, d in bodies)]
     inner = [instructions[a:b] for a, b in inner]
     return [body for body in inner if sum('HGMMA' in x for x in body) == 16] # 8 of 16 channels, 8 of 16 keys
