@@ -255,6 +255,9 @@ def _hopper(scheduler):
     return {'mbarrier': barriers, 'load_tile': load_tile, 'warpgroup_mma': warpgroup_mma,
             'warpgroup_mma_wait': warpgroup_mma_wait}
 
+def _jit(f=None, **options):
+    return f or _jit
+
 def execute(functions, grid, arguments, constants, seed=0, edit=lambda source: source):
     """Runs every program of a grid, one after the other.
 
@@ -266,7 +269,7 @@ def execute(functions, grid, arguments, constants, seed=0, edit=lambda source: s
     for x in range(grid[0]):
         for y in range(grid[1]):
             scheduler = Scheduler(seed)
-            names = {'gluon': SimpleNamespace(jit=lambda f: f), **constants, **_hopper(scheduler)}
+            names = {'gluon': SimpleNamespace(jit=_jit), **constants, **_hopper(scheduler)}
             names['gl'] = _language((x, y), grid, scheduler)
             exec(code, names)
             names[functions[-1].fn.__name__](*arguments)

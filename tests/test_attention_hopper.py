@@ -116,17 +116,17 @@ def test_without_any_one_of_its_barriers_it_fails(line):
 def machine_code():
     """-> ptxas' log of the kernel for sm_90, and what Triton made of it."""
     constants, options = hopper.specialization()
-    types = dict.fromkeys(('window', 'H', 'HK'), 'i32')
-    types |= {'T': 'i32', 'scale': 'fp32', 'doc_start': '*i32', 'o': '*bf16', 'lse': '*fp32'}
+    types = dict.fromkeys(('window', 'T', 'H', 'HK'), 'i32')
+    types |= {'scale': 'fp32', 'doc_start': '*i32', 'o': '*bf16', 'lse': '*fp32'}
     for name, rows in hopper.tile_rows().items():
         types[name] = f'tensordesc<bf16[{rows},128],{hopper.layout()!r}>'
     names = hopper._forward.arg_names
-    divisible = [name for name in names if types.get(name, '').startswith('*')] + ['T']
+    pointers = [name for name in names if types.get(name, '').startswith('*')]
     source = GluonASTSource(
         fn=hopper._forward,
         signature={name: types.get(name, 'constexpr') for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [['tt.divisibility', 16]] for name in divisible})
+        attrs={(names.index(name),): [['tt.divisibility', 16]] for name in pointers})
     log = io.StringIO()
     knobs = triton.knobs
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
