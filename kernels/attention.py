@@ -37,6 +37,8 @@ forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recompu
 (FlashAttention-2, 2307.08691). In the optional one-pass backward the programs for dk and dv also
 add to dq: 5 products instead of 7, but in an order that differs from run to run.
 
+'hopper' is 'triton' with the forward of kernels/attention_hopper.py, which no GPU has run yet.
+
 SDPA with a mask, for other devices and for what the Triton kernels do not support; and blocks of
 queries on the CPU. Both are in kernels/attention_torch.py, and so is attention_decode, which
 callers import from here like attention.
@@ -48,6 +50,7 @@ import torch
 import torch.nn.functional as F
 
 from configurator import Refused
+from kernels import attention_hopper
 from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
 from kernels.attention_torch import attention_decode as attention_decode
 
@@ -122,8 +125,8 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
         if softcap:
             raise Refused(f"{error} it has no softcap, which this model needs; expected None")
         return 'sdpa'
-    if requested not in ('triton', 'one-pass'):
-        raise Refused(f"{error} expected 'triton', 'one-pass' or 'sdpa'")
+    if requested not in ('triton', 'one-pass', 'hopper'):
+        raise Refused(f"{error} expected 'triton', 'one-pass', 'hopper' or 'sdpa'")
     if triton is None:
         raise Refused(f"{error} triton is not installed; take 'sdpa'")
     if device.type != 'cuda' and not INTERPRETED:
@@ -131,6 +134,8 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
     if not supported:
         raise Refused(f"{error} expected 16 bits and heads of at most 256 channels, "
                       f"got {dtype}, {D}; take 'sdpa'")
+    if requested == 'hopper':
+        attention_hopper.check(device, D, softcap)
     if requested == 'one-pass' and D > 128: # 256 channels would spill registers
         raise Refused(f"{error} expected heads of at most 128 channels, got {D}; take 'triton'")
     return 'triton'
@@ -388,6 +393,13 @@ def _attention_forward(q, k, v, doc_start, *options):
     _launch('forward', dict(q=q, k=k, v=v, doc_start=doc_start, o=o, lse=lse), Options(*options))
     return o, lse
 
+def _attention_forward_hopper(q, k, v, doc_start, *options):
+    slopes, scale, softcap, window = options
+    o, lse = _empty_forward(q)
+    attention_hopper.check(q.device, q.size(-1), softcap, slopes)
+    attention_hopper.launch(_flat(q), _flat(k), _flat(v), doc_start, o, lse, scale, window, k.size(2))
+    return o, lse
+
 def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, *options, one_pass):
     options = Options(*options)
     dq, dk, dv = _empty_backward(do, q, k, v)
@@ -420,11 +432,10 @@ def _define_operator(name, schema, implementation, fake):
         _library.impl(name, implementation, device)
     torch.library.register_fake(f'nanoslm::{name}', fake, lib=_library)
 
-_define_operator(
-    'attention_forward',
-    "(Tensor q, Tensor k, Tensor v, Tensor doc_start, "
-    "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor)",
-    _attention_forward, _empty_forward)
+_FORWARD = ("(Tensor q, Tensor k, Tensor v, Tensor doc_start, "
+            "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor)")
+_define_operator('attention_forward', _FORWARD, _attention_forward, _empty_forward)
+_define_operator('attention_forward_hopper', _FORWARD, _attention_forward_hopper, _empty_forward)
 _define_operator(
     'attention_backward',
     "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, Tensor doc_end, "
@@ -433,11 +444,13 @@ _define_operator(
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, doc_start, doc_end, one_pass, slopes, *scalars):
-        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, doc_start, slopes, *scalars)
+    def forward(ctx, q, k, v, doc_start, doc_end, backend, slopes, *scalars):
+        operators = torch.ops.nanoslm
+        forward = operators.attention_forward_hopper if backend == 'hopper' else operators.attention_forward
+        o, lse = forward(q, k, v, doc_start, slopes, *scalars)
         ctx.save_for_backward(q, k, v, o, lse, doc_start, doc_end, slopes)
         ctx.scalars = scalars # scale, softcap, window
-        ctx.one_pass = one_pass
+        ctx.one_pass = backend == 'one-pass'
         return o
 
     @staticmethod
@@ -446,14 +459,14 @@ class _Triton(torch.autograd.Function):
         dq, dk, dv = torch.ops.nanoslm.attention_backward(*arguments, one_pass=ctx.one_pass)
         return dq, dk, dv, None, None, None, None, None, None, None
 
-def _by_triton(q, k, v, docs, one_pass, options):
+def _by_triton(q, k, v, docs, backend, options):
     D = q.size(-1)
     options = options._replace(scale=options.scale or D ** -0.5)
     # A tile's sides are powers of 2, at least 16. Padding with zeros changes no product.
     padded = max(16, 1 << (D - 1).bit_length())
     if padded > D:
         q, k, v = (F.pad(x, (0, padded - D)) for x in (q, k, v))
-    return _Triton.apply(q, k, v, *docs, one_pass, *options)[..., :D]
+    return _Triton.apply(q, k, v, *docs, backend, *options)[..., :D]
 
 def aot(sm):
     """All that can be launched on an sm, in bf16, for bench/aot.py.
@@ -486,7 +499,8 @@ def aot(sm):
 # any backend
 
 def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None, backend=None):
-    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass' or 'sdpa'.
+    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass', 'hopper' or
+    'sdpa'.
 
     q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D). docs: documents(doc_start, backend); None
     where a row is one document. Raises Refused as choose_backend does.
@@ -499,7 +513,7 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
         return _by_blocks(q, k, v, docs, options)
     if chosen == 'triton' and not isinstance(docs, torch.Tensor): # rows with hidden spans have a mask
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
-        return _by_triton(q, k, v, docs, backend == 'one-pass', options)
+        return _by_triton(q, k, v, docs, backend, options)
     if isinstance(docs, tuple): # computed for Triton, whose kernels do not support these heads
         docs = _mask(docs[0])
     if docs is None and not (softcap or window or slopes is not None):

@@ -174,7 +174,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch):
     q = normal(1, 4, 2, 16)
     q_256 = normal(1, 4, 2, 256)
     q_512 = normal(1, 4, 2, 512)
-    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass' or 'sdpa'"):
+    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass', 'hopper' or 'sdpa'"):
         attention(q, q, q, backend='flash')
     with pytest.raises(Refused, match="no softcap"):
         attention(q, q, q, softcap=5.0, backend='sdpa')
