@@ -36,6 +36,7 @@ second documents    40   25  (2 + 4) steps of 0.42 and 0.9 s
 second prebuild     35   25  13 jobs of at most 6 kernels by 12 processes
 second variants     35   25  9 attention cases and 7 of the loss in float64
 second memcheck     20   15  2 attention cases on 144 tokens, compiled before; norm, rotation and SwiGLU anew
+more   hopper       60   20  3 kernels compiled, 2 attention cases in float64, 2 x 300 ms
 more   3B           99   60  (2 + 4) steps of 2.3 and 3.2 s
 more   all         400  300  torch.compile, FlexAttention and documents of mean 512 beside `kernels`
 '
@@ -44,7 +45,7 @@ declare -A scripts=(
   [step]='training.py step' [compiled]='training.py compiled' [7B]='training.py 7B' [ncu]='ncu.py'
   [encode]='encoders.py tiny/audio mhubert:11' [decode]='decoding.py' [tune]='candidates.py' [1.5B]='training.py 1.5B'
   [documents]='training.py documents' [prebuild]='prebuild.py variants' [variants]='correctness.py variants'
-  [memcheck]='correctness.py memcheck' [3B]='training.py 3B' [all]='kernel_speed.py all')
+  [memcheck]='correctness.py memcheck' [hopper]=hopper.py [3B]='training.py 3B' [all]='kernel_speed.py all')
 declare -A limits
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
