@@ -11,7 +11,8 @@ at a time, or one chunk of rows, to fit into memory.
 The kernel runs three times. In the first run, whose error is compared, empty tensors are filled
 with NaN, so that an element that is never written is found; the other two must be equal to the bit.
 Then `--dry` runs under compute-sanitizer's memcheck, if that is on the PATH, with each tensor in an
-allocation of its own. The exit status is 1 if anything fails.
+allocation of its own; its shapes are such that Triton takes the same compiled kernels from its cache.
+The exit status is 1 if anything fails.
 
 Writes bench/results/gpu-correctness.json.
 """
@@ -121,9 +122,9 @@ def attention_rows(dry):
     lengths = LENGTHS
     heads = HEADS
     if dry:
-        lengths = [[75, 1, 64]]
+        lengths = [[79, 1, 64]] # 144 tokens: 16 divides them, as it divides 2,048
         sizes = HEADS if DEVICE == 'cuda' else [64] # on a GPU all sizes, for memcheck
-        heads = dict.fromkeys(sizes, (2, 1))
+        heads = dict.fromkeys(sizes, (4, 2)) # one key head would be compiled as a constant
     # The last case leaves out the first 9 tokens of each row, so that T is not a multiple of 16.
     cases = list(product(heads, ('plain', 'soft-cap, window', 'ALiBi'), [0]))
     cases.append((64, 'plain', 9))
@@ -145,7 +146,7 @@ def attention_rows(dry):
         reference = attention_by_head(inputs, do, doc_start, dtype, **options)
         for backend in (BACKEND, 'one-pass'):
             one_pass = backend == 'one-pass'
-            if one_pass and (BACKEND is None or D > 128):
+            if one_pass and (BACKEND is None or D > 64):
                 continue
 
             def kernel():

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 LINE = re.compile(r'\s*/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);')
 LABEL = re.compile(r'(\.L\w+):')
-PRODUCTS = 'HGMMA', 'HMMA', 'UTCHMMA' # of sm_90, sm_80, sm_100
 EXP2 = 'MUFU.EX2'
 
 class Instruction(NamedTuple):
@@ -57,7 +56,8 @@ def loops(sass):
     spans = []
     for i, instruction in enumerate(instructions):
         target = re.search(r'\.L\w+', instruction.operands)
-        if instruction.predicate and instruction.opcode.startswith('BRA') and target:
+        conditional = instruction.predicate or ',' in instruction.operands # Blackwell: BRA.U UP0, `(.L_x_4)
+        if conditional and instruction.opcode.startswith('BRA') and target:
             start = labels[target[0]]
             if any(x.opcode == EXP2 for x in instructions[start:i]):
                 spans.append((start, i + 1))
@@ -88,16 +88,18 @@ def count(loop, *opcodes):
 def inner_loop(sass):
     """Counts of the shortest loop that computes, as a dict.
 
-    In attention it is the one without a mask. products: of matrices; exp2; barriers: of the whole block; narrow: loads
-    of fewer than 4 bytes from global memory; exposed and exposed_exp2: see above, None without wgmma.
+    In attention it is the one without a mask. wgmma and hmma: products of matrices, of Hopper and
+    of any GPU since Ampere; exp2; barriers: of the whole block; narrow: loads of fewer than 4 bytes
+    from global memory; exposed and exposed_exp2: see above, None without wgmma.
     """
     loop = min(loops(sass), key=len)
-    has_wgmma = count(loop, 'HGMMA') > 0
+    wgmma = count(loop, 'HGMMA')
     idle = exposed(loop)
     return {'instructions': len(loop),
-            'products': count(loop, *PRODUCTS),
+            'wgmma': wgmma,
+            'hmma': count(loop, 'HMMA'),
             'exp2': count(loop, EXP2),
             'barriers': count(loop, 'BAR.SYNC'),
             'narrow': sum(bool(re.match(r'LDG\..*[US](8|16)\b', x.opcode)) for x in loop),
-            'exposed': len(idle) if has_wgmma else None,
-            'exposed_exp2': count(idle, EXP2) if has_wgmma else None}
+            'exposed': len(idle) if wgmma else None,
+            'exposed_exp2': count(idle, EXP2) if wgmma else None}

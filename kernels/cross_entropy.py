@@ -277,10 +277,9 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, _):
-        # No second float32 dW, which is 2 GB at 7B: in place, or cast by the product itself. After
-        # it, torch refuses another backward through the same graph.
-        dx, dw = (grad.mul_(g) if grad.dtype == dtype
-                  else torch.mul(grad, g, out=torch.empty_like(grad, dtype=dtype))
+        # The product itself casts to the output's dtype: a float32 copy of dW is 2 GB at 7B. Not in
+        # place even in float32, because a graph that is retained has another backward.
+        dx, dw = (torch.mul(grad, g, out=torch.empty_like(grad, dtype=dtype))
                   for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes))
         return dx, dw, None, None, None, None
 

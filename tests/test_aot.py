@@ -1,6 +1,9 @@
 """
-Every kernel that can be launched compiles for sm_80 and sm_90, within registers and shared memory, and on Hopper with
-its matrix instructions. The plain kernels of head size 64 and cross-entropy's are always compiled; the others are slow.
+The compiler's word on every kernel that can be launched: it compiles for sm_80 and sm_90 within the bounds below, which
+bench/aot.py counts without a GPU. A version of Triton, or an edit, that loses the overlap of products and softmax fails
+here. The plain kernels of 64 and 128 channels on Hopper and cross-entropy's are always compiled; the others are slow.
+
+    python bench/aot.py --triton=3.6.0     the same bounds, by another Triton
 """
 import os
 import re
@@ -11,20 +14,14 @@ pytest.importorskip('triton')
 if os.environ.get('TRITON_INTERPRET') == '1':
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
-from bench.aot import SHARED, SPILLS, cases, compiled
+from bench import aot
 
+ALWAYS = r'90 attention (forward|dkv) (64|128) plain|90 cross-entropy statistics slopes$'
 CASES = []
-for case in cases():
-    sm, name, *_ = case
-    always = re.search(' 64 plain|cross-entropy', name)
-    CASES.append(pytest.param(*case, id=f'sm_{sm} {name}', marks=[] if always else pytest.mark.slow))
+for case in aot.cases():
+    label = f'{case[0]} {case[1]}'
+    CASES.append(pytest.param(*case, id=label, marks=[] if re.search(ALWAYS, label) else pytest.mark.slow))
 
 @pytest.mark.parametrize('sm, name, kernel, signature, constants, options', CASES)
-def test_kernel_fits(sm, name, kernel, signature, constants, options):
-    row = compiled(sm, kernel, signature, constants, options)
-    assert row['spills'] <= SPILLS, row
-    assert row['shared'] <= SHARED[sm], row
-    backward_256 = ' 256 ' in name and 'forward' not in name # its tiles are too small for Hopper's matrix instructions
-    has_products = 'cross-entropy' not in name # whose products are GEMMs outside the kernel
-    if sm >= 90 and has_products and not backward_256:
-        assert row['wgmma'] > 0, row
+def test_kernel_is_within_its_bounds(sm, name, kernel, signature, constants, options):
+    assert aot.faults(aot.row_of(sm, name, kernel, signature, constants, options)) == []

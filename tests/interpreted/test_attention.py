@@ -145,7 +145,7 @@ def test_views_in_another_order_and_an_expanded_gradient(small_tiles):
 
 def strided(tokens, heads, row, first=0):
     """q of 16 channels whose tokens are `row` numbers apart, from number `first` of the memory on."""
-    return normal(first + tokens * row).as_strided((1, tokens, heads, 16), (tokens * row, row, 16, 1), first)
+    return normal(first + tokens * row + 32).as_strided((1, tokens, heads, 16), (tokens * row, row, 16, 1), first)
 
 @pytest.mark.parametrize('x, copied', [
     (strided(20, 2, 48), False),    # a part of one q | k | v
