@@ -86,13 +86,13 @@ def count(loop, *opcodes):
     return sum(instruction.opcode.startswith(opcodes) for instruction in loop)
 
 def inner_loop(sass):
-    """Counts of the shortest loop that computes, as a dict.
+    """Counts of the shortest loop that computes, or of the whole kernel where none does, as a dict.
 
-    In attention it is the one without a mask. wgmma and hmma: products of matrices, of Hopper and
+    In attention it is the loop without a mask. wgmma and hmma: products of matrices, of Hopper and
     of any GPU since Ampere; exp2; barriers: of the whole block; narrow: loads of fewer than 4 bytes
     from global memory; exposed and exposed_exp2: see above, None without wgmma.
     """
-    loop = min(loops(sass), key=len)
+    loop = min(loops(sass), key=len, default=parse(sass)[0])
     wgmma = count(loop, 'HGMMA')
     idle = exposed(loop)
     return {'instructions': len(loop),

@@ -77,5 +77,7 @@ def test_counts_of_the_shortest_loop():
     without_sums = TEXT.replace('@P0 BRA `(.L_x_4)', 'NOP')
     assert sass.inner_loop(without_sums) == dict(
         instructions=15, wgmma=2, hmma=0, exp2=3, barriers=1, narrow=1, exposed=8, exposed_exp2=1)
+    without_loops = without_sums.replace('MUFU.EX2', 'MUFU.RCP')
+    assert sass.inner_loop(without_loops)['instructions'] == 25
     assert sass.inner_loop(TEXT) == dict(
         instructions=3, wgmma=0, hmma=0, exp2=1, barriers=0, narrow=0, exposed=None, exposed_exp2=None)
