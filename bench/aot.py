@@ -126,7 +126,7 @@ def run_with(version, arguments):
     """Runs this script by another version of Triton -> its exit status."""
     folder = ROOT / 'out' / f'triton-{version}'
     if not folder.is_dir():
-        print(f"pip installs triton=={version} into {folder.relative_to(ROOT)}", flush=True)
+        print(f"pip installs triton=={version} into out/{folder.name}", flush=True)
         unfinished = folder.with_name(f'{folder.name}.tmp{os.getpid()}')
         command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps',
                    '--disable-pip-version-check', f'--target={unfinished}', f'triton=={version}']

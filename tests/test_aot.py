@@ -7,6 +7,9 @@ here. The plain kernels of 64 and 128 channels on Hopper and cross-entropy's are
 """
 import os
 import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +72,33 @@ def test_a_row_takes_the_place_of_its_predecessor_and_others_stay(tmp_path, monk
         aot.save([dict(sm=90, kernel='a', registers=registers)])
     rows = read_json(tmp_path, 'aot.json', 'bench/aot.py')['rows']
     assert [(row['triton'], row['registers']) for row in rows] == [('3.6.0', 7), (aot.triton.__version__, 9)]
+
+def test_another_triton_is_installed_once_and_comes_first_on_the_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(aot, 'ROOT', tmp_path)
+    monkeypatch.setenv('PYTHONPATH', 'elsewhere')
+    folder = tmp_path / 'out' / 'triton-3.6.0'
+    runs = []
+    def run(command, env=None):
+        runs.append((command, env))
+        if 'pip' in command:
+            assert command[-1] == 'triton==3.6.0' and '--no-deps' in command
+            Path(command[-2].removeprefix('--target=')).mkdir(parents=True)
+        return SimpleNamespace(returncode=0)
+    monkeypatch.setattr(aot.subprocess, 'run', run)
+    for _ in range(2):
+        assert aot.run_with('3.6.0', ['--only=dkv']) == 0
+    assert len(runs) == 3
+    for command, env in runs[1:]:
+        assert command == [sys.executable, aot.__file__, '--only=dkv']
+        assert env['PYTHONPATH'] == f'{folder}{os.pathsep}elsewhere'
+    assert capsys.readouterr().out == 'pip installs triton==3.6.0 into out/triton-3.6.0\n'
+
+def test_a_triton_that_cannot_be_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(aot, 'ROOT', tmp_path)
+    monkeypatch.setattr(aot.subprocess, 'run', lambda command: SimpleNamespace(returncode=1))
+    with pytest.raises(SystemExit, match="--triton=3.x: pip cannot install it; expected a version such as 3.6.0"):
+        aot.run_with('3.x', [])
+    assert not (tmp_path / 'out' / 'triton-3.x').exists()
 
 @pytest.mark.parametrize('sm, name, kernel, signature, constants, options', CASES)
 def test_kernel_is_within_its_bounds(sm, name, kernel, signature, constants, options):
