@@ -55,7 +55,7 @@ import torch.nn.functional as F
 from configurator import Refused
 from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
 from kernels.attention_torch import attention_decode as attention_decode
-from kernels.gpu import architecture, tiles_of
+from kernels.gpu import architecture
 
 try:
     import triton
@@ -136,7 +136,7 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
     if device.type != 'cuda' and not INTERPRETED:
         raise Refused(f"{error} expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
     if architecture(device) is None:
-        raise Refused(f"{error} expected an NVIDIA GPU of compute capability 8.0 or higher, "
+        raise Refused(f"{error} expected an NVIDIA GPU of compute capability 8.x, 9.0 or 12.x, "
                       f"got {torch.cuda.get_device_name(device)}; take 'sdpa'")
     if not supported:
         raise Refused(f"{error} expected 16 bits and heads of at most 256 channels, "
@@ -489,12 +489,11 @@ def aot(sm):
     Yields a name, the kernel, {argument: type}, {argument: constant} and Triton's options. A type
     that ends in :16 is of numbers that 16 divides. A window is only a number to the kernels.
     """
-    tiles = tiles_of(sm)
     for arch, D, step in CONFIGS:
-        if arch != tiles:
+        if arch != sm:
             continue
         for variant, softcap in {'plain': 0.0, 'softcap': 50.0, 'ALiBi': 0.0}.items():
-            constants, compile_options = _specialization(step, tiles, D, softcap, variant == 'ALiBi')
+            constants, compile_options = _specialization(step, sm, D, softcap, variant == 'ALiBi')
             if variant != 'ALiBi':
                 constants['slopes'] = None
             if step == 'dkv':

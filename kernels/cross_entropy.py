@@ -24,7 +24,7 @@ whose target is -100 has loss 0 and no gradient. Padded columns have p = 0, henc
 import torch
 import torch.nn.functional as F
 
-from kernels.gpu import architecture
+from kernels.gpu import runs_triton
 
 try:
     import triton
@@ -159,7 +159,7 @@ def _pass_triton(z, targets, stats, vocab_size, softcap, grad_logits):
 
 def _passes(device):
     """The chunk pass of a device. Tests replace it where they run Triton's interpreter."""
-    return _pass_triton if device.type == 'cuda' and architecture(device) else _pass_torch
+    return _pass_triton if runs_triton(device) else _pass_torch
 
 # --------------------------------------------------------------------------------------------------
 # Operators are opaque to torch.compile, so that it sees the same code path everywhere.

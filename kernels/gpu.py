@@ -1,4 +1,4 @@
-"""Which GPUs run the Triton kernels, and whose tiles they take."""
+"""Which GPUs run the Triton kernels, and whose tiles attention takes on them."""
 import torch
 
 try:
@@ -7,21 +7,28 @@ except ImportError: # e.g. macOS
     triton = None
 
 def tiles_of(sm):
-    """The architecture whose tiles an NVIDIA GPU of sm takes: 90 or 80; None where it is too old.
+    """The architecture whose tiles of attention an NVIDIA GPU of sm takes, 80 or 90, or None.
 
-    Server Blackwell (sm_100) has Hopper's TMA and shared memory, other GPUs what Ampere has.
+    sm_100 to sm_110 have none yet: their tensor cores keep sums in a memory of their own, and with
+    Hopper's tiles the forward of 64 channels spills 288 bytes. sm_120 has Ampere's instructions.
     """
-    if sm < 80:
+    if sm < 80 or 100 <= sm < 120:
         return None
-    return 90 if 90 <= sm < 110 else 80
+    return 90 if sm == 90 else 80
+
+def _sm_of(device):
+    """10 x the compute capability of an NVIDIA GPU; 0 for others: ROCm's capabilities are of AMD."""
+    if device.type != 'cuda' or torch.version.hip:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+def runs_triton(device):
+    """Whether Triton is installed and compiles for a device, in bf16 too."""
+    return triton is not None and _sm_of(device) >= 80
 
 def architecture(device):
-    """tiles_of a device, that of the interpreter on a CPU; None where the Triton kernels do not run."""
+    """tiles_of a device, and 90 for the interpreter on a CPU; None where attention has no kernel."""
     if triton is None:
         return None
-    if device.type == 'cpu':
-        return 90
-    if device.type != 'cuda' or torch.version.hip: # ROCm has capabilities too, but of AMD's GPUs
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return tiles_of(10 * major + minor)
+    return 90 if device.type == 'cpu' else tiles_of(_sm_of(device))

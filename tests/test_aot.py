@@ -34,7 +34,7 @@ def row(label, **changes):
 
 @pytest.mark.parametrize('label, column, value', [
     ('90 attention forward 128 plain', 'exposed_exp2', 1),
-    ('90 attention dkv 64 ALiBi', 'exposed_exp2', 8),
+    ('90 attention dkv 64 plain', 'exposed_exp2', 8),
     ('90 attention dkv 128 plain', 'spills', 20),
     ('90 attention forward 64 plain', 'spills', 4),
     ('80 attention dq 64 plain', 'shared', 102400),

@@ -278,7 +278,7 @@ def test_cross_entropy_compiles_whole():
 # kernels/gpu.py
 
 @pytest.mark.parametrize('capability, tiles', [
-    ((7, 5), None), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 90), ((10, 3), 90), ((12, 0), 80)])
+    ((7, 5), None), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), None), ((11, 0), None), ((12, 0), 80)])
 def test_a_gpu_takes_the_tiles_of_its_architecture_or_torchs_attention(capability, tiles, monkeypatch):
     pytest.importorskip('triton')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
@@ -286,9 +286,9 @@ def test_a_gpu_takes_the_tiles_of_its_architecture_or_torchs_attention(capabilit
     device = torch.device('cuda')
     assert gpu.architecture(device) == tiles
     assert choose_backend(device) == ('triton' if tiles else 'sdpa')
-    assert (ce._passes(device) == ce._pass_torch) == (tiles is None)
+    assert ce._passes(device) == (ce._pass_triton if capability[0] >= 8 else ce._pass_torch)
     if tiles is None:
-        with pytest.raises(Refused, match="capability 8.0 or higher, got some GPU; take 'sdpa'"):
+        with pytest.raises(Refused, match="capability 8.x, 9.0 or 12.x, got some GPU; take 'sdpa'"):
             choose_backend(device, 'triton')
 
 def test_amds_gpus_take_torchs_attention(monkeypatch):
@@ -296,4 +296,5 @@ def test_amds_gpus_take_torchs_attention(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 4))
     monkeypatch.setattr(torch.version, 'hip', '7.0')
     assert gpu.architecture(torch.device('cuda')) is None
+    assert not gpu.runs_triton(torch.device('cuda'))
     assert choose_backend(torch.device('cuda')) == 'sdpa'
