@@ -15,7 +15,8 @@ at a time, or one chunk of rows, to fit into memory.
 
 The kernel runs three times. In the first run, whose error is compared, empty tensors are filled
 with NaN, so that an element that is never written is found; the other two must be equal to the bit.
-memcheck gives each tensor an allocation of its own. The exit status is 1 if anything fails.
+memcheck gives each tensor an allocation of its own, and its shapes are such that Triton takes the same compiled kernels
+from its cache. The exit status is 1 if anything fails.
 
 Writes bench/results/gpu-PART.json, where `plain` is called correctness.
 """

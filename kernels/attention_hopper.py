@@ -24,6 +24,7 @@ unless it is asked for: --attention=hopper. docs/past_triton.md has the counts a
 import torch
 
 from configurator import Refused
+from kernels.gpu import sm_of
 
 try:
     import triton
@@ -45,7 +46,7 @@ def check(device, channels, softcap=0.0, slopes=None):
     error = "attention backend 'hopper':"
     if gluon is None:
         raise Refused(f"{error} expected triton with triton.experimental.gluon; take 'triton'")
-    if device.type != 'cuda' or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
+    if sm_of(device) != 90:
         raise Refused(f"{error} expected a GPU of compute capability 9.0, such as an H100; take 'triton'")
     if not 64 < channels <= D: # a softmax takes longer than the products of 64 channels, so they would wait for it
         raise Refused(f"{error} expected heads of 65 to 128 channels, got {channels}; take 'triton'")

@@ -15,6 +15,7 @@ for what these kernels do not serve: heads of which a part is rotated, or other 
 import torch
 
 from kernels.attention import _define_operator, triton
+from kernels.gpu import runs_triton
 
 if triton is not None:
     import triton.language as tl
@@ -27,10 +28,7 @@ FUSION = {'enable_fp_fusion': True} # from Triton 3.10 on it is False by default
 
 def fused(x):
     """Whether x is on a device that these kernels serve. Tests replace it where they run Triton's interpreter."""
-    if not x.is_cuda or triton is None or torch.version.hip:
-        return False
-    # Older ones have no bf16. torch.compile folds this call, and not get_device_capability.
-    return torch.cuda.get_device_properties(x.device).major >= 8
+    return x.is_cuda and runs_triton(x.device)
 
 # --------------------------------------------------------------------------------------------------
 # the kernels

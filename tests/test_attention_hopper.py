@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
     (128, {'softcap': 5.0}, 'no softcap and no ALiBi'),
     (128, {'slopes': torch.ones(2)}, 'no softcap and no ALiBi')])
 def test_what_it_cannot_compute_is_refused(D, options, error, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=9, minor=0))
     with pytest.raises(Refused, match=error):
         hopper.check(torch.device('cuda'), D, **options)
 
@@ -190,10 +191,10 @@ def test_it_needs_hopper_and_is_never_chosen_by_itself(monkeypatch):
     q, k, v = inputs(1, 20)
     with pytest.raises(Refused, match="'hopper': expected a GPU"):
         attention(q, k, v, backend='hopper')
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=9, minor=0))
     assert choose_backend(torch.device('cuda'), None, torch.bfloat16, 128) == 'triton'
     assert choose_backend(torch.device('cuda'), 'hopper', torch.bfloat16, 128) == 'triton'
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (10, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=10, minor=0))
     with pytest.raises(Refused, match="'hopper': expected a GPU of compute capability 9.0, such as an H100"):
         hopper.check(torch.device('cuda'), 128)
 

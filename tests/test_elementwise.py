@@ -32,6 +32,6 @@ def test_the_kernel_compiles_without_spills(sm, case):
     (7, None, False), (8, None, True), (9, None, True), (9, '6.4', False)])
 def test_which_gpus_run_the_kernels(major, hip, expected, monkeypatch):
     monkeypatch.setattr(torch.version, 'hip', hip)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=major))
-    assert elementwise.fused(SimpleNamespace(is_cuda=True, device='cuda:0')) is expected
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=major, minor=0))
+    assert elementwise.fused(SimpleNamespace(is_cuda=True, device=torch.device('cuda:0'))) is expected
     assert not elementwise.fused(torch.ones(1))
