@@ -50,6 +50,7 @@ import torch.nn.functional as F
 from configurator import Refused
 from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
 from kernels.attention_torch import attention_decode as attention_decode
+from kernels.attention_torch import decode_bias as decode_bias
 
 try:
     import triton

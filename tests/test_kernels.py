@@ -10,7 +10,7 @@ import torch
 
 from kernels import attention_torch
 from kernels import cross_entropy as ce
-from kernels.attention import attention, attention_decode, attention_ref, documents
+from kernels.attention import attention, attention_decode, attention_ref, decode_bias, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -129,11 +129,15 @@ def test_attention_ref_by_hand():
 @pytest.mark.parametrize('name', ['plain', *VARIANTS])
 def test_decoding_a_token_is_the_last_row_of_attention(name):
     options = VARIANTS.get(name, {})
-    q, k, v = (normal(2, 80, heads, 8, seed=heads) for heads in (6, 2, 2))
+    q, k, v = (normal(2, 90, heads, 8, seed=heads) for heads in (6, 2, 2))
+    keys, values = k.transpose(1, 2), v.transpose(1, 2) # ten of them are behind the token's own
+    settings = {key: options[key] for key in ('scale', 'softcap') if key in options}
+    column = torch.tensor([79])
     for begin in (torch.tensor([[0], [9]]), None):
         doc_start = None if begin is None else begin.expand(2, 80).where(torch.arange(80) >= begin, 0)
-        expected = attention_ref(q, k, v, doc_start, **options)[:, -1:]
-        o = attention_decode(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), begin, **options)
+        expected = attention_ref(q[:, :80], k[:, :80], v[:, :80], doc_start, **options)[:, -1:]
+        bias = decode_bias(column, 90, begin, options.get('window', 0), options.get('slopes'))
+        o = attention_decode(q[:, 79:80], keys, values, bias, **settings)
         torch.testing.assert_close(o, expected, rtol=0, atol=1e-5)
 
 @pytest.mark.parametrize('dtype', DTYPES)

@@ -20,7 +20,7 @@ from configurator import Refused
 from evaluation.likelihood import document_losses
 from hub import folders as hub
 from hub.families import FAMILIES, GPTConfig
-from kernels import attention_torch
+from kernels import attention_torch, decoding
 from model import GPT
 from vocab import Vocab
 
@@ -415,7 +415,7 @@ def test_samples_are_seeded_and_stay_in_the_vocabulary_the_mask_and_top_k(small)
 @pytest.mark.parametrize('top_k', [3, 99, None])
 def test_ids_are_drawn_as_often_as_their_probabilities_say(top_k):
     logits = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.7])
-    chosen = model_file._choose(logits.expand(20_000, -1), 0.8, top_k, torch.Generator().manual_seed(0)) # (20000, 1)
+    chosen = decoding.choose(logits.expand(20_000, -1), 0.8, top_k, torch.Generator().manual_seed(0)) # (20000, 1)
     p = (logits / 0.8).softmax(-1)
     p = p.where(logits >= (0.7 if top_k == 3 else -9), 0)
     torch.testing.assert_close(chosen.flatten().bincount(minlength=5) / 20_000, p / p.sum(), rtol=0, atol=0.015)
@@ -426,7 +426,7 @@ def test_repetition_penalty_is_that_of_transformers():
     text = some_tokens(50, 1, 20)
     used = torch.zeros(1, 50, dtype=torch.bool).scatter(1, text, True)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(text, logits)
-    assert torch.equal(torch.where(used, model_file._penalized(logits, 1.3), logits), expected)
+    assert torch.equal(decoding.penalize(logits, used, 1.3), expected)
 
 def test_a_prompt_and_what_follows_it_fit_the_models_positions_or_are_refused():
     model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
@@ -640,7 +640,7 @@ def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeyp
     small.generate([[1, 2, 3]], 3)
     def fail(*_):
         raise ZeroDivisionError
-    monkeypatch.setattr(model_file, '_choose', fail)
+    monkeypatch.setattr(model_file, 'choose', fail)
     with pytest.raises(ZeroDivisionError):
         small.generate([[1, 2, 3]], 3)
     for name, p in small.named_parameters():
