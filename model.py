@@ -365,10 +365,8 @@ class GPT(nn.Module):
 
         temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
         computed for others. repetition_penalty, as in transformers, divides positive logits of ids
-        already in the text and multiplies negative ones. decode: how a token's step runs, 'eager',
-        'graph' (fixed shapes, on a GPU captured as a CUDA graph), 'compile' (torch.compile: see
-        docs/speed.md for when it pays) or 'auto': a graph on a GPU, else eager. Refuses prompts
-        that are empty, too long or have ids outside the vocabulary.
+        already in the text and multiplies negative ones. decode: how steps run, see decoding.Steps.
+        Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
         V = self.cfg.vocab_size
@@ -382,24 +380,26 @@ class GPT(nn.Module):
         for i, prompt in enumerate(prompts):
             tokens[i, P - len(prompt):] = torch.tensor(prompt)
             used[i, prompt] = True
-        cache = Cache(self, B, P + max_new_tokens - 1, begin if begin.any() else None) # the last token is never read
+        cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
         column = torch.arange(P, device=device)
         doc_start = None if cache.begin is None else torch.where(column < begin, 0, begin) # (B, P)
         running = set(range(B))
-        ids = head = None
-        weights = [m.weight for m in self.layers.modules() if isinstance(m, nn.Linear)]
-        if allowed is None or allowed.all():
-            weights.append(self.head_weight)
-        else:
+        ids = None
+        head = self.head_weight
+        if allowed is not None and not allowed.all():
             ids = allowed.to(device).nonzero()[:, 0]
-            head = self.head_weight[ids].t().contiguous().t() # a joint vocabulary of 152,167 ids has 500 units
-        step = Steps(self, cache, head, decode)
-        with by_columns(weights if device.type == 'cpu' else []):
-            logits = self.logits(self(tokens, doc_start, cache)[:, -1], head)
+            head = head[ids] # a joint vocabulary of 152,167 ids has 500 units
+        weights = []
+        if device.type == 'cpu':
+            weights = [m.weight for m in self.layers.modules() if isinstance(m, nn.Linear)]
+            head = head.t().contiguous().t() # a copy: the table itself may be the embedding
+        step = Steps(self, cache, decode)
+        with by_columns(weights):
+            hidden = self(tokens, doc_start, cache)[:, -1]
             for i in range(max_new_tokens):
                 if i > 0:
-                    logits = step(tokens, P + i - 1)
-                logits = logits.float() # (B, V or allowed ids)
+                    hidden = step(tokens, P + i - 1)
+                logits = self.logits(hidden, head).float() # (B, V or allowed ids)
                 if repetition_penalty != 1:
                     used.scatter_(1, tokens[:, -1:], True) # at first the prompt's last id
                     logits = penalize(logits, used if ids is None else used[:, ids], repetition_penalty)

@@ -1,10 +1,10 @@
 """
-Decoding with a key-value cache: a step takes one token of each row and returns the logits of the next.
+Decoding with a key-value cache: a step takes one token of each row.
 
-A step is the model's own forward on tensors of fixed shapes, in which nothing but numbers in memory
-differs from token to token: so it can be compiled, or captured once as a CUDA graph and replayed.
-In eager mode and compiled, attention goes over the columns that are filled, and needs no mask where
-all prompts are of one length. `GPT.stream` of model.py is the loop around it.
+A step is the model's own forward, in which nothing but numbers in memory and one length differs
+from token to token: so it can be compiled, or captured once as a CUDA graph and replayed. In eager
+mode and compiled, attention goes over the columns that are filled, and needs no mask where all
+prompts are of one length. `GPT.stream` of model.py is the loop around it.
 """
 from contextlib import contextmanager
 from functools import partial
@@ -58,50 +58,55 @@ class Cache:
         return self.biases[window]
 
 class Steps:
-    """Decodes a token of each row: tokens (B, 1) at a column -> logits (B, V or rows of head)."""
-    def __init__(self, model, cache, head, decode):
+    """Runs the model on a token of each row: tokens (B, 1) at a column -> hidden states (B, n_word).
+
+    decode: 'eager'; 'graph', with all shapes fixed, captured as a CUDA graph on a GPU; 'compile', by
+    torch.compile; 'auto', a graph on a GPU and else eager.
+    """
+    def __init__(self, model, cache, decode):
         expected = ('auto', 'eager', 'graph', 'compile')
         if decode not in expected:
             raise Refused(f"decode is {decode!r}, expected {', '.join(expected)}")
-        self.cuda = model.embed.is_cuda
-        self.fixed = decode == 'graph' or decode == 'auto' and self.cuda
         self.cache = cache
         self.capacity = cache.k[0].size(2)
+        self.cuda = model.embed.is_cuda
+        self.fixed = decode == 'graph' or decode == 'auto' and self.cuda
         self.graph = None
-        self.forward = partial(_step, model, cache, head)
-        if decode == 'compile':
-            self.forward = partial(torch.compile(_step, fullgraph=True, dynamic=True), model, cache, head)
+        step = _step
+        if decode == 'compile': # the length is a symbol, so that no length compiles anew
+            step = torch.compile(_step, fullgraph=True, dynamic=True, options={'cpp_wrapper': not self.cuda})
+        self.step = partial(step, model, cache)
 
     def __call__(self, tokens, column):
         self.cache.column.fill_(column)
         if not self.fixed:
-            return self.forward(tokens, column + 1, True)
+            return self.step(tokens, column + 1, True)
         if not self.cuda:
-            return self.forward(tokens, self.capacity, False)
+            return self.step(tokens, self.capacity, False)
         if self.graph is None:
             self.capture(tokens)
         self.tokens.copy_(tokens)
         self.graph.replay()
-        return self.logits
+        return self.hidden
 
     def capture(self, tokens):
         self.tokens = tokens.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream): # what is allocated or chosen in a first run must not be captured
+        with torch.cuda.stream(stream): # what is set up in a first run must not be captured
             for _ in range(2): # writes the same keys and values each time
-                self.forward(self.tokens, self.capacity, False)
+                self.step(self.tokens, self.capacity, False)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.logits = self.forward(self.tokens, self.capacity, False)
+            self.hidden = self.step(self.tokens, self.capacity, False)
 
-def _step(model, cache, head, tokens, n, is_last):
-    """Logits (B, V or rows of head) of tokens (B, 1) in the cache's column, which attend to n columns."""
+def _step(model, cache, tokens, n, is_last):
+    """Hidden states (B, n_word) of tokens (B, 1) in the cache's column, which attend to n columns."""
     cache.n = n
     cache.is_last = is_last
     cache.biases = {}
-    return model.logits(model(tokens, cache.begin, cache)[:, -1], head)
+    return model(tokens, cache.begin, cache)[:, -1]
 
 @contextmanager
 def by_columns(weights):
@@ -117,7 +122,7 @@ def by_columns(weights):
         store(torch.Tensor.contiguous)
 
 def penalize(logits, used, penalty):
-    """logits (B, n) with those of ids in the text so far, used (B, n) bool, divided by penalty if positive, else times it."""
+    """logits (B, n), where used (B, n) bool: divided by penalty if positive, multiplied by it if negative."""
     return torch.where(used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 def choose(logits, temperature, top_k, generator):
