@@ -261,8 +261,9 @@ class GPT(nn.Module):
     def forward(self, tokens, doc_start=None, cache=None, hidden_span=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are the prompts or, if cache.n is set, the next column (B, 1). Where documents share a prefix, hidden_span (B,
-        T, 2) has the columns [begin, end) of other branches that a token skips, (0, 0) for none.
+        With a cache, tokens are the prompts or, once cache.n is set, the next column (B, 1). Where
+        documents share a prefix, hidden_span (B, T, 2) has the columns [begin, end) of other
+        branches that a token skips, (0, 0) for none.
         Refuses rows that are longer than the table of learned positions.
         """
         cfg = self.cfg

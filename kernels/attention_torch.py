@@ -209,16 +209,17 @@ def _by_mask(q, k, v, mask, options):
         outputs.append(_dense(q[:, :, queries], k, v, bias, scale, softcap, enable_gqa=True))
     return torch.cat(outputs, 2).transpose(1, 2)
 
-def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
+def _dense(q, k, v, bias, scale, softcap, enable_gqa=False, sdpa=True):
     """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to
-    the scores; None: every key is seen."""
-    if not softcap:
+    the scores; None: every key is seen. sdpa: False where the definition is faster."""
+    if sdpa and not softcap:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
     s = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * (scale or q.size(-1) ** -0.5)
-    s = softcap * torch.tanh(s / softcap)
+    if softcap:
+        s = softcap * torch.tanh(s / softcap)
     if bias is not None:
         s = s.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else s + bias
     return s.softmax(-1).to(q.dtype) @ v
@@ -250,5 +251,7 @@ def attention_decode(q, k, v, bias=None, scale=None, softcap=0.0):
     HK, n = k.shape[1:3]
     if bias is not None and bias.size(1) > 1: # (B or 1, H, 1, n)
         bias = bias.view(-1, HK, H // HK, n)
-    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head.
-    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap).reshape(B, 1, H, D)
+    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head. On a CPU it reads many
+    # short rows of keys at 3/4 of the speed of a batched product.
+    sdpa = not q.is_cpu or q.dtype != torch.float32 or B * HK < 16
+    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap, sdpa=sdpa).reshape(B, 1, H, D)

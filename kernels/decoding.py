@@ -14,6 +14,7 @@ import torch
 from configurator import Refused
 from kernels.attention import attention, attention_decode, decode_bias
 
+
 class Cache:
     """Keys and values of the columns so far: (B, HK, capacity, D) a layer, allocated once.
 
