@@ -392,7 +392,8 @@ class GPT(nn.Module):
             head = head[ids] # a joint vocabulary of 152,167 ids has 500 units
         weights = []
         if device.type == 'cpu':
-            weights = [m.weight for m in self.layers.modules() if isinstance(m, nn.Linear)]
+            matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
+            weights = [m.weight for m in matrices if B > 1 or m.out_features > m.in_features] # one row gains less
             head = head.t().contiguous().t() # a copy: the table itself may be the embedding
         step = Steps(self, cache, decode)
         with by_columns(weights):
