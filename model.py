@@ -23,7 +23,6 @@ memory to a multiple of 256. Padding rows are zero, never targets, never sampled
 Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary
 """
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +38,9 @@ from files import write_json
 from hub import folders
 from hub.families import FAMILIES, GPTConfig
 from kernels import elementwise
-from kernels.attention import attention, attention_decode, documents
+from kernels.attention import attention, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
+from kernels.decoding import Cache, Steps, by_columns, choose, penalize
 from kernels.positions import alibi_slopes, rotary_table
 from kernels.qk_norm import norm_rotate
 
@@ -112,30 +112,6 @@ class _Rotary(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
 
-class Cache:
-    """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
-    def __init__(self, model, B, capacity, begin=None):
-        cfg = model.cfg
-        shape = B, cfg.n_kv_head, capacity, cfg.head_dim
-        self.k = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
-        self.v = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
-        column = torch.arange(capacity, device=model.embed.device)
-        self.rope = model.rotary(column[:, None]) # each (capacity, 1, n_rope)
-        self.length = 0 # columns filled
-        self.begin = begin # (B, 1), the column at which each row's document begins; None means 0
-
-    def attend(self, layer, q, k, v, docs, options):
-        """Stores k, v (B, T, HK, D), attends with q (B, T, H, D): the prompt, then single tokens."""
-        T = q.size(1)
-        end = self.length + T
-        self.k[layer].narrow(2, self.length, T).copy_(k.transpose(1, 2))
-        self.v[layer].narrow(2, self.length, T).copy_(v.transpose(1, 2))
-        if self.length == 0:
-            return attention(q, k, v, docs, **options)
-        assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        keys = self.k[layer].narrow(2, 0, end)
-        values = self.v[layer].narrow(2, 0, end)
-        return attention_decode(q, keys, values, self.begin, **options)
 
 def recomputed(f, *x):
     """f(*x), whose activations are computed again in the backward instead of saved."""
@@ -288,14 +264,15 @@ class GPT(nn.Module):
     def forward(self, tokens, doc_start=None, cache=None, hidden_span=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are its next T columns. Where documents share a prefix, hidden_span (B,
-        T, 2) has the columns [begin, end) of other branches that a token skips, (0, 0) for none.
+        With a cache, tokens are the prompts or, once cache.n is set, the next column (B, 1). Where
+        documents share a prefix, hidden_span (B, T, 2) has the columns [begin, end) of other
+        branches that a token skips, (0, 0) for none.
         Refuses rows that are longer than the table of learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
-        begin = 0 if cache is None else cache.length
-        column = torch.arange(begin, begin + T, device=tokens.device) # (T,)
+        next_token = cache is not None and cache.n > 0
+        column = cache.column if next_token else torch.arange(T, device=tokens.device) # (T,)
         position = column if doc_start is None else column - doc_start # (T,) or (B, T)
         if hidden_span is not None:
             # On a GPU, a mask would count distances along the row.
@@ -303,7 +280,7 @@ class GPT(nn.Module):
             assert tokens.is_cpu or not by_distance, "hidden spans with windows or ALiBi: CPU only"
             position = position - (hidden_span[..., 1] - hidden_span[..., 0])
         backend = self.attention if cache is None else None
-        docs = documents(doc_start, backend, hidden_span) if doc_start is not None and begin == 0 else None
+        docs = documents(doc_start, backend, hidden_span) if doc_start is not None and not next_token else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as in transformers
@@ -311,13 +288,13 @@ class GPT(nn.Module):
             x = self.word_in(x)
         slopes = None
         ropes = self.rotary(column[:, None]) if cache is None else cache.rope
-        rows = slice(begin, begin + T) if doc_start is None else position
+        rows = slice(T) if doc_start is None and not next_token else position
         ropes = {kind: rope and [table[rows] for table in rope] for kind, rope in ropes.items()} # (T or B, T, 1, R)
         if cfg.position == 'learned':
-            if begin + T > cfg.n_positions:
-                raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
+            if T > cfg.n_positions:
+                raise Refused(f"{T} tokens in a row, and the model has {cfg.n_positions} positions")
             x = x + F.embedding(position + OPT_OFFSET, self.positions)
-        elif cfg.position == 'alibi':
+        elif cfg.position == 'alibi' and not next_token: # the cache keeps them
             slopes = alibi_slopes(cfg.n_head).to(x.device)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -325,8 +302,6 @@ class GPT(nn.Module):
             context = ropes[block.rope], slopes, docs, backend, cache
             full = block.recompute == 'full' and torch.is_grad_enabled()
             x = recomputed(block, x, *context) if full else block(x, *context)
-        if cache is not None:
-            cache.length += T
         if self.norm is not None:
             x = self.norm(x)
         return x if self.word_out is None else self.word_out(x)
@@ -377,15 +352,24 @@ class GPT(nn.Module):
     # --------------------------------------------------------------------------------------------
     # generation
 
+    def generate(self, prompts, *settings, **named_settings):
+        """`stream` (whose settings these are) in one piece -> lists of new ids, up to and including a stop id."""
+        new = [[] for _ in prompts]
+        for tokens in self.stream(prompts, *settings, **named_settings):
+            for row, token in zip(new, tokens):
+                if token is not None:
+                    row.append(token)
+        return new
+
     @torch.inference_mode()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
-                 stop=(), generator=None):
-        """Continues prompts (lists of ids, any lengths) -> lists of new ids, up to and including a stop id.
+    def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
+               stop=(), generator=None, decode='auto'):
+        """Continues prompts (lists of ids, any lengths); yields a list of the next id of each, None after its stop id.
 
         temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
         computed for others. repetition_penalty, as in transformers, divides positive logits of ids
-        already in the text and multiplies negative ones. Refuses prompts that are empty, too long
-        or have ids outside the vocabulary.
+        already in the text and multiplies negative ones. decode: how steps run, see decoding.Steps.
+        Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
         V = self.cfg.vocab_size
@@ -402,35 +386,35 @@ class GPT(nn.Module):
         cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
         column = torch.arange(P, device=device)
         doc_start = None if cache.begin is None else torch.where(column < begin, 0, begin) # (B, P)
-        new = [[] for _ in prompts]
         running = set(range(B))
-        weights = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)]
-        ids = head = None
-        if allowed is None or allowed.all():
-            weights.append(self.head_weight)
-        else:
+        ids = None
+        head = self.head_weight
+        if allowed is not None and not allowed.all():
             ids = allowed.to(device).nonzero()[:, 0]
-            head = self.head_weight[ids] # a joint vocabulary of 152,167 ids has 500 units
-        with _by_columns(weights if device.type == 'cpu' else []):
-            for _ in range(max_new_tokens):
-                hidden = self(tokens, doc_start, cache)[:, -1]
+            head = head[ids] # a joint vocabulary of 152,167 ids has 500 units
+        weights = []
+        if device.type == 'cpu':
+            matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
+            weights = [m.weight for m in matrices if B > 1 or m.out_features > m.in_features] # one row gains less
+            head = head.t().contiguous().t() # a copy: the table itself may be the embedding
+        step = Steps(self, cache, decode)
+        with by_columns(weights):
+            hidden = self(tokens, doc_start, cache)[:, -1]
+            for i in range(max_new_tokens):
+                if i > 0:
+                    hidden = step(tokens, P + i - 1)
                 logits = self.logits(hidden, head).float() # (B, V or allowed ids)
                 if repetition_penalty != 1:
                     used.scatter_(1, tokens[:, -1:], True) # at first the prompt's last id
-                    penalized = _penalized(logits, repetition_penalty)
-                    logits = torch.where(used if ids is None else used[:, ids], penalized, logits)
-                tokens = _choose(logits, temperature, top_k, generator) # (B, 1)
+                    logits = penalize(logits, used if ids is None else used[:, ids], repetition_penalty)
+                tokens = choose(logits, temperature, top_k, generator) # (B, 1)
                 if ids is not None:
                     tokens = ids[tokens]
-                for i, token in enumerate(tokens[:, 0].tolist()):
-                    if i in running:
-                        new[i].append(token)
-                        if token in stop:
-                            running.discard(i)
+                new = [token if i in running else None for i, token in enumerate(tokens[:, 0].tolist())]
+                running -= {i for i, token in enumerate(new) if token in stop}
+                yield new
                 if not running:
                     break
-                doc_start = cache.begin
-        return new
 
     def _check_prompts(self, prompts, max_new_tokens):
         V = self.cfg.vocab_size
@@ -546,28 +530,3 @@ class GPT(nn.Module):
         prefix = names['embed'].split('.')[0] + '.' # Bloom's files leave it out
         folders.read_weights(folder, model._hf_tensors(), tied, prefix)
         return model
-
-@contextmanager
-def _by_columns(weights):
-    """Stores weights (out, in) by columns inside the block: faster for one token on a CPU."""
-    def store(layout):
-        with torch.inference_mode(False), torch.no_grad():
-            for w in weights:
-                w.data = layout(w)
-    try:
-        store(lambda w: w.t().contiguous().t())
-        yield
-    finally:
-        store(torch.Tensor.contiguous)
-
-def _penalized(logits, penalty):
-    return torch.where(logits > 0, logits / penalty, logits * penalty)
-
-def _choose(logits, temperature, top_k, generator):
-    """logits (B, n) -> the index of a chosen one in each row, (B, 1)"""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    n = logits.size(-1)
-    top, index = logits.topk(min(top_k or n, n)) # (B, k); drawing among all n costs much more
-    p = (top / temperature).softmax(-1)
-    return index.gather(1, torch.multinomial(p, 1, generator=generator))

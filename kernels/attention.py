@@ -58,6 +58,7 @@ from configurator import Refused
 from kernels import attention_hopper
 from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
 from kernels.attention_torch import attention_decode as attention_decode
+from kernels.attention_torch import decode_bias as decode_bias
 from kernels.gpu import architecture
 
 try:

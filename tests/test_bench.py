@@ -204,7 +204,8 @@ DRY_OUTPUTS = { # {script: a part of what it prints}
     'train_cpu': 'nanoSLM, --compile',
     'prepare': 'interleave: documents 200',
     'eval': '| second run |',
-    'sample': '| 2 | units, top-k 25 | nanoSLM |'}
+    'sample': '| 2 | units, top-k 25 | nanoSLM |',
+    'sample --graph': '| 2 | units, top-k 25 | nanoSLM, graph |'}
 
 def modification_times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -213,11 +214,13 @@ def modification_times(folder):
     pytest.param('train_cpu', marks=pytest.mark.slow),
     'prepare',
     pytest.param('eval', marks=pytest.mark.slow),
-    'sample'])
+    'sample',
+    'sample --graph'])
 def test_scripts_without_a_gpu_run_dry(script):
     results = ROOT / 'bench' / 'results'
     before = modification_times(results)
-    done = subprocess.run([sys.executable, f'bench/{script}.py', '--dry'],
+    name, *options = script.split()
+    done = subprocess.run([sys.executable, f'bench/{name}.py', *options, '--dry'],
                           cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert DRY_OUTPUTS[script] in done.stdout

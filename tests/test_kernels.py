@@ -12,7 +12,7 @@ import torch
 from configurator import Refused
 from kernels import attention_torch, gpu
 from kernels import cross_entropy as ce
-from kernels.attention import attention, attention_decode, attention_ref, choose_backend, documents
+from kernels.attention import attention, attention_decode, attention_ref, choose_backend, decode_bias, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -128,14 +128,19 @@ def test_attention_ref_by_hand():
             expected = sum(math.exp(score) / total * v[0, j, h] for score, j in zip(s, seen))
             torch.testing.assert_close(o[0, t, h], expected)
 
+@pytest.mark.parametrize('B', [2, 8]) # by SDPA, by the definition
 @pytest.mark.parametrize('name', ['plain', *VARIANTS])
-def test_decoding_a_token_is_the_last_row_of_attention(name):
+def test_decoding_a_token_is_the_last_row_of_attention(name, B):
     options = VARIANTS.get(name, {})
-    q, k, v = (normal(2, 80, heads, 8, seed=heads) for heads in (6, 2, 2))
-    for begin in (torch.tensor([[0], [9]]), None):
-        doc_start = None if begin is None else begin.expand(2, 80).where(torch.arange(80) >= begin, 0)
-        expected = attention_ref(q, k, v, doc_start, **options)[:, -1:]
-        o = attention_decode(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), begin, **options)
+    q, k, v = (normal(B, 90, heads, 8, seed=heads) for heads in (6, 2, 2))
+    keys, values = k.transpose(1, 2), v.transpose(1, 2) # ten of them are behind the token's own
+    settings = {key: options[key] for key in ('scale', 'softcap') if key in options}
+    column = torch.tensor([79])
+    for begin in (torch.tensor([[0], [9]]).repeat(B // 2, 1), None):
+        doc_start = None if begin is None else begin.expand(B, 80).where(torch.arange(80) >= begin, 0)
+        expected = attention_ref(q[:, :80], k[:, :80], v[:, :80], doc_start, **options)[:, -1:]
+        bias = decode_bias(column, 90, begin, options.get('window', 0), options.get('slopes'))
+        o = attention_decode(q[:, 79:80], keys, values, bias, **settings)
         torch.testing.assert_close(o, expected, rtol=0, atol=1e-5)
 
 @pytest.mark.parametrize('dtype', DTYPES)

@@ -20,7 +20,7 @@ from configurator import Refused
 from evaluation.likelihood import document_losses
 from hub import folders as hub
 from hub.families import FAMILIES, GPTConfig
-from kernels import attention_torch
+from kernels import attention_torch, decoding
 from model import GPT
 from vocab import Vocab
 
@@ -573,7 +573,7 @@ def test_samples_are_seeded_and_stay_in_the_vocabulary_the_mask_and_top_k(small)
 @pytest.mark.parametrize('top_k', [3, 99, None])
 def test_ids_are_drawn_as_often_as_their_probabilities_say(top_k):
     logits = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.7])
-    chosen = model_file._choose(logits.expand(20_000, -1), 0.8, top_k, torch.Generator().manual_seed(0)) # (20000, 1)
+    chosen = decoding.choose(logits.expand(20_000, -1), 0.8, top_k, torch.Generator().manual_seed(0)) # (20000, 1)
     p = (logits / 0.8).softmax(-1)
     p = p.where(logits >= (0.7 if top_k == 3 else -9), 0)
     torch.testing.assert_close(chosen.flatten().bincount(minlength=5) / 20_000, p / p.sum(), rtol=0, atol=0.015)
@@ -584,7 +584,7 @@ def test_repetition_penalty_is_that_of_transformers():
     text = some_tokens(50, 1, 20)
     used = torch.zeros(1, 50, dtype=torch.bool).scatter(1, text, True)
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(text, logits)
-    assert torch.equal(torch.where(used, model_file._penalized(logits, 1.3), logits), expected)
+    assert torch.equal(decoding.penalize(logits, used, 1.3), expected)
 
 def test_a_prompt_and_what_follows_it_fit_the_models_positions_or_are_refused():
     model = GPT(GPTConfig(family='opt', vocab_size=300, n_layer=1, n_embd=32, n_positions=16))
@@ -796,7 +796,7 @@ def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeyp
     small.generate([[1, 2, 3]], 3)
     def fail(*_):
         raise ZeroDivisionError
-    monkeypatch.setattr(model_file, '_choose', fail)
+    monkeypatch.setattr(model_file, 'choose', fail)
     with pytest.raises(ZeroDivisionError):
         small.generate([[1, 2, 3]], 3)
     for name, p in small.named_parameters():
@@ -806,3 +806,61 @@ def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeyp
     small.loss_sum(*torch.ones(3, 1, 4, dtype=torch.long))[0].backward() # trains on
     assert small.layers[0].qkv.weight.grad.is_contiguous()
     small.zero_grad()
+
+# ---- decoding
+
+@torch.no_grad()
+def steps_of(model, prompts, new, decode):
+    """Logits (B, T, V) before each of the new ids (B, T), which are fed to Steps one after the other."""
+    P = max(map(len, prompts))
+    begin = torch.tensor([[P - len(prompt)] for prompt in prompts])
+    tokens = torch.tensor([[0] * (P - len(prompt)) + prompt for prompt in prompts])
+    cache = decoding.Cache(model, len(prompts), P + new.size(1), begin if begin.any() else None)
+    doc_start = torch.where(torch.arange(P) < begin, 0, begin)
+    step = decoding.Steps(model, cache, decode)
+    hidden = [model(tokens, doc_start, cache)[:, -1]]
+    hidden += [step(new[:, t:t + 1], P + t).clone() for t in range(new.size(1) - 1)]
+    return model.logits(torch.stack(hidden, 1))
+
+@pytest.mark.parametrize('decode', ['eager', 'graph'])
+@pytest.mark.parametrize('lengths', [(11, 11), (2, 13, 7)])
+def test_a_step_has_the_logits_of_the_full_forward(pair, lengths, decode):
+    """'graph' is what a CUDA graph holds: all shapes fixed, the position in memory."""
+    _, model, _ = pair
+    prompts = [some_tokens(model.cfg.vocab_size, n, seed=n).tolist() for n in lengths]
+    new = some_tokens(model.cfg.vocab_size, len(lengths), 12, seed=9)
+    logits = steps_of(model, prompts, new, decode)
+    for row, prompt in enumerate(prompts):
+        text = torch.tensor([prompt + new[row].tolist()])
+        expected = logits_of(model, text)[0, len(prompt) - 1:-1]
+        assert (logits[row] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+def test_a_compiled_step_has_the_same_ids_and_compiles_for_one_row_and_for_many(small, monkeypatch):
+    compile = torch.compile
+    n_graphs = []
+    def backend(graph, _):
+        n_graphs.append(1)
+        return graph.forward
+    monkeypatch.setattr(torch, 'compile', lambda f, options, **named: compile(f, backend=backend, **named))
+    for prompts in ([[3, 4]], [[5, 6, 7]], [[3, 4], [5, 6]], [[3, 4], [5, 6], [7, 8]]):
+        assert small.generate(prompts, 9, decode='compile', temperature=0) == small.generate(prompts, 9, temperature=0)
+    assert len(n_graphs) == 2
+
+def test_tokens_come_one_after_the_other_and_none_after_a_stop_id(small):
+    whole = small.generate([[3], [4, 5]], 20, temperature=0, repetition_penalty=1.5)
+    stream = small.stream([[3], [4, 5]], 20, temperature=0, repetition_penalty=1.5, stop=[whole[1][4]])
+    first = next(stream)
+    assert first == [whole[0][0], whole[1][0]]
+    rest = list(stream)
+    end = whole[1].index(whole[1][4])
+    assert [ids[1] for ids in rest[:end]] == whole[1][1:end + 1] and rest[end][1] is None
+
+def test_a_stream_that_is_left_gives_the_weights_back(small):
+    stream = small.stream([[3], [4, 5]], 20)
+    next(stream)
+    stream.close()
+    assert all(p.is_contiguous() for p in small.parameters())
+
+def test_an_unknown_way_to_decode_is_refused(small):
+    with pytest.raises(Refused, match="decode is 'fast', expected auto, eager, graph, compile"):
+        small.generate([[3]], 5, decode='fast')
