@@ -112,7 +112,6 @@ class _Rotary(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
 
-
 def recomputed(f, *x):
     """f(*x), whose activations are computed again in the backward instead of saved."""
     return checkpoint(f, *x, use_reentrant=False, preserve_rng_state=False) # nothing here is random
