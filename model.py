@@ -106,6 +106,25 @@ class _Rotary(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
 
+class _SwiGLU(torch.autograd.Function):
+    """g | u (..., 2 n) -> silu(g) u (..., n), whose backward writes both gradients into one tensor."""
+    @staticmethod
+    def forward(ctx, h):
+        g, u = h.chunk(2, -1)
+        a = F.silu(g)
+        ctx.save_for_backward(h, a)
+        return a * u
+
+    @staticmethod
+    def backward(ctx, dy):
+        h, a = ctx.saved_tensors
+        g, u = h.chunk(2, -1)
+        dh = torch.empty_like(h)
+        dg, du = dh.chunk(2, -1)
+        torch.mul(dy, a, out=du)
+        torch.ops.aten.silu_backward(dy * u, g, grad_input=dg)
+        return dh
+
 class Cache:
     """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
     def __init__(self, model, B, capacity, begin=None):
@@ -177,8 +196,7 @@ class Block(nn.Module):
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
         qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
         qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
-        qk = qkv.narrow(2, 0, H + HK)
-        v = qkv.narrow(2, H + HK, HK)
+        qk, v = qkv.split([H + HK, HK], 2) # in the backward, split takes half the passes of narrow
         if self.qk_norm is not None:
             qk = norm_rotate(qk, self.qk_norm, self.cfg.norm_eps, H, rope)
         elif rope is not None:
@@ -187,8 +205,7 @@ class Block(nn.Module):
                 qk = rotate(qk, *rope)
             else:
                 qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
-        q = qk.narrow(2, 0, H)
-        k = qk.narrow(2, H, HK)
+        q, k = qk.split([H, HK], 2)
         options = {**self.options, 'slopes': slopes}
         if cache is None:
             y = attention(q, k, v, docs, **options, backend=backend)
@@ -202,10 +219,12 @@ class Block(nn.Module):
 
     def act(self, h):
         act = ACTIVATIONS[self.cfg.activation]
-        if self.cfg.gated:
-            g, u = h.chunk(2, -1) # (B, T, n_ffn) each
-            return act(g) * u
-        return act(h)
+        if not self.cfg.gated:
+            return act(h)
+        if act is F.silu:
+            return _SwiGLU.apply(h)
+        g, u = h.chunk(2, -1) # (B, T, n_ffn) each
+        return act(g) * u
 
     def forward(self, x, *context):
         """x (B, T, C) -> (B, T, C); context is what attend takes after x."""
