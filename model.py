@@ -92,7 +92,11 @@ class Norm(nn.Module):
 
 def _rotate(x, cos, sin):
     x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
-    return (x_fp32 * cos).addcmul_(x_fp32.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+    half = x.size(-1) // 2
+    y = x_fp32 * cos
+    y[..., :half].addcmul_(x_fp32[..., half:], sin[..., :half])
+    y[..., half:].addcmul_(x_fp32[..., :half], sin[..., half:])
+    return y.to(x.dtype)
 
 class _Rotary(torch.autograd.Function):
     """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D) as GPT.rotary gives them."""
@@ -221,7 +225,7 @@ class Block(nn.Module):
         act = ACTIVATIONS[self.cfg.activation]
         if not self.cfg.gated:
             return act(h)
-        if act is F.silu:
+        if act is F.silu and torch.is_grad_enabled():
             return _SwiGLU.apply(h)
         g, u = h.chunk(2, -1) # (B, T, n_ffn) each
         return act(g) * u

@@ -794,3 +794,16 @@ def test_generate_leaves_weights_as_they_were_also_when_it_is_cut(small, monkeyp
     small.loss_sum(*torch.ones(3, 1, 4, dtype=torch.long))[0].backward() # trains on
     assert small.layers[0].qkv.weight.grad.is_contiguous()
     small.zero_grad()
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_gate_and_its_gradient_are_those_of_autograd(dtype):
+    h = torch.randn(3, 5, 14, generator=torch.Generator().manual_seed(0)).to(dtype)
+    dy = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = []
+    for f in (model_file._SwiGLU.apply, lambda h: F.silu(h[..., :7]) * h[..., 7:]):
+        leaf = h.clone().requires_grad_()
+        y = f(leaf)
+        y.backward(dy)
+        results.append((y.detach(), leaf.grad))
+    for ours, autograds in zip(*results):
+        torch.testing.assert_close(ours, autograds, rtol=0, atol=0)
