@@ -98,7 +98,11 @@ class Norm(nn.Module):
 
 def _rotate(x, cos, sin):
     x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
-    return (x_fp32 * cos).addcmul_(x_fp32.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+    half = x.size(-1) // 2
+    y = x_fp32 * cos
+    y[..., :half].addcmul_(x_fp32[..., half:], sin[..., :half])
+    y[..., half:].addcmul_(x_fp32[..., :half], sin[..., half:])
+    return y.to(x.dtype)
 
 class _Rotary(torch.autograd.Function):
     """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D) as GPT.rotary gives them."""
@@ -111,6 +115,25 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx, dy):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
+
+class _SwiGLU(torch.autograd.Function):
+    """g | u (..., 2 n) -> silu(g) u (..., n), whose backward writes both gradients into one tensor."""
+    @staticmethod
+    def forward(ctx, h):
+        g, u = h.chunk(2, -1)
+        a = F.silu(g)
+        ctx.save_for_backward(h, a)
+        return a * u
+
+    @staticmethod
+    def backward(ctx, dy):
+        h, a = ctx.saved_tensors
+        g, u = h.chunk(2, -1)
+        dh = torch.empty_like(h)
+        dg, du = dh.chunk(2, -1)
+        torch.mul(dy, a, out=du)
+        torch.ops.aten.silu_backward(dy * u, g, grad_input=dg)
+        return dh
 
 def recomputed(f, *x):
     """f(*x), whose activations are computed again in the backward instead of saved."""
@@ -157,7 +180,7 @@ class Block(nn.Module):
     def rotate(self, qkv, rope):
         """(B, T, H + 2 HK, D) -> q, k, v: normed, where the family does so, and rotated, in torch"""
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
-        qk, v = qkv.split([H + HK, HK], 2)
+        qk, v = qkv.split([H + HK, HK], 2) # in the backward, split takes half the passes of narrow
         if self.qk_norm is not None:
             qk = norm_rotate(qk, self.qk_norm, self.cfg.norm_eps, H, rope)
         elif rope is not None:
@@ -190,12 +213,14 @@ class Block(nn.Module):
 
     def act(self, h):
         act = ACTIVATIONS[self.cfg.activation]
-        if self.cfg.gated:
-            if act is F.silu and elementwise.fused(h):
-                return elementwise.swiglu(h)
-            g, u = h.chunk(2, -1) # (B, T, n_ffn) each
-            return act(g) * u
-        return act(h)
+        if not self.cfg.gated:
+            return act(h)
+        if act is F.silu and elementwise.fused(h):
+            return elementwise.swiglu(h)
+        if act is F.silu and torch.is_grad_enabled():
+            return _SwiGLU.apply(h)
+        g, u = h.chunk(2, -1) # (B, T, n_ffn) each
+        return act(g) * u
 
     def forward(self, x, *context):
         """x (B, T, C) -> (B, T, C); context is what attend takes after x."""

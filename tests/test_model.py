@@ -864,3 +864,16 @@ def test_a_stream_that_is_left_gives_the_weights_back(small):
 def test_an_unknown_way_to_decode_is_refused(small):
     with pytest.raises(Refused, match="decode is 'fast', expected auto, eager, graph, compile"):
         small.generate([[3]], 5, decode='fast')
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_gate_and_its_gradient_are_those_of_autograd(dtype):
+    h = torch.randn(3, 5, 14, generator=torch.Generator().manual_seed(0)).to(dtype)
+    dy = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = []
+    for f in (model_file._SwiGLU.apply, lambda h: F.silu(h[..., :7]) * h[..., 7:]):
+        leaf = h.clone().requires_grad_()
+        y = f(leaf)
+        y.backward(dy)
+        results.append((y.detach(), leaf.grad))
+    for ours, autograds in zip(*results):
+        torch.testing.assert_close(ours, autograds, rtol=0, atol=0)
