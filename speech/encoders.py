@@ -51,7 +51,7 @@ from configurator import Refused, refuse_library
 from files import check_readable
 from speech.audio import RATE
 from speech.ctc import model_file
-from speech.fused import Conv, Front, fuse, has_bfloat16
+from speech.fused import Front, PositionConv, fuse, has_bfloat16
 
 # model_type: the kind of it
 KINDS = {'hubert': 'hubert', 'wav2vec2': 'hubert', 'wavlm': 'hubert', 'whisper': 'whisper', 'mimi': 'mimi'}
@@ -190,7 +190,7 @@ class Hubert:
         self.masked.append((front, 1))
         position = self.model.encoder.pos_conv_embed
         if hasattr(position, 'conv'):
-            position.conv = Conv(position.conv, dtype)
+            position.conv = PositionConv(position.conv, dtype)
         if getattr(position, 'batch_norm', None) is not None:
             position.batch_norm = MaskedBatchNorm(position.batch_norm)
             self.masked.append((position.batch_norm, len(self.config.conv_kernel)))

@@ -15,11 +15,17 @@ var(y) = w' cov(u) w, with a (k, k) matrix instead of the (F, C) output, and the
     gamma (y_f - mean(y)) / sqrt(var(y) + eps) + beta = w_2 . u_f + b_2
     w_2 = gamma w / sqrt(w' cov(u) w + eps)             b_2 = beta - w_2 . mean(u)
 """
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 FUSABLE = {'intermediate_dense': 'intermediate_act_fn', 'fc1': 'activation_fn'} # a linear layer: the activation behind
+
+CHUNK = 32 # frames that the convolutions make at a time on a CPU: their outputs stay in its cache
+BLOCK = 128 # frames that the positional convolution makes at a time on a CPU
+ROWS = 16 # a product in bfloat16 has a multiple of so many rows
 
 def has_bfloat16():
     """Whether this processor has products of bfloat16 numbers (AMX, AVX512_BF16). Others emulate them, slowly."""
@@ -29,47 +35,61 @@ def has_bfloat16():
 def is_packable(tensor):
     return tensor.device.type == 'cpu' and torch.backends.mkldnn.is_available()
 
-def linear(x, weight, bias, gelu, packed=None):
-    """F.linear, then F.gelu if gelu. packed: the weight as _reorder_linear_weight makes it."""
-    if packed is None:
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if gelu else y
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'gelu' if gelu else 'none', [], 'none')
-
 class Linear(nn.Module):
     def __init__(self, weight, bias, dtype, gelu=False):
         super().__init__()
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.gelu = gelu
+        self.attribute = 'gelu' if gelu else 'none'
         self.packed = None
         if is_packable(weight):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def forward(self, x): # (..., C) -> (..., D)
-        return linear(x.to(self.weight.dtype), self.weight, self.bias, self.gelu, self.packed)
+        dtype = self.weight.dtype
+        if self.packed is None:
+            y = F.linear(x.to(dtype), self.weight, self.bias)
+            return F.gelu(y) if self.attribute == 'gelu' else y
+        n = math.prod(x.shape[:-1])
+        shape = (*x.shape[:-1], -1)
+        if dtype == torch.bfloat16 and n % ROWS > 0:
+            padded = x.new_empty(n + -n % ROWS, x.shape[-1], dtype=dtype)
+            padded[:n].view(x.shape).copy_(x)
+            x = padded
+        y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), self.packed, self.bias, self.attribute, [], 'none')
+        return y.view(-1, y.shape[-1])[:n].view(shape)
 
-class Conv(nn.Module):
-    def __init__(self, conv, dtype, gelu=False):
+class PositionConv(nn.Module):
+    """The positional convolution, nn.Conv1d with stride 1; (B, C, T) -> (B, C, F).
+
+    On a CPU it makes BLOCK frames at a time: packed weights are for one shape, others may take 100 x as long.
+    """
+    def __init__(self, conv, dtype):
         super().__init__()
         weight = conv.weight.detach().to(dtype).unsqueeze(2)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self.geometry = (0, conv.padding[0]), (1, conv.stride[0]), (1, 1), conv.groups
-        self.gelu = gelu
+        self.bias = conv.bias.detach().to(dtype)
+        self.padding = conv.padding[0]
+        self.groups = conv.groups
+        self.span = BLOCK + conv.kernel_size[0] - 1 # frames that BLOCK frames of the output depend on
         self.packed = None
         if is_packable(weight):
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry)
+            size = (1, conv.in_channels, 1, self.span)
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, (0, 0), (1, 1), (1, 1), self.groups, size)
 
-    def forward(self, x): # (B, C, T) -> (B, D, F)
-        x = x.to(self.weight.dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        if self.packed is not None:
-            attribute = 'gelu' if self.gelu else 'none'
-            arguments = (x, self.packed, self.bias, *self.geometry, attribute, [], 'none')
-            return torch.ops.mkldnn._convolution_pointwise(*arguments).squeeze(2)
-        padding, stride, dilation, groups = self.geometry
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups).squeeze(2)
-        return F.gelu(y) if self.gelu else y
+    def block(self, x):
+        arguments = x, self.packed, self.bias, (0, 0), (1, 1), (1, 1), self.groups, 'none', [], ''
+        return torch.ops.mkldnn._convolution_pointwise(*arguments)
+
+    def forward(self, x):
+        n = x.shape[2] + 2 * self.padding - self.weight.shape[3] + 1
+        after = self.padding if self.packed is None else self.padding + -n % BLOCK
+        x = F.pad(x.mT.to(self.weight.dtype), (0, 0, self.padding, after)).mT.unsqueeze(2) # channels are last in memory
+        if self.packed is None:
+            return F.conv2d(x, self.weight, self.bias, groups=self.groups)[:, :, 0]
+        y = [self.block(x[..., begin:begin + self.span]) for begin in range(0, n, BLOCK)]
+        return torch.cat(y, 3)[:, :, 0, :n]
 
 class Front(nn.Module):
     """The convolutions of a HubertModel, Wav2Vec2Model or WavLMModel, whose activation is GELU.
@@ -81,14 +101,21 @@ class Front(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.frames = None
+        self.kernels = [layer.conv.kernel_size[0] for layer in layers]
+        self.strides = [layer.conv.stride[0] for layer in layers]
+        self.step = math.prod(self.strides)
+        self.receptive = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides)):
+            self.receptive = (self.receptive - 1) * stride + kernel
         self.norms = nn.ModuleList(getattr(layer, 'layer_norm', nn.Identity()) for layer in layers)
         self.is_grouped = isinstance(self.norms[0], nn.GroupNorm)
         first = layers[0].conv
-        self.kernel = first.kernel_size[0]
-        self.stride = first.stride[0]
         self.weight = first.weight.detach()[:, 0]
         self.bias = None if first.bias is None else first.bias.detach()
-        self.convs = nn.ModuleList(Conv(layer.conv, dtype, gelu=self.is_grouped) for layer in layers[1:])
+        self.convs = nn.ModuleList()
+        for layer in layers[1:]:
+            weight = layer.conv.weight.mT.flatten(1) # (D, k C)
+            self.convs.append(Linear(weight, layer.conv.bias, dtype, gelu=self.is_grouped))
 
     def folded(self, u):
         """(B, F, k) -> weights (B, C, k), biases (B, C) of the first convolution with each row's group norm in it."""
@@ -104,32 +131,44 @@ class Front(nn.Module):
         return weight.float(), bias.float()
 
     def first(self, x):
-        """(B, N) -> (B, F, C) in dtype."""
-        u = x.unfold(1, self.kernel, self.stride)
-        weights = self.weight[None].expand(len(u), -1, -1)
-        biases = [self.bias] * len(u)
+        """(B, N) -> the first convolution of each row, with its norm if that is a group norm."""
+        weights = self.weight[None].expand(len(x), -1, -1)
+        biases = [self.bias] * len(x)
         if self.is_grouped:
-            weights, biases = self.folded(u)
-        if self.dtype == torch.bfloat16: # u and weight are sums of two; the product of their small parts is left out
+            weights, biases = self.folded(x.unfold(1, self.kernels[0], self.strides[0]))
+        if self.dtype == torch.bfloat16: # with the rest below, the product of two sums without that of their rests
+            high = weights.bfloat16()
+            weights = torch.cat([high, high, weights - high], 2)
+        return [Linear(weight, bias, self.dtype, self.is_grouped) for weight, bias in zip(weights, biases)]
+
+    def convolved(self, x, first):
+        """(B, N) -> (B, F, C)."""
+        u = x.unfold(1, self.kernels[0], self.strides[0])
+        if self.dtype == torch.bfloat16:
             high = u.bfloat16()
-            weights_high = weights.bfloat16()
             u = torch.cat([high, (u - high).bfloat16(), high], 2)
-            weights = torch.cat([weights_high, weights_high, (weights - weights_high).bfloat16()], 2)
-        rows = []
-        for row, weight, bias in zip(u, weights, biases):
-            rows.append(Linear(weight, bias, self.dtype, self.is_grouped)(row))
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        rows = [conv(row) for conv, row in zip(first, u)]
+        x = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        if not self.is_grouped:
+            x = F.gelu(self.norms[0](x))
+        for conv, norm, kernel, stride in zip(self.convs, self.norms[1:], self.kernels[1:], self.strides[1:]):
+            x = conv(x.unfold(1, kernel, stride).mT.flatten(2))
+            if not self.is_grouped:
+                x = F.gelu(norm(x))
+        return x
 
     def forward(self, x): # (B, N) -> (B, C, F)
-        x = self.first(x).transpose(1, 2)
-        if self.is_grouped:
-            for conv in self.convs:
-                x = conv(x)
-            return x
-        x = F.gelu(self.norms[0](x.mT)).mT
-        for conv, norm in zip(self.convs, self.norms[1:]):
-            x = F.gelu(norm(conv(x).mT)).mT
-        return x
+        n = (x.shape[1] - self.receptive) // self.step + 1
+        size = CHUNK if x.device.type == 'cpu' else n
+        first = self.first(x)
+        chunks = []
+        for begin in range(0, n, size):
+            n_frames = min(size, n - begin)
+            rounded = n_frames + -n_frames % 8
+            part = x[:, begin * self.step:(begin + rounded - 1) * self.step + self.receptive]
+            missing = (rounded - 1) * self.step + self.receptive - part.shape[1]
+            chunks.append(self.convolved(F.pad(part, (0, missing)), first)[:, :n_frames])
+        return torch.cat(chunks, 1).mT
 
 def fuse(model, dtype):
     """Replaces, in place, every nn.Linear of a model of transformers, and the GELU behind it, by a Linear of dtype."""
