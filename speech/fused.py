@@ -66,6 +66,8 @@ class PositionConv(nn.Module):
     """
     def __init__(self, conv, dtype):
         super().__init__()
+        if conv.in_channels // conv.groups % 16 > 0: # for 8 channels a group, torch 2.13.0 returns other numbers
+            dtype = torch.float32
         weight = conv.weight.detach().to(dtype).unsqueeze(2)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias = conv.bias.detach().to(dtype)
@@ -160,6 +162,8 @@ class Front(nn.Module):
     def forward(self, x): # (B, N) -> (B, C, F)
         n = (x.shape[1] - self.receptive) // self.step + 1
         size = CHUNK if x.device.type == 'cpu' else n
+        if self.is_grouped: # the norm removes any constant, here before it costs digits
+            x = x - x.mean(1, keepdim=True)
         first = self.first(x)
         chunks = []
         for begin in range(0, n, size):
