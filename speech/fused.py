@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 FUSABLE = {'intermediate_dense': 'intermediate_act_fn', 'fc1': 'activation_fn'} # a linear layer: the activation behind
 
-CHUNK = 32 # frames that the convolutions make at a time on a CPU: their outputs stay in its cache
+CHUNK = 2 ** 21 # numbers that the first convolution makes at a time on a CPU; its cache holds them
 BLOCK = 128 # frames that the positional convolution makes at a time on a CPU
 ROWS = 16 # a product in bfloat16 has a multiple of so many rows
 
@@ -114,6 +114,7 @@ class Front(nn.Module):
         first = layers[0].conv
         self.weight = first.weight.detach()[:, 0]
         self.bias = None if first.bias is None else first.bias.detach()
+        self.chunk = max(8, CHUNK * self.strides[0] // (first.out_channels * self.step)) # frames
         self.convs = nn.ModuleList()
         for layer in layers[1:]:
             weight = layer.conv.weight.mT.flatten(1) # (D, k C)
@@ -161,7 +162,7 @@ class Front(nn.Module):
 
     def forward(self, x): # (B, N) -> (B, C, F)
         n = (x.shape[1] - self.receptive) // self.step + 1
-        size = CHUNK if x.device.type == 'cpu' else n
+        size = self.chunk if x.device.type == 'cpu' else n
         if self.is_grouped: # the norm removes any constant, here before it costs digits
             x = x - x.mean(1, keepdim=True)
         first = self.first(x)
