@@ -25,7 +25,7 @@ FUSABLE = {'intermediate_dense': 'intermediate_act_fn', 'fc1': 'activation_fn'} 
 
 CHUNK = 2 ** 21 # numbers that the first convolution makes at a time on a CPU; its cache holds them
 BLOCK = 128 # frames that the positional convolution makes at a time on a CPU
-ROWS = 16 # a product in bfloat16 has a multiple of so many rows
+ROWS = 16 # a product has a multiple of so many rows: oneDNN takes about 2 ms to prepare for a new shape
 
 def has_bfloat16():
     """Whether this processor has products of bfloat16 numbers (AMX, AVX512_BF16). Others emulate them, slowly."""
@@ -52,7 +52,7 @@ class Linear(nn.Module):
             return F.gelu(y) if self.attribute == 'gelu' else y
         n = math.prod(x.shape[:-1])
         shape = (*x.shape[:-1], -1)
-        if dtype == torch.bfloat16 and n % ROWS > 0:
+        if n % ROWS > 0:
             padded = x.new_empty(n + -n % ROWS, x.shape[-1], dtype=dtype)
             padded[:n].view(x.shape).copy_(x)
             x = padded
