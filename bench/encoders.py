@@ -26,6 +26,7 @@ Writes bench/results/encoder-NAME.json, --cores encoder-NAME-cores.json.
 import itertools
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from transformers import HubertConfig, HubertModel, MimiConfig, MimiModel, WhisperFeatureExtractor, WhisperModel
 
@@ -89,7 +91,6 @@ def transformers_encoder(folder, layer):
     """A function that encodes a wave, a NumPy array, as users of transformers do who want the output of `layer`."""
     kind, config = kind_of(folder)
     if kind == 'hubert':
-        import transformers
         config.num_hidden_layers = layer
         model_class = getattr(transformers, HUBERTS[config.model_type])
     else:
@@ -185,18 +186,18 @@ def floor_rows(config, layer, dtypes, repeats):
 # --------------------------------------------------------------------------------------------------
 # speed and units
 
-def clips_of(waves, rate):
-    """{name: list of waves}: clips of 2, 10 and 30 s out of the waves, and the waves."""
+def clips_of(waves, rate, lengths):
+    """{name: list of waves}: clips of so many seconds out of the waves, and the waves."""
     audio = np.concatenate(waves)
-    audio = np.tile(audio, 1 + 30 * rate // len(audio))
-    clips = {f'{seconds} s': [audio[:seconds * rate]] for seconds in (2, 10, 30)}
+    audio = np.tile(audio, 1 + max(lengths) * rate // len(audio))
+    clips = {f'{seconds} s': [audio[:seconds * rate]] for seconds in lengths}
     return clips | {'files': waves}
 
 @torch.inference_mode()
-def speed_rows(encoders, hf_encode, waves, repeats):
+def speed_rows(encoders, hf_encode, waves, lengths, repeats):
     """Yields a row for each clip and way: {dtype: Encoder} beside transformers."""
     reference = next(iter(encoders.values()))
-    for name, clips in clips_of(waves, reference.rate).items():
+    for name, clips in clips_of(waves, reference.rate, lengths).items():
         seconds = sum(map(len, clips)) / reference.rate
         calls = {'transformers': lambda: [hf_encode(wave) for wave in clips]}
         for way, encoder in encoders.items():
@@ -276,7 +277,7 @@ def seconds_of(call, repeats):
 
 def cores_rows(arguments, paths, repeats):
     """Yields a row for each way of using all cores; wall time. arguments: (folder, layer, centroids, dtype)."""
-    n_cores = len(multiprocessing.active_children()) or torch.get_num_threads()
+    n_cores = len(os.sched_getaffinity(0))
     one = encoder_on(1, arguments)
     waves = [load_audio(path, rate=one.rate) for path in paths]
     total = sum(map(len, waves)) / one.rate
@@ -322,6 +323,7 @@ def main():
     encoder_name, _, layer = arguments[-1].rpartition(':') if len(arguments) == 2 else ('', '', '')
     if not layer.isdecimal():
         raise SystemExit(__doc__)
+    transformers.utils.logging.set_verbosity_error() # about layers that are left out
     n_files = 2 if dry else 64 if DEVICE == 'cuda' or '--cores' in options else 4
     paths = [utterance['path'] for utterance in itertools.islice(utterances(arguments[0]), n_files)]
     name = Path(encoder_name).name
@@ -344,7 +346,8 @@ def main():
         if kind == 'hubert':
             columns = [f'{dtype} {unit}' for dtype in dtypes for unit in ('GFLOP/s', 'x real time')]
             floor = table(floor_rows(config, int(layer), dtypes, repeats), 'part', 'GFLOP/s of audio', *columns)
-        rows = table(speed_rows(encoders, hf_encode, waves, repeats),
+        lengths = (2,) if dry else (2, 10, 30)
+        rows = table(speed_rows(encoders, hf_encode, waves, lengths, repeats),
                      'clip', 'way', 'audio s', 'ms', 'x real time', 'x transformers')
         units = table(unit_rows(encoders, hf_encode, waves), 'units of', 'frames', 'distinct', 'gap %', 'equal %')
         kmeans = table(kmeans_rows(encoders['float32'], repeats), 'k-means', 'frames', 'C', 'K', 'ms')

@@ -2,7 +2,7 @@
 # Runs all checks and measurements that need a GPU, one after another and unattended.
 #
 #   bench/gpu.sh                    all parts on one CUDA GPU, each in less than 9 minutes
-#   bench/gpu.sh kernels training   some of the parts: correctness, kernels, training, large, runs
+#   bench/gpu.sh kernels training   some of the parts: correctness, kernels, training, large, runs, encoders
 #   bench/gpu.sh --dry [PART ...]   each part once on tiny shapes, nothing written, also without a GPU:
 #                                   about a minute
 #
@@ -13,16 +13,17 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A scripts=([correctness]=correctness.py [kernels]=kernel_speed.py [training]='training.py small'
-                    [large]='training.py large' [runs]=runs.py)
+                    [large]='training.py large' [runs]=runs.py
+                    [encoders]='encoders.py tiny/audio hubert-base:9')
 parts=() dry=()
 for arg; do
   case $arg in
     --dry) dry=(--dry) ;;
-    correctness|kernels|training|large|runs) parts+=("$arg") ;;
-    *) echo "bench/gpu.sh: $arg: expected --dry, correctness, kernels, training, large or runs"; exit 1 ;;
+    correctness|kernels|training|large|runs|encoders) parts+=("$arg") ;;
+    *) echo "bench/gpu.sh: $arg: expected --dry, correctness, kernels, training, large, runs or encoders"; exit 1 ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(correctness kernels training large runs)
+[ ${#parts[@]} -gt 0 ] || parts=(correctness kernels training large runs encoders)
 # setup.sh sets -e, with which a part that fails would stop the queue.
 python3 -c 'import torch, triton' 2>/dev/null || { source ./setup.sh; set +e; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -30,9 +30,11 @@ window where it is at least margin_s from a cut. Windows depend on the file alon
 units are the same alone and in any batch: HuBERT's norms over time see only the file's own frames,
 and its padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is
 causal. What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so
-near to a tie that its unit changes. In bf16, which is used on CUDA, up to 2 frames in 1,000 of the
-embedded encoder change with the batch, and 2 to 3 in 1,000 differ from float32 (measured with
-autocast on a CPU: Whisper tiny.en and the embedded encoder on 107 s of LibriSpeech).
+near to a tie that its unit changes. In bfloat16, the default on CUDA, 2 to 5 frames in 1,000 differ
+from float32 (docs/speed.md), and up to 2 in 1,000 of the embedded encoder change with the batch.
+
+speech/fused.py has the convolutions and linear layers. A CPU encodes a window a thread, each with
+one core: threads share the weights, and no thread waits for others in the middle of a window.
 """
 import hashlib
 import json
@@ -115,7 +117,6 @@ def _cut_layers(name, config, layer, field):
 #   rate, step        Hz of the waves, samples a frame
 #   width             C, the size of h_f
 #   limit             how many samples every window is padded to; None: windows have any length
-#   half              whether it runs in bf16 on CUDA
 #   identity()        -> facts (JSON) and tensors that decide a unit
 #   prepare(device)   moves it to the device
 #   net(waves)        -> h (B, F, C); the first len(wave) // step rows are the wave's frames
@@ -344,12 +345,13 @@ class Encoder:
 
     name: folder or hub id of a HubertModel, WhisperModel or MimiModel; layer: the one whose output
     is quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above;
-    batch_s: seconds of padded audio in a forward pass on CUDA, where Hubert and Whisper run in
-    bf16. A CPU takes one window at a time, in float32; normalize: see above. Settings that do not
-    fit together raise Refused.
+    batch_s: seconds of padded audio in a forward pass on CUDA, a CPU takes one window at a time;
+    normalize: see above; dtype: 'float32' or 'bfloat16', in which products are taken, None:
+    bfloat16 on CUDA unless it is Mimi, else float32. Settings that do not fit together, and bfloat16
+    on a processor without AMX and AVX512_BF16, raise Refused.
 
     Attributes: normalize, whether waves are; rate, Hz of the waves; step, samples a frame; hop,
-    samples a frame at 16 kHz; n_units, K; hash, of all that decides a unit; seconds, {part: time
+    samples a frame at 16 kHz; dtype; threads; n_units, K; hash, of all that decides a unit; seconds, {part: time
     spent in it so far}.
     """
     def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0,

@@ -222,7 +222,7 @@ def test_the_queue_refuses_a_part_it_does_not_know():
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ("bench/gpu.sh: kernel: expected --dry, correctness, kernels, training, "
-                           "large or runs\n")
+                           "large, runs or encoders\n")
 
 def test_the_queue_goes_on_after_a_part_that_fails(tmp_path):
     python = tmp_path / 'python3' # fails in the first part
