@@ -3,6 +3,7 @@ Speed of speech/encoders.py beside plain transformers, and how often bfloat16 gi
 
     python bench/encoders.py AUDIO ENCODER:LAYER            one core, or a GPU
     python bench/encoders.py AUDIO ENCODER:LAYER --cores    all cores: threads beside processes
+    python bench/encoders.py AUDIO ENCODER:LAYER --units    only the table of units, of 20 files
     python bench/encoders.py AUDIO ENCODER:LAYER --dry      runs once and writes nothing
 
 AUDIO is what tokenize_speech.py takes. ENCODER is a folder, or a published shape with random weights, on which the
@@ -21,7 +22,7 @@ Four tables of a HuBERT, of other encoders the last two:
     k-means  750 frames (30 s) and 10,000, beside scikit-learn's predict
 
 Times are medians of interleaved repeats; on a CPU the process time of one thread, so that other load does not count.
-Writes bench/results/encoder-NAME.json, --cores encoder-NAME-cores.json.
+Writes bench/results/encoder-NAME.json, with an option encoder-NAME-OPTION.json.
 """
 import itertools
 import math
@@ -52,6 +53,7 @@ MHUBERT = dict(conv_dim=(512,) * 8, conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2), conv_
                conv_pos_batch_norm=True)
 LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
              feat_extract_norm='layer', conv_bias=True, do_stable_layer_norm=True)
+UNIT_COLUMNS = ('units of', 'frames', 'distinct', 'gap %', 'equal %')
 SHAPES = {'hubert-base': {}, 'hubert-large': LARGE, 'mhubert': MHUBERT}
 
 def measure(calls, repeats):
@@ -317,14 +319,15 @@ def make_encoders(folder, layer, waves, dtypes):
     return encoders, centroids
 
 def main():
-    options = [argument for argument in sys.argv[1:] if argument in ('--dry', '--cores')]
+    options = [argument for argument in sys.argv[1:] if argument in ('--dry', '--cores', '--units')]
     arguments = [argument for argument in sys.argv[1:] if argument not in options]
     dry = '--dry' in options
     encoder_name, _, layer = arguments[-1].rpartition(':') if len(arguments) == 2 else ('', '', '')
     if not layer.isdecimal():
         raise SystemExit(__doc__)
     transformers.utils.logging.set_verbosity_error() # about layers that are left out
-    n_files = 2 if dry else 64 if DEVICE == 'cuda' or '--cores' in options else 4
+    n_files = 64 if DEVICE == 'cuda' else 20 if len(options) > 0 else 4
+    n_files = 2 if dry else n_files
     paths = [utterance['path'] for utterance in itertools.islice(utterances(arguments[0]), n_files)]
     name = Path(encoder_name).name
     repeats = 1 if dry else 3
@@ -342,6 +345,10 @@ def main():
             save(f'encoder-{name}-cores', dry, device=DEVICE, dtype=dtypes[-1], rows=rows)
             return
         hf_encode = transformers_encoder(folder, int(layer))
+        if '--units' in options:
+            units = table(unit_rows(encoders, hf_encode, waves), *UNIT_COLUMNS)
+            save(f'encoder-{name}-units', dry, device=DEVICE, layer=int(layer), units=units)
+            return
         floor = []
         if kind == 'hubert':
             columns = [f'{dtype} {unit}' for dtype in dtypes for unit in ('GFLOP/s', 'x real time')]
@@ -349,7 +356,7 @@ def main():
         lengths = (2,) if dry else (2, 10, 30)
         rows = table(speed_rows(encoders, hf_encode, waves, lengths, repeats),
                      'clip', 'way', 'audio s', 'ms', 'x real time', 'x transformers')
-        units = table(unit_rows(encoders, hf_encode, waves), 'units of', 'frames', 'distinct', 'gap %', 'equal %')
+        units = table(unit_rows(encoders, hf_encode, waves), *UNIT_COLUMNS)
         kmeans = table(kmeans_rows(encoders['float32'], repeats), 'k-means', 'frames', 'C', 'K', 'ms')
     save(f'encoder-{name}', dry, device=DEVICE, layer=int(layer), floor=floor, rows=rows, units=units, kmeans=kmeans)
 
