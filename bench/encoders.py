@@ -1,25 +1,23 @@
 """
 Speed of speech/encoders.py beside plain transformers, and how often bfloat16 gives the unit of float32.
 
-    python bench/encoders.py AUDIO ENCODER:LAYER            one core, or a GPU
-    python bench/encoders.py AUDIO ENCODER:LAYER --cores    all cores: threads beside processes
-    python bench/encoders.py AUDIO ENCODER:LAYER --units    only the table of units, of 20 files
+    python bench/encoders.py AUDIO ENCODER:LAYER            speed on one core, or on a GPU
+    python bench/encoders.py AUDIO ENCODER:LAYER --units    how many frames keep their unit in bfloat16
+    python bench/encoders.py AUDIO ENCODER:LAYER --cores    threads beside processes
     python bench/encoders.py AUDIO ENCODER:LAYER --dry      runs once and writes nothing
 
 AUDIO is what tokenize_speech.py takes. ENCODER is a folder, or a published shape with random weights, on which the
-speed does not depend: hubert-base, hubert-large, mhubert (mHuBERT-25Hz) or mimi. Centroids are those of the folder, or
-500 frames of AUDIO.
+speed does not depend: hubert-base, hubert-large, mhubert (mHuBERT-25Hz) or mimi.
 
-Four tables of a HuBERT, of other encoders the last two:
-
-    floor    GFLOP of each part for a second of audio in windows of 10 s, the rate of its largest product alone, and
-             how fast all would be at these rates. A bare product is 8192 x 1024 x 1024
-    speed    clips of 2, 10 and 30 s, and the first files (64 on a GPU, else 6), whose lengths differ: the encoder up
-             to the layer, without decoding. transformers has as many layers, float32, a file at a time
-    units    frames whose unit is that of float32: of transformers, and of bfloat16. For random weights, too, whose
-             frames are more alike than those of speech: `gap` is by how much the second nearest centroid is further
-             than the nearest (median, in % of the distance)
+    floor    of a HuBERT: GFLOP of each part for a second of audio in windows of 10 s, the rate of its largest product
+             alone, and how fast all would be at these rates. A bare product is 8192 x 1024 x 1024
+    speed    clips of 2, 10 and 30 s, and the first files (64 on a GPU, else 3), whose lengths differ: the encoder up
+             to the layer and k-means. transformers has as many layers, in float32, and takes a file at a time
     k-means  750 frames (30 s) and 10,000, beside scikit-learn's predict
+    units    of 20 files: the share of frames whose unit is that of float32, for transformers and for bfloat16.
+             Centroids are those of the folder, or 500 frames of the first files. `gap` is by how much the second
+             nearest centroid is further than the nearest (median, in % of its distance): random weights have
+             smaller gaps than trained ones
 
 Times are medians of interleaved repeats; on a CPU the process time of one thread, so that other load does not count.
 Writes bench/results/encoder-NAME.json, with an option encoder-NAME-OPTION.json.
@@ -300,23 +298,29 @@ def cores_rows(arguments, paths, repeats):
 
 # --------------------------------------------------------------------------------------------------
 
-def make_encoders(folder, layer, waves, dtypes):
-    """{way: Encoder} of the dtypes; on a GPU also with the layers compiled."""
+def centroids_of(folder, layer, waves):
+    """Those of the folder, or 500 frames of the waves; without waves 500 random ones; None for Mimi."""
     kind, config = kind_of(folder)
-    centroids = None
     path = Path(folder, 'kmeans.safetensors')
+    if kind == 'mimi':
+        return None
     if path.exists():
-        centroids = load_centroids(path)
-    elif kind != 'mimi':
-        width = config.hidden_size
-        frames = np.concatenate([Encoder(folder, layer, torch.zeros(1, width), DEVICE).features(w) for w in waves])
-        order = np.random.default_rng(0).permutation(len(frames))
-        centroids = torch.from_numpy(frames[order[:500]])
+        return load_centroids(path)
+    if not waves:
+        return torch.randn(500, config.hidden_size)
+    encoder = Encoder(folder, layer, torch.zeros(1, config.hidden_size), DEVICE)
+    frames = np.concatenate([encoder.features(wave) for wave in waves])
+    order = np.random.default_rng(0).permutation(len(frames))
+    return torch.from_numpy(frames[order[:500]])
+
+def make_encoders(folder, layer, centroids, dtypes):
+    """{way: Encoder} of the dtypes; on a GPU also with the layers compiled."""
+    kind, _ = kind_of(folder)
     encoders = {dtype: Encoder(folder, layer, centroids, DEVICE, dtype=dtype) for dtype in dtypes}
     if DEVICE == 'cuda' and kind == 'hubert':
         encoders['bfloat16, compiled'] = Encoder(folder, layer, centroids, DEVICE)
         encoders['bfloat16, compiled'].net.model.encoder.compile(dynamic=True)
-    return encoders, centroids
+    return encoders
 
 def main():
     options = [argument for argument in sys.argv[1:] if argument in ('--dry', '--cores', '--units')]
@@ -326,7 +330,7 @@ def main():
     if not layer.isdecimal():
         raise SystemExit(__doc__)
     transformers.utils.logging.set_verbosity_error() # about layers that are left out
-    n_files = 64 if DEVICE == 'cuda' else 20 if len(options) > 0 else 4
+    n_files = 64 if DEVICE == 'cuda' else 20 if len(options) > 0 else 3
     n_files = 2 if dry else n_files
     paths = [utterance['path'] for utterance in itertools.islice(utterances(arguments[0]), n_files)]
     name = Path(encoder_name).name
@@ -338,7 +342,8 @@ def main():
         waves = [load_audio(path, rate=rate) for path in paths]
         is_half = kind != 'mimi' and (DEVICE == 'cuda' or has_bfloat16())
         dtypes = ['float32'] + ['bfloat16'] * is_half
-        encoders, centroids = make_encoders(folder, int(layer), waves[:4], dtypes)
+        centroids = centroids_of(folder, int(layer), waves[:4] if '--units' in options else [])
+        encoders = make_encoders(folder, int(layer), centroids, dtypes)
         if '--cores' in options:
             job = (folder, int(layer), centroids, dtypes[-1])
             rows = table(cores_rows(job, paths, 1 if dry else 3), 'way', 'cores', 's', 'x real time', 'x one core')
@@ -356,9 +361,8 @@ def main():
         lengths = (2,) if dry else (2, 10, 30)
         rows = table(speed_rows(encoders, hf_encode, waves, lengths, repeats),
                      'clip', 'way', 'audio s', 'ms', 'x real time', 'x transformers')
-        units = table(unit_rows(encoders, hf_encode, waves), *UNIT_COLUMNS)
         kmeans = table(kmeans_rows(encoders['float32'], repeats), 'k-means', 'frames', 'C', 'K', 'ms')
-    save(f'encoder-{name}', dry, device=DEVICE, layer=int(layer), floor=floor, rows=rows, units=units, kmeans=kmeans)
+    save(f'encoder-{name}', dry, device=DEVICE, layer=int(layer), floor=floor, rows=rows, kmeans=kmeans)
 
 if __name__ == '__main__':
     main()

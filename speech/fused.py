@@ -25,7 +25,8 @@ FUSABLE = {'intermediate_dense': 'intermediate_act_fn', 'fc1': 'activation_fn'} 
 
 CHUNK = 2 ** 21 # numbers that the first convolution makes at a time on a CPU; its cache holds them
 BLOCK = 128 # frames that the positional convolution makes at a time on a CPU
-ROWS = 16 # a product has a multiple of so many rows: oneDNN takes about 2 ms to prepare for a new shape
+# A product has a multiple of so many rows, as oneDNN takes about 2 ms to prepare for a new shape. AMX has tiles of 16.
+ROWS = {torch.float32: 4, torch.bfloat16: 16}
 
 def has_bfloat16():
     """Whether this processor has products of bfloat16 numbers (AMX, AVX512_BF16). Others emulate them, slowly."""
@@ -52,8 +53,9 @@ class Linear(nn.Module):
             return F.gelu(y) if self.attribute == 'gelu' else y
         n = math.prod(x.shape[:-1])
         shape = (*x.shape[:-1], -1)
-        if n % ROWS > 0:
-            padded = x.new_empty(n + -n % ROWS, x.shape[-1], dtype=dtype)
+        n_more = -n % ROWS[dtype]
+        if n_more > 0:
+            padded = x.new_empty(n + n_more, x.shape[-1], dtype=dtype)
             padded[:n].view(x.shape).copy_(x)
             x = padded
         y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), self.packed, self.bias, self.attribute, [], 'none')
@@ -169,7 +171,7 @@ class Front(nn.Module):
         chunks = []
         for begin in range(0, n, size):
             n_frames = min(size, n - begin)
-            rounded = n_frames + -n_frames % 8
+            rounded = n_frames + -n_frames % 4
             part = x[:, begin * self.step:(begin + rounded - 1) * self.step + self.receptive]
             missing = (rounded - 1) * self.step + self.receptive - part.shape[1]
             chunks.append(self.convolved(F.pad(part, (0, missing)), first)[:, :n_frames])
