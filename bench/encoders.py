@@ -14,7 +14,7 @@ speed does not depend: hubert-base, hubert-large, mhubert (mHuBERT-25Hz) or mimi
     speed    clips of 2, 10 and 30 s, and the first files (64 on a GPU, else 3), whose lengths differ: the encoder up
              to the layer and k-means. transformers has as many layers, in float32, and takes a file at a time
     k-means  750 frames (30 s) and 10,000, beside scikit-learn's predict
-    units    of 20 files: the share of frames whose unit is that of float32, for transformers and for bfloat16.
+    units    of 6 files: the share of frames whose unit is that of float32, for transformers and for bfloat16.
              Centroids are those of the folder, or 500 frames of the first files. `gap` is by how much the second
              nearest centroid is further than the nearest (median, in % of its distance): random weights have
              smaller gaps than trained ones
@@ -330,7 +330,7 @@ def main():
     if not layer.isdecimal():
         raise SystemExit(__doc__)
     transformers.utils.logging.set_verbosity_error() # about layers that are left out
-    n_files = 64 if DEVICE == 'cuda' else 20 if len(options) > 0 else 3
+    n_files = 64 if DEVICE == 'cuda' else 6 if len(options) > 0 else 3
     n_files = 2 if dry else n_files
     paths = [utterance['path'] for utterance in itertools.islice(utterances(arguments[0]), n_files)]
     name = Path(encoder_name).name
