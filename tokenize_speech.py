@@ -27,8 +27,8 @@ processes, and ends with the same bytes. Processes never wait for each other; ea
 shards complete writes the same info.json.
 
 On a CPU, windows are encoded by as many threads as torch has, each with one core, and in float32 unless
---dtype=bfloat16 says otherwise: 5 x as fast where the processor has AMX, at the price of 2 to 5 units in 1,000
-(docs/speed.md). A folder keeps the dtype that it was begun with.
+--dtype=bfloat16 says otherwise: about 4 x as fast where the processor has AMX, but 4 frames in 1,000 of the embedded
+encoder get another unit (docs/speed.md). A folder keeps the dtype that it was begun with.
 
 Threads decode the audio, about as fast as processes, as libsndfile and the resampling release
 Python's lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 for 16 kHz FLAC, 640

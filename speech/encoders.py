@@ -30,8 +30,8 @@ window where it is at least margin_s from a cut. Windows depend on the file alon
 units are the same alone and in any batch: HuBERT's norms over time see only the file's own frames,
 and its padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is
 causal. What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so
-near to a tie that its unit changes. In bfloat16, the default on CUDA, 2 to 5 frames in 1,000 differ
-from float32 (docs/speed.md), and up to 2 in 1,000 of the embedded encoder change with the batch.
+near to a tie that its unit changes. In bfloat16, the default on CUDA, 4 frames in 1,000 of the
+embedded encoder differ from float32 (docs/speed.md has others), and up to 2 change with the batch.
 
 speech/fused.py has the convolutions and linear layers. A CPU encodes a window a thread, each with
 one core: threads share the weights, and no thread waits for others in the middle of a window.
