@@ -26,6 +26,10 @@ shards that are there are skipped. So the same command continues a killed run, w
 processes, and ends with the same bytes. Processes never wait for each other; each that finds all
 shards complete writes the same info.json.
 
+On a CPU, windows are encoded by as many threads as torch has, each with one core, and in float32 unless
+--dtype=bfloat16 says otherwise: about 4 x as fast where the processor has AMX, but 4 frames in 1,000 of the embedded
+encoder get another unit (docs/speed.md). A folder keeps the dtype that it was begun with.
+
 Threads decode the audio, about as fast as processes, as libsndfile and the resampling release
 Python's lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 for 16 kHz FLAC, 640
 against 700 for 44.1 kHz). A file of any length takes the memory of its first 30 minutes: 5 hours
@@ -78,7 +82,8 @@ class Config:
     layer: int = 4 # the layer to quantize, the first is 1 (mHuBERT-25Hz: 11, HuBERT-base: 9); not used for Mimi
     kmeans: str | None = None # safetensors with 'centroids' (K, C); None: kmeans.safetensors in the encoder's folder
     normalize: bool | None = None # waves to mean 0, variance 1; None: as published (speech/encoders.py)
-    device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, in bf16, else cpu
+    device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, else cpu
+    dtype: str | None = None # float32 or bfloat16; None: bfloat16 on CUDA (Mimi: float32), float32 on a CPU
     window_s: float = 30.0 # longer audio is cut into windows of this many seconds
     margin_s: float = 2.0 # frames nearer than this to a cut come from the neighboring window
     batch_s: float = 120.0 # seconds of padded audio in a forward pass on CUDA; a CPU takes one window at a time
@@ -302,7 +307,7 @@ def finish(cfg, encoder, kmeans, failures, left_out):
     counts = Counter(failure['class'] for failure in failures)
     info = {'encoder': cfg.encoder, 'kind': encoder.kind, 'layer': encoder.layer, 'kmeans': kmeans and sha256(kmeans),
             'units_hash': encoder.hash, 'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop,
-            'normalize': encoder.normalize,
+            'normalize': encoder.normalize, 'dtype': encoder.dtype,
             'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
             'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
             **record(cfg)}
@@ -312,7 +317,8 @@ def finish(cfg, encoder, kmeans, failures, left_out):
 
 def make_encoder(cfg, centroids, device):
     """The Encoder of the settings."""
-    return Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s, cfg.normalize)
+    return Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s, cfg.normalize,
+                   cfg.dtype)
 
 def fit(cfg, docs, device):
     """--fit_kmeans: centroids of fit_seconds of random files -> safetensors at --kmeans."""
@@ -407,7 +413,8 @@ def tokenize(cfg, docs, left_out, device):
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
     encoder = make_encoder(cfg, centroids, device)
     corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
-    settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type}
+    settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type,
+                'dtype': encoder.dtype}
     for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds'):
         settings[key] = getattr(cfg, key)
     if encoder.normalize: # in units_hash, too

@@ -30,14 +30,18 @@ window where it is at least margin_s from a cut. Windows depend on the file alon
 units are the same alone and in any batch: HuBERT's norms over time see only the file's own frames,
 and its padding is zero wherever a convolution reads it; Whisper pads every window alike; Mimi is
 causal. What remains is rounding. In padded batches, 1 frame in 10,000 of a random encoder is so
-near to a tie that its unit changes. In bf16, which is used on CUDA, up to 2 frames in 1,000 of the
-embedded encoder change with the batch, and 2 to 3 in 1,000 differ from float32 (measured with
-autocast on a CPU: Whisper tiny.en and the embedded encoder on 107 s of LibriSpeech).
+near to a tie that its unit changes. In bfloat16, the default on CUDA, 4 frames in 1,000 of the
+embedded encoder differ from float32 (docs/speed.md has others), and up to 2 change with the batch.
+
+speech/fused.py has the convolutions and linear layers. A CPU encodes a window a thread, each with
+one core: threads share the weights, and no thread waits for others in the middle of a window.
 """
 import hashlib
 import json
 import math
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -49,6 +53,7 @@ from configurator import Refused, refuse_library
 from files import check_readable
 from speech.audio import RATE
 from speech.ctc import model_file
+from speech.fused import Front, PositionConv, fuse, has_bfloat16
 
 # model_type: the kind of it
 KINDS = {'hubert': 'hubert', 'wav2vec2': 'hubert', 'wavlm': 'hubert', 'whisper': 'whisper', 'mimi': 'mimi'}
@@ -112,7 +117,6 @@ def _cut_layers(name, config, layer, field):
 #   rate, step        Hz of the waves, samples a frame
 #   width             C, the size of h_f
 #   limit             how many samples every window is padded to; None: windows have any length
-#   half              whether it runs in bf16 on CUDA
 #   identity()        -> facts (JSON) and tensors that decide a unit
 #   prepare(device)   moves it to the device
 #   net(waves)        -> h (B, F, C); the first len(wave) // step rows are the wave's frames
@@ -124,10 +128,10 @@ def _padded(waves, n_samples, offset=0):
         row[offset:offset + len(wave)] = torch.from_numpy(wave)
     return x
 
-class MaskedGroupNorm(nn.Module):
-    """HuBERT's norm with one group a channel, its statistics over each row's own frames.
+class MaskedBatchNorm(nn.Module):
+    """mHuBERT's norm before the positional convolution. Its bias would make the padding nonzero.
 
-    A row gets what it would get alone. Hubert sets `frames`, the number of frames of each row.
+    frames: the number of frames of each row, set by Hubert; None: all rows have all.
     """
     def __init__(self, norm):
         super().__init__()
@@ -135,18 +139,8 @@ class MaskedGroupNorm(nn.Module):
         self.frames = None
 
     def forward(self, x): # (B, C, F)
-        if min(self.frames) == x.shape[2]: # nothing is padded
-            return self.norm(x).to(x.dtype)
-        y = torch.zeros_like(x)
-        for row, n in enumerate(self.frames):
-            y[row:row + 1, :, :n] = self.norm(x[row:row + 1, :, :n])
-        return y
-
-class MaskedBatchNorm(MaskedGroupNorm):
-    """mHuBERT's norm before the positional convolution. Its bias would make the padding nonzero."""
-    def forward(self, x): # (B, C, F)
         y = self.norm(x)
-        for row, n in enumerate(self.frames):
+        for row, n in enumerate(self.frames or []):
             y[row, :, n:] = 0
         return y
 
@@ -154,7 +148,6 @@ class Hubert:
     """A HubertModel, Wav2Vec2Model or WavLMModel up to `layer`. Padding does not change what a wave gets."""
     rate = RATE
     limit = None
-    half = True
 
     def __init__(self, name, config, layer):
         _cut_layers(name, config, layer, 'num_hidden_layers')
@@ -162,6 +155,9 @@ class Hubert:
         def is_needed(key):
             return key != 'masked_spec_embed' # used in training only
 
+        if config.feat_extract_activation != 'gelu':
+            raise Refused(f"{name}: feat_extract_activation is '{config.feat_extract_activation}', expected 'gelu', "
+                          "as all published models have it")
         config.add_adapter = False # of wav2vec2: it comes after all layers
         self.model = _load(name, HUBERTS[config.model_type], config, is_needed)
         self.config = config
@@ -187,17 +183,18 @@ class Hubert:
             facts += [self.config.model_type, getattr(self.config, 'max_bucket_distance', None)] # of WavLM
         return facts, tensors
 
-    def prepare(self, device):
-        self.masked = [] # the norms over time, and the number of convolutions before each
-        if self.config.feat_extract_norm == 'group':
-            first = self.model.feature_extractor.conv_layers[0]
-            first.layer_norm = MaskedGroupNorm(first.layer_norm)
-            self.masked.append((first.layer_norm, 1))
+    def prepare(self, device, dtype):
+        self.model.to(device)
+        fuse(self.model, dtype)
+        self.masked = [] # what needs to know the rows' frames, and the number of convolutions before
+        front = self.model.feature_extractor = Front(self.model.feature_extractor.conv_layers, dtype)
+        self.masked.append((front, 1))
         position = self.model.encoder.pos_conv_embed
+        if hasattr(position, 'conv'):
+            position.conv = PositionConv(position.conv, dtype)
         if getattr(position, 'batch_norm', None) is not None:
             position.batch_norm = MaskedBatchNorm(position.batch_norm)
             self.masked.append((position.batch_norm, len(self.config.conv_kernel)))
-        self.model.to(device)
 
     def _n_frames(self, n_samples, n_layers):
         """How many frames the first n_layers convolutions make of so many samples."""
@@ -210,10 +207,11 @@ class Hubert:
         lengths = [len(wave) + sum(self.pad) for wave in waves]
         device = self.model.device
         x = _padded(waves, max(lengths), self.pad[0]).to(device)
-        for norm, n_layers in self.masked:
-            norm.frames = [self._n_frames(n, n_layers) for n in lengths]
+        is_padded = min(lengths) < max(lengths)
+        for module, n_layers in self.masked:
+            module.frames = [self._n_frames(n, n_layers) for n in lengths] if is_padded else None
         mask = None
-        if min(lengths) < max(lengths):
+        if is_padded:
             mask = (torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None]).long().to(device)
         return self.model(x, attention_mask=mask).last_hidden_state
 
@@ -221,7 +219,6 @@ class Whisper:
     """The encoder of a WhisperModel up to `layer`, on windows padded to its 30 s; 25 Hz."""
     rate = RATE
     step = 640
-    half = True
 
     def __init__(self, name, config, layer):
         _cut_layers(name, config, layer, 'encoder_layers')
@@ -240,12 +237,13 @@ class Whisper:
         keys = ('encoder_attention_heads', 'activation_function', 'scale_embedding')
         return ['whisper', *(getattr(self.config, key) for key in keys)], self.model.state_dict()
 
-    def prepare(self, device):
+    def prepare(self, device, dtype):
         from transformers.audio_utils import mel_filter_bank
         filters = mel_filter_bank(201, self.config.num_mel_bins, 0, 8000, RATE, 'slaney', 'slaney')
         self.filters = torch.from_numpy(filters).T.float().to(device)
         self.hann = torch.hann_window(400, device=device)
         self.model.to(device)
+        fuse(self.model, dtype)
 
     def log_mel(self, x):
         """(B, N) -> (B, mel bins, N / 160), the input that Whisper was trained on.
@@ -267,7 +265,6 @@ class Whisper:
 class Mimi:
     """A MimiModel up to its semantic codebook, whose entries are `centroids`."""
     limit = None
-    half = False # its codes are defined by float32, as published
 
     def __init__(self, name, config, layer):
         if not config.use_causal_conv or config.audio_channels != 1:
@@ -295,7 +292,7 @@ class Mimi:
         projection = {f'project.{key}': tensor for key, tensor in self.project.state_dict().items()}
         return ['mimi', *(getattr(self.config, key) for key in keys)], self.model.state_dict() | projection
 
-    def prepare(self, device):
+    def prepare(self, device, dtype):
         self.model.to(device)
         self.project.to(device)
 
@@ -348,21 +345,23 @@ class Encoder:
 
     name: folder or hub id of a HubertModel, WhisperModel or MimiModel; layer: the one whose output
     is quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above;
-    batch_s: seconds of padded audio in a forward pass on CUDA, where Hubert and Whisper run in
-    bf16. A CPU takes one window at a time, in float32; normalize: see above. Settings that do not
-    fit together raise Refused.
+    batch_s: seconds of padded audio in a forward pass on CUDA, a CPU takes one window at a time;
+    normalize: see above; dtype: 'float32' or 'bfloat16', in which products are taken, None:
+    bfloat16 on CUDA unless it is Mimi, else float32. Settings that do not fit together, and bfloat16
+    on a processor without AMX and AVX512_BF16, raise Refused.
 
     Attributes: normalize, whether waves are; rate, Hz of the waves; step, samples a frame; hop,
-    samples a frame at 16 kHz; n_units, K; hash, of all that decides a unit; seconds, {part: time
+    samples a frame at 16 kHz; dtype; threads; n_units, K; hash, of all that decides a unit; seconds, {part: time
     spent in it so far}.
     """
     def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0,
-                 normalize=None):
+                 normalize=None, dtype=None):
         self.kind, config = kind_of(name)
         self.normalize = default_normalize(name, config) if normalize is None else normalize
         if self.normalize and self.kind != 'hubert':
             raise Refused(f"normalize=True: a {self.kind} encoder takes waves as they are; leave it out")
         self.device = torch.device(device)
+        self.dtype = self._dtype(name, dtype)
         net_class = {'hubert': Hubert, 'whisper': Whisper, 'mimi': Mimi}[self.kind]
         self.net = net = net_class(name, config, layer)
         is_mimi = self.kind == 'mimi'
@@ -390,9 +389,26 @@ class Encoder:
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0
         facts, tensors = net.identity()
         self.hash = _hash(facts + ['normalized'] * self.normalize, tensors, self.centroids)
-        net.prepare(self.device)
+        net.prepare(self.device, getattr(torch, self.dtype))
         self.centroids = self.centroids.to(self.device)
         self.seconds = {'encoder': 0.0, 'k-means': 0.0}
+        self.threads = torch.get_num_threads() if self.device.type == 'cpu' else 1
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def _dtype(self, name, dtype):
+        """The name of the dtype of products: `dtype`, or the default of the device. Raises Refused."""
+        has_half = self.kind != 'mimi'
+        is_cpu = self.device.type == 'cpu'
+        if dtype is None:
+            return 'bfloat16' if has_half and not is_cpu else 'float32'
+        if dtype not in ('float32', 'bfloat16'):
+            raise Refused(f"dtype is '{dtype}', must be 'float32' or 'bfloat16'")
+        if dtype == 'bfloat16' and not has_half:
+            raise Refused(f"{name}: the codes of Mimi are defined in float32; leave --dtype=bfloat16 out")
+        if dtype == 'bfloat16' and is_cpu and not has_bfloat16():
+            raise Refused("dtype is 'bfloat16', which this processor only emulates (it has neither AMX nor "
+                          "AVX512_BF16); leave --dtype out")
+        return dtype
 
     def _batches(self, cuts):
         """Lists of consecutive cuts (..., samples) that, padded to the longest, fit into one forward pass."""
@@ -412,8 +428,8 @@ class Encoder:
     @torch.inference_mode()
     def _frames(self, waves):
         """h (B, F, C) of waves that are windows."""
-        half = self.net.half and self.device.type == 'cuda'
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        is_cast = self.dtype == 'bfloat16' and self.device.type == 'cuda' # what was not replaced by speech/fused.py
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_cast):
             return self.net([np.ascontiguousarray(wave) for wave in waves]).float()
 
     def _nearest(self, h):
@@ -427,18 +443,31 @@ class Encoder:
 
         quantize=False: with the rows of h instead, on the CPU.
         """
+        waiting = deque()
         for batch in self._batches(cuts):
-            begin = time.perf_counter()
-            h = self._frames([cut[-1] for cut in batch])
-            if self.device.type == 'cuda':
-                torch.cuda.synchronize(self.device) # only to measure the time of each part
-            middle = time.perf_counter()
-            rows = self._nearest(h) if quantize else h.cpu().numpy()
-            self.seconds['encoder'] += middle - begin
-            self.seconds['k-means'] += time.perf_counter() - middle
-            for cut, row in zip(batch, rows):
-                *_, keep_from, keep_to, _ = cut
-                yield cut, row[keep_from:keep_to]
+            waiting.append((batch, self.pool.submit(self._rows, batch, quantize)))
+            if len(waiting) > 2 * self.threads:
+                yield from self._kept(*waiting.popleft())
+        while waiting:
+            yield from self._kept(*waiting.popleft())
+
+    def _rows(self, batch, quantize):
+        """A batch of cuts -> units, or rows of h, of each; a thread of the pool does it."""
+        begin = time.perf_counter()
+        h = self._frames([cut[-1] for cut in batch])
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device) # only to measure the time of each part
+        middle = time.perf_counter()
+        rows = self._nearest(h) if quantize else h.cpu().numpy()
+        return rows, middle - begin, time.perf_counter() - middle
+
+    def _kept(self, batch, future):
+        rows, *seconds = future.result()
+        for part, spent in zip(self.seconds, seconds):
+            self.seconds[part] += spent / self.threads
+        for cut, row in zip(batch, rows):
+            *_, keep_from, keep_to, _ = cut
+            yield cut, row[keep_from:keep_to]
 
     def _windows(self, blocks, mean=0.0, variance=None):
         """windows of a wave in blocks; variance: of the wave that is to be normalized, as is mean."""

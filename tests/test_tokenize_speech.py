@@ -19,6 +19,7 @@ from configurator import Refused
 from corpora.read import read_corpus
 from speech.audio import RATE, load_audio
 from speech.encoders import Encoder
+from speech.fused import has_bfloat16
 from speech.kmeans import load_centroids
 from speech.units import Units, deduplicate, write_units_shard
 from tokenize_speech import Config, main
@@ -219,9 +220,20 @@ def test_a_folder_begun_with_other_settings_is_refused_and_left_alone(corpus, hu
     with pytest.raises(Refused, match=r'other settings \(corpus was'):
         main(cfg)
     assert tree(out) == before
+    assert json.loads(before['settings.json'])['dtype'] == Units(out).info['dtype'] == 'float32'
     (out / 'settings.json').unlink()
     with pytest.raises(Refused, match='is there already'):
         main(cfg)
+
+@pytest.mark.skipif(not has_bfloat16(), reason='this processor has no products of bfloat16')
+def test_a_folder_keeps_the_dtype_it_was_begun_with(corpus, hubert, tmp_path):
+    cfg = config(corpus, hubert, tmp_path / 'out', dtype='bfloat16')
+    main(cfg)
+    before = tree(tmp_path / 'out')
+    assert json.loads(before['settings.json'])['dtype'] == Units(tmp_path / 'out').info['dtype'] == 'bfloat16'
+    with pytest.raises(Refused, match=r"begun with other settings \(dtype was 'bfloat16', is now 'float32'\)"):
+        main(changed(cfg, dtype=None))
+    assert tree(tmp_path / 'out') == before
 
 def test_bad_files_are_listed_and_do_not_end_the_run(corpus, hubert, tmp_path, capfd):
     main(config(corpus, hubert, tmp_path / 'reference', shard_docs=99))
