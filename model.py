@@ -217,7 +217,7 @@ class Block(nn.Module):
             return act(h)
         if act is F.silu and elementwise.fused(h):
             return elementwise.swiglu(h)
-        if act is F.silu and torch.is_grad_enabled():
+        if act is F.silu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _SwiGLU.apply(h)
         g, u = h.chunk(2, -1) # (B, T, n_ffn) each
         return act(g) * u
