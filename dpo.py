@@ -90,7 +90,7 @@ class Config:
     out: str = 'out/model-dpo' # folder of the model, its checkpoints and its log
     seed: int = 0 # of the order of the pairs
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    attention: str | None = None # 'triton', 'one-pass', 'sdpa'; None: the fastest that repeats to the bit
+    attention: str | None = None # as in train.py; None: the fastest that repeats to the bit
     parallel: str = 'ddp' # 'ddp' or 'fsdp'
     recompute: str = 'none' # 'none', 'selective', 'full'
     dtype: str = 'bfloat16' # 'bfloat16', 'float32', 'pure_bfloat16'

@@ -1,7 +1,6 @@
 """
-The decoder of the seven text model families of SIMS, whose tables are in hub/families.py. Its
-numbers equal those of transformers. As in Llama and Qwen2.5, each layer updates a row x of C
-channels:
+The decoder of the text model families whose tables are in hub/families.py. Its numbers equal those
+of transformers. As in Llama and Qwen2.5, each layer updates a row x of C channels:
 
     x += O attention(rope(q), rope(k), v)    q | k | v = QKV norm(x) + b    norm(x) = w x / sqrt(mean(x^2) + eps)
     x += D (silu(g) * u)                     g | u = U norm(x)              logits = E norm(x)
@@ -9,7 +8,8 @@ channels:
 
 The other families differ by flags of GPTConfig: LayerNorm, an MLP without a gate, learned positions
 (OPT), a bias that grows with distance (Bloom's ALiBi), rotation of a part of each head and parallel
-residuals (Pythia), soft-caps, sliding windows and norms on both sides (Gemma2).
+residuals (Pythia), soft-caps, sliding windows and norms on both sides (Gemma2), norms of q and k
+(Qwen3), layers without positions (SmolLM3), norms behind each branch (OLMo).
 
 A row may pack several documents: doc_start[t] is the index at which the document of token t begins.
 Attention stays inside a document, and positions restart there. The table E has V rows, padded in
@@ -22,9 +22,7 @@ memory to a multiple of 256. Padding rows are zero, never targets, never sampled
 
 Letters: B batch, T time in tokens, C channels, H query heads, HK key heads, D head size, V vocabulary
 """
-import math
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +37,12 @@ from configurator import Refused
 from files import write_json
 from hub import folders
 from hub.families import FAMILIES, GPTConfig
-from kernels.attention import attention, attention_decode, documents
+from kernels import elementwise
+from kernels.attention import attention, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
+from kernels.decoding import Cache, Steps, by_columns, choose, penalize
+from kernels.positions import alibi_slopes, rotary_table
+from kernels.qk_norm import norm_rotate
 
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh'), 'relu': F.relu}
 OPT_OFFSET = 2 # OPT's table of positions has the token at position t in row t + 2
@@ -72,6 +74,7 @@ class Norm(nn.Module):
         super().__init__()
         self.kind = cfg.norm
         self.eps = cfg.norm_eps
+        self.before_product = cfg.residual != 'post' and not cfg.embed_norm
         init = torch.zeros if cfg.norm == 'rms+1' else torch.ones
         self.weight = nn.Parameter(init(cfg.n_embd))
         self.bias = nn.Parameter(torch.zeros(cfg.n_embd)) if cfg.norm == 'layer' else None
@@ -81,7 +84,11 @@ class Norm(nn.Module):
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         w = self.weight if self.kind == 'rms' else 1 + self.weight.float()
         if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, w, self.eps)
+            if not elementwise.fused(x):
+                return _RMSNorm.apply(x, w, self.eps)
+            rounded = self.before_product and torch.is_autocast_enabled(x.device.type)
+            dtype = torch.get_autocast_dtype(x.device.type) if rounded else x.dtype
+            return elementwise.rms_norm(x, w, self.eps, dtype)
         if not x.is_cpu or x.dtype != torch.float32:
             return torch.rms_norm(x, w.shape, w, self.eps).to(x.dtype)
         # On a CPU, rms_norm makes twice as many calls as this.
@@ -91,7 +98,11 @@ class Norm(nn.Module):
 
 def _rotate(x, cos, sin):
     x_fp32 = x.to(cos.dtype) # converted first, as arithmetic on mixed dtypes is slow on a CPU
-    return (x_fp32 * cos).addcmul_(x_fp32.roll(x.size(-1) // 2, -1), sin).to(x.dtype)
+    half = x.size(-1) // 2
+    y = x_fp32 * cos
+    y[..., :half].addcmul_(x_fp32[..., half:], sin[..., :half])
+    y[..., half:].addcmul_(x_fp32[..., :half], sin[..., half:])
+    return y.to(x.dtype)
 
 class _Rotary(torch.autograd.Function):
     """Rotary positions: x (B, T, heads, D); cos and sin (B or 1, T, 1, D) as GPT.rotary gives them."""
@@ -105,40 +116,24 @@ class _Rotary(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, -sin), None, None # the inverse rotation
 
-def alibi_slopes(n_head):
-    """ALiBi's slopes (2108.12409), (H,) float32: 2^(-8 i / H), i = 1..H, if H is a power of 2.
+class _SwiGLU(torch.autograd.Function):
+    """g | u (..., 2 n) -> silu(g) u (..., n), whose backward writes both gradients into one tensor."""
+    @staticmethod
+    def forward(ctx, h):
+        g, u = h.chunk(2, -1)
+        a = F.silu(g)
+        ctx.save_for_backward(h, a)
+        return a * u
 
-    Else they are those of the power of 2 below H, then every second slope of twice that power.
-    """
-    power = 2 ** int(math.log2(n_head))
-    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (n_head - power), 2)]
-    return torch.tensor(slopes)
-
-class Cache:
-    """Keys and values of the columns seen so far: (B, HK, capacity, D) a layer, allocated once."""
-    def __init__(self, model, B, capacity, begin=None):
-        cfg = model.cfg
-        shape = B, cfg.n_kv_head, capacity, cfg.head_dim
-        self.k = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
-        self.v = [model.embed.new_empty(shape) for _ in range(cfg.n_layer)]
-        column = torch.arange(capacity, device=model.embed.device)
-        self.rope = model.rotary(column[:, None]) # each (capacity, 1, n_rope)
-        self.length = 0 # columns filled
-        self.begin = begin # (B, 1), the column at which each row's document begins; None means 0
-
-    def attend(self, layer, q, k, v, docs, options):
-        """Stores k, v (B, T, HK, D), attends with q (B, T, H, D): the prompt, then single tokens."""
-        T = q.size(1)
-        end = self.length + T
-        self.k[layer].narrow(2, self.length, T).copy_(k.transpose(1, 2))
-        self.v[layer].narrow(2, self.length, T).copy_(v.transpose(1, 2))
-        if self.length == 0:
-            return attention(q, k, v, docs, **options)
-        assert T == 1, f"{T} tokens onto a filled cache, expected 1"
-        keys = self.k[layer].narrow(2, 0, end)
-        values = self.v[layer].narrow(2, 0, end)
-        return attention_decode(q, keys, values, self.begin, **options)
+    @staticmethod
+    def backward(ctx, dy):
+        h, a = ctx.saved_tensors
+        g, u = h.chunk(2, -1)
+        dh = torch.empty_like(h)
+        dg, du = dh.chunk(2, -1)
+        torch.mul(dy, a, out=du)
+        torch.ops.aten.silu_backward(dy * u, g, grad_input=dg)
+        return dh
 
 def recomputed(f, *x):
     """f(*x), whose activations are computed again in the backward instead of saved."""
@@ -155,6 +150,7 @@ class Block(nn.Module):
 
     pre         x + f(norm(x))            sandwich    x + norm'(f(norm(x)))
     post        norm(x + f(x))            parallel    x + f1(norm1(x)) + f2(norm2(x))
+    after       x + norm(f(x))
 
     recompute: 'none', 'selective' (what lies between matrix products) or 'full' (in GPT.forward).
     """
@@ -164,10 +160,13 @@ class Block(nn.Module):
         self.layer = layer
         self.recompute = recompute
         H, HK, D, C = cfg.n_head, cfg.n_kv_head, cfg.head_dim, cfg.n_embd
-        window = cfg.window if layer % 2 == 0 else 0
+        self.rope = cfg.rope_of(layer)
+        window = cfg.window if cfg.windowed[layer] else 0
         self.options = {'scale': cfg.attn_scalar ** -0.5, 'softcap': cfg.attn_softcap, 'window': window}
         self.norm1, self.norm2 = Norm(cfg), Norm(cfg)
         self.qkv = nn.Linear(C, (H + 2 * HK) * D, bias=cfg.qkv_bias)
+        n_weights = {'none': 0, 'head': 2 * D, 'width': (H + HK) * D}[cfg.qk_norm]
+        self.qk_norm = nn.Parameter(torch.ones(n_weights)) if n_weights else None # of q, then of k
         self.out = nn.Linear(H * D, C, bias=cfg.bias)
         self.up = nn.Linear(C, (1 + cfg.gated) * cfg.n_ffn, bias=cfg.bias) # g | u, or u alone
         self.down = nn.Linear(cfg.n_ffn, C, bias=cfg.bias)
@@ -178,20 +177,29 @@ class Block(nn.Module):
         """f(*x); with 'selective' the backward computes f again, up to its last matrix product."""
         return recomputed(f, *x) if self.recompute == 'selective' and torch.is_grad_enabled() else f(*x)
 
-    def attend(self, norm, x, rope, slopes, docs, backend, cache):
+    def rotate(self, qkv, rope):
+        """(B, T, H + 2 HK, D) -> q, k, v: normed, where the family does so, and rotated, in torch"""
         H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
-        qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
-        qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
-        qk = qkv.narrow(2, 0, H + HK)
-        v = qkv.narrow(2, H + HK, HK)
-        if rope is not None:
+        qk, v = qkv.split([H + HK, HK], 2) # in the backward, split takes half the passes of narrow
+        if self.qk_norm is not None:
+            qk = norm_rotate(qk, self.qk_norm, self.cfg.norm_eps, H, rope)
+        elif rope is not None:
             rotate = _Rotary.apply if torch.is_grad_enabled() else _rotate
             if R == qk.size(-1):
                 qk = rotate(qk, *rope)
             else:
                 qk = torch.cat((rotate(qk[..., :R], *rope), qk[..., R:]), -1)
-        q = qk.narrow(2, 0, H)
-        k = qk.narrow(2, H, HK)
+        return *qk.split([H, HK], 2), v
+
+    def attend(self, norm, x, rope, slopes, docs, backend, cache):
+        H, HK, R = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.n_rope
+        qkv = self.recompute_if_selective(_compose(norm, self.qkv), x)
+        qkv = qkv.view(*x.shape[:2], H + 2 * HK, -1) # (B, T, H + 2 HK, D)
+        plain = rope is not None and self.qk_norm is None
+        if plain and elementwise.fused(qkv) and elementwise.can_rotate(qkv.size(-1), R):
+            q, k, v = elementwise.rotated(qkv, *rope, H)
+        else:
+            q, k, v = self.rotate(qkv, rope)
         options = {**self.options, 'slopes': slopes}
         if cache is None:
             y = attention(q, k, v, docs, **options, backend=backend)
@@ -205,10 +213,14 @@ class Block(nn.Module):
 
     def act(self, h):
         act = ACTIVATIONS[self.cfg.activation]
-        if self.cfg.gated:
-            g, u = h.chunk(2, -1) # (B, T, n_ffn) each
-            return act(g) * u
-        return act(h)
+        if not self.cfg.gated:
+            return act(h)
+        if act is F.silu and elementwise.fused(h):
+            return elementwise.swiglu(h)
+        if act is F.silu and torch.is_grad_enabled():
+            return _SwiGLU.apply(h)
+        g, u = h.chunk(2, -1) # (B, T, n_ffn) each
+        return act(g) * u
 
     def forward(self, x, *context):
         """x (B, T, C) -> (B, T, C); context is what attend takes after x."""
@@ -219,6 +231,9 @@ class Block(nn.Module):
             case 'post':
                 x = self.norm1(x + self.attend(_identity, x, *context))
                 return self.norm2(x + self.mlp(_identity, x))
+            case 'after':
+                x = x + self.norm1(self.attend(_identity, x, *context))
+                return x + self.norm2(self.mlp(_identity, x))
             case 'sandwich':
                 x = x + self.post1(self.attend(self.norm1, x, *context))
                 return x + self.post2(self.mlp(self.norm2, x))
@@ -229,7 +244,7 @@ class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig, attention=None, recompute='none'):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator.
 
-        attention: the backend in training, 'triton', 'one-pass' or 'sdpa'; None: the device's
+        attention: the backend in training, 'triton', 'one-pass', 'hopper' or 'sdpa'; None: the device's
         fastest. recompute: 'none', 'selective' or 'full', see Block.
         """
         super().__init__()
@@ -265,35 +280,23 @@ class GPT(nn.Module):
         """(padded rows, n_word)"""
         return self.embed if self.head is None else self.head
 
-    def rope_frequencies(self, device=None, stretched=True):
-        """Radians a position of each rotated pair, (n_rope / 2,); stretched: with the model's rope_scaling, if any."""
-        R = self.cfg.n_rope
-        freq = self.cfg.rope_theta ** -(torch.arange(0, R, 2, device=device).float() / R) # (R/2,)
-        if self.cfg.rope_scaling is not None and stretched:
-            # llama3: long wavelengths are stretched, short ones stay, with a ramp in between.
-            factor, low, high, original = self.cfg.rope_scaling
-            ramp = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-            freq = freq * (ramp + (1 - ramp) / factor)
-        return freq
-
     def rotary(self, positions):
-        """cos and sin of int positions (...,): (..., n_rope), sin negated in the first half."""
-        freq = self.rope_frequencies(positions.device)
-        angle = positions[..., None].float() * freq
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        """{kind of cfg.rope_of: cos and sin of int positions (...,), each (..., n_rope)}; None has None."""
+        kinds = dict.fromkeys(block.rope for block in self.layers)
+        return {kind: kind and rotary_table(self.cfg, positions, kind == 'full') for kind in kinds}
 
     def forward(self, tokens, doc_start=None, cache=None, hidden_span=None):
         """tokens, doc_start (B, T) -> hidden states (B, T, n_word) for the head.
 
-        With a cache, tokens are its next T columns. Where documents share a prefix, hidden_span (B,
-        T, 2) has the columns [begin, end) of other branches that a token skips, (0, 0) for none.
+        With a cache, tokens are the prompts or, once cache.n is set, the next column (B, 1). Where
+        documents share a prefix, hidden_span (B, T, 2) has the columns [begin, end) of other
+        branches that a token skips, (0, 0) for none.
         Refuses rows that are longer than the table of learned positions.
         """
         cfg = self.cfg
         T = tokens.size(1)
-        begin = 0 if cache is None else cache.length
-        column = torch.arange(begin, begin + T, device=tokens.device) # (T,)
+        next_token = cache is not None and cache.n > 0
+        column = cache.column if next_token else torch.arange(T, device=tokens.device) # (T,)
         position = column if doc_start is None else column - doc_start # (T,) or (B, T)
         if hidden_span is not None:
             # On a GPU, a mask would count distances along the row.
@@ -301,31 +304,28 @@ class GPT(nn.Module):
             assert tokens.is_cpu or not by_distance, "hidden spans with windows or ALiBi: CPU only"
             position = position - (hidden_span[..., 1] - hidden_span[..., 0])
         backend = self.attention if cache is None else None
-        docs = documents(doc_start, backend, hidden_span) if doc_start is not None and begin == 0 else None
+        docs = documents(doc_start, backend, hidden_span) if doc_start is not None and not next_token else None
         x = F.embedding(tokens, self.embed) # (B, T, n_word)
         if cfg.embed_scale:
             x = x * torch.tensor(cfg.n_embd ** 0.5, dtype=x.dtype) # rounded as in transformers
         if self.word_in is not None:
             x = self.word_in(x)
-        rope = slopes = None
-        if cfg.position == 'rope':
-            tables = self.rotary(column[:, None]) if cache is None else cache.rope
-            rows = slice(begin, begin + T) if doc_start is None else position
-            rope = [table[rows] for table in tables] # (T, 1, R) or (B, T, 1, R)
-        elif cfg.position == 'learned':
-            if begin + T > cfg.n_positions:
-                raise Refused(f"{begin + T} tokens in a row, and the model has {cfg.n_positions} positions")
+        slopes = None
+        ropes = self.rotary(column[:, None]) if cache is None else cache.rope
+        rows = slice(T) if doc_start is None and not next_token else position
+        ropes = {kind: rope and [table[rows] for table in rope] for kind, rope in ropes.items()} # (T or B, T, 1, R)
+        if cfg.position == 'learned':
+            if T > cfg.n_positions:
+                raise Refused(f"{T} tokens in a row, and the model has {cfg.n_positions} positions")
             x = x + F.embedding(position + OPT_OFFSET, self.positions)
-        else:
+        elif cfg.position == 'alibi' and not next_token: # the cache keeps them
             slopes = alibi_slopes(cfg.n_head).to(x.device)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        context = rope, slopes, docs, backend, cache
         for block in self.layers:
+            context = ropes[block.rope], slopes, docs, backend, cache
             full = block.recompute == 'full' and torch.is_grad_enabled()
             x = recomputed(block, x, *context) if full else block(x, *context)
-        if cache is not None:
-            cache.length += T
         if self.norm is not None:
             x = self.norm(x)
         return x if self.word_out is None else self.word_out(x)
@@ -376,15 +376,24 @@ class GPT(nn.Module):
     # --------------------------------------------------------------------------------------------
     # generation
 
+    def generate(self, prompts, *settings, **named_settings):
+        """`stream` (whose settings these are) in one piece -> lists of new ids, up to and including a stop id."""
+        new = [[] for _ in prompts]
+        for tokens in self.stream(prompts, *settings, **named_settings):
+            for row, token in zip(new, tokens):
+                if token is not None:
+                    row.append(token)
+        return new
+
     @torch.inference_mode()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
-                 stop=(), generator=None):
-        """Continues prompts (lists of ids, any lengths) -> lists of new ids, up to and including a stop id.
+    def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
+               stop=(), generator=None, decode='auto'):
+        """Continues prompts (lists of ids, any lengths); yields a list of the next id of each, None after its stop id.
 
         temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
         computed for others. repetition_penalty, as in transformers, divides positive logits of ids
-        already in the text and multiplies negative ones. Refuses prompts that are empty, too long
-        or have ids outside the vocabulary.
+        already in the text and multiplies negative ones. decode: how steps run, see decoding.Steps.
+        Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
         V = self.cfg.vocab_size
@@ -401,35 +410,35 @@ class GPT(nn.Module):
         cache = Cache(self, B, P + max_new_tokens, begin if begin.any() else None)
         column = torch.arange(P, device=device)
         doc_start = None if cache.begin is None else torch.where(column < begin, 0, begin) # (B, P)
-        new = [[] for _ in prompts]
         running = set(range(B))
-        weights = [w for block in self.layers for w in (block.qkv.weight, block.up.weight)]
-        ids = head = None
-        if allowed is None or allowed.all():
-            weights.append(self.head_weight)
-        else:
+        ids = None
+        head = self.head_weight
+        if allowed is not None and not allowed.all():
             ids = allowed.to(device).nonzero()[:, 0]
-            head = self.head_weight[ids] # a joint vocabulary of 152,167 ids has 500 units
-        with _by_columns(weights if device.type == 'cpu' else []):
-            for _ in range(max_new_tokens):
-                hidden = self(tokens, doc_start, cache)[:, -1]
+            head = head[ids] # a joint vocabulary of 152,167 ids has 500 units
+        weights = []
+        if device.type == 'cpu':
+            matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
+            weights = [m.weight for m in matrices if B > 1 or m.out_features > m.in_features] # one row gains less
+            head = head.t().contiguous().t() # a copy: the table itself may be the embedding
+        step = Steps(self, cache, decode)
+        with by_columns(weights):
+            hidden = self(tokens, doc_start, cache)[:, -1]
+            for i in range(max_new_tokens):
+                if i > 0:
+                    hidden = step(tokens, P + i - 1)
                 logits = self.logits(hidden, head).float() # (B, V or allowed ids)
                 if repetition_penalty != 1:
                     used.scatter_(1, tokens[:, -1:], True) # at first the prompt's last id
-                    penalized = _penalized(logits, repetition_penalty)
-                    logits = torch.where(used if ids is None else used[:, ids], penalized, logits)
-                tokens = _choose(logits, temperature, top_k, generator) # (B, 1)
+                    logits = penalize(logits, used if ids is None else used[:, ids], repetition_penalty)
+                tokens = choose(logits, temperature, top_k, generator) # (B, 1)
                 if ids is not None:
                     tokens = ids[tokens]
-                for i, token in enumerate(tokens[:, 0].tolist()):
-                    if i in running:
-                        new[i].append(token)
-                        if token in stop:
-                            running.discard(i)
+                new = [token if i in running else None for i, token in enumerate(tokens[:, 0].tolist())]
+                running -= {i for i, token in enumerate(new) if token in stop}
+                yield new
                 if not running:
                     break
-                doc_start = cache.begin
-        return new
 
     def _check_prompts(self, prompts, max_new_tokens):
         V = self.cfg.vocab_size
@@ -493,7 +502,8 @@ class GPT(nn.Module):
         """Hugging Face's name of each tensor -> the view of a parameter that holds it."""
         cfg = self.cfg
         H, D = cfg.n_head, cfg.head_dim
-        stacked = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn]}
+        stacked = {'qkv': [H * D] + 2 * [cfg.n_kv_head * D], 'up': (1 + cfg.gated) * [cfg.n_ffn],
+                   'qk_norm': [D, D] if cfg.qk_norm == 'head' else [H * D, cfg.n_kv_head * D]}
         tensors = {}
         for name, p in self.named_parameters():
             p = p.detach()
@@ -544,28 +554,3 @@ class GPT(nn.Module):
         prefix = names['embed'].split('.')[0] + '.' # Bloom's files leave it out
         folders.read_weights(folder, model._hf_tensors(), tied, prefix)
         return model
-
-@contextmanager
-def _by_columns(weights):
-    """Stores weights (out, in) by columns inside the block: faster for one token on a CPU."""
-    def store(layout):
-        with torch.inference_mode(False), torch.no_grad():
-            for w in weights:
-                w.data = layout(w)
-    try:
-        store(lambda w: w.t().contiguous().t())
-        yield
-    finally:
-        store(torch.Tensor.contiguous)
-
-def _penalized(logits, penalty):
-    return torch.where(logits > 0, logits / penalty, logits * penalty)
-
-def _choose(logits, temperature, top_k, generator):
-    """logits (B, n) -> the index of a chosen one in each row, (B, 1)"""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    n = logits.size(-1)
-    top, index = logits.topk(min(top_k or n, n)) # (B, k); drawing among all n costs much more
-    p = (top / temperature).softmax(-1)
-    return index.gather(1, torch.multinomial(p, 1, generator=generator))

@@ -64,18 +64,31 @@ def machine():
             'transformers': _version('transformers'),
             'commit': commit()}
 
-def parse_dry(usage):
-    """Whether the command line is --dry (True) or empty (False).
+def _require_gpu(script, dry):
+    if not dry and DEVICE == 'cpu':
+        raise SystemExit(f"{Path(script).name}: expected a CUDA GPU; "
+                         "--dry runs it once on tiny shapes without one")
+
+def parse_part(usage, parts):
+    """The command line PART [--dry], where PART is one of parts -> (PART, whether --dry is there).
 
     Ends the process with `usage` for anything else, and with a message if a real run is started
     without a GPU.
     """
     script, *arguments = sys.argv
+    dry = '--dry' in arguments
+    names = [argument for argument in arguments if argument != '--dry']
+    if len(names) != 1 or names[0] not in parts:
+        raise SystemExit(usage)
+    _require_gpu(script, dry)
+    return names[0], dry
+
+def parse_dry(usage):
+    """Whether the command line is --dry (True) or empty (False); ends the process as parse_part does."""
+    script, *arguments = sys.argv
     if arguments not in ([], ['--dry']):
         raise SystemExit(usage)
-    if not arguments and DEVICE == 'cpu':
-        raise SystemExit(f"{Path(script).name}: expected a CUDA GPU; "
-                         "--dry runs it once on tiny shapes without one")
+    _require_gpu(script, bool(arguments))
     return bool(arguments)
 
 # --------------------------------------------------------------------------------------------------

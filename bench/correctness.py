@@ -1,7 +1,12 @@
 """
 Compares every Triton kernel at training sizes with float64, on a GPU:
 
-    python bench/correctness.py [--dry]      --dry: tiny shapes, nothing written, also without a GPU
+    python bench/correctness.py plain         what training Qwen2.5 launches: heads of 64 and 128 channels, the
+                                              head's loss in bf16, norm, rotation and SwiGLU
+    python bench/correctness.py variants      the rest: soft-cap, window, ALiBi, heads of 256, the one-pass
+                                              backward, the loss in float32 and with a soft-cap
+    python bench/correctness.py memcheck      `plain --dry` under compute-sanitizer, if that is on the PATH
+    ... --dry                                 tiny shapes, nothing written, also without a GPU
 
 The tolerance is that of the tests. The kernel, the plain torch definition, and the definition in
 float64 get the same numbers; the kernel may be off by twice the error of the torch definition in
@@ -10,10 +15,10 @@ at a time, or one chunk of rows, to fit into memory.
 
 The kernel runs three times. In the first run, whose error is compared, empty tensors are filled
 with NaN, so that an element that is never written is found; the other two must be equal to the bit.
-Then `--dry` runs under compute-sanitizer's memcheck, if that is on the PATH, with each tensor in an
-allocation of its own. The exit status is 1 if anything fails.
+memcheck gives each tensor an allocation of its own, and its shapes are such that Triton takes the same compiled kernels
+from its cache. The exit status is 1 if anything fails.
 
-Writes bench/results/gpu-correctness.json.
+Writes bench/results/gpu-PART.json, where `plain` is called correctness.
 """
 import os
 import shutil
@@ -25,10 +30,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.common import DEVICE, ROOT, parse_dry, save, table
+from bench.common import DEVICE, ROOT, parse_part, save, table
+from kernels import elementwise
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
-from model import alibi_slopes
+from kernels.positions import alibi_slopes
+from model import ACTIVATIONS, _RMSNorm, _rotate
 
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 # {head size: (query heads, key heads)} of Qwen2.5-0.5B, Qwen2.5-7B and Gemma2-2B.
@@ -115,46 +122,61 @@ def attention_by_head(inputs, do, doc_start, dtype, slopes, **options):
             output[index] = value
     return outputs
 
-def attention_rows(dry):
-    """Yields the rows of every case, as `compare` does."""
+def attention_cases(part, dry=False):
+    """[(head size, variant, tokens left out at the beginning of each row, one pass)] of a part."""
+    # Without 9 tokens, T is not a multiple of 16.
+    plain = [(64, 'plain', 0, False), (64, 'plain', 9, False)]
+    if not dry: # the rest of it
+        plain += [(128, 'plain', 0, False), (128, 'soft-cap, window', 0, False)]
+    if part == 'plain':
+        return plain
+    cases = list(product(HEADS, ('plain', 'soft-cap, window', 'ALiBi'), [0], [False, True]))
+    if dry and DEVICE == 'cpu':
+        cases = [case for case in cases if case[0] == 64] # the interpreter is slow
+    return [case for case in cases if case not in plain and not (case[0] > 64 and case[3])]
+
+def attention_problem(D, variant, first, lengths, heads, window=500):
+    """-> (q, k, v), the gradient of the output, doc_start and the options of a case."""
+    doc_start = doc_start_of(lengths)[:, first:] - first
+    doc_start = doc_start.clamp(min=0).to(DEVICE)
+    B, T = doc_start.shape
+    H, HK = heads
     dtype = torch.bfloat16 if DEVICE == 'cuda' else torch.float32 # the interpreter has no bf16
-    lengths = LENGTHS
-    heads = HEADS
-    if dry:
-        lengths = [[75, 1, 64]]
-        sizes = HEADS if DEVICE == 'cuda' else [64] # on a GPU all sizes, for memcheck
-        heads = dict.fromkeys(sizes, (2, 1))
-    # The last case leaves out the first 9 tokens of each row, so that T is not a multiple of 16.
-    cases = list(product(heads, ('plain', 'soft-cap, window', 'ALiBi'), [0]))
-    cases.append((64, 'plain', 9))
-    for D, variant, first in cases:
-        doc_start = doc_start_of(lengths)[:, first:] - first
-        doc_start = doc_start.clamp(min=0).to(DEVICE)
-        B, T = doc_start.shape
-        H, HK = heads[D]
-        qkv = torch.randn(B, T, H + 2 * HK, D, device=DEVICE).to(dtype)
-        inputs = qkv.split([H, HK, HK], dim=2) # views, as in model.py
-        do = torch.randn(B, T, H, D, device=DEVICE).to(dtype)
-        options = {'softcap': 0.0, 'window': 0, 'slopes': None}
-        if variant == 'soft-cap, window':
-            options |= {'softcap': 5.0, 'window': 60 if dry else 500}
-        if variant == 'ALiBi':
-            options['slopes'] = alibi_slopes(H).to(DEVICE)
-        docs = documents(doc_start, BACKEND)
+    qkv = torch.randn(B, T, H + 2 * HK, D, device=DEVICE).to(dtype)
+    inputs = qkv.split([H, HK, HK], dim=2) # views, as in model.py
+    do = torch.randn(B, T, H, D, device=DEVICE).to(dtype)
+    options = {'softcap': 0.0, 'window': 0, 'slopes': None}
+    if variant == 'soft-cap, window':
+        options |= {'softcap': 5.0, 'window': window}
+    if variant == 'ALiBi':
+        options['slopes'] = alibi_slopes(H).to(DEVICE)
+    return inputs, do, doc_start, options
+
+def attention_kernel(inputs, do, doc_start, options, one_pass):
+    """A function that returns o, dq, dk and dv of the Triton kernels."""
+    docs = documents(doc_start, BACKEND)
+    backend = 'one-pass' if one_pass and BACKEND else BACKEND
+
+    def kernel():
+        return with_gradients(lambda *qkv: attention(*qkv, docs, backend=backend, **options), inputs, do)
+
+    return kernel
+
+def attention_rows(part, dry):
+    """Yields the rows of every case of a part, as `compare` does."""
+    # 144 tokens, which 16 divides as it divides 2,048, and two key heads, as one would be compiled as a
+    # constant: so memcheck takes the kernels of `plain` from Triton's cache.
+    lengths = [[79, 1, 64]] if dry else LENGTHS
+    for D, variant, first, one_pass in attention_cases(part, dry):
+        heads = (4, 2) if dry else HEADS[D]
+        inputs, do, doc_start, options = attention_problem(D, variant, first, lengths, heads, 60 if dry else 500)
+        dtype = do.dtype
         exact = attention_by_head(inputs, do, doc_start, torch.float64, **options)
         reference = attention_by_head(inputs, do, doc_start, dtype, **options)
-        for backend in (BACKEND, 'one-pass'):
-            one_pass = backend == 'one-pass'
-            if one_pass and (BACKEND is None or D > 128):
-                continue
-
-            def kernel():
-                f = lambda *qkv: attention(*qkv, docs, backend=backend, **options)
-                return with_gradients(f, inputs, do)
-
-            case = f'attention {H}/{HK} x {D}, T {T}, {variant}, {str(dtype)[6:]}'
-            yield from compare(case + ', one pass' * one_pass, ('o', 'dq', 'dk', 'dv'),
-                               exact, reference, kernel, deterministic=not one_pass)
+        case = f"attention {heads[0]}/{heads[1]} x {D}, T {do.size(1)}, {variant}, {str(dtype)[6:]}"
+        kernel = attention_kernel(inputs, do, doc_start, options, one_pass)
+        yield from compare(case + ', one pass' * one_pass, ('o', 'dq', 'dk', 'dv'),
+                           exact, reference, kernel, deterministic=not one_pass)
 
 # --------------------------------------------------------------------------------------------------
 # cross-entropy
@@ -175,13 +197,32 @@ def cross_entropy_by_chunk(x, weight, targets, g, V, softcap, dtype, chunk):
         dw += grad_weight
     return [torch.cat(losses), torch.cat(dx), dw]
 
-def cross_entropy_rows(dry):
-    """Yields the rows of every case, as `compare` does."""
-    n, V, widths = (40, 500, [32]) if dry else (8192, 152_167, [896, 3584])
-    dtypes = (torch.bfloat16, torch.float32)
-    for C, dtype, softcap in product(widths, dtypes, (0.0, 30.0)):
+def cross_entropy_cases(part, widths):
+    """Yields (channels, dtype, soft-cap) of a part."""
+    for C, dtype, softcap in product(widths, (torch.bfloat16, torch.float32), (0.0, 30.0)):
         if (C, dtype) == (3584, torch.float32):
             continue # training is in bf16
+        is_plain = (C, dtype, softcap) == (widths[0], torch.bfloat16, 0.0)
+        if is_plain == (part == 'plain'):
+            yield C, dtype, softcap
+
+def cross_entropy_kernels(x, weight, targets, V, softcap):
+    """-> ((name, a function that returns losses, dx and dW, the gradients of the losses), ...)"""
+    def summed():
+        inputs = [w.detach().requires_grad_() for w in (x, weight)]
+        total, losses = linear_cross_entropy_sum(*inputs, targets, V, softcap)
+        return [losses, *torch.autograd.grad(total, inputs)]
+
+    def per_row():
+        return with_gradients(lambda *inputs: linear_cross_entropy(*inputs, targets, V, softcap), (x, weight), g_rows)
+
+    g_rows = torch.randn(len(x), device=DEVICE)
+    return ('the sum', summed, torch.ones_like(g_rows)), ('a loss a row', per_row, g_rows)
+
+def cross_entropy_rows(part, dry):
+    """Yields the rows of every case of a part, as `compare` does."""
+    n, V, widths = (40, 500, [32]) if dry else (8192, 152_167, [896, 3584])
+    for C, dtype, softcap in cross_entropy_cases(part, widths):
         x = torch.randn(n, C, device=DEVICE).to(dtype)
         padded = -(-V // 256) * 256
         weight = torch.randn(padded, C, device=DEVICE) / C ** 0.5 * 2
@@ -190,18 +231,7 @@ def cross_entropy_rows(dry):
         ignored = torch.rand(n, device=DEVICE) < 0.3
         targets = targets.masked_fill(ignored, IGNORED)
 
-        def summed():
-            inputs = [w.detach().requires_grad_() for w in (x, weight)]
-            total, losses = linear_cross_entropy_sum(*inputs, targets, V, softcap)
-            return [losses, *torch.autograd.grad(total, inputs)]
-
-        def per_row():
-            f = lambda *inputs: linear_cross_entropy(*inputs, targets, V, softcap)
-            return with_gradients(f, (x, weight), g_rows)
-
-        g_sum = torch.ones(n, device=DEVICE)
-        g_rows = torch.randn(n, device=DEVICE)
-        for name, kernel, g in (('the sum', summed, g_sum), ('a loss a row', per_row, g_rows)):
+        for name, kernel, g in cross_entropy_kernels(x, weight, targets, V, softcap):
             inputs = (x, weight, targets, g, V, softcap)
             exact = cross_entropy_by_chunk(*inputs, torch.float64, 1024)
             reference = cross_entropy_by_chunk(*inputs, dtype, n)
@@ -210,13 +240,66 @@ def cross_entropy_rows(dry):
                                exact, reference, kernel)
 
 # --------------------------------------------------------------------------------------------------
+# norm, rotation, SwiGLU
+
+def elementwise_problems(dry, n_tokens=8192):
+    """Yields (name, kernel, definition in torch, inputs) at Qwen2.5-0.5B's sizes; f(*inputs) -> a list of outputs."""
+    if BACKEND is None:
+        return # they have no path without Triton
+    C, H, HK, D, n_ffn = (32, 4, 2, 16, 48) if dry else (896, 14, 2, 64, 4864)
+    T = 40 if dry else n_tokens
+    dtype = torch.bfloat16 if DEVICE == 'cuda' else torch.float32
+    x = torch.randn(1, T, C, device=DEVICE)
+    w = torch.randn(C, device=DEVICE)
+    yield (f'norm {T} x {C}', lambda x, w: [elementwise.rms_norm(x, w, 1e-6, dtype)],
+           lambda x, w: [_RMSNorm.apply(x, w, 1e-6)], (x, w))
+
+    angle = torch.randn(1, T, 1, D // 2, device=DEVICE)
+    cos = torch.cat((angle.cos(), angle.cos()), -1)
+    sin = torch.cat((-angle.sin(), angle.sin()), -1)
+    qkv = torch.randn(1, T, H + 2 * HK, D, device=DEVICE).to(dtype)
+
+    def rotated(qkv):
+        q, k, v = qkv.split([H, HK, HK], 2)
+        return [*(_rotate(part, cos.to(torch.promote_types(torch.float32, part.dtype)),
+                          sin.to(torch.promote_types(torch.float32, part.dtype))) for part in (q, k)), v]
+
+    yield f'rotation {T} x {H}/{HK} x {D}', lambda qkv: elementwise.rotated(qkv, cos, sin, H), rotated, (qkv,)
+
+    def gated(h):
+        g, u = h.chunk(2, -1)
+        return [ACTIVATIONS['silu'](g) * u]
+
+    h = torch.randn(1, T, 2 * n_ffn, device=DEVICE).to(dtype)
+    yield f'SwiGLU {T} x {n_ffn}', lambda h: [elementwise.swiglu(h)], gated, (h,)
+
+def outputs_and_gradients(f, inputs, dys=None):
+    """[outputs, gradient of each input] of f(*inputs) -> a list, for the gradients dys of the outputs."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    ys = f(*inputs)
+    gradients = torch.autograd.grad(ys, inputs, [dy.to(y.dtype) for y, dy in zip(ys, dys)])
+    return [*(y.detach() for y in ys), *gradients]
+
+def elementwise_rows(dry):
+    """Yields the rows of every case, as `compare` does."""
+    for name, kernel, definition, inputs in elementwise_problems(dry):
+        ys = kernel(*inputs)
+        dys = [torch.randn(y.shape, device=DEVICE).to(y.dtype) for y in ys]
+        exact = outputs_and_gradients(definition, [x.double() for x in inputs], dys)
+        reference = outputs_and_gradients(definition, inputs, dys)
+        rounded = [r.to(y.dtype) for r, y in zip(reference, ys)] + reference[len(ys):]
+        names = [f'output {i}' for i in range(len(ys))] + [f'gradient {i}' for i in range(len(inputs))]
+        yield from compare(f'{name}, {str(ys[0].dtype)[6:]}', names, exact, rounded,
+                           lambda: outputs_and_gradients(kernel, inputs, dys))
+
+# --------------------------------------------------------------------------------------------------
 
 def memcheck():
-    """Runs `--dry` under compute-sanitizer -> 'passed', 'absent: ...', or 'failed' and its output."""
+    """Runs `plain --dry` under compute-sanitizer -> 'passed', 'absent: ...', or 'failed' and its output."""
     if shutil.which('compute-sanitizer') is None:
         return 'absent: no compute-sanitizer on the PATH'
     command = ['compute-sanitizer', '--tool', 'memcheck', '--report-api-errors', 'no',
-               '--error-exitcode', '9', sys.executable, __file__, '--dry']
+               '--error-exitcode', '9', sys.executable, __file__, 'plain', '--dry']
     # Each tensor needs an allocation of its own: inside torch's memory pool, memcheck does not see
     # a read past the end of a tensor.
     env = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
@@ -232,22 +315,26 @@ def memcheck():
     summary = ' '.join(messages[1:3] + messages[-1:])
     return f"failed, exit status {done.returncode}: {summary}"
 
+def rows_of(part, dry):
+    """Yields every row of a part."""
+    yield from attention_rows(part, dry)
+    yield from cross_entropy_rows(part, dry)
+    if part == 'plain':
+        yield from elementwise_rows(dry)
+
 def main():
-    dry = parse_dry(__doc__)
+    part, dry = parse_part(__doc__, ('plain', 'variants', 'memcheck'))
+    if part == 'memcheck':
+        outcome = 'not run: --dry' if dry else memcheck()
+        print(f"compute-sanitizer memcheck: {outcome}")
+        save('gpu-memcheck', dry, memcheck=outcome)
+        return int(outcome.startswith('failed'))
     torch.manual_seed(0)
-    rows = []
-
-    def save_partial(new):
-        save('gpu-correctness', dry, memcheck='not run', rows=rows + new)
-
-    for rows_of_kernel in (attention_rows, cross_entropy_rows):
-        rows += table(rows_of_kernel(dry), *COLUMNS, on_row=save_partial)
-    checked = 'not run: --dry is what it runs' if dry else memcheck()
-    print(f"\ncompute-sanitizer memcheck: {checked}")
-    save('gpu-correctness', dry, memcheck=checked, rows=rows)
+    name = 'correctness' if part == 'plain' else part
+    rows = table(rows_of(part, dry), *COLUMNS, on_row=lambda rows: save(f'gpu-{name}', dry, rows=rows))
     failed = [row for row in rows if not (row['good'] and row['same'])]
     print(f"{len(rows) - len(failed)} of {len(rows)} good and the same twice")
-    return int(bool(failed) or checked.startswith('failed'))
+    return int(bool(failed))
 
 if __name__ == '__main__':
     raise SystemExit(main())

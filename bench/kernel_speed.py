@@ -1,7 +1,12 @@
 """
 Times the kernels beside other implementations of the same work, on a GPU:
 
-    python bench/kernel_speed.py [--dry]      --dry: tiny shapes, nothing written, also without a GPU
+    python bench/kernel_speed.py kernels       documents of 2,048, beside what users have: varlen_attn (with
+                                               FlashAttention 3 where it can be activated), SDPA by flash and by
+                                               cuDNN, F.linear_cross_entropy, Liger
+    python bench/kernel_speed.py all           documents of mean 512 too; beside torch, torch.compile, FlexAttention
+                                               and our one-pass backward too
+    ... --dry                                  tiny shapes, nothing written, also without a GPU
 
     attention            16,384 tokens in rows of 2,048, in bf16. FLOPs: 4 D for each query head and
                          pair of tokens in which one attends to the other, and 2.5 times as many
@@ -10,13 +15,14 @@ Times the kernels beside other implementations of the same work, on a GPU:
                          Ours masks the last 153 columns
     norm, RoPE, SwiGLU   as in model.py, of 16,384 tokens. Bytes: each tensor is read or written once
 
+ms is the median of the repeats, least and most are their extremes; `of ours` is ms divided by ours.
 `share` is the share of the rate that this device reached minutes before in a bf16 product of
 8,192^3 (TFLOP/s) or a copy (GB/s). peak_mb is the peak memory of an implementation with its inputs,
 and in the backward pass with the results of the forward. A mask is made once per batch, so it is
 not timed. The row of an implementation that cannot run has its error. The goals for an H200 come
 last. The exit status is 1 if one of our own rows has an error.
 
-Writes bench/results/gpu-kernels.json.
+Writes bench/results/gpu-kernels.json, or gpu-all.json.
 """
 import inspect
 import sys
@@ -32,27 +38,33 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.common import DEVICE, ceilings, measure, parse_dry, save, table
+from bench.common import DEVICE, ceilings, measure, parse_part, save, table
 from hub.families import GPTConfig
+from kernels import elementwise
 from kernels.attention import INTERPRETED, attention, attention_ref, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
-from model import Norm, _Rotary, _rotate
+from model import Norm, _Rotary
 
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 DTYPE = torch.bfloat16 if DEVICE == 'cuda' else torch.float32
 OURS = 'nanoSLM'
-COLUMNS = ('case', 'pass', 'of', 'ms', 'least', 'most',
+ONE_PASS = f'{OURS}, one pass'
+FA3 = 'varlen, FlashAttention 3'
+COLUMNS = ('case', 'pass', 'of', 'ms', 'least', 'most', 'of ours',
            'tflops', 'gbs', 'share', 'peak_mb')
+REPEATS = {'kernels': 10, 'all': 30}
+# What only the part `all` measures.
+SLOW = {ONE_PASS, f'{OURS}, a loss a row', 'torch', 'torch.compile', 'FlexAttention'}
 D64 = 'attention 14/2 x 64, documents of 2048'
 D128 = 'attention 28/4 x 128, documents of 2048'
 CE = 'cross-entropy 8192 x {} x 152320'
 # (case, pass, number, goal): our rate is at least the goal; or the time or memory 'of' another
 # implementation, divided by ours, is.
 GOALS = [
-    (D64, 'forward', 'tflops', 300),
-    (D64, 'backward', 'tflops', 215),
-    (D128, 'forward', 'tflops', 340),
-    (D128, 'backward', 'tflops', 235),
+    (D64, 'forward', 'tflops', 340),
+    (D64, 'backward', 'tflops', 285),
+    (D128, 'forward', 'tflops', 395),
+    (D128, 'backward', 'tflops', 280),
     (D64, 'forward', 'ms of varlen', 1.15),
     (D64, 'backward', 'ms of varlen', 0.95),
     (D128, 'forward', 'ms of varlen', 1.15),
@@ -70,6 +82,18 @@ def compiled(f):
     backend = 'inductor' if DEVICE == 'cuda' else 'aot_eager'
     return torch.compile(f, dynamic=False, backend=backend)
 
+def with_flash_3(run):
+    """run() with FlashAttention 3 in varlen_attn's place for torch's kernels; a row with the error if it is absent."""
+    try:
+        from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
+        activate_flash_attention_impl('FA3')
+    except Exception as e: # of whatever package is missing
+        return {FA3: {'error': f'{type(e).__name__}: {e}'.splitlines()[0][:160]}}
+    try:
+        return run()
+    finally:
+        restore_flash_attention_impl()
+
 def call_of(f, inputs, which):
     """A function that runs one pass of f on copies of the inputs; some implementations overwrite theirs.
 
@@ -86,18 +110,25 @@ def call_of(f, inputs, which):
             return torch.autograd.grad(f(*copies), copies)
         if not forward:
             y = f(*copies)
-            forward.extend((y, torch.randn_like(y)))
-        y, dy = forward
-        return torch.autograd.grad(y, copies, dy, retain_graph=True)
+            ys = y if isinstance(y, tuple) else (y,)
+            forward.extend((ys, [torch.randn_like(y) for y in ys]))
+        ys, dys = forward
+        return torch.autograd.grad(ys, copies, dys, retain_graph=True)
     return call
 
 def rows_of(case, which, implementations, inputs, limits, unit, work, repeats):
     """Yields a row for each of {name: f}. work: FLOPs if unit is 'tflops', bytes if it is 'gbs'."""
     calls = {name: call_of(f, inputs, which) for name, f in implementations.items()}
-    for name, row in measure(calls, repeats).items():
+    rows = measure({name: call for name, call in calls.items() if name != FA3}, repeats)
+    if FA3 in implementations: # by itself: it is activated for all of torch
+        rows |= with_flash_3(lambda: measure({FA3: calls[FA3]}, repeats))
+    ours = rows.get(OURS, {}).get('ms')
+    for name, row in rows.items():
         if 'ms' in row:
             rate = work / row['ms'] / (1e9 if unit == 'tflops' else 1e6)
             row |= {unit: round(rate, 1), 'share': round(rate / limits[unit], 3)}
+            if ours:
+                row['of ours'] = round(row['ms'] / ours, 3)
         yield {'case': case, 'pass': which, 'of': name, **row}
 
 # --------------------------------------------------------------------------------------------------
@@ -172,16 +203,23 @@ def attention_implementations(doc_start):
         return y.view_as(qkv[0])
 
     return {OURS: ours,
-            f'{OURS}, one pass': one_pass,
+            ONE_PASS: one_pass,
             'torch': ref,
             'torch.compile': compiled(ref),
             'SDPA': heads_first(sdpa),
             'SDPA, cuDNN': heads_first(cudnn),
             'FlexAttention': heads_first(flex),
-            'varlen': varlen}
+            'varlen': varlen,
+            FA3: varlen}
 
-def attention_rows(dry, limits):
+def chosen(implementations, part):
+    """Those of {name: f} that a part measures."""
+    return {name: f for name, f in implementations.items() if part == 'all' or name not in SLOW}
+
+def attention_rows(part, dry, limits):
     B, T, means = (2, 48, (48, 12)) if dry else (8, 2048, (2048, 512))
+    if part != 'all':
+        means = means[:1]
     shapes = [(14, 2, 64), (28, 4, 128)]
     if dry:
         shapes = [(2, 1, 64)]
@@ -194,16 +232,18 @@ def attention_rows(dry, limits):
             flops = 4 * D * H * keys.sum().item()
             length = f'mean {mean}' if mean < T else mean
             case = f'attention {H}/{HK} x {D}, documents of {length}'
-            implementations = attention_implementations(doc_start)
+            implementations = chosen(attention_implementations(doc_start), part)
+            if D > 64: # which the one-pass backward does not serve
+                implementations.pop(ONE_PASS, None)
             for which, work in (('forward', flops), ('backward', 2.5 * flops)):
                 yield from rows_of(case, which, implementations, inputs, limits, 'tflops', work,
-                                   1 if dry else 30)
+                                   1 if dry else REPEATS[part])
             torch.compiler.reset()
 
 # --------------------------------------------------------------------------------------------------
 # cross-entropy
 
-def cross_entropy_rows(dry, limits):
+def cross_entropy_rows(part, dry, limits):
     n, V, widths = (64, 500, (32,)) if dry else (8192, 152_167, (896, 3584))
     padded = -(-V // 256) * 256
     for C in widths:
@@ -227,15 +267,19 @@ def cross_entropy_rows(dry, limits):
         def torch_fused(x, weight): # since torch 2.13
             return F.linear_cross_entropy(x, weight, targets)
 
+        def torch_chunked(x, weight):
+            return F.linear_cross_entropy(x, weight, targets, options=torch.nn.LinearCrossEntropyOptions())
+
         implementations = {OURS: ours,
                            f'{OURS}, a loss a row': per_row,
                            'torch': ref,
                            'torch.compile': compiled(ref),
                            'Liger': liger,
-                           'F.linear_cross_entropy': torch_fused}
+                           'F.linear_cross_entropy': torch_fused,
+                           'F.linear_cross_entropy, chunked': torch_chunked}
         yield from rows_of(f'cross-entropy {n} x {C} x {padded}', 'both',
-                           implementations, (x, weight), limits,
-                           'tflops', 6 * n * padded * C, 1 if dry else 10)
+                           chosen(implementations, part), (x, weight), limits,
+                           'tflops', 6 * n * padded * C, 1 if dry else 8)
         torch.compiler.reset()
 
 # --------------------------------------------------------------------------------------------------
@@ -260,30 +304,35 @@ def norm_implementations(C):
             'torch.compile': compiled(plain),
             'Liger': liger}
 
-def rope_implementations(cos, sin):
-    """{name: f(qk)} of the rotation of queries and keys, qk (B, T, heads, D)."""
-    def ours(qk):
-        return _Rotary.apply(qk, cos, sin)
+def rope_implementations(cos, sin, H, HK):
+    """{name: f(qkv)} of the rotation, q | k | v (B, T, H + 2 HK, D) -> q and k rotated, and v."""
+    def plain(qkv):
+        qk, v = qkv.split([H + HK, HK], 2)
+        return *_Rotary.apply(qk, cos, sin).split([H, HK], 2), v
 
-    def plain(qk):
-        return _rotate(qk, cos, sin)
+    def ours(qkv):
+        return elementwise.rotated(qkv, cos, sin, H)
 
-    return {OURS: ours,
+    return {OURS: ours if elementwise.fused(cos) else plain,
             'torch': plain,
             'torch.compile': compiled(plain)}
 
 def swiglu_implementations():
     """{name: f(h)} of SwiGLU, h (B, T, 2 n_ffn)."""
-    def ours(h):
+    def plain(h):
         gate, up = h.chunk(2, -1)
         return F.silu(gate) * up
+
+    def ours(h):
+        return elementwise.swiglu(h) if elementwise.fused(h) else plain(h)
 
     def liger(h):
         from liger_kernel.transformers.functional import liger_swiglu
         return liger_swiglu(*h.chunk(2, -1))
 
     return {OURS: ours,
-            'torch.compile': compiled(ours),
+            'torch': plain,
+            'torch.compile': compiled(plain),
             'Liger': liger}
 
 def elementwise_cases(dry):
@@ -293,31 +342,32 @@ def elementwise_cases(dry):
     """
     B, T = (2, 24) if dry else (8, 2048)
     n = B * T
-    shapes = [(896, 16, 64, 4864), (3584, 32, 128, 18944)]
+    shapes = [(896, 14, 2, 64, 4864), (3584, 28, 4, 128, 18944)]
     if dry:
-        shapes = [(32, 3, 16, 48)]
-    for C, heads, D, n_ffn in shapes:
+        shapes = [(32, 4, 2, 16, 48)]
+    for C, H, HK, D, n_ffn in shapes:
         x = torch.randn(B, T, C, device=DEVICE)
         weight = torch.ones(C, device=DEVICE)
         yield (f'RMSNorm {n} x {C}, float32', norm_implementations(C), (x, weight),
                2 * x.nbytes, 3 * x.nbytes)
 
-        qk = torch.randn(B, T, heads, D, device=DEVICE)
-        cos = torch.randn(B, T, 1, D, device=DEVICE)
-        sin = torch.randn(B, T, 1, D, device=DEVICE)
-        qk = qk.to(DTYPE)
-        moved = 2 * qk.nbytes + cos.nbytes + sin.nbytes
-        yield f'RoPE {n} x {heads} x {D}', rope_implementations(cos, sin), (qk,), moved, moved
+        qkv = torch.randn(B, T, H + 2 * HK, D, device=DEVICE).to(DTYPE)
+        cos = torch.randn(1, T, 1, D, device=DEVICE)
+        sin = torch.randn(1, T, 1, D, device=DEVICE)
+        moved = 2 * qkv.nbytes + (cos.nbytes + sin.nbytes) // 2
+        yield f'RoPE {n} x {H}/{HK} x {D}', rope_implementations(cos, sin, H, HK), (qkv,), moved, moved
 
         h = torch.randn(B, T, 2 * n_ffn, device=DEVICE).to(DTYPE)
         yield (f'SwiGLU {n} x {n_ffn}', swiglu_implementations(), (h,),
                h.nbytes * 3 // 2, h.nbytes * 5 // 2)
 
-def elementwise_rows(dry, limits):
+def elementwise_rows(part, dry, limits):
     for case, implementations, inputs, *moved in elementwise_cases(dry):
+        if part != 'all': # it takes seconds a case
+            implementations.pop('torch.compile')
         for which, work in zip(('forward', 'backward'), moved):
             yield from rows_of(case, which, implementations, inputs, limits, 'gbs', work,
-                               1 if dry else 30)
+                               1 if dry else REPEATS[part])
         torch.compiler.reset()
 
 # --------------------------------------------------------------------------------------------------
@@ -338,7 +388,7 @@ def goals(rows):
         yield row
 
 def main():
-    dry = parse_dry(__doc__)
+    part, dry = parse_part(__doc__, REPEATS)
     torch.manual_seed(0)
     functorch.donated_buffer = False # else a compiled backward cannot run twice
     limits = ceilings(dry)
@@ -348,11 +398,11 @@ def main():
 
     def save_partial(new):
         so_far = rows + new
-        save('gpu-kernels', dry, ceilings=limits, rows=so_far,
+        save(f'gpu-{part}', dry, ceilings=limits, rows=so_far,
              goals=list(goals(so_far)))
 
-    for rows_of_kernel in (cross_entropy_rows, attention_rows, elementwise_rows):
-        rows += table(rows_of_kernel(dry, limits), *COLUMNS, on_row=save_partial)
+    for rows_of_kernel in (attention_rows, cross_entropy_rows, elementwise_rows):
+        rows += table(rows_of_kernel(part, dry, limits), *COLUMNS, on_row=save_partial)
     table(goals(rows), 'case', 'pass', 'goal', 'wanted', 'got', 'met', 'share')
     return int(any('error' in row for row in rows if row['of'].startswith(OURS)))
 

@@ -99,7 +99,7 @@ What the numbers say:
   hide the communication that is exposed there; train.py shards over all GPUs.
 - Sources of the assumed efficiency: public FSDP runs of 7 to 8B models reach 57 to 68 % of the peak
   on A100 (llm-foundry, fms-fsdp) and 33 to 46 % on H100 (torchtitan, fms-fsdp).
-  `bench/gpu.sh training` measures it."""
+  `bench/gpu.sh 7B` measures it."""
 
 def encoding_flops():
     """FLOPs per second of audio of mHuBERT-25Hz up to layer 11 -> (convolutions, layers).

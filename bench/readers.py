@@ -62,7 +62,11 @@ TIMEOUT = 1800 # seconds that the checks of a reader may take
 COLUMNS = ('model', 'reader', 'version', 'check', 'ok', 'result')
 SHAPES = { # of random models, beside those that all have
     'llama': {'n_kv_head': 2, 'rope_scaling': (32.0, 1.0, 4.0, 32)}, # of Llama 3, from 32 tokens instead of 8,192
-    'gemma2': {'n_kv_head': 2, 'attn_softcap': 2.0, 'logit_softcap': 3.0, 'window': 8}}
+    'gemma2': {'n_kv_head': 2, 'attn_softcap': 2.0, 'logit_softcap': 3.0, 'window': 8},
+    'qwen3': {'n_kv_head': 2, 'head_dim': 32},
+    'smollm3': {'n_kv_head': 2, 'rotated': (True, False, True)},
+    'olmo2': {'n_kv_head': 2},
+    'olmo3': {'n_kv_head': 2, 'windowed': (True, True, False), 'window': 8, 'yarn': (8.0, 32, 1.2, 32.0, 1.0)}}
 RESULTS = ROOT / 'bench' / 'results' / 'readers.json'
 UNITS = (3, 9, 17, 12, 5, 11, 2, 14)
 N_NEW = 24

@@ -1,58 +1,74 @@
 """
 A whole training step beside transformers, on a GPU, of random models in Qwen2.5's shapes.
 
-    python bench/training.py small [--dry]      0.5B and 1.5B, then a profile of a step
-    python bench/training.py large [--dry]      3B and 7B
+    python bench/training.py PART [--dry]      --dry: a tiny model, nothing written, also without a GPU
 
---dry: a tiny model, nothing written, also without a GPU.
+    step         0.5B: ours with a profile, transformers with SDPA, and with Liger's kernels
+    compiled     0.5B: ours, and ours with --compile, each with a profile
+    7B           ours and transformers, all in bf16: float32 moments would not fit beside its activations
+    1.5B, 3B     ours and transformers
+    documents    0.5B with documents of mean length 290: ours and transformers
 
-A step is forward, backward, gradient clipping and fused AdamW on 65,536 tokens in rows of 2,048, of
-one document each or of documents of mean length 290, in several micro-batches under bf16 autocast;
-the data is on the device already. 7B runs in pure bf16, because its float32 moments would not fit
-beside its activations. transformers runs eagerly with SDPA and its own loss; it is given positions
-where documents are shorter than rows, and a vocabulary of 152,320, which is a multiple of 64. Only
-one model is on the device at a time, so the repeats are not interleaved.
+A step is forward, backward, gradient clipping and fused AdamW on 65,536 tokens (7B: 32,768) in rows of
+2,048, of one document each unless the part says otherwise, in several micro-batches under bf16 autocast;
+the data is on the device already. transformers runs eagerly with SDPA and its own loss; it is given
+positions where documents are shorter than rows, and a vocabulary of 152,320, which is a multiple of 64.
+Only one model is on the device at a time, so the repeats are not interleaved. ms is the median of the
+repeats, least and most are their extremes, and `of ours` is an implementation's ms divided by ours.
 
 peak_mb is the peak memory, saved_mb the part of it above weights, gradients and moments. mfu counts
 the pairs of tokens in which one attends to the other, mfu_palm all T^2 pairs of a row; both are
 shares of the chip's peak (training/cost.py). of_product is the share that mfu's FLOP/s have of what
-a bf16 product of 8,192^3 reached just before.
+a bf16 product of 8,192^3 reached just before (product_tflops; copy_gbs is what a copy reached).
 
-Writes bench/results/gpu-training-PART.json: rows, profile, and which goals were met.
+Writes bench/results/gpu-PART.json: rows, profile, and which goals were met.
 """
 import gc
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.common import DEVICE, ceilings, measure, parse_dry, save, table
-from bench.kernel_speed import OURS, packed
+from bench.common import DEVICE, ceilings, measure, parse_part, save, table
+from bench.kernel_speed import OURS, compiled, packed
 from hub.families import GPTConfig
 from model import GPT
 from train import make_optimizer
 from training.cost import chip_of
 
-SHAPES = { # {part: {model: (shape, rows of a micro-batch, dtype of the weights)}}
-    'small': {
-        'Qwen2.5-0.5B': (dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864),
-                         8, torch.float32),
-        'Qwen2.5-1.5B': (dict(n_layer=28, n_head=12, n_kv_head=2, n_embd=1536, n_ffn=8960),
-                         4, torch.float32)},
-    'large': {
-        'Qwen2.5-3B': (dict(n_layer=36, n_head=16, n_kv_head=2, n_embd=2048, n_ffn=11008),
-                       4, torch.float32),
-        'Qwen2.5-7B': (dict(n_layer=28, n_head=28, n_kv_head=4, n_embd=3584, n_ffn=18944,
-                            tied=False),
-                       4, torch.bfloat16)}}
-TINY = {'tiny': (dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_ffn=64), 2, torch.float32)}
-COLUMNS = ('model', 'documents', 'of', 'ms', 'least', 'most', 'tok_s', 'mfu', 'mfu_palm',
-           'of_product', 'peak_mb', 'saved_mb', 'loss')
+SHAPES = { # {model: (shape, rows of a micro-batch, dtype of the weights)}
+    'Qwen2.5-0.5B': (dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864), 8, torch.float32),
+    'Qwen2.5-1.5B': (dict(n_layer=28, n_head=12, n_kv_head=2, n_embd=1536, n_ffn=8960), 4, torch.float32),
+    'Qwen2.5-3B': (dict(n_layer=36, n_head=16, n_kv_head=2, n_embd=2048, n_ffn=11008), 4, torch.float32),
+    'Qwen2.5-7B': (dict(n_layer=28, n_head=28, n_kv_head=4, n_embd=3584, n_ffn=18944, tied=False),
+                   4, torch.bfloat16),
+    'tiny': (dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_ffn=64), 2, torch.float32)}
+COMPILED = f'{OURS}, torch.compile'
+T = 2048
+
+class Part(NamedTuple):
+    model: str
+    implementations: tuple
+    mean: int = T # length of the documents
+    n_rows: int = 32 # of a step
+    repeats: int = 4
+    profiled: bool = False # whether ours have a profile by kernel
+
+PARTS = {
+    'step': Part('Qwen2.5-0.5B', (OURS, 'transformers', 'transformers, Liger'), profiled=True),
+    'compiled': Part('Qwen2.5-0.5B', (OURS, COMPILED), profiled=True),
+    '7B': Part('Qwen2.5-7B', (OURS, 'transformers'), n_rows=16, repeats=3),
+    '1.5B': Part('Qwen2.5-1.5B', (OURS, 'transformers')),
+    '3B': Part('Qwen2.5-3B', (OURS, 'transformers')),
+    'documents': Part('Qwen2.5-0.5B', (OURS, 'transformers'), mean=290)}
+COLUMNS = ('model', 'documents', 'of', 'ms', 'least', 'most', 'of ours', 'tok_s', 'mfu', 'mfu_palm',
+           'of_product', 'product_tflops', 'copy_gbs', 'peak_mb', 'saved_mb', 'loss')
 # What to reach on an H200 with documents of 2,048 tokens: (model, number, implementation, goal).
 # The number is at least the goal; or that of the other implementation is, divided by ours.
 GOALS = (
@@ -72,9 +88,10 @@ KINDS = (
     ('attention', r'_forward\b|_backward_q|_backward_kv|flash|fmha|attention'),
     ('loss', r'_pass\b|softmax'),
     ('optimizer, clip', r'adam|multi_tensor|foreach|lpnorm'),
+    ('norm, rotation, SwiGLU', r'^_norm|^_rotate|^_swiglu'),
     ('products', r'gemm|nvjet|cutlass|sm\d+_xmma|::mm\b|addmm|\bmm\b|bmm'),
     ('copies', r'memcpy|memset|copy'),
-    ('elementwise, norms', r''))
+    ('other elementwise', r''))
 
 # --------------------------------------------------------------------------------------------------
 # the implementations: cfg -> (model, loss); loss(tokens, doc_start, targets, position) is a mean
@@ -88,7 +105,7 @@ def build_nanoslm(cfg):
 def build_compiled(cfg):
     model, loss = build_nanoslm(cfg)
     for block in model.layers: # as train.py --compile does
-        block.forward = torch.compile(block.forward, dynamic=False)
+        block.forward = compiled(block.forward)
     return model, loss
 
 # Liger replaces some of the module's attributes for good; these are restored.
@@ -98,7 +115,7 @@ def build_transformers(cfg):
     vars(modeling_qwen2).update(ORIGINAL_QWEN2)
     cfg = replace(cfg, vocab_size=cfg.rows)
     # With use_cache, transformers would not keep the documents of a row apart.
-    hf_config = transformers.Qwen2Config(**cfg.to_hf(), use_cache=False)
+    hf_config = transformers.AutoConfig.for_model(**cfg.to_hf(), use_cache=False)
     model = transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation='sdpa')
     def loss(tokens, doc_start, targets, position):
         return model(input_ids=tokens, position_ids=position, shift_labels=targets,
@@ -112,7 +129,7 @@ def build_liger(cfg):
     return model, loss
 
 BUILDERS = {OURS: build_nanoslm,
-            f'{OURS}, torch.compile': build_compiled,
+            COMPILED: build_compiled,
             'transformers': build_transformers,
             'transformers, Liger': build_liger}
 
@@ -168,24 +185,24 @@ def kind_of(kernel):
     return next(kind for kind, pattern in KINDS if re.search(pattern, kernel, re.I))
 
 def profile_of(step):
-    """Yields a row for each of KINDS: its share of a step's device time, its three longest kernels."""
+    """Device time of a step -> (a row for each of KINDS, a row for each of the 30 longest kernels)."""
     from torch.profiler import ProfilerActivity, profile
-    step()
     cuda = DEVICE == 'cuda'
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         step()
-    kernels = {kind: {} for kind, _ in KINDS} # {kind: {kernel: microseconds}}
+    kernels = {} # {kernel: (microseconds, calls)}
     for event in profiler.key_averages():
         us = event.self_device_time_total if cuda else event.self_cpu_time_total
-        kernels[kind_of(event.key)][event.key] = us
-    total = sum(sum(times.values()) for times in kernels.values())
-    for kind, times in kernels.items():
-        longest = sorted(times, key=times.get, reverse=True)[:3]
-        us = sum(times.values())
-        yield {'what': kind,
-               'ms': round(us / 1e3, 3),
-               'share': round(us / total, 4),
-               'kernels': ', '.join(f'{name[:60]} {times[name] / 1e3:.1f}' for name in longest)}
+        kernels[event.key] = us, event.count
+    total = sum(us for us, _ in kernels.values())
+    kinds = {kind: 0 for kind, _ in KINDS}
+    for name, (us, _) in kernels.items():
+        kinds[kind_of(name)] += us
+    by_kind = [{'what': kind, 'ms': round(us / 1e3, 3), 'share': round(us / total, 4)} for kind, us in kinds.items()]
+    longest = sorted(kernels, key=kernels.get, reverse=True)[:30]
+    by_kernel = [{'what': kind_of(name), 'ms': round(kernels[name][0] / 1e3, 3), 'calls': kernels[name][1],
+                  'kernel': name[:100]} for name in longest]
+    return by_kind, by_kernel
 
 def goals(rows):
     """Yields a row for each of GOALS whose model was measured."""
@@ -202,11 +219,11 @@ def goals(rows):
                'got': round(result, 3),
                'met': result >= goal}
 
-def rates_of(row, cfg, tokens, T, keys, state, tflops):
+def rates_of(row, cfg, tokens, width, keys, state, limits):
     """The numbers that follow from the time of a step: a dict of columns.
 
-    tokens: of a step; keys: that a token attends to on average; state: as step_of leaves it;
-    tflops: of a large product.
+    tokens: of a step; width: of a row; keys: that a token attends to on average; state: as step_of
+    leaves it; limits: as `ceilings` measures them.
     """
     with torch.device('meta'):
         model = GPT(cfg)
@@ -214,61 +231,60 @@ def rates_of(row, cfg, tokens, T, keys, state, tflops):
     columns = {'tok_s': rate, 'loss': round(state['loss'].item(), 3)}
     if 'peak_mb' in row:
         columns['saved_mb'] = round(row['peak_mb'] - state['states'] / 2 ** 20)
-    columns['of_product'] = round(rate * model.flops_per_token(keys) / tflops / 1e12, 3)
+    columns |= {'of_product': round(rate * model.flops_per_token(keys) / limits['tflops'] / 1e12, 3),
+                'product_tflops': round(limits['tflops']),
+                'copy_gbs': round(limits['gbs'])}
     chip = chip_of(torch.cuda.get_device_name()) if DEVICE == 'cuda' else None
     if chip:
-        for name, width in (('mfu', keys), ('mfu_palm', T)):
-            columns[name] = round(rate * model.flops_per_token(width) / chip.flops, 4)
+        for name, seen in (('mfu', keys), ('mfu_palm', width)):
+            columns[name] = round(rate * model.flops_per_token(seen) / chip.flops, 4)
     return columns
 
-def rows_of(name, shape, micro_rows, weights, dry):
-    """Yields a row for each implementation of a model, and mean length of documents."""
+def rows_of(part, dry, profiles):
+    """Yields a row for each implementation of a part; puts the profiles of ours into a dict."""
+    name = 'tiny' if dry else part.model
+    shape, micro_rows, weights = SHAPES[name]
     cfg = GPTConfig(vocab_size=500 if dry else 152_167, **shape)
-    n_rows, T, means = (4, 32, (32, 8)) if dry else (32, 2048, (2048, 290))
-    for mean in means:
-        batch, keys = batch_of(cfg, n_rows, T, mean, micro_rows)
-        for label, build in BUILDERS.items():
-            if build is build_compiled and mean < T:
-                continue # the graph is the same, and takes a minute to compile
-            tflops = ceilings(dry)['tflops']
-            state = {}
-            times = measure({label: step_of(build, cfg, batch, state, weights=weights)},
-                            1 if dry else 8)
-            row = {'model': name, 'documents': mean, 'of': label, **times[label]}
-            if 'ms' in row:
-                row |= rates_of(row, cfg, n_rows * T, T, keys, state, tflops)
-            state.clear()
-            gc.collect()
-            torch.compiler.reset()
-            if DEVICE == 'cuda':
-                torch.cuda.empty_cache()
-            yield row
+    n_rows, width, mean = part.n_rows, T, part.mean
+    if dry:
+        n_rows, width, mean = 4, 32, 32 if mean == T else 8
+    batch, keys = batch_of(cfg, n_rows, width, mean, micro_rows)
+    ours = None
+    for label in part.implementations:
+        limits = ceilings(dry)
+        state = {}
+        step = step_of(BUILDERS[label], cfg, batch, state, weights=weights)
+        times = measure({label: step}, 1 if dry else part.repeats)
+        row = {'model': name, 'documents': mean, 'of': label, **times[label]}
+        if 'ms' in row:
+            ours = ours or row['ms']
+            row |= {'of ours': round(row['ms'] / ours, 3),
+                    **rates_of(row, cfg, n_rows * width, width, keys, state, limits)}
+            if part.profiled and label.startswith(OURS):
+                profiles[label] = profile_of(step)
+        del step
+        state.clear()
+        gc.collect()
+        torch.compiler.reset()
+        if DEVICE == 'cuda':
+            torch.cuda.empty_cache()
+        yield row
 
 def main():
-    if sys.argv[1:2] not in (['small'], ['large']):
-        raise SystemExit(__doc__)
-    part = sys.argv.pop(1)
-    dry = parse_dry(__doc__)
-    models = TINY if dry else SHAPES[part]
-    results = {}
-    if part == 'small':
-        shape, micro_rows, _ = next(iter(models.values()))
-        cfg = GPTConfig(vocab_size=500 if dry else 152_167, **shape)
-        T, mean = (32, 8) if dry else (2048, 290)
-        batch, _ = batch_of(cfg, 2 * micro_rows, T, mean, micro_rows)
-        results['profile'] = table(profile_of(step_of(build_nanoslm, cfg, batch, {})),
-                                   'what', 'ms', 'share', 'kernels')
-
-    def all_rows():
-        for name, (shape, micro_rows, weights) in models.items():
-            yield from rows_of(name, shape, micro_rows, weights, dry)
+    name, dry = parse_part(__doc__, PARTS)
+    profiles = {}
 
     def save_rows(rows):
-        save(f'gpu-training-{part}', dry, **results, rows=rows, goals=list(goals(rows)))
+        by_name = {label: {'by kind': kinds, 'by kernel': kernels} for label, (kinds, kernels) in profiles.items()}
+        save(f'gpu-{name}', dry, rows=rows, profiles=by_name, goals=list(goals(rows)))
 
-    rows = table(all_rows(), *COLUMNS, on_row=save_rows)
+    rows = table(rows_of(PARTS[name], dry, profiles), *COLUMNS, on_row=save_rows)
+    for label, (by_kind, by_kernel) in profiles.items():
+        print(f"\nA step of {label}, by kernel:")
+        table(by_kind, 'what', 'ms', 'share')
+        table(by_kernel, 'what', 'ms', 'calls', 'kernel')
     table(goals(rows), 'model', 'goal', 'wanted', 'got', 'met')
-    return int(any('error' in row for row in rows if row['of'] == OURS))
+    return int(any('error' in row for row in rows if row['of'].startswith(OURS)))
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -1,9 +1,10 @@
 """
-GPTConfig, the shape of a model and the flags in which the text model families of SIMS (section 4.2)
-differ, and FAMILIES, which has each family's names of settings and tensors in Hugging Face folders.
+GPTConfig, the shape of a model and the flags in which text model families differ, and FAMILIES, which
+has each family's names of settings and tensors in Hugging Face folders.
 
-    qwen2     Qwen2.5             gpt_neox  Pythia
-    llama     Llama-3.2, SmolLM2  opt       OPT
+    of SIMS (section 4.2)                                      later
+    qwen2     Qwen2.5             gpt_neox  Pythia             qwen3    Qwen3      olmo2  OLMo 2
+    llama     Llama-3.2, SmolLM2  opt       OPT                smollm3  SmolLM3    olmo3  OLMo 3
     gemma2    Gemma2              bloom     Bloom
 
     FAMILIES[name]:
@@ -13,13 +14,15 @@ differ, and FAMILIES, which has each family's names of settings and tensors in H
     only           keys of config.json that the decoder needs at this value, which is also their
                    meaning where they are absent
     silent         the meaning of other keys where they are absent, if they may be
+    tokenizer      the class in transformers, if it puts steps of its own in place of tokenizer.json's
     names          of tensors: {our module: Hugging Face's name}, without .weight or .bias; {} is the
                    layer. A list of names is stacked by rows in our tensor. Where qkv has one name,
                    its rows there go head by head: (H, 3, D)
 
 To add a family, write its table here, a flag in model.py for each thing that is new in it, and a
-shape in tests/test_model.py.
+shape in tests/test_model.py. docs/textlms.md shows it on Qwen3.
 """
+import math
 from dataclasses import dataclass
 
 from configurator import Refused
@@ -30,7 +33,8 @@ PAD_ROWS = 256 # the embedding's rows in memory are a multiple of this
 PLAIN = {
     'norm_eps': 1e-6, 'position': 'rope', 'rope_share': 1.0, 'norm': 'rms', 'residual': 'pre',
     'activation': 'silu', 'gated': True, 'qkv_bias': False, 'bias': False, 'embed_scale': False,
-    'embed_norm': False, 'attn_softcap': 0.0, 'logit_softcap': 0.0, 'window': 0}
+    'embed_norm': False, 'attn_softcap': 0.0, 'logit_softcap': 0.0, 'window': 0, 'windowed': (False,),
+    'rotated': (True,), 'layer_ropes': False, 'qk_norm': 'none'}
 # The flags of the families before Llama.
 LAYER_NORM = PLAIN | {'norm': 'layer', 'gated': False, 'qkv_bias': True, 'bias': True}
 
@@ -51,6 +55,10 @@ LLAMA_NAMES = {
     'layers.{}.down': 'model.layers.{}.mlp.down_proj',
     'norm': 'model.norm',
     'head': 'lm_head'}
+QK_NORM_NAMES = {'layers.{}.qk_norm': ['model.layers.{}.self_attn.' + x + '_norm' for x in 'qk']}
+OLMO_NAMES = LLAMA_NAMES | QK_NORM_NAMES | {
+    'layers.{}.norm1': 'model.layers.{}.post_attention_layernorm',
+    'layers.{}.norm2': 'model.layers.{}.post_feedforward_layernorm'}
 
 FAMILIES = {
     'qwen2': {
@@ -58,21 +66,55 @@ FAMILIES = {
         'flags': PLAIN | {'qkv_bias': True},
         'fields': LLAMA_FIELDS,
         'only': {'hidden_act': 'silu', 'use_sliding_window': False},
+        'tokenizer': 'Qwen2Tokenizer',
         'names': LLAMA_NAMES},
+    'qwen3': {
+        'architecture': 'Qwen3ForCausalLM',
+        'flags': PLAIN | {'qk_norm': 'head'},
+        'fields': LLAMA_FIELDS,
+        'only': {'hidden_act': 'silu', 'attention_bias': False, 'use_sliding_window': False},
+        'silent': {'head_dim': 128},
+        'tokenizer': 'Qwen2Tokenizer',
+        'names': LLAMA_NAMES | QK_NORM_NAMES},
     'llama': {
         'architecture': 'LlamaForCausalLM',
         'flags': PLAIN,
         'fields': LLAMA_FIELDS,
         'only': {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False},
         'names': LLAMA_NAMES},
+    'smollm3': {
+        'architecture': 'SmolLM3ForCausalLM',
+        'flags': PLAIN | {'rotated': (True, True, True, False)},
+        'fields': LLAMA_FIELDS | {
+            'rotated': 'no_rope_layers', 'window': 'sliding_window', 'windowed': 'layer_types'},
+        'only': {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False},
+        'silent': {
+            'tie_word_embeddings': True, 'rope_theta': 2e6, 'use_sliding_window': False, 'sliding_window': None},
+        'names': LLAMA_NAMES},
+    'olmo2': {
+        'architecture': 'Olmo2ForCausalLM',
+        'flags': PLAIN | {'norm_eps': 1e-5, 'residual': 'after', 'qk_norm': 'width'},
+        'fields': LLAMA_FIELDS,
+        'only': {'hidden_act': 'silu', 'attention_bias': False},
+        'names': OLMO_NAMES},
+    'olmo3': {
+        'architecture': 'Olmo3ForCausalLM',
+        'flags': PLAIN | {
+            'norm_eps': 1e-5, 'residual': 'after', 'qk_norm': 'width', 'window': 4096,
+            'windowed': (True, True, True, False), 'layer_ropes': True},
+        'fields': LLAMA_FIELDS | {'window': 'sliding_window', 'windowed': 'layer_types'},
+        'only': {'hidden_act': 'silu', 'attention_bias': False},
+        'silent': {'rope_theta': 5e5, 'sliding_window': 4096, 'rms_norm_eps': 1e-5},
+        'names': OLMO_NAMES},
     'gemma2': {
         'architecture': 'Gemma2ForCausalLM',
         'flags': PLAIN | {
             'norm': 'rms+1', 'residual': 'sandwich', 'activation': 'gelu_tanh', 'embed_scale': True,
-            'attn_softcap': 50.0, 'logit_softcap': 30.0, 'window': 4096},
+            'attn_softcap': 50.0, 'logit_softcap': 30.0, 'window': 4096,
+            'windowed': (True, False)},
         'fields': LLAMA_FIELDS | {
             'attn_scalar': 'query_pre_attn_scalar', 'attn_softcap': 'attn_logit_softcapping',
-            'logit_softcap': 'final_logit_softcapping', 'window': 'sliding_window'},
+            'logit_softcap': 'final_logit_softcapping', 'window': 'sliding_window', 'windowed': 'layer_types'},
         'only': {'hidden_activation': 'gelu_pytorch_tanh', 'attention_bias': False},
         'silent': {
             'tie_word_embeddings': True, 'query_pre_attn_scalar': 256, 'head_dim': 256,
@@ -142,17 +184,31 @@ FAMILIES = {
 # Values of config.json that have another name in GPTConfig.
 VALUES = {
     'use_parallel_residual': {True: 'parallel', False: 'pre'},
-    'do_layer_norm_before': {True: 'pre', False: 'post'}}
+    'do_layer_norm_before': {True: 'pre', False: 'post'},
+    'layer_types': {'sliding_attention': True, 'full_attention': False}, # of each layer
+    'no_rope_layers': {1: True, 0: False}} # 1: with rope
 # The meaning of keys that config.json may lack, for every family.
 SILENT = {
     'bos_token_id': None, 'eos_token_id': None, 'tie_word_embeddings': False,
     'max_position_embeddings': 2048, 'num_key_value_heads': None, 'head_dim': None,
-    'word_embed_proj_dim': None}
+    'word_embed_proj_dim': None, 'layer_types': None, 'no_rope_layers': None}
 # Other names of the same keys: Bloom's, and Pythia's rope_theta.
 ALIASES = {
     'n_embed': 'hidden_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
     'rotary_emb_base': 'rope_theta'}
-ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+# {rope_type: the field of GPTConfig that has the values of these keys}
+ROPE_SCALING = {
+    'llama3': ('rope_scaling', ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')),
+    'yarn': ('yarn', ('factor', 'original_max_position_embeddings', 'attention_factor', 'beta_fast', 'beta_slow'))}
+# What is not near, by how model_type begins.
+FOREIGN = {
+    'qwen3_5': 'Gated DeltaNet layers', 'qwen3_next': 'Gated DeltaNet layers', 'qwen4': 'Gated DeltaNet layers',
+    'olmo_hybrid': 'Gated DeltaNet layers', 'lfm': 'short convolutions',
+    'gemma3n': 'embeddings and low-rank branches in each layer',
+    'gemma3': 'q/k norms with weights 1 + w and a window on five of six layers',
+    'gemma4': 'embeddings in each layer, and keys that layers share',
+    'mamba': 'state-space layers', 'falcon_h1': 'state-space layers', 'granitemoehybrid': 'state-space layers'}
+EXPERTS = ('num_experts', 'num_local_experts', 'n_routed_experts') # keys of a mixture of experts
 
 # --------------------------------------------------------------------------------------------------
 
@@ -173,11 +229,15 @@ class GPTConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple | None = None
     rope_theta: float = 1e6
-    rope_scaling: tuple | None = None # Llama-3.2's values of the keys ROPE_SCALING
+    rope_scaling: tuple | None = None # Llama-3.2's: values of ROPE_SCALING['llama3']
+    yarn: tuple | None = None      # another scaling: values of ROPE_SCALING['yarn']
+    layer_ropes: bool | None = None # layers with a window are not scaled and may have another theta
+    window_theta: float | None = None # that theta; None: rope_theta
     attn_scalar: int | None = None # scores are divided by its root; None: head_dim
     norm_eps: float | None = None
     norm: str | None = None        # rms | rms+1 (its weights are 1 + w) | layer
-    residual: str | None = None    # pre | post | sandwich | parallel, see Block
+    residual: str | None = None    # pre | post | after | sandwich | parallel, see Block
+    qk_norm: str | None = None     # of q and k before they rotate: none | head | width (over all heads)
     position: str | None = None    # rope | learned | alibi
     rope_share: float | None = None # share of a head's channels that are rotated, the first ones
     activation: str | None = None  # a key of ACTIVATIONS
@@ -188,7 +248,9 @@ class GPTConfig:
     embed_norm: bool | None = None # a norm follows the embedding
     attn_softcap: float | None = None # of the scores; 0: none
     logit_softcap: float | None = None # of the logits; 0: none
-    window: int | None = None      # tokens that layers 0, 2, 4, ... attend to; 0: all
+    window: int | None = None      # tokens that layers with a window attend to; 0: all
+    windowed: tuple | None = None  # for each layer, whether it has a window
+    rotated: tuple | None = None   # for each layer, whether it has rotary positions
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -199,6 +261,12 @@ class GPTConfig:
         defaults = {
             'n_kv_head': self.n_head, 'head_dim': D, 'n_ffn': 4 * self.n_embd, 'n_word': self.n_embd,
             'attn_scalar': D, **family['flags']}
+        for name in ('rotated', 'windowed'):
+            pattern = defaults[name] # of the first layers
+            defaults[name] = tuple(pattern[layer % len(pattern)] for layer in range(self.n_layer))
+        if 'rotated' in family['fields']: # without rope, with a window if there is one
+            defaults['windowed'] = tuple(bool(self.window) and not rotated for rotated in self.rotated or
+                                         defaults['rotated'])
         for name, default in defaults.items():
             value = getattr(self, name)
             if value is None:
@@ -206,17 +274,32 @@ class GPTConfig:
             elif name not in family['fields'] and value != default: # config.json has no key for it
                 raise Refused(f"model: {name}={value!r} is not {self.family}, which has {default!r} here")
         self._check_positive('n_kv_head', 'head_dim', 'n_ffn', 'n_word')
-        if 'window' in family['fields']:
-            self._check_positive('window')
+        self._check_layers(family)
         for name, key in family['fields'].items():
-            if key in VALUES and getattr(self, name) not in VALUES[key].values():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else [value]
+            if key in VALUES and not set(values) <= set(VALUES[key].values()):
                 expected = ' or '.join(map(repr, VALUES[key].values()))
-                raise Refused(f"model: {name}={getattr(self, name)!r} is not {self.family}, which has {expected}")
+                raise Refused(f"model: {name}={value!r} is not {self.family}, which has {expected}")
         if self.n_head % self.n_kv_head:
             raise Refused(f"model: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.position == 'rope' and (self.n_rope < 2 or self.n_rope % 2):
             raise Refused(f"model: {self.n_rope} channels of head_dim {self.head_dim} would rotate; "
                           "expected an even number, at least 2")
+
+    def _check_layers(self, family):
+        """Refuses what is said of each layer where it is of other layers, or of a window that is not there."""
+        for name in ('rotated', 'windowed'):
+            n = len(getattr(self, name))
+            if n != self.n_layer:
+                key = family['fields'].get(name, name)
+                raise Refused(f"model: {key} has {n} entries, expected one for each of {self.n_layer} layers; "
+                              "take the config.json that was published with the weights")
+        if any(self.windowed) and not (isinstance(self.window, int) and self.window > 0):
+            raise Refused(f"model: window must be a positive integer, got {self.window!r}, where layer_types has "
+                          "sliding_attention (sliding_window, use_sliding_window)")
+        if self.window_theta and not self.layer_ropes:
+            raise Refused(f"model: window_theta={self.window_theta!r} is not {self.family}, whose layers rotate alike")
 
     def _check_positive(self, *names):
         for name in names:
@@ -234,6 +317,12 @@ class GPTConfig:
         """Channels of a head that are rotated."""
         return int(self.head_dim * self.rope_share)
 
+    def rope_of(self, layer):
+        """How a layer rotates: 'full', or 'window' where a layer with a window rotates otherwise; None: not."""
+        if self.position != 'rope' or not self.rotated[layer]:
+            return None
+        return 'window' if self.layer_ropes and self.windowed[layer] else 'full'
+
     @classmethod
     def from_hf(cls, hf, path='config.json'):
         """The GPTConfig of a Hugging Face config.json (a dict), from transformers 4 or 5 or of slprl/*.
@@ -243,21 +332,22 @@ class GPTConfig:
         if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
             hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}
         name = hf.get('model_type')
-        if name not in FAMILIES:
-            raise Refused(f"{path}: model_type {name!r} is not supported, expected {' or '.join(map(repr, FAMILIES))}")
+        _check_family(hf, path)
         family = FAMILIES[name]
         hf = {ALIASES.get(key, key): value for key, value in hf.items()}
-        rope = hf.get('rope_parameters')
-        if not rope:
-            rope = {**(hf.get('rope_scaling') or {}), 'rope_theta': hf.get('rope_theta', 1e4)}
-        rope_type = rope.get('rope_type', rope.get('type', 'default'))
-        _check_supported(hf, family, rope_type, path)
-        hf = {**SILENT, **family.get('silent', {}), **hf}
-        hf['rotary_pct'] = rope.get('partial_rotary_factor', hf.get('rotary_pct'))
+        hf = {**SILENT, 'rope_theta': 1e4, **family.get('silent', {}), **hf}
+        _check_supported(hf, family, path)
+        interval = hf.get('no_rope_layer_interval')
+        n_layer = hf.get('num_hidden_layers')
+        if interval and hf['no_rope_layers'] is None and isinstance(n_layer, int):
+            hf['no_rope_layers'] = [int((layer + 1) % interval > 0) for layer in range(n_layer)]
+        if hf.get('use_sliding_window') is False:
+            hf['sliding_window'] = None
         try:
+            rope = _rope_of(hf, family)
+            hf['rotary_pct'] = rope.pop('partial_rotary_factor', hf.get('rotary_pct'))
             values = {field: _from_json(field, key, hf[key]) for field, key in family['fields'].items()}
-            scaling = tuple(rope[key] for key in ROPE_SCALING) if rope_type == 'llama3' else None
-            return cls(family=name, rope_theta=rope['rope_theta'], rope_scaling=scaling, **values)
+            return cls(family=name, **rope, **values)
         except KeyError as e:
             raise Refused(f"{path}: {e} is missing") from None
         except Refused as e:
@@ -267,36 +357,119 @@ class GPTConfig:
         """The dict of config.json, which transformers 4 and 5 both read."""
         family = FAMILIES[self.family]
         hf = {'architectures': [family['architecture']], 'model_type': self.family, 'torch_dtype': dtype,
+              'pad_token_id': None, # else transformers would take the family's, which may be outside the vocabulary
               **family['only']}
         for field, key in family['fields'].items():
             value = getattr(self, field)
             values = {name: json_value for json_value, name in VALUES.get(key, {}).items()}
-            no_softcap = field.endswith('softcap') and not value
-            hf[key] = None if no_softcap else values.get(value, value)
+            is_none = field.endswith('softcap') or field == 'window'
+            if isinstance(value, tuple) and values:
+                hf[key] = [values[part] for part in value]
+            else:
+                hf[key] = None if is_none and not value else values.get(value, value)
+        if 'use_sliding_window' in family.get('silent', {}):
+            hf['use_sliding_window'] = bool(self.window)
         if self.position == 'rope':
             scaling = None
-            if self.rope_scaling:
-                scaling = {'rope_type': 'llama3', **dict(zip(ROPE_SCALING, self.rope_scaling))}
-            hf |= {'rope_theta': self.rope_theta, 'rotary_emb_base': self.rope_theta, 'rope_scaling': scaling}
+            for rope_type, (field, keys) in ROPE_SCALING.items():
+                if getattr(self, field):
+                    scaling = {'rope_type': rope_type, **dict(zip(keys, getattr(self, field)))}
+            hf |= {'rope_theta': self.rope_theta, 'rope_scaling': scaling}
+            if 'rotary_pct' in family['fields'].values(): # Pythia in transformers 4
+                hf['rotary_emb_base'] = self.rope_theta
+            if self.layer_ropes:
+                full = {'rope_type': 'default', 'rope_theta': self.rope_theta, **(scaling or {})}
+                window = {'rope_type': 'default', 'rope_theta': self.window_theta or self.rope_theta}
+                hf['rope_parameters'] = {'full_attention': full, 'sliding_attention': window}
         return hf
 
 def _from_json(field, key, value):
     """The value of a field of GPTConfig, from that of its key in config.json."""
-    if isinstance(value, list): # several eos_token_id
-        return tuple(value)
-    if value is None and field.endswith('softcap'):
-        return 0.0
-    return VALUES.get(key, {}).get(value, value)
+    values = VALUES.get(key, {})
+    if isinstance(value, list): # several eos_token_id, or a value for each layer
+        unknown = [part for part in value if values and part not in list(values)]
+        if unknown:
+            raise Refused(f"{key} has {unknown[0]!r}, expected {' or '.join(map(repr, values))} for each layer")
+        return tuple(values.get(part, part) for part in value)
+    if value is None and (field.endswith('softcap') or field == 'window'):
+        return 0
+    return values.get(value, value)
 
-def _check_supported(hf, family, rope_type, path):
+def _rope_of(hf, family):
+    """The fields of GPTConfig about rotary positions, and partial_rotary_factor if it is there."""
+    theta = hf['rope_theta']
+    rope = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
+    window = {}
+    if not isinstance(rope, dict):
+        raise Refused(f"rope_parameters or rope_scaling {rope!r}: expected an object")
+    is_nested = 'full_attention' in rope or 'sliding_attention' in rope
+    if hf.get('rope_parameters') and is_nested != family['flags']['layer_ropes']:
+        expected = "those of all layers" if is_nested else "full_attention and sliding_attention in it"
+        raise Refused(f"rope_parameters {rope!r}: expected {expected}")
+    if is_nested:
+        window = rope.get('sliding_attention') or {}
+        rope = rope.get('full_attention') or {}
+    if not isinstance(rope, dict) or not isinstance(window, dict):
+        raise Refused(f"rope_parameters {rope!r}, {window!r}: expected an object for each kind of layer")
+    rope_type = rope.get('rope_type', rope.get('type', 'default'))
+    if rope_type not in ('default', *ROPE_SCALING):
+        raise Refused(f"rope_type {rope_type!r} is not supported, expected {', '.join(ROPE_SCALING)} or default")
+    if window.get('rope_type', 'default') != 'default':
+        raise Refused(f"rope_type {window['rope_type']!r} of sliding_attention is not supported, expected 'default'")
+    fields = {'rope_theta': rope.get('rope_theta', theta)}
+    if family['flags']['layer_ropes']:
+        if 'rope_theta' not in window and theta != family['silent']['rope_theta']:
+            raise Refused(f"rope_theta {theta!r}: transformers 4 takes it for all layers, 5 for those without a "
+                          "window; expected rope_parameters, with a rope_theta for full_attention and one for "
+                          "sliding_attention")
+        window_theta = window.get('rope_theta', theta)
+        fields['window_theta'] = window_theta if window_theta != fields['rope_theta'] else None
+    if 'partial_rotary_factor' in rope:
+        fields['partial_rotary_factor'] = rope['partial_rotary_factor']
+    if rope_type == 'yarn':
+        rope = _yarn(rope, hf['max_position_embeddings'])
+    field, keys = ROPE_SCALING.get(rope_type, ('', ()))
+    for key, value in {'rope_theta': fields['rope_theta'], **{key: rope[key] for key in keys}}.items():
+        if not (isinstance(value, int | float) and value > 0):
+            raise Refused(f"{key} {value!r} of rope_parameters or rope_scaling: expected a number above 0")
+    if keys:
+        fields[field] = tuple(rope[key] for key in keys)
+    return fields
+
+def _yarn(rope, n_positions):
+    """The keys of YaRN with what transformers takes for those that are absent."""
+    for key, value in (('mscale', None), ('mscale_all_dim', None), ('truncate', True)):
+        if rope.get(key, value) != value:
+            raise Refused(f"{key} {rope[key]!r} of yarn is not supported, expected none")
+    factor = rope['factor']
+    is_number = isinstance(factor, int | float)
+    defaults = {'original_max_position_embeddings': n_positions, 'beta_fast': 32, 'beta_slow': 1,
+                'attention_factor': 0.1 * math.log(max(factor, 1)) + 1 if is_number else 1.0}
+    return defaults | {key: value for key, value in rope.items() if value is not None}
+
+def _check_family(hf, path):
+    """Refuses a model_type that FAMILIES has not, and says what it is where that is known."""
+    name = hf.get('model_type')
+    if name in FAMILIES:
+        return
+    what = next((what for start, what in FOREIGN.items() if str(name).startswith(start)), None)
+    if any(hf.get(key) for key in EXPERTS):
+        what = 'a mixture of experts'
+    reason = f": it has {what}" if what else ''
+    raise Refused(f"{path}: model_type {name!r} is not supported{reason}; expected "
+                  f"{' or '.join(map(repr, FAMILIES))} (docs/textlms.md)")
+
+def _check_supported(hf, family, path):
     """Refuses settings of config.json that the decoder does not have."""
-    settings = [(key, hf.get(key, value), [value]) for key, value in family['only'].items()]
-    settings.append(('rope_type', rope_type, ['default', 'llama3']))
-    if 'window' in family['fields']:
-        layer_types = hf.get('layer_types')
-        n_layers = len(layer_types or ())
-        alternating = [('sliding_attention', 'full_attention')[i % 2] for i in range(n_layers)]
-        settings.append(('layer_types', layer_types, [None, alternating]))
-    for key, value, expected in settings:
-        if value not in expected:
-            raise Refused(f"{path}: {key} {value!r} is not supported, expected {' or '.join(map(repr, expected))}")
+    for key, expected in family['only'].items():
+        value = hf.get(key, expected)
+        if value != expected:
+            raise Refused(f"{path}: {key} {value!r} is not supported, expected {expected!r}")
+    for key in ('layer_types', 'no_rope_layers'):
+        if not isinstance(hf[key], list | None):
+            raise Refused(f"{path}: {key} {hf[key]!r} is not supported, expected a list with an entry for each layer")
+    if hf['layer_types'] is not None and 'windowed' not in family['fields']:
+        others = [kind for kind in hf['layer_types'] if kind != 'full_attention']
+        if others or len(hf['layer_types']) != hf.get('num_hidden_layers'):
+            has = repr(others[0]) if others else f"{len(hf['layer_types'])} entries"
+            raise Refused(f"{path}: layer_types has {has}, expected 'full_attention' for each layer")

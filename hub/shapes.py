@@ -1,5 +1,5 @@
 """
-The shapes of the TextLMs that the papers start from, to plan with before anything is downloaded.
+The shapes of the TextLMs that the papers start from, and of later ones, to plan with before anything is downloaded.
 
 A run reads the config.json of its folder or hub id. `planned_config` takes SHAPES where there is none yet.
 """
@@ -28,6 +28,7 @@ class Shape(NamedTuple):
         return GPTConfig(family=self.family, vocab_size=vocab_size, n_layer=self.n_layer, n_head=self.n_head,
                          n_kv_head=self.n_kv_head, n_embd=self.n_embd, n_ffn=self.n_ffn, **self.extra)
 
+OLMO = {'tied': False, 'norm_eps': 1e-6, 'rope_theta': 5e5, 'n_positions': 4096}
 SHAPES = {
     'Qwen/Qwen2.5-0.5B': Shape('qwen2', 24, 14, 2, 896, 4864, 151936, 494_032_768, 151665),
     'Qwen/Qwen2.5-1.5B': Shape('qwen2', 28, 12, 2, 1536, 8960, 151936, 1_543_714_304, 151665),
@@ -40,6 +41,18 @@ SHAPES = {
     'EleutherAI/pythia-160m': Shape('gpt_neox', 12, 12, 12, 768, 3072, 50304, 162_322_944, 50277, {'tied': False}),
     'facebook/opt-125m': Shape('opt', 12, 12, 12, 768, 3072, 50272, 125_239_296, 50265, {'n_positions': 2048}),
     'bigscience/bloom-1b7': Shape('bloom', 24, 16, 16, 2048, 8192, 250880, 1_722_408_960, 250680),
+    # Later than the papers. Qwen3 has 4 ids more than Qwen2.5: <think>, <tool_response> and their ends.
+    'Qwen/Qwen3-0.6B-Base': Shape('qwen3', 28, 16, 8, 1024, 3072, 151936, 596_049_920, 151669, {'head_dim': 128}),
+    'Qwen/Qwen3-1.7B-Base': Shape('qwen3', 28, 16, 8, 2048, 6144, 151936, 1_720_574_976, 151669, {'head_dim': 128}),
+    'Qwen/Qwen3-4B-Base': Shape('qwen3', 36, 32, 8, 2560, 9728, 151936, 4_022_468_096, 151669, {'head_dim': 128}),
+    'Qwen/Qwen3-8B-Base': Shape('qwen3', 36, 32, 8, 4096, 12288, 151936, 8_190_735_360, 151669,
+                                {'head_dim': 128, 'tied': False}),
+    'HuggingFaceTB/SmolLM3-3B-Base': Shape('smollm3', 36, 16, 4, 2048, 11008, 128256, 3_075_098_624, 128256,
+                                           {'rope_theta': 5e6}),
+    'allenai/OLMo-2-0425-1B': Shape('olmo2', 16, 16, 16, 2048, 8192, 100352, 1_484_916_736, 100278, OLMO),
+    'allenai/OLMo-2-1124-7B': Shape('olmo2', 32, 32, 32, 4096, 11008, 100352, 7_298_617_344, 100278, OLMO),
+    'allenai/Olmo-3-1025-7B': Shape('olmo3', 32, 32, 32, 4096, 11008, 100278, 7_298_011_136, 100278,
+                                    OLMO | {'n_positions': 65536, 'yarn': (8.0, 8192, 1.2079441541679836, 32.0, 1.0)}),
 }
 
 def planned_config(name):

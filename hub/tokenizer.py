@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from configurator import Refused, refuse_library
 from files import atomically, check_readable, read_json, write_json
+from hub.families import FAMILIES
 from vocab import Vocab, short_hash
 
 
@@ -171,8 +172,8 @@ class TextTokenizer:
 # --------------------------------------------------------------------------------------------------
 # tokenizer files with units
 
-# What AutoTokenizer of transformers 5 makes of any tokenizer.json in a folder whose config.json says qwen2: vocabulary,
-# merges, added tokens and post-processor are the file's, the rest is this. No other of our families is treated so.
+# What AutoTokenizer of transformers 5 makes of any tokenizer.json in a folder whose config.json says qwen2 or qwen3
+# ('tokenizer' in their tables): vocabulary, merges, added tokens and post-processor are the file's, the rest is this.
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2_STEPS = [{'type': 'Split', 'pattern': {'Regex': QWEN2_SPLIT}, 'behavior': 'Isolated', 'invert': False},
@@ -226,7 +227,7 @@ def export_tokenizer(folder, vocab, out_dir, family='qwen2'):
     with atomically(Path(out_dir) / 'tokenizer.json') as tmp:
         tmp.write_text(json.dumps(spec, ensure_ascii=False), encoding='utf-8')
     config = _tokenizer_config(tokenizer, config)
-    if family == 'qwen2' and not _reads_as_qwen2(spec):
+    if FAMILIES[family].get('tokenizer') == 'Qwen2Tokenizer' and not _reads_as_qwen2(spec):
         config['auto_map'] = AUTO_MAP
     write_json(Path(out_dir) / 'tokenizer_config.json', config)
     return probes

@@ -37,6 +37,13 @@ forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recompu
 (FlashAttention-2, 2307.08691). In the optional one-pass backward the programs for dk and dv also
 add to dq: 5 products instead of 7, but in an order that differs from run to run.
 
+On Hopper a product runs beside the instructions that follow it, so the order of the lines decides
+what the tensor cores do meanwhile. The forward starts q.k of the next block of keys before this
+block's softmax (AHEAD); dk and dv start dp before they need p. tests/test_aot.py counts, in the
+machine code, the exp2's that no product covers.
+
+'hopper' is 'triton' with the forward of kernels/attention_hopper.py, which no GPU has run yet.
+
 SDPA with a mask, for other devices and for what the Triton kernels do not support; and blocks of
 queries on the CPU. Both are in kernels/attention_torch.py, and so is attention_decode, which
 callers import from here like attention.
@@ -48,8 +55,11 @@ import torch
 import torch.nn.functional as F
 
 from configurator import Refused
+from kernels import attention_hopper
 from kernels.attention_torch import Options, _blocks, _by_blocks, _by_mask, _mask, _spans
 from kernels.attention_torch import attention_decode as attention_decode
+from kernels.attention_torch import decode_bias as decode_bias
+from kernels.gpu import architecture
 
 try:
     import triton
@@ -60,7 +70,7 @@ except ImportError: # e.g. macOS
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1' # Triton's kernels run on the CPU, slowly
 
-# (sm, head size, pass): queries and keys of a tile, warps, stages; chosen by bench/aot.py's spills.
+# (sm, head size, pass): queries and keys of a tile, warps, stages; chosen by bench/aot.py's counts.
 CONFIGS = {
     (80, 64, 'forward'): (128, 64, 8, 3),
     (80, 64, 'dq'): (64, 64, 4, 2),
@@ -69,22 +79,23 @@ CONFIGS = {
     (80, 128, 'forward'): (128, 64, 8, 2),
     (80, 128, 'dq'): (64, 64, 8, 2),
     (80, 128, 'dkv'): (32, 64, 8, 2),
-    (80, 128, 'one-pass'): (16, 64, 8, 1),
     (80, 256, 'forward'): (64, 32, 8, 2),
     (80, 256, 'dq'): (64, 32, 8, 1),
     (80, 256, 'dkv'): (32, 32, 8, 1),
-    (90, 64, 'forward'): (128, 128, 8, 2),
+    (90, 64, 'forward'): (128, 64, 4, 2),
     (90, 64, 'dq'): (128, 64, 8, 2),
     (90, 64, 'dkv'): (64, 128, 8, 2),
     (90, 64, 'one-pass'): (64, 128, 8, 2),
-    (90, 128, 'forward'): (128, 128, 8, 2),
+    (90, 128, 'forward'): (128, 64, 8, 2),
     (90, 128, 'dq'): (128, 64, 8, 2),
     (90, 128, 'dkv'): (32, 128, 8, 2),
-    (90, 128, 'one-pass'): (16, 64, 8, 2),
     (90, 256, 'forward'): (128, 64, 8, 2),
     (90, 256, 'dq'): (64, 32, 8, 2),
     (90, 256, 'dkv'): (16, 64, 8, 2),
 }
+# The forwards that compute q.k a block ahead, by sm and head size. 64 channels need no such thing:
+# two programs share an SM, and one's products cover the other's softmax. 256 lack the registers.
+AHEAD = {(90, 128)}
 
 def attention_ref(q, k, v, doc_start=None, scale=None, softcap=0.0, window=0, slopes=None):
     """The definition, in torch and any dtype: q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D).
@@ -116,23 +127,28 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
     if requested is None:
         if device.type == 'cpu':
             return 'blocks'
-        return 'triton' if device.type == 'cuda' and triton and supported else 'sdpa'
+        return 'triton' if supported and architecture(device) else 'sdpa'
     error = f"attention backend {requested!r}:"
     if requested == 'sdpa':
         if softcap:
             raise Refused(f"{error} it has no softcap, which this model needs; expected None")
         return 'sdpa'
-    if requested not in ('triton', 'one-pass'):
-        raise Refused(f"{error} expected 'triton', 'one-pass' or 'sdpa'")
+    if requested not in ('triton', 'one-pass', 'hopper'):
+        raise Refused(f"{error} expected 'triton', 'one-pass', 'hopper' or 'sdpa'")
     if triton is None:
         raise Refused(f"{error} triton is not installed; take 'sdpa'")
     if device.type != 'cuda' and not INTERPRETED:
         raise Refused(f"{error} expected a GPU (or TRITON_INTERPRET=1), got {device.type}; take 'sdpa'")
+    if architecture(device) is None:
+        raise Refused(f"{error} expected an NVIDIA GPU of compute capability 8.x, 9.0 or 12.x, "
+                      f"got {torch.cuda.get_device_name(device)}; take 'sdpa'")
     if not supported:
         raise Refused(f"{error} expected 16 bits and heads of at most 256 channels, "
                       f"got {dtype}, {D}; take 'sdpa'")
-    if requested == 'one-pass' and D > 128: # 256 channels would spill registers
-        raise Refused(f"{error} expected heads of at most 128 channels, got {D}; take 'triton'")
+    if requested == 'hopper':
+        attention_hopper.check(device, D, softcap)
+    if requested == 'one-pass' and D > 64: # for whose third accumulator the tiles would be too small
+        raise Refused(f"{error} expected heads of at most 64 channels, got {D}; take 'triton'")
     return 'triton'
 
 # --------------------------------------------------------------------------------------------------
@@ -192,19 +208,26 @@ if triton is not None:
     @triton.jit
     def _scores(qk, distance, seen, slope, scale, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
                 MASKED: tl.constexpr):
-        """q.k, distance t - j and seen of a tile -> s LOG2E, and the derivative of s by q.k scale."""
+        """q.k, distance t - j and seen of a tile -> s and unit, whose product is the score times LOG2E,
+        and the derivative of the score by q.k scale.
+
+        A plain score is scaled by unit alone, in the fused multiply-add of the exponent."""
+        unit = 1.0
         tanh_grad = 1.0
         if SOFTCAP > 0:
             tanh = _tanh(qk * (scale / SOFTCAP))
             s = tanh * (SOFTCAP * LOG2E)
             tanh_grad = 1 - tanh * tanh
-        else:
+        elif ALIBI:
             s = qk * (scale * LOG2E)
+        else:
+            s = qk
+            unit = scale * LOG2E
         if ALIBI:
             s -= slope * LOG2E * distance.to(tl.float32)
         if MASKED:
             s = tl.where(seen, s, -float('inf'))
-        return s, tanh_grad
+        return s, unit, tanh_grad
 
     @triton.jit
     def _key_range(doc_start, b, begin, window, T, BM: tl.constexpr, BN: tl.constexpr):
@@ -223,14 +246,16 @@ if triton is not None:
         """-> t - j and whether t sees j, both (BM, BN), for the BN keys j from start on."""
         j = start + tl.arange(0, BN)
         distance = t[:, None] - j[None, :]
-        return distance, (distance >= 0) & (j[None, :] >= first[:, None])
+        # 0 <= t - j <= t - first in one comparison: without a sign, a negative distance is the largest.
+        return distance, distance.to(tl.uint32) <= (t - first).to(tl.uint32)[:, None]
 
     @triton.jit
     def _forward(q, k, v, doc_start, slopes, o, lse, q_stride, k_stride, v_stride, scale, window,
                  T, H, HK, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr,
-                 BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
+                 BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr, AHEAD: tl.constexpr):
         b = tl.program_id(0) // H
         h = tl.program_id(0) % H
+        hk = h * HK // H
         # The last queries of a row see most keys: they go first.
         begin = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
         t, first, edges = _key_range(doc_start, b, begin, window, T, BM, BN)
@@ -240,19 +265,25 @@ if triton is not None:
         m = tl.full((BM,), -1e30, tl.float32)
         total = tl.zeros((BM,), tl.float32)
         acc = tl.zeros((BM, D), tl.float32)
+        if AHEAD:
+            qk = tl.dot(q_tile, _tile(k, b, edges[0], hk, k_stride, T, BN, D, TMA).T) # (BM, BN)
         for part in tl.static_range(3): # left edge, interior, diagonal
             for start in range(edges[part], edges[part + 1], BN):
                 distance, seen = _seen_keys(t, first, start, BN)
-                k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
-                qk = tl.dot(q_tile, k_tile.T) # (BM, BN)
-                s, _ = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
-                new_m = tl.maximum(m, tl.max(s, 1))
-                p = tl.exp2(s - new_m[:, None])
+                if AHEAD:
+                    next_qk = tl.dot(q_tile, _tile(k, b, start + BN, hk, k_stride, T, BN, D, TMA).T)
+                else:
+                    qk = tl.dot(q_tile, _tile(k, b, start, hk, k_stride, T, BN, D, TMA).T)
+                s, unit, _ = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
+                new_m = tl.maximum(m, tl.max(s, 1) * unit)
+                p = tl.exp2(s * unit - new_m[:, None])
                 shrink = tl.exp2(m - new_m)
-                v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
+                v_tile = _tile(v, b, start, hk, v_stride, T, BN, D, TMA)
                 acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None])
                 total = total * shrink + tl.sum(p, 1)
                 m = new_m
+                if AHEAD:
+                    qk = next_qk
         _store(o, b, begin, h, H, T, acc / total[:, None], BM, D)
         tl.store(lse + tl.program_id(0) * T + t, m + tl.log2(total), mask=t < T)
 
@@ -278,8 +309,8 @@ if triton is not None:
                 k_tile = _tile(k, b, start, h * HK // H, k_stride, T, BN, D, TMA)
                 v_tile = _tile(v, b, start, h * HK // H, v_stride, T, BN, D, TMA)
                 qk = tl.dot(q_tile, k_tile.T) # (BM, BN)
-                s, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
-                p = tl.exp2(s - norm[:, None])
+                s, unit, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
+                p = tl.exp2(s * unit - norm[:, None])
                 ds = p * (tl.dot(do_tile, v_tile.T) - p_dp[:, None]) * tanh_grad
                 acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc)
         _store(dq, b, begin, h, H, T, acc * scale, BM, D)
@@ -317,12 +348,13 @@ if triton is not None:
                     seen = (distance >= 0) & (t[None, :] < end[:, None])
                     row = (b * H + h) * T + tl.minimum(t, T - 1)
                     q_tile = _tile(q, b, start, h, q_stride, T, BM, D, TMA)
-                    qk = tl.dot(k_tile, q_tile.T) # (BN, BM)
-                    s, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
-                    p = tl.exp2(s - tl.load(lse + row)[None, :])
                     do_tile = _tile(do, b, start, h, do_stride, T, BM, D, TMA)
+                    qk = tl.dot(k_tile, q_tile.T) # (BN, BM)
+                    s, unit, tanh_grad = _scores(qk, distance, seen, slope, scale, SOFTCAP, ALIBI, part != 1)
+                    p = tl.exp2(s * unit - tl.load(lse + row)[None, :])
+                    dp = tl.dot(v_tile, do_tile.T) # before the product for dv, so that it runs beside the exp2's
                     acc_v = tl.dot(p.to(do_tile.dtype), do_tile, acc_v)
-                    ds = p * (tl.dot(v_tile, do_tile.T) - tl.load(delta + row)[None, :]) * tanh_grad
+                    ds = p * (dp - tl.load(delta + row)[None, :]) * tanh_grad
                     acc_k = tl.dot(ds.to(q_tile.dtype), q_tile, acc_k)
                     if ONE_PASS: # by pointers everywhere: the interpreter has no sum by TMA
                         dq_part = tl.dot(ds.to(k_tile.dtype).T, k_tile) * scale # (BM, D)
@@ -338,16 +370,12 @@ if triton is not None:
 # --------------------------------------------------------------------------------------------------
 # Triton: launching them
 
-def _sm(device):
-    """The architecture of CONFIGS for a device. Server Blackwell has Hopper's TMA and shared memory."""
-    if device.type == 'cpu':
-        return 90
-    return 90 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
-
 def _specialization(step, sm, D, softcap, alibi):
     """What a pass is compiled for: the kernel's constants, and Triton's options."""
     BM, BN, warps, stages = CONFIGS[sm, max(D, 64), step]
     constants = dict(SOFTCAP=softcap, ALIBI=alibi, D=D, BM=BM, BN=BN, TMA=sm >= 90)
+    if step == 'forward':
+        constants['AHEAD'] = (sm, D) in AHEAD
     if KERNELS[step] is _backward_kv:
         constants['ONE_PASS'] = step == 'one-pass'
     # From Triton 3.10 on, enable_fp_fusion is False by default.
@@ -358,16 +386,19 @@ def _tile_rows(constants):
     return {'q': constants['BM'], 'k': constants['BN'], 'v': constants['BN'], 'do': constants['BM']}
 
 def _flat(x):
-    """(B, T, heads, D) -> (B T, heads D), a view where x is a part of one q | k | v."""
+    """(B, T, heads, D) -> (B T, heads D): a view where x is a part of one q | k | v. What TMA cannot
+    address is copied: rows that overlap, as of an expanded gradient, or do not begin at 16 bytes."""
     x = x.flatten(2).flatten(0, 1)
-    return x if x.stride(1) == 1 else x.contiguous()
+    rows_are_apart = x.stride(1) == 1 and x.stride(0) >= x.size(1)
+    aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    return x if rows_are_apart and aligned else x.clone(memory_format=torch.contiguous_format)
 
 def _launch(step, tensors, options):
     """Runs a pass on the kernel's tensors, by name. Those that are read in tiles are passed as TMA
     descriptors on Hopper, else as pointers."""
     B, T, H, D = tensors['q'].shape
     HK = tensors['k'].size(2)
-    sm = _sm(tensors['q'].device)
+    sm = architecture(tensors['q'].device)
     slopes, scale, softcap, window = options
     constants, compile_options = _specialization(step, sm, D, softcap, slopes is not None)
     arguments = dict(tensors, slopes=slopes, scale=scale, window=window or T, T=T, H=H, HK=HK)
@@ -381,11 +412,19 @@ def _launch(step, tensors, options):
     kernel = KERNELS[step]
     heads, rows = (HK, constants['BN']) if kernel is _backward_kv else (H, constants['BM'])
     grid = B * heads, triton.cdiv(T, rows)
-    kernel[grid](**arguments, **constants, **compile_options)
+    with torch.cuda.device_of(tensors['q']): # Triton launches on the current device
+        kernel[grid](**arguments, **constants, **compile_options)
 
 def _attention_forward(q, k, v, doc_start, *options):
     o, lse = _empty_forward(q)
     _launch('forward', dict(q=q, k=k, v=v, doc_start=doc_start, o=o, lse=lse), Options(*options))
+    return o, lse
+
+def _attention_forward_hopper(q, k, v, doc_start, *options):
+    slopes, scale, softcap, window = options
+    o, lse = _empty_forward(q)
+    attention_hopper.check(q.device, q.size(-1), softcap, slopes)
+    attention_hopper.launch(_flat(q), _flat(k), _flat(v), doc_start, o, lse, scale, window, k.size(2))
     return o, lse
 
 def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, *options, one_pass):
@@ -420,11 +459,10 @@ def _define_operator(name, schema, implementation, fake):
         _library.impl(name, implementation, device)
     torch.library.register_fake(f'nanoslm::{name}', fake, lib=_library)
 
-_define_operator(
-    'attention_forward',
-    "(Tensor q, Tensor k, Tensor v, Tensor doc_start, "
-    "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor)",
-    _attention_forward, _empty_forward)
+_FORWARD = ("(Tensor q, Tensor k, Tensor v, Tensor doc_start, "
+            "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor)")
+_define_operator('attention_forward', _FORWARD, _attention_forward, _empty_forward)
+_define_operator('attention_forward_hopper', _FORWARD, _attention_forward_hopper, _empty_forward)
 _define_operator(
     'attention_backward',
     "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, Tensor doc_end, "
@@ -433,11 +471,13 @@ _define_operator(
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, doc_start, doc_end, one_pass, slopes, *scalars):
-        o, lse = torch.ops.nanoslm.attention_forward(q, k, v, doc_start, slopes, *scalars)
+    def forward(ctx, q, k, v, doc_start, doc_end, backend, slopes, *scalars):
+        operators = torch.ops.nanoslm
+        forward = operators.attention_forward_hopper if backend == 'hopper' else operators.attention_forward
+        o, lse = forward(q, k, v, doc_start, slopes, *scalars)
         ctx.save_for_backward(q, k, v, o, lse, doc_start, doc_end, slopes)
         ctx.scalars = scalars # scale, softcap, window
-        ctx.one_pass = one_pass
+        ctx.one_pass = backend == 'one-pass'
         return o
 
     @staticmethod
@@ -446,14 +486,16 @@ class _Triton(torch.autograd.Function):
         dq, dk, dv = torch.ops.nanoslm.attention_backward(*arguments, one_pass=ctx.one_pass)
         return dq, dk, dv, None, None, None, None, None, None, None
 
-def _by_triton(q, k, v, docs, one_pass, options):
+def _by_triton(q, k, v, docs, backend, options):
     D = q.size(-1)
     options = options._replace(scale=options.scale or D ** -0.5)
+    if options.scale < 0: # the largest q.k would have the smallest score
+        raise Refused(f"attention: expected a positive scale, got {options.scale}")
     # A tile's sides are powers of 2, at least 16. Padding with zeros changes no product.
     padded = max(16, 1 << (D - 1).bit_length())
     if padded > D:
         q, k, v = (F.pad(x, (0, padded - D)) for x in (q, k, v))
-    return _Triton.apply(q, k, v, *docs, one_pass, *options)[..., :D]
+    return _Triton.apply(q, k, v, *docs, backend, *options)[..., :D]
 
 def aot(sm):
     """All that can be launched on an sm, in bf16, for bench/aot.py.
@@ -476,7 +518,7 @@ def aot(sm):
             types |= dict.fromkeys(('slopes', 'lse', 'delta'), '*fp32')
             types |= dict.fromkeys(('doc_start', 'doc_end'), '*i32')
             for name, rows in _tile_rows(constants).items():
-                types[name] = f'tensordesc<bf16[{rows},{D}]>' if sm >= 90 else '*bf16'
+                types[name] = f'tensordesc<bf16[{rows},{D}]>' if constants['TMA'] else '*bf16'
                 types[f'{name}_stride'] = 'i32:16'
             kernel = KERNELS[step]
             signature = {name: types[name] for name in kernel.arg_names if name not in constants}
@@ -486,7 +528,8 @@ def aot(sm):
 # any backend
 
 def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None, backend=None):
-    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass' or 'sdpa'.
+    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass', 'hopper' or
+    'sdpa'.
 
     q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D). docs: documents(doc_start, backend); None
     where a row is one document. Raises Refused as choose_backend does.
@@ -499,7 +542,7 @@ def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None
         return _by_blocks(q, k, v, docs, options)
     if chosen == 'triton' and not isinstance(docs, torch.Tensor): # rows with hidden spans have a mask
         docs = docs or documents(torch.zeros(B, T, dtype=torch.int32, device=q.device), 'triton')
-        return _by_triton(q, k, v, docs, backend == 'one-pass', options)
+        return _by_triton(q, k, v, docs, backend, options)
     if isinstance(docs, tuple): # computed for Triton, whose kernels do not support these heads
         docs = _mask(docs[0])
     if docs is None and not (softcap or window or slopes is not None):

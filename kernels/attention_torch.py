@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 # Queries of a block on the CPU: more would waste work above the diagonal, fewer starve the GEMMs.
-QUERIES = 256
+# float32 would rather have 128, bfloat16 256.
+QUERIES = 192
 # Queries of a block with a dense mask: more than a row of the papers' training has.
 DENSE = 2048
 
@@ -93,64 +94,70 @@ def _last(keys, n):
         return slice(max(keys.start, keys.stop - n), keys.stop)
     return keys[-n:]
 
-def _group(x, HK):
-    """(n, H, D) -> (HK, G*n, D): stacks the G query heads of a key head, so K and V are never expanded."""
-    n, H, D = x.shape
-    return x.view(n, HK, H // HK, D).permute(1, 2, 0, 3).reshape(HK, H // HK * n, D)
+def _grouped(x, HK, scale=1.0):
+    """(B, T, H, D) -> scaled, (B, HK, T * G, D): the G query heads of a key head are queries of one head."""
+    B, T, H, D = x.shape
+    grouped = x.new_empty(B, HK, T, H // HK, D)
+    torch.mul(x.view(B, T, HK, -1, D).transpose(1, 2), scale, out=grouped)
+    return grouped.flatten(2, 3)
 
-def _store_group(out, x):
-    """The inverse of _group: copies x (HK, G*n, D) into out (n, H, D)."""
-    HK, _, D = x.shape
-    n, H, _ = out.shape
-    out.view(n, HK, -1, D).copy_(x.view(HK, H // HK, n, D).permute(2, 0, 1, 3))
+def _ungrouped(x, T, scale=1.0):
+    """The inverse: (B, HK, T * G, D) -> (B, T, H, D)"""
+    B, HK, _, D = x.shape
+    heads = x.new_empty(B, T, HK, x.size(2) // T, D)
+    torch.mul(x.view(B, HK, T, -1, D).transpose(1, 2), scale, out=heads)
+    return heads.flatten(2, 3)
 
-def _sum_group(p, x, n):
-    """p (HK, G*n, m)' x (HK, G*n, D) -> (m, HK, D)"""
-    HK, _, D = x.shape
+def _add_products(total, p, x, G):
+    """total (HK, m, D) += p (HK, n * G, m)' x (HK, n * G, D)"""
     if p.dtype.itemsize < 4: # summed in float32 inside the product
-        return torch.bmm(p.transpose(1, 2), x).transpose(0, 1)
-    # Head by head: in float32, one sum over G*n rows would round more than attention_ref does.
-    per_head = torch.bmm(p.view(-1, n, p.size(-1)).transpose(1, 2), x.view(-1, n, D)) # (HK*G, m, D)
-    return per_head.view(HK, -1, p.size(-1), D).sum(1).transpose(0, 1)
+        total.baddbmm_(p.transpose(1, 2), x)
+        return
+    for g in range(G): # in float32, one sum over n * G rows would round more than attention_ref does
+        total.baddbmm_(p[:, g::G].transpose(1, 2), x[:, g::G])
 
-def _causal_bias(n, window):
+def _causal_bias(n, window, dtype):
     """(n, n): 0 where query t sees key j, -inf in the future and before the window."""
-    bias = torch.full((n, n), -torch.inf).triu_(1)
+    bias = torch.full((n, n), -torch.inf, dtype=dtype).triu_(1)
     if window:
-        bias += torch.full((n, n), -torch.inf).tril_(-window)
+        bias += torch.full((n, n), -torch.inf, dtype=dtype).tril_(-window)
     return bias
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, blocks, options):
         slopes, scale, softcap, window = options
-        H, HK, D = q.size(2), k.size(2), q.size(3)
+        T, H, D = q.shape[1:]
+        HK = k.size(2)
+        G = H // HK
         fp32 = torch.promote_types(q.dtype, torch.float32) # float64 stays float64
         scale = scale or D ** -0.5
         blocks = blocks.all
         if window: # drop the keys before the window of a block's first query
             blocks = [b._replace(keys=_last(b.keys, b.end - b.start + window - 1)) for b in blocks]
-        causal_bias = _causal_bias(max((_count(b.keys) for b in blocks), default=0), window)
-        q = q * scale
-        o = q.new_empty(q.shape)
+        longest = max(((_count(b.keys) if window else b.end - b.start) for b in blocks), default=0)
+        causal_bias = _causal_bias(longest, window, q.dtype)
+        q = _grouped(q, HK, scale)
+        o = torch.empty_like(q)
         saved_p = []
         saved_tanh_grad = []
         for row, keys, start, end in blocks:
             n = end - start # queries
             m = _count(keys)
-            q_block = _group(q[row, start:end], HK)
-            s = torch.bmm(q_block, k[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
-            s = s.view(HK, H // HK, n, m)
+            queries = slice(start * G, end * G)
+            s = torch.bmm(q[row, :, queries], k[row, keys].permute(1, 2, 0)) # (HK, n * G, m)
             if softcap:
-                tanh = s.to(fp32).div(softcap).tanh_()
+                tanh = s.to(fp32).div_(softcap).tanh_()
                 s = tanh * softcap
-                tanh_grad = tanh.square_().neg_().add_(1).to(q.dtype).view(HK, -1, m)
+                tanh_grad = tanh.square_().neg_().add_(1).to(q.dtype)
+            s_by_head = s.view(HK, n, G, m)
             if slopes is not None:
-                distance = torch.arange(m - n, m)[:, None] - torch.arange(m) # (n, m)
-                s = s - slopes.view(HK, -1, 1, 1) * distance
-            s = s + causal_bias[m - n:m, :m] # at least float32 from here to the softmax
-            p = s.softmax(-1).to(q.dtype).view(HK, -1, m)
-            _store_group(o[row, start:end], torch.bmm(p, v[row, keys].transpose(0, 1)))
+                distance = torch.arange(m - n, m)[:, None, None] - torch.arange(m) # (n, 1, m)
+                s_by_head = s_by_head - slopes.view(HK, 1, G, 1) * distance
+            masked = m if window else n # without a window, only the queries' own keys may be hidden
+            s_by_head.narrow(3, m - masked, masked).add_(causal_bias[masked - n:masked, None, :masked])
+            p = s_by_head.view_as(s).softmax(-1).to(q.dtype) # inside, torch sums in float32
+            o[row, :, queries] = torch.bmm(p, v[row, keys].transpose(0, 1))
             if any(ctx.needs_input_grad):
                 saved_p.append(p)
                 if softcap:
@@ -158,31 +165,36 @@ class _Blocks(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, *saved_p, *saved_tanh_grad)
         ctx.blocks = blocks
         ctx.scale = scale
-        return o
+        return _ungrouped(o, T)
 
     @staticmethod
     def backward(ctx, do):
-        q, k, v, *saved = ctx.saved_tensors # q is already scaled
+        q, k, v, *saved = ctx.saved_tensors # q is already scaled, and grouped
         saved_tanh_grad = saved[len(ctx.blocks):] # empty without a softcap
-        HK = k.size(2)
-        dq = q.new_empty(q.shape)
-        dk = k.new_zeros(k.shape)
-        dv = v.new_zeros(v.shape)
-        do = do.contiguous()
+        T, HK = k.shape[1:3]
+        G = do.size(2) // HK
+        do = _grouped(do, HK)
+        dq = torch.empty_like(q)
+        dk = k.new_zeros(k.transpose(1, 2).shape) # (B, HK, T, D)
+        dv = torch.zeros_like(dk)
         for i, (row, keys, start, end) in enumerate(ctx.blocks):
             p = saved[i]
-            do_block = _group(do[row, start:end], HK)
-            dp = torch.bmm(do_block, v[row, keys].permute(1, 2, 0)) # (HK, G*n, m)
+            queries = slice(start * G, end * G)
+            dp = torch.bmm(do[row, :, queries], v[row, keys].permute(1, 2, 0)) # (HK, n * G, m)
             # p * (dp - sum_j p * dp), as autograd computes it. The function is private to torch,
             # but the formula in separate operations takes more time and rounds differently.
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if saved_tanh_grad:
                 ds *= saved_tanh_grad[i]
-            q_block = _group(q[row, start:end], HK)
-            dv[row, keys] += _sum_group(p, do_block, end - start)
-            dk[row, keys] += _sum_group(ds, q_block, end - start)
-            _store_group(dq[row, start:end], torch.bmm(ds, k[row, keys].transpose(0, 1)))
-        return dq.mul_(ctx.scale), dk, dv, None, None
+            for total, weights, x in ((dv, p, do), (dk, ds, q)):
+                if isinstance(keys, slice):
+                    _add_products(total[row, :, keys], weights, x[row, :, queries], G)
+                else:
+                    part = total[row, :, keys]
+                    _add_products(part, weights, x[row, :, queries], G)
+                    total[row, :, keys] = part
+            dq[row, :, queries] = torch.bmm(ds, k[row, keys].transpose(0, 1))
+        return _ungrouped(dq, T, ctx.scale), dk.transpose(1, 2), dv.transpose(1, 2), None, None
 
 # Compiled, every new length of a document would be a new graph.
 _by_blocks = torch.compiler.disable(_Blocks.apply)
@@ -209,38 +221,49 @@ def _by_mask(q, k, v, mask, options):
         outputs.append(_dense(q[:, :, queries], k, v, bias, scale, softcap, enable_gqa=True))
     return torch.cat(outputs, 2).transpose(1, 2)
 
-def _dense(q, k, v, bias, scale, softcap, enable_gqa=False):
+def _dense(q, k, v, bias, scale, softcap, enable_gqa=False, sdpa=True):
     """SDPA, or with a softcap the definition. bias: True where a key is seen, or what is added to
-    the scores; None: every key is seen."""
-    if not softcap:
+    the scores; None: every key is seen. sdpa: False where the definition is faster."""
+    if sdpa and not softcap:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
     s = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * (scale or q.size(-1) ** -0.5)
-    s = softcap * torch.tanh(s / softcap)
+    if softcap:
+        s = softcap * torch.tanh(s / softcap)
     if bias is not None:
         s = s.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else s + bias
     return s.softmax(-1).to(q.dtype) @ v
 
-def attention_decode(q, k, v, begin=None, scale=None, softcap=0.0, window=0, slopes=None):
+def decode_bias(column, n, begin=None, window=0, slopes=None, dtype=torch.float32):
+    """What attention_decode adds to the scores of a new token at `column` (1,) with n keys: -inf where one is not seen.
+
+    -> (B or 1, 1, 1, n), with slopes (B or 1, HK * G, 1, n). begin (B, 1): the index at which each
+    row's document begins; None: 0. Its shape depends on no value: a graph can hold it.
+    """
+    distance = column - torch.arange(n, device=column.device) # negative for keys to come
+    seen = distance >= 0
+    if window:
+        seen = seen & (distance < window)
+    if begin is not None:
+        seen = seen & (distance <= column - begin) # (B, n)
+    bias = column.new_zeros((), dtype=dtype)
+    if slopes is not None:
+        bias = (-slopes[:, None, None] * distance).to(dtype) # (H, 1, n)
+    return bias.masked_fill(~seen.view(-1, 1, 1, n), -torch.inf)
+
+def attention_decode(q, k, v, bias=None, scale=None, softcap=0.0):
     """attention for one new token: q (B, 1, H, D) -> (B, 1, H, D).
 
-    k and v (B, HK, N, D) are the keys and values so far, the new token's own last. begin (B, 1):
-    the index among the N at which each row's document begins; None: 0.
+    k and v (B, HK, n, D) are the keys and values, the new token's own among them. bias is that of
+    decode_bias; None: every key is seen.
     """
     B, _, H, D = q.shape
-    HK, N = k.shape[1:3]
-    first = max(0, N - window) if window else 0
-    if first:
-        k = k[:, :, first:]
-        v = v[:, :, first:]
-    bias = None
-    if begin is not None:
-        bias = (torch.arange(first, N, device=q.device) >= begin)[:, None, None] # (B, 1, 1, keys)
-    if slopes is not None:
-        distance = torch.arange(first - N + 1, 1, device=q.device) # negative: j - t
-        alibi = (slopes.view(HK, -1, 1) * distance).to(q.dtype) # (HK, G, keys)
-        bias = alibi if bias is None else alibi.masked_fill(~bias, -torch.inf)
-    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head.
-    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap).reshape(B, 1, H, D)
+    HK, n = k.shape[1:3]
+    if bias is not None and bias.size(1) > 1: # (B or 1, H, 1, n)
+        bias = bias.view(-1, HK, H // HK, n)
+    # (B, HK, G, D): to SDPA the query heads of a group are queries of one head. On a CPU it reads many
+    # short rows of keys at 3/4 of the speed of a batched product.
+    sdpa = not q.is_cpu or q.dtype != torch.float32 or B * HK < 16
+    return _dense(q.view(B, HK, H // HK, D), k, v, bias, scale, softcap, sdpa=sdpa).reshape(B, 1, H, D)

@@ -24,6 +24,8 @@ whose target is -100 has loss 0 and no gradient. Padded columns have p = 0, henc
 import torch
 import torch.nn.functional as F
 
+from kernels.gpu import runs_triton
+
 try:
     import triton
     import triton.language as tl
@@ -34,7 +36,7 @@ IGNORED = -100
 # Rows of a chunk: 512 x 2,560 floats still fit a CPU's cache; a GPU needs large products.
 ROWS = {'cpu': 512, 'cuda': 4096}
 # The columns that the Triton kernel reads at a time, and its warps.
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS = 8192, 16
 
 
 def linear_cross_entropy_ref(x, weight, targets, vocab_size, softcap=0.0):
@@ -72,12 +74,15 @@ def _pass_torch(z, targets, stats, vocab_size, softcap, grad_logits):
     return losses, stats
 
 if triton is not None:
+    LOG2E = tl.constexpr(1.4426950408889634) # exp(x) = exp2(x LOG2E), and exp2 is what a GPU has
+    PER_THREAD = tl.constexpr(8) # neighbouring columns: 16 bytes, which a thread reads at once
+
     @triton.jit
     def _capped(z, softcap, CAP: tl.constexpr):
         """-> z, or with CAP its softcap, and the tanh in it, which Triton's interpreter lacks."""
         tanh = z
         if CAP:
-            e = tl.exp(-2.0 * tl.abs(z) / softcap)
+            e = tl.exp2(tl.abs(z) * (-2.0 * LOG2E / softcap))
             tanh = 1.0 - 2.0 * e / (1.0 + e) # in this form only the last rounding is large
             tanh = tl.where(z < 0, -tanh, tanh)
             z = softcap * tanh
@@ -87,64 +92,90 @@ if triton is not None:
     def _pass(z_ptr, y_ptr, loss_ptr, stats_ptr, V, Vp, softcap, CAP: tl.constexpr, STATS: tl.constexpr,
               GRAD_LOGITS: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64) # one program a row; int64, as row * Vp can exceed 2**31
-        y = tl.load(y_ptr + row)
         z_ptr += row * Vp
-        columns = tl.arange(0, BLOCK)
-        used = tl.where(y == -100, 0, V) # an ignored row is not read
+        y = tl.load(y_ptr + row).to(tl.int32)
+        used = y != -100 # an ignored row is not read
+        inside = tl.minimum(tl.maximum(y, 0), V - 1) # a target outside the vocabulary gives an infinite loss
+        # Each row of this array is a thread's, which keeps a largest z and a sum of its own.
+        columns = tl.arange(0, BLOCK // PER_THREAD)[:, None] * PER_THREAD + tl.arange(0, PER_THREAD)[None, :]
+        # Only the blocks from edges[1] on reach V. Memory is masked by Vp, which 16 divides: by V it
+        # would be read 2 bytes at a time.
+        edges = (0, V // BLOCK * BLOCK, Vp)
         if STATS:
-            largest = tl.full((), -float('inf'), tl.float32)
-            total = tl.zeros((), tl.float32)
-            for start in range(0, used, BLOCK): # log(sum(exp(z))), online
-                c = start + columns
-                z = tl.load(z_ptr + c, mask=c < V, other=0.0).to(tl.float32)
-                z, _ = _capped(z, softcap, CAP)
-                z = tl.where(c < V, z, -float('inf'))
-                new_largest = tl.maximum(largest, tl.max(z, 0))
-                total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(z - new_largest), 0)
-                largest = new_largest
-            log_total = tl.log(tl.where(y == -100, 1.0, total))
-            largest = tl.where(y == -100, 0.0, largest)
-            tl.store(stats_ptr + 2 * row, largest)
+            largest = tl.full((BLOCK // PER_THREAD,), -1e30, tl.float32) # finite: -inf - -inf is NaN
+            total = tl.zeros((BLOCK // PER_THREAD,), tl.float32)
+            for part in tl.static_range(2):
+                for start in range(edges[part], tl.where(used, edges[part + 1], 0), BLOCK):
+                    c = start + columns # log(sum(exp(z))), online
+                    z, _ = _capped(tl.load(z_ptr + c, mask=c < Vp, other=0.0).to(tl.float32), softcap, CAP)
+                    if part == 1:
+                        z = tl.where(c < V, z, -float('inf'))
+                    new_largest = tl.maximum(largest, tl.max(z, 1))
+                    total = total * tl.exp2((largest - new_largest) * LOG2E)
+                    total += tl.sum(tl.exp2((z - new_largest[:, None]) * LOG2E), 1)
+                    largest = new_largest
+            row_largest = tl.max(largest, 0)
+            row_total = tl.sum(total * tl.exp2((largest - row_largest) * LOG2E), 0)
+            log_total = tl.log(tl.where(used, row_total, 1.0))
+            row_largest = tl.where(used, row_largest, 0.0)
+            tl.store(stats_ptr + 2 * row, row_largest)
             tl.store(stats_ptr + 2 * row + 1, log_total)
         else:
-            largest = tl.load(stats_ptr + 2 * row)
+            row_largest = tl.load(stats_ptr + 2 * row)
             log_total = tl.load(stats_ptr + 2 * row + 1)
-        zy, _ = _capped(tl.load(z_ptr + tl.maximum(y, 0)).to(tl.float32), softcap, CAP)
-        tl.store(loss_ptr + row, tl.where(y == -100, 0.0, largest - zy + log_total))
+        zy, tanh_y = _capped(tl.load(z_ptr + inside).to(tl.float32), softcap, CAP)
+        loss = tl.where(y == inside, row_largest - zy + log_total, float('inf'))
+        tl.store(loss_ptr + row, tl.where(used, loss, 0.0))
         if GRAD_LOGITS:
             tl.debug_barrier() # all threads must have read z[y] before one writes dz there
-            for start in range(0, Vp, BLOCK):
-                c = start + columns
-                z = tl.load(z_ptr + c, mask=c < used, other=0.0).to(tl.float32)
-                z, tanh = _capped(z, softcap, CAP)
-                dz = tl.exp(z - largest - log_total) - tl.where(c == y, 1.0, 0.0)
-                if CAP:
-                    dz *= 1.0 - tanh * tanh
-                tl.store(z_ptr + c, tl.where(c < used, dz, 0.0), mask=c < Vp)
+            read_end = tl.where(used, Vp, 0)
+            log_norm = tl.where(used, log_total, float('inf')) # an ignored row has p = 0
+            for part in tl.static_range(2):
+                for start in range(edges[part], edges[part + 1], BLOCK):
+                    c = start + columns
+                    z, tanh = _capped(tl.load(z_ptr + c, mask=c < read_end, other=0.0).to(tl.float32), softcap, CAP)
+                    if part == 1:
+                        z = tl.where(c < V, z, -float('inf'))
+                    dz = tl.exp2((z - row_largest - log_norm) * LOG2E)
+                    if CAP:
+                        dz *= 1.0 - tanh * tanh
+                    tl.store(z_ptr + c, dz, mask=c < Vp)
+            tl.debug_barrier() # the target's dz, less by 1, replaces what the loop wrote there
+            dz = tl.exp2((zy - row_largest - log_total) * LOG2E) - 1.0
+            if CAP:
+                dz *= 1.0 - tanh_y * tanh_y
+            tl.store(z_ptr + inside, dz, mask=used & (y == inside))
 
 def _pass_triton(z, targets, stats, vocab_size, softcap, grad_logits):
     losses = z.new_empty(len(z), dtype=torch.float32)
     needs_stats = stats is None
     if needs_stats:
         stats = z.new_empty(len(z), 2, dtype=torch.float32)
-    _pass[(len(z),)](z, targets, losses, stats, vocab_size, z.size(1), softcap,
-                     CAP=softcap > 0, STATS=needs_stats, GRAD_LOGITS=grad_logits, BLOCK=BLOCK,
-                     num_warps=WARPS, num_stages=2)
+    with torch.cuda.device_of(z): # Triton launches on the current device
+        _pass[(len(z),)](z, targets, losses, stats, vocab_size, z.size(1), softcap,
+                         CAP=softcap > 0, STATS=needs_stats, GRAD_LOGITS=grad_logits, BLOCK=BLOCK,
+                         num_warps=WARPS, num_stages=2)
     return losses, stats
 
 def _passes(device):
     """The chunk pass of a device. Tests replace it where they run Triton's interpreter."""
-    return _pass_triton if device.type == 'cuda' and triton is not None else _pass_torch
+    return _pass_triton if runs_triton(device) else _pass_torch
 
 # --------------------------------------------------------------------------------------------------
 # Operators are opaque to torch.compile, so that it sees the same code path everywhere.
 
-def _accumulate(total, a, b):
-    """total (at least float32) += a' b. Where torch can, the GEMM itself sums in float32."""
-    if a.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a.T, b, out_dtype=total.dtype, out=total)
-    else:
-        total += a.T @ b
+def _product(a, b, dtype, total=None):
+    """a b in dtype (at least float32), added to total in place where there is one.
+
+    On a GPU the GEMM itself returns dtype. In 16 bits cuBLAS may split a long sum and round its
+    parts too, as torch allows by default. For out_dtype with float32 totals torch must be >= 2.10.
+    """
+    if a.is_cuda and a.dtype != dtype:
+        if total is None:
+            return torch.mm(a, b, out_dtype=dtype)
+        return torch.addmm(total, a, b, out_dtype=dtype, out=total)
+    product = (a @ b).to(dtype)
+    return product if total is None else total.add_(product)
 
 def _chunks(x, targets):
     """The row indices of each chunk. On a CPU ignored rows are left out before they cost a product;
@@ -172,18 +203,20 @@ def _gradients(x, weight, targets, stats, g, vocab_size, softcap):
     fp32 = torch.promote_types(x.dtype, torch.float32)
     losses = x.new_zeros(len(x), dtype=fp32)
     dx = torch.zeros_like(x)
-    dw = torch.zeros_like(weight, dtype=fp32)
+    dw = None
     for rows in _chunks(x, targets):
         x_chunk = x[rows] # (rows, C)
         z = x_chunk @ weight.T # (rows, Vp)
         chunk_stats = None if stats is None else stats[rows]
         losses[rows], _ = _passes(x.device)(z, targets[rows], chunk_stats, vocab_size, softcap, True)
-        if g is None:
-            dx[rows] = z @ weight
-        else: # scaling rows of C channels is cheaper than scaling rows of V logits
-            dx[rows] = (z @ weight * g[rows, None]).to(x.dtype)
+        dx_chunk = _product(z, weight, fp32)
+        if g is not None: # scaling rows of C channels is cheaper than scaling rows of V logits
+            dx_chunk *= g[rows, None]
             x_chunk = (x_chunk * g[rows, None]).to(x.dtype)
-        _accumulate(dw, z, x_chunk)
+        dx[rows] = dx_chunk.to(x.dtype)
+        dw = _product(z.T, x_chunk, fp32, dw)
+    if dw is None: # there are no rows
+        dw = torch.zeros_like(weight, dtype=fp32)
     return losses, dx, dw
 
 def _fake_losses(x, weight, targets, vocab_size, softcap):
@@ -244,7 +277,8 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, _):
-        # The product itself casts to the output's dtype: a float32 copy of dW is 2 GB at 7B.
+        # The product itself casts to the output's dtype: a float32 copy of dW is 2 GB at 7B. Not in
+        # place even in float32, because a graph that is retained has another backward.
         dx, dw = (torch.mul(grad, g, out=torch.empty_like(grad, dtype=dtype))
                   for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes))
         return dx, dw, None, None, None, None

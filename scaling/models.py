@@ -4,6 +4,7 @@ The models of a scaling study: the shapes of the published families (hub/shapes.
 SHAPES has a row for each model, FAMILIES what the ids of a family begin with. models_of gives the
 models of a family with the vocabulary of a speech language model, and their number of parameters.
 """
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,9 @@ SHAPES = PUBLISHED | {
     'tiny/10M': Shape('qwen2', 6, 12, 4, 384, 1024, 2048, 10_232_448, 2048, {'head_dim': 32}),
 }
 
-FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'tiny': 'tiny/'} # how their ids begin
+# How their ids begin.
+FAMILIES = {'qwen2.5': 'Qwen/Qwen2.5-', 'llama3.2': 'meta-llama/Llama-3.2-', 'qwen3': 'Qwen/Qwen3-',
+            'olmo2': 'allenai/OLMo-2-', 'tiny': 'tiny/'}
 
 class Model(NamedTuple):
     """A model of a study, with the vocabulary that it trains with."""
@@ -40,7 +43,8 @@ def ids_of(family):
     """{size: hub id or folder} of a key of FAMILIES, or of ids and folders between commas."""
     if family in FAMILIES:
         prefix = FAMILIES[family]
-        return {name.removeprefix(prefix): name for name in SHAPES if name.startswith(prefix)}
+        names = [name for name in SHAPES if name.startswith(prefix)]
+        return {re.search(r'[\d.]+[BM]', name.removeprefix(prefix))[0]: name for name in names}
     names = family.split(',')
     ids = {Path(name).name: name for name in names}
     if len(ids) < len(names):

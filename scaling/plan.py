@@ -47,7 +47,7 @@ SHAPE_KEYS = train.SCRATCH # the settings that give a model's shape
 
 @dataclass(frozen=True)
 class Config:
-    family: str = 'qwen2.5' # 'qwen2.5', 'llama3.2', 'tiny', or folders and hub ids of models, separated by commas
+    family: str = 'qwen2.5' # qwen2.5, llama3.2, qwen3, olmo2, tiny, or folders and hub ids, separated by commas
     sizes: str = '' # of the family, as in '0.5B,7B'; '': all
     budgets: str = '2.1e18,5e18,2e19,6e19,2e20' # FLOPs, separated by commas: SIMS 5
     base: str | None = None # config of train.py for all runs; None: config/qwen0.5b.py, for tiny config/tiny_scratch.py

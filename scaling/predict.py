@@ -39,7 +39,7 @@ class Config:
     corpus: str = 'stories' # corpus whose held-out speech the loss is measured on
     metrics: str = '' # of eval.json, separated by commas; '': all of direction S
     # the papers' rule
-    family: str = 'qwen2.5' # 'qwen2.5', 'llama3.2', 'tiny', or folders and hub ids of models, separated by commas
+    family: str = 'qwen2.5' # qwen2.5, llama3.2, qwen3, olmo2, tiny, or folders and hub ids, separated by commas
     vocab: str = 'joint' # vocabulary of the run to come: joint or speech
     batch_tokens: int = 147456 # tokens a step
 

@@ -5,9 +5,10 @@ implementations, goals and results.
 import ast
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 pytest.importorskip('triton')
 from small import make_model, make_tokenizer
 
-from bench import common, correctness, kernel_speed, reader_checks, readers, runs, training, tune, words
+from bench import common, correctness, kernel_speed, ncu, reader_checks, readers, runs, traffic, training, tune, words
 from bench.common import ROOT
 from configurator import Refused
 from files import write_json
@@ -66,8 +67,8 @@ def test_a_result_says_where_and_how_and_a_dry_run_leaves_none(monkeypatch):
 
 def test_correctness():
     torch.manual_seed(0)
-    rows = [*correctness.attention_rows(True), *correctness.cross_entropy_rows(True)]
-    assert len(rows) == 40
+    rows = [*correctness.rows_of('plain', True), *correctness.rows_of('variants', True)]
+    assert len(rows) == 14 + 38
     failed = [row for row in rows if not (row['good'] and row['same'])]
     assert not failed
 
@@ -98,9 +99,9 @@ def test_memcheck(monkeypatch, tmp_path, status, outcome):
 LIMITS = {'tflops': 800.0, 'gbs': 4000.0}
 
 def test_kernel_tables():
-    rows = [*kernel_speed.cross_entropy_rows(True, LIMITS),
-            *kernel_speed.attention_rows(True, LIMITS),
-            *kernel_speed.elementwise_rows(True, LIMITS)]
+    rows = [*kernel_speed.cross_entropy_rows('all', True, LIMITS),
+            *kernel_speed.attention_rows('all', True, LIMITS),
+            *kernel_speed.elementwise_rows('all', True, LIMITS)]
     measured = {row['of'] for row in rows if 'ms' in row}
     assert {'nanoSLM', 'torch', 'torch.compile', 'SDPA'} <= measured
     for row in rows:
@@ -113,6 +114,7 @@ def test_work_over_time_is_the_rate():
     inputs = [torch.ones(1000)]
     [row] = kernel_speed.rows_of('case', 'forward', implementations, inputs, LIMITS, 'gbs', 8e9, 1)
     assert row['gbs'] == pytest.approx(8e3 / row['ms'], rel=0.01)
+    assert 'of ours' not in row # which was not measured
     assert row['share'] == pytest.approx(row['gbs'] / 4000, abs=1e-3)
 
 def test_goals():
@@ -143,38 +145,42 @@ def test_packed_documents():
 # --------------------------------------------------------------------------------------------------
 # bench/training.py
 
-@pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
 def test_training_steps():
-    shape, micro_rows, weights = training.TINY['tiny']
-    rows = training.rows_of('tiny', shape, micro_rows, weights, dry=True)
-    rows = {row['of']: row for row in rows if row['documents'] == 32}
-    assert rows['nanoSLM']['tok_s'] > 0
-    loss = rows['nanoSLM']['loss']
-    assert loss == pytest.approx(rows['nanoSLM, torch.compile']['loss'], abs=0.01)
+    part = training.Part('tiny', (training.OURS, training.COMPILED, 'transformers', 'transformers, Liger'))
+    rows = {row['of']: row for row in training.rows_of(part, True, {})}
+    ours = rows['nanoSLM']
+    assert ours['tok_s'] > 0 and ours['of ours'] == 1
+    assert ours['loss'] == pytest.approx(rows[training.COMPILED]['loss'], abs=0.01)
     # transformers has another random model of the same shape.
-    assert rows['transformers']['loss'] == pytest.approx(loss, abs=0.1)
+    assert rows['transformers']['loss'] == pytest.approx(ours['loss'], abs=0.1)
+    assert rows['transformers']['of ours'] == pytest.approx(rows['transformers']['ms'] / ours['ms'], rel=0.01)
+    if 'ms' not in rows['transformers, Liger']:
+        assert 'liger_kernel' in rows['transformers, Liger']['error']
 
 def test_training_in_pure_bf16_and_where_its_time_goes():
-    shape, micro_rows, _ = training.TINY['tiny']
+    shape, micro_rows, _ = training.SHAPES['tiny']
     cfg = training.GPTConfig(vocab_size=500, **shape)
     state = {}
     batch, _ = training.batch_of(cfg, 4, 32, 8, micro_rows)
     step = training.step_of(training.build_nanoslm, cfg, batch, state,
                             weights=torch.bfloat16)
-    parts = {row['what']: row for row in training.profile_of(step)}
+    step()
+    by_kind, by_kernel = training.profile_of(step)
     n_params = sum(p.numel() for p in training.GPT(cfg).parameters())
     assert state['states'] == 8 * n_params
-    shares = [row['share'] for row in parts.values()]
-    assert sum(shares) == pytest.approx(1, abs=1e-3)
-    # Each row names its three longest kernels, and which these are changes on a busy machine.
-    assert parts['products']['share'] > 0 and 'mm' in parts['products']['kernels']
-    assert 'adam' in parts['optimizer, clip']['kernels'].lower()
+    assert sum(row['share'] for row in by_kind) == pytest.approx(1, abs=1e-3)
+    shares = {row['what']: row['share'] for row in by_kind}
+    assert shares['products'] > 0 and shares['optimizer, clip'] > 0
+    times = [row['ms'] for row in by_kernel]
+    assert times == sorted(times, reverse=True)
+    assert all(row['calls'] > 0 for row in by_kernel)
 
 @pytest.mark.parametrize('kernel, kind', [
     ('aten::mm', 'products'), ('aten::addmm', 'products'), ('sm90_xmma_gemm_bf16', 'products'),
     ('aten::_fused_adamw_', 'optimizer, clip'), ('Optimizer.step#AdamW.step', 'optimizer, clip'),
     ('_backward_kv', 'attention'), ('_pass', 'loss'), ('aten::copy_', 'copies'),
-    ('aten::mul', 'elementwise, norms')])
+    ('_norm_backward', 'norm, rotation, SwiGLU'), ('_swiglu', 'norm, rotation, SwiGLU'),
+    ('aten::mul', 'other elementwise')])
 def test_a_kernel_counts_under_its_kind(kernel, kind):
     assert training.kind_of(kernel) == kind
 
@@ -198,7 +204,8 @@ DRY_OUTPUTS = { # {script: a part of what it prints}
     'train_cpu': 'nanoSLM, --compile',
     'prepare': 'interleave: documents 200',
     'eval': '| second run |',
-    'sample': '| 2 | units, top-k 25 | nanoSLM |'}
+    'sample': '| 2 | units, top-k 25 | nanoSLM |',
+    'sample --graph': '| 2 | units, top-k 25 | nanoSLM, graph |'}
 
 def modification_times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -207,33 +214,131 @@ def modification_times(folder):
     pytest.param('train_cpu', marks=pytest.mark.slow),
     'prepare',
     pytest.param('eval', marks=pytest.mark.slow),
-    'sample'])
+    'sample',
+    'sample --graph'])
 def test_scripts_without_a_gpu_run_dry(script):
     results = ROOT / 'bench' / 'results'
     before = modification_times(results)
-    done = subprocess.run([sys.executable, f'bench/{script}.py', '--dry'],
+    name, *options = script.split()
+    done = subprocess.run([sys.executable, f'bench/{name}.py', *options, '--dry'],
                           cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert DRY_OUTPUTS[script] in done.stdout
     assert modification_times(results) == before
 
-def test_the_queue_refuses_a_part_it_does_not_know():
-    done = subprocess.run(['bench/gpu.sh', 'kernel'],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout == ("bench/gpu.sh: kernel: expected --dry, correctness, kernels, training, "
-                           "large or runs\n")
+# --------------------------------------------------------------------------------------------------
+# bench/gpu.sh
 
-def test_the_queue_goes_on_after_a_part_that_fails(tmp_path):
-    python = tmp_path / 'python3' # fails in the first part
-    python.write_text('#!/bin/sh\ncase $1 in -c) ;; *correctness.py) exit 3 ;; *) echo "ran $*" ;; esac\n')
+def queue():
+    """[(call, part, limit, seconds that it should take)] of bench/gpu.sh."""
+    text = (ROOT / 'bench' / 'gpu.sh').read_text()
+    lines = text.partition("queue='\n")[2].partition("\n'")[0].splitlines()
+    fields = [line.split()[:4] for line in lines]
+    return [(call, part, int(limit), int(should)) for call, part, limit, should in fields]
+
+def run_queue(*arguments, **variables):
+    return subprocess.run(['bench/gpu.sh', *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | variables)
+
+def test_the_calls_keep_within_their_minutes_even_if_each_part_takes_all_its_time():
+    for call, most in (('short', 480), ('second', 240)):
+        limits = [limit for name, _, limit, _ in queue() if name == call]
+        assert sum(limits) <= most
+    for _, part, limit, should in queue():
+        assert should <= 0.9 * limit, part
+
+def test_the_queue_refuses_a_part_it_does_not_know():
+    done = run_queue('kernel')
+    assert done.returncode == 1
+    parts = ' '.join(part for _, part, *_ in queue())
+    assert done.stdout == ("bench/gpu.sh: kernel: expected --dry, short, second, or of these parts: "
+                           f"{parts}\n")
+    assert run_queue().returncode == 1
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Variables with a python3 on the PATH that only says what it was asked to run, and fails in correctness.py."""
+    python = tmp_path / 'python3'
+    python.write_text('#!/bin/sh\n'
+                      'case "$*" in -c*) ;; *correctness.py*) exit 3 ;; *) echo "ran $*" ;; esac\n')
     python.chmod(0o755)
-    env = os.environ | {'PATH': f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(['bench/gpu.sh', 'correctness', 'kernels'],
-                          cwd=ROOT, capture_output=True, text=True, env=env)
+    return {'PATH': f"{tmp_path}:{os.environ['PATH']}"}
+
+def test_the_queue_goes_on_after_a_part_that_fails(stand_in):
+    done = run_queue('correctness', 'kernels', **stand_in)
     assert done.returncode == 1
     assert 'FAILED  correctness (exit 3)' in done.stdout
-    assert 'ran bench/kernel_speed.py\n' in done.stdout
+    assert 'ran bench/kernel_speed.py kernels\n' in done.stdout
+
+def test_a_call_runs_its_parts_in_their_order(stand_in):
+    done = run_queue('second', **stand_in)
+    starts = [line.split()[1] for line in done.stdout.splitlines() if line.startswith('====')]
+    assert starts == [part for call, part, *_ in queue() if call == 'second']
+    assert 'ran bench/training.py 1.5B' in done.stdout
+
+def test_a_part_is_stopped_when_its_time_is_up(stand_in, tmp_path):
+    (tmp_path / 'bench').mkdir()
+    text = (ROOT / 'bench' / 'gpu.sh').read_text()
+    limited = re.sub(r'(?m)^(short +ncu +)\d+', r'\g<1>1', text)
+    assert limited != text
+    script = tmp_path / 'bench' / 'gpu.sh'
+    script.write_text(limited)
+    script.chmod(0o755)
+    python = tmp_path / 'python3'
+    python.write_text(python.read_text().replace('*) echo', '*ncu.py) exec sleep 60 ;; *) echo'))
+    done = subprocess.run([script, 'ncu', 'step'], capture_output=True, text=True, env=os.environ | stand_in)
+    assert done.returncode == 1
+    assert 'FAILED  ncu (its 1 s were up)' in done.stdout
+    assert 'ran bench/training.py step\n' in done.stdout
+
+def test_what_was_measured_is_in_one_archive_after_each_part(stand_in, tmp_path):
+    result = ROOT / 'bench' / 'results' / 'gpu-of-a-test.json'
+    script = tmp_path / 'python3'
+    script.write_text(f'#!/bin/sh\n[ "$1" = -c ] || echo "{{}}" >{result}\n')
+    try:
+        run_queue('compile', RESULTS=str(tmp_path / 'results.tar.gz'), **stand_in)
+    finally:
+        result.unlink(missing_ok=True)
+    with tarfile.open(tmp_path / 'results.tar.gz') as archive:
+        assert 'bench/results/gpu-of-a-test.json' in archive.getnames()
+
+# Every part on tiny shapes. Those that another test runs, or that differ by a shape alone, are slow.
+QUICK = 'compile', 'kernels', 'step', 'ncu', 'decode'
+
+@pytest.mark.parametrize('part', [
+    pytest.param(part, marks=[] if part in QUICK else pytest.mark.slow) for _, part, *_ in queue()])
+def test_a_part_runs_dry(part):
+    before = modification_times(ROOT / 'bench' / 'results')
+    done = run_queue('--dry', part)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'==== {part} ' in done.stdout and '\n|' in done.stdout or part == 'memcheck'
+    assert modification_times(ROOT / 'bench' / 'results') == before
+
+# --------------------------------------------------------------------------------------------------
+# bench/ncu.py, bench/traffic.py
+
+def test_counters_are_read_from_the_lines_of_a_table():
+    [row] = ncu.counters(ncu.EXAMPLE)
+    assert row['gpu__time_duration.sum'] == ('1,234.5', 'us')
+    assert ncu.counters('==ERROR== The application returned an error code (1).') == []
+
+X = torch.zeros(6, 4) # 96 bytes
+ROW = torch.ones(4) # 16 bytes
+
+@pytest.mark.parametrize('f, n', [
+    (lambda: X.t(), 0), # a view
+    (lambda: X + 1, 2 * 96),
+    (lambda: X * X, 2 * 96), # read once
+    (lambda: X.add_(1), 2 * 96),
+    (lambda: X.copy_(ROW), 96 + 16), # overwritten, not read
+    (lambda: X + ROW.expand(6, 4), 2 * 96 + 16),
+    (lambda: torch.add(X, ROW, out=X), 2 * 96 + 16),
+    (lambda: X[:2].sum(), 32 + 4),
+    (lambda: X @ X.T, 0)]) # products are left out
+def test_the_bytes_of_an_operator(f, n):
+    with traffic.Traffic() as counted:
+        f()
+    assert counted.bytes.total() == n, counted.bytes
 
 def test_a_run_says_how_far_it_came(tmp_path):
     tree = tmp_path / 'tree'

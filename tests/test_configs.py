@@ -32,6 +32,8 @@ FAMILIES_20K = ('qwen0.5b', 'qwen0.5b-real', 'qwen0.5b-synthetic', 'llama3.2-1b'
                 'pythia-160m', 'opt-125m', 'bloom-1b7')
 TABLE_2 = ('qwen7b', 'qwen3b', 'qwen1.5b', 'llama3.2-3b')
 SIMS = (*FAMILIES_20K, *TABLE_2)
+LATER = ('qwen3-0.6b', 'qwen3-1.7b', 'qwen3-4b', 'qwen3-8b', 'smollm3', 'olmo2-1b') # SIMS from later TextLMs
+RECIPE = (*SIMS, *LATER)
 ONE_DAY = ('slam', 'slam-real', 'slam-diverse')
 TWO_DAYS = ('slam-scaled', 'slam-large')
 SLAM = (*ONE_DAY, *TWO_DAYS)
@@ -70,7 +72,7 @@ def gigabytes(name, *flags):
     return sum(train.memory_of(settings(name, *flags), 8).values()) / 1e9
 
 def test_every_config_is_of_a_paper_or_tiny():
-    assert set(PATHS) == {*SIMS, *SLAM, *SLAM_DPO, *TINY}
+    assert set(PATHS) == {*SIMS, *LATER, *SLAM, *SLAM_DPO, *TINY}
 
 @pytest.mark.parametrize('init', SHAPES)
 def test_shapes_have_the_published_models_parameters(init):
@@ -87,21 +89,21 @@ def folders(*corpora):
     return {f'out/tokens/{corpus}' for corpus in corpora}
 
 FIELDS = [ # (configs, setting, the paper's value, where the paper or its code has it)
-    (SIMS, 'sources', ('text', 'speech', 'interleaved'), 'SIMS 3: speech, text and both interleaved'),
-    (SIMS, 'weights', None, 'SIMS 3: mixed at equal ratios'),
-    (SIMS, 'vocab', 'joint', 'SIMS 2.1: units are added to the text vocabulary'),
-    (SIMS, 'block_size', 2048, 'SIMS A.2: context'),
-    (SIMS, 'batch_tokens', pytest.approx(720e6 / 5000, rel=0.03), 'SIMS 4.3: 5k steps are about 720M tokens'),
-    (SIMS, 'schedule', 'cosine', 'SIMS A.2'),
-    (SIMS, 'warmup', 0.01, 'SIMS A.2: 1 % of the steps'),
-    (SIMS, 'min_lr', 5e-5, 'SIMS A.2'),
-    (SIMS, 'clip', 0.5, 'SIMS A.2'),
-    (SIMS, 'dtype', 'bfloat16', 'SIMS A.2; the weights too in slamkit: torch_dtype of train_inter_scale.yaml'),
-    (SIMS, 'new_rows', 'hf', 'slamkit: resize_token_embeddings of transformers'),
-    (SIMS, 'rope_theta', None, "slamkit: train_inter_scale.yaml leaves the TextLM's"),
-    ((*FAMILIES_20K, 'llama3.2-3b'), 'lr', 5e-4, 'SIMS A.2: below 2e20 FLOPs'),
+    (RECIPE, 'sources', ('text', 'speech', 'interleaved'), 'SIMS 3: speech, text and both interleaved'),
+    (RECIPE, 'weights', None, 'SIMS 3: mixed at equal ratios'),
+    (RECIPE, 'vocab', 'joint', 'SIMS 2.1: units are added to the text vocabulary'),
+    (RECIPE, 'block_size', 2048, 'SIMS A.2: context'),
+    (RECIPE, 'batch_tokens', pytest.approx(720e6 / 5000, rel=0.03), 'SIMS 4.3: 5k steps are about 720M tokens'),
+    (RECIPE, 'schedule', 'cosine', 'SIMS A.2'),
+    (RECIPE, 'warmup', 0.01, 'SIMS A.2: 1 % of the steps'),
+    (RECIPE, 'min_lr', 5e-5, 'SIMS A.2'),
+    (RECIPE, 'clip', 0.5, 'SIMS A.2'),
+    (RECIPE, 'dtype', 'bfloat16', 'SIMS A.2; the weights too in slamkit: torch_dtype of train_inter_scale.yaml'),
+    (RECIPE, 'new_rows', 'hf', 'slamkit: resize_token_embeddings of transformers'),
+    (RECIPE, 'rope_theta', None, "slamkit: train_inter_scale.yaml leaves the TextLM's"),
+    ((*FAMILIES_20K, 'llama3.2-3b', *LATER), 'lr', 5e-4, 'SIMS A.2: below 2e20 FLOPs'),
     (('qwen7b', 'qwen3b', 'qwen1.5b'), 'lr', 3e-4, 'SIMS A.2: from 2e20 FLOPs on'),
-    (FAMILIES_20K, 'max_steps', 20000, 'SIMS Figure 2 and 4.1: 20k steps'),
+    ((*FAMILIES_20K, *LATER), 'max_steps', 20000, 'SIMS Figure 2 and 4.1: 20k steps'),
     (('llama3.2-3b',), 'max_flops', 5.9e19, 'SIMS Table 2'),
     (('qwen3b', 'qwen1.5b'), 'max_flops', 2e20, 'SIMS Table 2'),
     (('qwen7b',), 'max_tokens', 15e9, 'SIMS 5.1 and Table 3'),
@@ -116,7 +118,13 @@ FIELDS = [ # (configs, setting, the paper's value, where the paper or its code h
     (('qwen1.5b',), 'init', 'Qwen/Qwen2.5-1.5B', 'SIMS Table 2'),
     (('qwen3b',), 'init', 'Qwen/Qwen2.5-3B', 'SIMS Table 2'),
     (('qwen7b',), 'init', 'Qwen/Qwen2.5-7B', 'SIMS 5.1'),
-    ([name for name in SIMS if '-real' not in name and '-synthetic' not in name], 'data',
+    (('qwen3-0.6b',), 'init', 'Qwen/Qwen3-0.6B-Base', 'the base model on the hub'),
+    (('qwen3-1.7b',), 'init', 'Qwen/Qwen3-1.7B-Base', 'the base model on the hub'),
+    (('qwen3-4b',), 'init', 'Qwen/Qwen3-4B-Base', 'the base model on the hub'),
+    (('qwen3-8b',), 'init', 'Qwen/Qwen3-8B-Base', 'the base model on the hub'),
+    (('smollm3',), 'init', 'HuggingFaceTB/SmolLM3-3B-Base', 'the base model on the hub'),
+    (('olmo2-1b',), 'init', 'allenai/OLMo-2-0425-1B', 'the base model on the hub'),
+    ([name for name in (*SIMS, *LATER) if '-real' not in name and '-synthetic' not in name], 'data',
      folders(*ALL_CORPORA, 'redpajama'), 'SIMS 3'),
     (('qwen0.5b-real',), 'data', folders(*ALL_CORPORA, 'redpajama') - folders('stinystories'), 'SIMS Table 1, row 1'),
     (('qwen0.5b-synthetic',), 'data', folders('stinystories', 'redpajama'), 'SIMS Table 1, row 2'),
@@ -166,7 +174,7 @@ def test_a_config_has_the_papers_value(name, field, value, source):
     actual = getattr(settings(name), field)
     assert (set(actual.split(',')) if field == 'data' else actual) == value, source
 
-@pytest.mark.parametrize('name', [*SIMS, *SLAM, *SLAM_DPO])
+@pytest.mark.parametrize('name', [*SIMS, *LATER, *SLAM, *SLAM_DPO])
 def test_no_setting_of_a_papers_config_is_without_a_source(name):
     assigned = set(re.findall(r'^(\w+) = ', PATHS[name].read_text(), re.M))
     assert assigned <= OURS | {field for names, field, *_ in FIELDS if name in names}
@@ -176,7 +184,7 @@ def test_a_papers_config_says_which_dtype_the_papers_weights_have(name):
     assert "dtype = 'pure_bfloat16'" in PATHS[name].read_text()
     assert settings(name, '--dtype=pure_bfloat16').dtype == 'pure_bfloat16'
 
-@pytest.mark.parametrize('name', SIMS)
+@pytest.mark.parametrize('name', [*SIMS, *LATER])
 def test_the_rows_of_a_step_divide_by_8_gpus(name):
     assert settings(name).rows % (8 * settings(name).micro_batch) == 0
 
@@ -214,7 +222,7 @@ def test_the_memory_of_qwen7b_is_that_of_its_shards():
     # 4, 4 and 8 bytes a parameter over 8 GPUs.
     assert [sharded[part] for part in ('weights', 'gradients', 'moments')] == [N // 2, N // 2, N]
 
-@pytest.mark.parametrize('name', [*SIMS, *SLAM])
+@pytest.mark.parametrize('name', [*SIMS, *LATER, *SLAM])
 def test_memory_is_planned_without_a_network(name, monkeypatch, capsys, tmp_path):
     def no_network(*_, **__):
         raise AssertionError("tried to download")
@@ -239,9 +247,9 @@ def about(value):
     return pytest.approx(value, rel=0.1) # the comment says `about` too
 
 QUANTITIES = [ # (configs, the number as the comment has it, its value, how it is computed or where it is stated)
-    (FAMILIES_20K[3:], '20k', 20000, 'max_steps'),
+    ((*FAMILIES_20K[3:], *LATER), '20k', 20000, 'max_steps'),
     (('qwen0.5b', 'llama3.2-3b'), '20k', 20000, 'SIMS Figure 2'),
-    (FAMILIES_20K, '2.95B', tokens_of('qwen0.5b'), 'steps x batch_tokens'),
+    ((*FAMILIES_20K, *LATER), '2.95B', tokens_of('qwen0.5b'), 'steps x batch_tokens'),
     (('qwen0.5b',), '5000', 5000, 'SIMS 4.3: interleaving is ahead from 5k steps on'),
     (('llama3.2-3b',), '5.9e19', settings('llama3.2-3b').max_flops, 'SIMS Table 2'),
     (('llama3.2-3b',), '4 %', steps_of('llama3.2-3b') / 20000 - 1, 'steps against 20k'),
@@ -255,8 +263,10 @@ QUANTITIES = [ # (configs, the number as the comment has it, its value, how it i
     (('qwen3b',), '73,242', steps_of('qwen3b'), 'max_flops / 6ND of a step'),
     (('qwen3b',), '10.8B', tokens_of('qwen3b'), 'steps x batch_tokens'),
     (('qwen7b',), '15B', tokens_of('qwen7b'), 'SIMS 5.1'),
-    (('qwen7b',), '58', gigabytes('qwen7b'), '--memory=8'),
-    (('qwen7b',), '177', gigabytes('qwen7b', '--parallel=ddp'), '--memory=8 --parallel=ddp'),
+    (('qwen3-8b',), '55', gigabytes('qwen3-8b'), '--memory=8'),
+    (('qwen3-8b',), '8', 8, '--memory=8'),
+    (('qwen7b',), '50', gigabytes('qwen7b'), '--memory=8'),
+    (('qwen7b',), '169', gigabytes('qwen7b', '--parallel=ddp'), '--memory=8 --parallel=ddp'),
     (('qwen7b',), '8', 8, '--memory=8'),
     (('qwen7b',), '84k', REAL_HOURS, 'SIMS 3 and Table 4'),
     (('qwen7b',), '30k', 30e3, 'SIMS 3'),
@@ -354,7 +364,7 @@ def test_a_tiny_config_s_first_line_is_the_command_and_the_cost(name):
     script = script_of(name).__name__
     assert re.fullmatch(rf'# python {script}.py config/{name}.py  .*\d (s|min|h) on 2 (CPU )?cores', first_line(name))
 
-@pytest.mark.parametrize('name', [*SIMS, *SLAM, *SLAM_DPO])
+@pytest.mark.parametrize('name', [*SIMS, *LATER, *SLAM, *SLAM_DPO])
 def test_a_papers_first_line_is_the_command_its_6nd_and_its_hours_at_half_the_peak(name):
     cfg = settings(name)
     script = script_of(name).__name__

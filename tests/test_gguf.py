@@ -18,6 +18,7 @@ from hub.folders import vocabulary
 from model import GPT
 from training.export import Config, main
 from training.gguf import (
+    FAMILIES,
     check_shape,
     gguf_tensors,
     permuted,
@@ -31,6 +32,7 @@ from vocab import Vocab
 
 ROOT = Path(__file__).parents[1]
 SLM = str(ROOT / 'tiny' / 'slm')
+QWEN3 = {'family': 'qwen3', 'head_dim': 32}
 LLAMA = {'family': 'llama', 'head_dim': 32, 'tied': False, 'rope_scaling': (32.0, 1.0, 4.0, 64)}
 
 def random_model(vocab_size, **shape):
@@ -82,18 +84,27 @@ def test_all_weights_of_both_families_have_a_name_in_llama_cpp():
     assert torch.equal(tensors['blk.0.attn_k.weight'], permuted(hf['model.layers.0.self_attn.k_proj.weight'], 2))
     assert torch.equal(tensors['blk.0.attn_v.weight'], hf['model.layers.0.self_attn.v_proj.weight'])
 
+def test_the_norms_of_q_and_k_have_a_name_in_llama_cpp():
+    model = random_model(30, **QWEN3)
+    tensors = gguf_tensors(model)
+    assert torch.equal(tensors['blk.1.attn_k_norm.weight'], model.layers[1].qk_norm[32:])
+    assert torch.equal(tensors['blk.0.attn_q.weight'], model.layers[0].qkv.weight[:128])
+    check_shape(model.cfg, tensors, 'q8_0')
+
 def test_long_wavelengths_are_stretched_by_the_factor_of_rope_scaling():
     factors = gguf_tensors(random_model(30, **LLAMA))['rope_freqs.weight']
     assert factors[0] == 1 and factors[-1] == 32 and factors.diff().min() >= 0 and len(factors) == 16
 
 @pytest.mark.parametrize('shape, dtype, message', [
-    ({'family': 'gpt_neox', 'n_kv_head': 4}, 'bfloat16', 'a gpt_neox model: GGUF files are written of llama and qwen2'),
+    ({'family': 'gpt_neox', 'n_kv_head': 4}, 'bfloat16', 'a gpt_neox model: GGUF files are written of llama, qwen2, q'),
+    ({'family': 'olmo2'}, 'bfloat16', 'a olmo2 model'),
+    ({**QWEN3, 'yarn': (8.0, 64, 1.2, 32, 1)}, 'bfloat16', 'qwen3 with rope_scaling'),
     ({'head_dim': 32}, 'bfloat16', '4 heads of 32: .* sum to the 64 channels'),
     ({'rope_scaling': (32.0, 1.0, 4.0, 64)}, 'bfloat16', 'qwen2 with rope_scaling'),
     ({'n_ffn': 40}, 'q8_0', 'rows of 40: q8_0 takes multiples of 32')])
 def test_what_llama_cpp_would_compute_otherwise_is_refused(shape, dtype, message):
     model = random_model(30, **shape)
-    tensors = gguf_tensors(model) if model.cfg.family != 'gpt_neox' else {}
+    tensors = gguf_tensors(model) if model.cfg.family in FAMILIES else {}
     with pytest.raises(Refused, match=message):
         check_shape(model.cfg, tensors, dtype)
 
@@ -224,7 +235,7 @@ def prompts_of(vocab, tokenizer):
 TEXTS = ["She'LL count 1234 sheep before 5:30!", " It was  two\n\nold BARNS. \r\n", 'caf\u00e9 \u65e5\u672c \U0001f600',
          "don\u2019t \u2014 x_1+=\u00bd\t\tY", '  ']
 
-@pytest.mark.parametrize('kind', ['shipped', 'speech', 'llama'])
+@pytest.mark.parametrize('kind', ['shipped', 'speech', 'llama', 'qwen3'])
 def test_llama_cpp_says_what_we_say_on_text_units_and_both(tmp_path, kind):
     pytest.importorskip('gguf')
     pytest.importorskip('xllamacpp')
@@ -233,7 +244,7 @@ def test_llama_cpp_says_what_we_say_on_text_units_and_both(tmp_path, kind):
         text = make_tokenizer(tmp_path / 'text')
         vocab = Vocab('speech', n_units=K) if kind == 'speech' else Vocab('joint', text.size, K, text.hash)
         folder = str(tmp_path / 'model')
-        shape = LLAMA if kind == 'llama' else {}
+        shape = {'llama': LLAMA, 'qwen3': QWEN3}.get(kind, {})
         random_model(vocab.size, **shape).save_pretrained(folder, vocab, tmp_path / 'text')
     main(Config(model=folder, gguf=str(tmp_path / 'x.gguf'), dtype='float32'))
     vocab, tokenizer = vocabulary(folder)

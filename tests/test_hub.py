@@ -5,6 +5,7 @@ tokenizer), from tokenizers that contain units and from text models; and that ev
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech import unit_cache
 from speech.vocoder import SourceFilter, SourceFilterConfig
-from vocab import PUBLISHED, Vocab
+from vocab import PUBLISHED, Vocab, papers_vocab
 
 K = 500 # units of the published models
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_ffn=48, tied=True)
@@ -125,6 +126,15 @@ def test_a_text_lm_with_a_vocab_json_of_its_tokenizer(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(Refused, match='empty/vocab.json: no such file'):
         vocabulary(tmp_path / 'empty')
+
+def test_the_page_of_textlms_has_the_ids_of_every_shape():
+    page = (Path(__file__).parents[1] / 'docs' / 'textlms.md').read_text()
+    table = [[cell.strip() for cell in line.split('|')] for line in page.splitlines() if line.startswith('| ')]
+    rows = {(row[2].strip('`'), row[4], row[5]) for row in table}
+    for shape in SHAPES.values():
+        joint = papers_vocab('joint', shape.n_text_ids)
+        assert (shape.family, f'{shape.n_text_ids:,}', f'{joint.size:,}') in rows
+    assert papers_vocab('joint', SHAPES['Qwen/Qwen3-0.6B-Base'].n_text_ids).unit_to_token([0]).tolist() == [151669]
 
 def test_without_a_network_what_to_do_is_said(monkeypatch):
     import huggingface_hub

@@ -4,13 +4,15 @@ float64: a kernel may be twice as far from it as the definition in the same dtyp
 """
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kernels import attention_torch
+from configurator import Refused
+from kernels import attention_torch, gpu
 from kernels import cross_entropy as ce
-from kernels.attention import attention, attention_decode, attention_ref, documents
+from kernels.attention import attention, attention_decode, attention_ref, choose_backend, decode_bias, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref, linear_cross_entropy_sum
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -126,14 +128,19 @@ def test_attention_ref_by_hand():
             expected = sum(math.exp(score) / total * v[0, j, h] for score, j in zip(s, seen))
             torch.testing.assert_close(o[0, t, h], expected)
 
+@pytest.mark.parametrize('B', [2, 8]) # by SDPA, by the definition
 @pytest.mark.parametrize('name', ['plain', *VARIANTS])
-def test_decoding_a_token_is_the_last_row_of_attention(name):
+def test_decoding_a_token_is_the_last_row_of_attention(name, B):
     options = VARIANTS.get(name, {})
-    q, k, v = (normal(2, 80, heads, 8, seed=heads) for heads in (6, 2, 2))
-    for begin in (torch.tensor([[0], [9]]), None):
-        doc_start = None if begin is None else begin.expand(2, 80).where(torch.arange(80) >= begin, 0)
-        expected = attention_ref(q, k, v, doc_start, **options)[:, -1:]
-        o = attention_decode(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), begin, **options)
+    q, k, v = (normal(B, 90, heads, 8, seed=heads) for heads in (6, 2, 2))
+    keys, values = k.transpose(1, 2), v.transpose(1, 2) # ten of them are behind the token's own
+    settings = {key: options[key] for key in ('scale', 'softcap') if key in options}
+    column = torch.tensor([79])
+    for begin in (torch.tensor([[0], [9]]).repeat(B // 2, 1), None):
+        doc_start = None if begin is None else begin.expand(B, 80).where(torch.arange(80) >= begin, 0)
+        expected = attention_ref(q[:, :80], k[:, :80], v[:, :80], doc_start, **options)[:, -1:]
+        bias = decode_bias(column, 90, begin, options.get('window', 0), options.get('slopes'))
+        o = attention_decode(q[:, 79:80], keys, values, bias, **settings)
         torch.testing.assert_close(o, expected, rtol=0, atol=1e-5)
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -185,6 +192,15 @@ def test_cross_entropy_is_as_good_as_torch(n, V, Vp, ignored, dtype, monkeypatch
     x, weight, targets, dy = problem(n, 24, V, Vp, ignored, seed=n)
     for softcap in (0.0, 3.0):
         assert_cross_entropy_is_as_good_as_torch(x, weight, targets, dy, V, softcap, dtype)
+
+@pytest.mark.parametrize('function', [summed, linear_cross_entropy])
+def test_cross_entropy_of_no_rows(function):
+    x, weight, targets, _ = problem(10, 8, 20, 32, 1.1, seed=7) # all are ignored
+    weight.requires_grad_()
+    for rows in (slice(0), slice(10)):
+        total = function(x[rows], weight, targets[rows], 20).sum()
+        assert total == 0
+        assert not torch.autograd.grad(total, weight)[0].any()
 
 @pytest.mark.parametrize('function', [linear_cross_entropy, summed])
 @pytest.mark.parametrize('softcap', [0.0, 2.0])
@@ -263,3 +279,29 @@ def test_cross_entropy_compiles_whole():
             loss = f(*inputs, targets, 30)
             results.append((loss, *torch.autograd.grad(loss, inputs)))
         assert all(torch.equal(a, b) for a, b in zip(*results))
+
+# --------------------------------------------------------------------------------------------------
+# kernels/gpu.py
+
+@pytest.mark.parametrize('capability, tiles', [
+    ((7, 5), None), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), None), ((11, 0), None), ((12, 0), 80)])
+def test_a_gpu_takes_the_tiles_of_its_architecture_or_torchs_attention(capability, tiles, monkeypatch):
+    pytest.importorskip('triton')
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'some GPU')
+    device = torch.device('cuda')
+    assert gpu.architecture(device) == tiles
+    assert choose_backend(device) == ('triton' if tiles else 'sdpa')
+    assert ce._passes(device) == (ce._pass_triton if capability[0] >= 8 else ce._pass_torch)
+    if tiles is None:
+        with pytest.raises(Refused, match="capability 8.x, 9.0 or 12.x, got some GPU; take 'sdpa'"):
+            choose_backend(device, 'triton')
+
+def test_amds_gpus_take_torchs_attention(monkeypatch):
+    """Their capabilities, as (9, 4), are not Hopper's."""
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=9, minor=4))
+    monkeypatch.setattr(torch.version, 'hip', '7.0')
+    assert gpu.architecture(torch.device('cuda')) is None
+    assert not gpu.runs_triton(torch.device('cuda'))
+    assert choose_backend(torch.device('cuda')) == 'sdpa'

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from kernels.cross_entropy import ROWS
+from kernels.elementwise import can_rotate
 from model import GPT
 
 ROOM = 0.92 # share of a GPU's memory that a run may take: the rest is fragments and NCCL's buffers
@@ -52,13 +53,18 @@ def _saved_per_token(cfg, word, stream):
     C, D, H, HK = cfg.n_embd, cfg.head_dim, cfg.n_head, cfg.n_kv_head
     # Each norm saves its input; torch's LayerNorm saves it in float32 under autocast.
     norm = 4 if cfg.norm == 'layer' and word == 2 else stream
-    norms = {'pre': 2 * norm, 'post': 2 * norm, 'sandwich': 2 * norm + 2 * word,
+    norms = {'pre': 2 * norm, 'post': 2 * norm, 'after': 2 * word, 'sandwich': 2 * norm + 2 * word,
              'parallel': norm if norm == stream else 2 * norm}[cfg.residual]
-    # Attention saves q | k | v, q | k before the rotation, its output and float32 statistics.
-    rotated = (H + HK) * (cfg.position == 'rope')
-    attention = word * D * (2 * H + 2 * HK + rotated) + 4 * H
+    # Attention saves q | k | v, its output and float32 statistics; q | k before their norm; and before their
+    # rotation where kernels/elementwise.py does not serve the heads.
+    normed = cfg.qk_norm != 'none'
+    rotated = sum(cfg.rotated) / cfg.n_layer if cfg.position == 'rope' else 0 # share of the layers
+    changed = 1 if normed else rotated * (not can_rotate(D, cfg.n_rope))
+    attention = word * D * (2 * H + 2 * HK + (H + HK) * changed) + 4 * H
+    attention += 4 * (H + HK) * normed # the norms' 1 / length
     up = word * cfg.n_ffn * (1 + cfg.gated)
-    n_mlp = 4 if cfg.gated else 1 if cfg.activation == 'relu' else 2 # tensors of n_ffn channels
+    # Tensors of n_ffn channels: the input of `down`, what `up` made, and of a gate other than SwiGLU act(g).
+    n_mlp = 3 + (cfg.activation != 'silu') if cfg.gated else 1 if cfg.activation == 'relu' else 2
     product_inputs = C * 2 * word # the norms' outputs
     return {
         'none': C * norms + product_inputs + attention + word * cfg.n_ffn * n_mlp,

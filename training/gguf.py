@@ -1,9 +1,10 @@
 """
 A model as one GGUF file, which llama.cpp and what is built on it (on telephones too) run.
 
-The layout is that of llama.cpp's architectures `llama` and `qwen2`. Its tokenizer is byte-level BPE with one of a few
-ways to split text, which a file can only name (SPLITS); another tokenizer is refused, for llama.cpp would give other
-ids without a word. Units are user-defined tokens, so that llama.cpp takes <Un5> for a unit wherever it is written.
+The layout is that of llama.cpp's architectures `llama`, `qwen2` and `qwen3`. Its tokenizer is byte-level BPE with one
+of a few ways to split text, which a file can only name (SPLITS); another tokenizer is refused, for llama.cpp would
+give other ids without a word. Units are user-defined tokens, so that llama.cpp takes <Un5> for a unit wherever it is
+written.
 """
 import json
 import tempfile
@@ -17,9 +18,10 @@ import torch
 from configurator import Refused, refuse_unwritable
 from files import atomically, read_json
 from hub.tokenizer import QWEN2_SPLIT, bytes_of_characters, export_tokenizer, merges_of
+from kernels.positions import rope_frequencies
 
 PACKAGE = 'gguf==0.19.0'
-FAMILIES = ('llama', 'qwen2')
+FAMILIES = ('llama', 'qwen2', 'qwen3')
 TYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'q8_0': 'Q8_0'} # of tables and matrices
 BLOCK = 32 # weights of a row that share a scale in Q8_0
 
@@ -27,7 +29,7 @@ TOP_NAMES = {'model.embed_tokens': 'token_embd', 'model.norm': 'output_norm', 'l
 LAYER_NAMES = {
     'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'ffn_norm',
     'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
-    'self_attn.o_proj': 'attn_output',
+    'self_attn.o_proj': 'attn_output', 'self_attn.q_norm': 'attn_q_norm', 'self_attn.k_norm': 'attn_k_norm',
     'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down'}
 
 # --------------------------------------------------------------------------------------------------
@@ -56,19 +58,19 @@ def gguf_tensors(model):
                 tensors[name] = permuted(tensors[name], n_head)
     if cfg.rope_scaling:
         # llama.cpp divides the angles by these.
-        tensors['rope_freqs.weight'] = model.rope_frequencies(stretched=False) / model.rope_frequencies()
+        tensors['rope_freqs.weight'] = rope_frequencies(cfg, stretched=False) / rope_frequencies(cfg)
     return tensors
 
 def check_shape(cfg, tensors, dtype):
     """Refuses a model that llama.cpp has no architecture for, and weights that dtype cannot hold."""
     if cfg.family not in FAMILIES:
-        raise Refused(f"a {cfg.family} model: GGUF files are written of {' and '.join(FAMILIES)}; llama.cpp's "
+        raise Refused(f"a {cfg.family} model: GGUF files are written of {', '.join(FAMILIES)}; llama.cpp's "
                       "convert_hf_to_gguf.py knows other families, without units")
     if cfg.family == 'qwen2' and cfg.n_head * cfg.head_dim != cfg.n_embd:
         raise Refused(f"{cfg.n_head} heads of {cfg.head_dim}: llama.cpp's qwen2 has heads that sum to the "
                       f"{cfg.n_embd} channels")
-    if cfg.family == 'qwen2' and cfg.rope_scaling:
-        raise Refused("qwen2 with rope_scaling: llama.cpp has llama3's scaling for llama alone")
+    if cfg.yarn or (cfg.family != 'llama' and cfg.rope_scaling):
+        raise Refused(f"{cfg.family} with rope_scaling: GGUF files are written of llama3's scaling alone, for llama")
     matrices = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 2}
     for name, tensor in matrices.items():
         if dtype == 'q8_0' and tensor.size(1) % BLOCK:

@@ -17,14 +17,15 @@ SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.7])
 @pytest.fixture(params=[80, 90])
 def sm(request, monkeypatch):
     """80 reads by pointers, 90 by TMA descriptors."""
-    monkeypatch.setattr(att, '_sm', lambda device: request.param)
+    monkeypatch.setattr(att, 'architecture', lambda device: request.param)
     return request.param
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """So that rows of a few blocks have an edge, an interior and a diagonal."""
+    """So that rows of a few blocks have an edge, an interior and a diagonal. The forward computes q.k a block ahead."""
     tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1), 'one-pass': (16, 32, 4, 1)}
     monkeypatch.setattr(att, 'CONFIGS', {(sm, D, step): tiles[step] for sm, D, step in att.CONFIGS})
+    monkeypatch.setattr(att, 'AHEAD', {(90, D) for D in (16, 32, 128)})
 
 def random_inputs(B, T, H, HK, D):
     """q, k, v and the gradient of the output, as views of one tensor."""
@@ -43,8 +44,11 @@ PACKED = {'one document': rows_of([75]),
           'rows differ': rows_of([40, 7, 33], [80], [1, 78, 1]),
           '300 documents': rows_of(MANY)}
 
+@pytest.mark.parametrize('ahead', [True, False])
 @pytest.mark.parametrize('rows', PACKED)
-def test_documents_of_any_length(rows, small_tiles):
+def test_documents_of_any_length(rows, ahead, small_tiles, monkeypatch):
+    if not ahead:
+        monkeypatch.setattr(att, 'AHEAD', set())
     check(PACKED[rows], 2, 1, 16)
 
 def test_a_document_of_one_token_gives_its_value(small_tiles):
@@ -94,9 +98,8 @@ def test_head_sizes_between_powers_of_two(D, small_tiles):
 def test_one_pass_over_documents_of_any_length(rows, small_tiles):
     check(PACKED[rows], 4, 2, 16, 'one-pass', softcap=1.5, window=33, slopes=SLOPES)
 
-@pytest.mark.parametrize('D', [64, 128])
-def test_one_pass_with_shipped_tiles(D, sm):
-    check(rows_of([170, 1, 29]), 2, 1, D, 'one-pass', softcap=20.0, window=150)
+def test_one_pass_with_shipped_tiles(sm):
+    check(rows_of([170, 1, 29]), 2, 1, 64, 'one-pass', softcap=20.0, window=150)
 
 @pytest.mark.parametrize('backend', ['triton', 'one-pass'])
 def test_the_gradient_is_the_slope(backend, small_tiles):
@@ -140,6 +143,31 @@ def test_views_in_another_order_and_an_expanded_gradient(small_tiles):
     for a, b in zip(gradients, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
+def strided(tokens, heads, row, first=0):
+    """q of 16 channels whose tokens are `row` numbers apart, from number `first` of the memory on."""
+    return normal(first + tokens * row + 32).as_strided((1, tokens, heads, 16), (tokens * row, row, 16, 1), first)
+
+@pytest.mark.parametrize('x, copied', [
+    (strided(20, 2, 48), False),    # a part of one q | k | v
+    (strided(20, 2, 0, 32), True),  # expanded over the tokens
+    (strided(20, 2, 16), True),     # rows that overlap
+    (strided(20, 2, 33), True),     # 132 bytes a row, which 16 does not divide
+    (strided(20, 2, 48, 1), True)]) # begins at byte 4
+def test_what_tma_cannot_address_is_copied(x, copied, small_tiles):
+    flat = att._flat(x)
+    assert (flat.data_ptr() != x.data_ptr()) == copied
+    assert flat.stride(1) == 1 and flat.stride(0) >= 32
+    assert torch.equal(flat, x.reshape(-1, 32))
+    assert torch.equal(attention(x, x, x, backend='triton'), attention(*3 * [x.clone()], backend='triton'))
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(small_tiles, monkeypatch):
+    tensors = []
+    device_of = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda x: tensors.append(x) or device_of(x))
+    q = normal(1, 20, 2, 16).requires_grad_()
+    attention(q, q, q, backend='triton').sum().backward()
+    assert [x.data_ptr() for x in tensors] == 3 * [q.data_ptr()] # forward, dq, dkv
+
 def test_the_gradient_is_the_same_every_time(small_tiles):
     f = of_one_tensor(documents(rows_of([40, 10]), 'triton'))
     qkv = normal(1, 50, 8, 16).requires_grad_()
@@ -172,16 +200,18 @@ def test_ops_are_as_they_are_declared(small_tiles):
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
     q = normal(1, 4, 2, 16)
-    q_256 = normal(1, 4, 2, 256)
+    q_128 = normal(1, 4, 2, 128)
     q_512 = normal(1, 4, 2, 512)
-    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass' or 'sdpa'"):
+    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass', 'hopper' or 'sdpa'"):
         attention(q, q, q, backend='flash')
     with pytest.raises(Refused, match="no softcap"):
         attention(q, q, q, softcap=5.0, backend='sdpa')
     with pytest.raises(Refused, match="at most 256 channels, got torch.float32, 512"):
         attention(q_512, q_512, q_512, backend='triton')
-    with pytest.raises(Refused, match="'one-pass': expected heads of at most 128 channels, got 256"):
-        attention(q_256, q_256, q_256, backend='one-pass')
+    with pytest.raises(Refused, match="'one-pass': expected heads of at most 64 channels, got 128"):
+        attention(q_128, q_128, q_128, backend='one-pass')
+    with pytest.raises(Refused, match="expected a positive scale, got -1.0"):
+        attention(q, q, q, scale=-1.0, backend='triton')
     monkeypatch.setattr(att, 'INTERPRETED', False)
     with pytest.raises(Refused, match="expected a GPU"):
         documents(rows_of([4]), 'triton')

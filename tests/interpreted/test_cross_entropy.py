@@ -42,3 +42,29 @@ def test_large_logits_and_padded_columns():
 def test_the_gradient_is_the_slope_of_the_loss(function):
     x, weight, targets, _ = problem(20, 24, 255, 256, 0.3, seed=3)
     assert_slope(lambda x, w: function(x, w, targets, 255, 3.0).sum(), [x, weight])
+
+def test_a_target_outside_the_vocabulary_has_an_infinite_loss():
+    """Padded columns and columns of the next row are outside too; nothing else changes."""
+    x, weight, targets, _ = problem(20, 24, 200, 256, 0.2, seed=4)
+    wrong = targets.clone()
+    rows = torch.tensor([1, 5, 9, 13])
+    wrong[rows] = torch.tensor([200, 255, 256, -5])
+    right = wrong == targets
+    losses = linear_cross_entropy(x, weight, targets, 200)
+    for losses_of_wrong in (linear_cross_entropy(x, weight, wrong, 200),
+                            linear_cross_entropy_sum(x.requires_grad_(), weight, wrong, 200)[1]):
+        assert losses_of_wrong[rows].eq(torch.inf).all()
+        assert torch.equal(losses_of_wrong[right], losses[right])
+
+def test_a_row_of_whole_blocks_and_one_shorter_than_a_block():
+    for V in (128, 40):
+        x, weight, targets, dy = problem(20, 24, V, 128, 0.2, seed=V)
+        assert_cross_entropy_is_as_good_as_torch(x, weight, targets, dy, V, 0.0, torch.float32)
+
+def test_the_pass_is_launched_on_the_device_of_its_logits(monkeypatch):
+    tensors = []
+    device_of = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda z: tensors.append(z) or device_of(z))
+    x, weight, targets, _ = problem(20, 24, 255, 256, 0.3, seed=3)
+    summed(x, weight, targets, 255)
+    assert [tuple(z.shape) for z in tensors] == [(16, 256), (4, 256)]

@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hub.families import GPTConfig
+from kernels import elementwise
 from model import GPT
 from training.cost import memory
 
@@ -16,7 +17,15 @@ SHAPES = {
     'gpt_neox': dict(n_layer=12, n_head=12, n_embd=768, n_ffn=3072, tied=False),
     'opt': dict(n_layer=12, n_head=12, n_embd=768, n_ffn=3072, n_positions=2048),
     'bloom': dict(n_layer=24, n_head=16, n_embd=2048, n_ffn=8192),
+    'qwen3': dict(n_layer=28, n_head=16, n_kv_head=8, n_embd=1024, head_dim=128, n_ffn=3072),
+    'smollm3': dict(n_layer=12, n_head=16, n_kv_head=4, n_embd=2048, n_ffn=11008),
+    'olmo2': dict(n_layer=16, n_head=16, n_embd=2048, n_ffn=8192, tied=False),
+    'olmo3': dict(n_layer=8, n_head=32, n_embd=4096, n_ffn=11008, tied=False),
 }
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(elementwise, 'fused', lambda x: True)
 
 def live_tensors():
     return [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
@@ -67,7 +76,7 @@ def check(family, dtype, recompute):
     assert memory(cfg, 2048, dtype=dtype, recompute=recompute)['saved'] == pytest.approx(exact, rel=0.02)
 
 # LayerNorm is not tested in pure bf16, because autocast makes it float32 only on a GPU.
-RMSNORM_FAMILIES = ('qwen2', 'llama', 'gemma2')
+RMSNORM_FAMILIES = ('qwen2', 'llama', 'gemma2', 'qwen3', 'smollm3', 'olmo2', 'olmo3')
 CASES = [(family, dtype) for family in SHAPES for dtype in ('bfloat16', 'pure_bfloat16', 'float32')
          if dtype != 'pure_bfloat16' or family in RMSNORM_FAMILIES]
 

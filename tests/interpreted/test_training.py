@@ -60,6 +60,9 @@ def test_tiny_trains_as_by_the_reference_path(corpus, tmp_path, monkeypatch):
 OTHER_FAMILIES = {
     'gemma2': dict(n_head=4, n_kv_head=2, head_dim=256, attn_scalar=1, attn_softcap=1.0, window=5, logit_softcap=2.0),
     'bloom': dict(n_head=3),
+    'qwen3': dict(n_head=3, n_kv_head=1, head_dim=32), # norms of q and k
+    'smollm3': dict(n_head=6, n_kv_head=2, window=5, rotated=(True, False)), # a window on the layer without rope
+    'olmo3': dict(n_head=3, window=5, windowed=(True, False), window_theta=1e3),
 }
 
 @pytest.mark.parametrize('family', OTHER_FAMILIES)
