@@ -142,6 +142,19 @@ class HiFiGAN(nn.Module):
             reach += block_reach / rate
         return math.ceil(reach + 3 / rate)
 
+    @cached_property
+    def run_context(self):
+        """The most runs on each side that the length of a run depends on."""
+        params = self.cfg.dur_predictor_params
+        if params is None:
+            return 0
+        k = params['var_pred_kernel_size']
+        return (k - 1) // 2 + k - 2 # of conv1, and of conv2 with its padding of 1
+
+    def predicted_runs(self, units):
+        """Units (R,) -> run lengths in frames (R,)"""
+        return self._durations(self._tensors([units]))[0]
+
     @torch.inference_mode()
     def speak(self, units, runs=None, units_hash=None, speaker=0, style=0, seconds=20.0):
         """Lists of units -> a wave each, as SourceFilter.speak does.

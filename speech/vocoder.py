@@ -252,6 +252,7 @@ class SourceFilter(nn.Module):
         self.cfg = cfg
         C = cfg.n_embd
         self.up = round(RATE / HOP / cfg.frame_hz) # 10 ms steps a frame: 4
+        self.hop = self.up * HOP # samples a frame: 640
         self.duration_embed = nn.Embedding(cfg.n_units, C // 2)
         self.duration = nn.Sequential(*blocks(C // 2, 3), nn.Conv1d(C // 2, 1, 1))
         self.embed = nn.Embedding(cfg.n_units, C)
@@ -288,6 +289,11 @@ class SourceFilter(nn.Module):
             return sum(2 * block.conv.dilation[0] for block in layers)
         return reach(self.slow) + math.ceil(reach(self.fast) / self.up) + 1
 
+    @cached_property
+    def run_context(self):
+        """The most runs on each side that the length of a run depends on."""
+        return sum(2 * block.conv.dilation[0] for block in self.duration[:-1])
+
     def save_pretrained(self, folder, **provenance):
         """Writes model.safetensors (float16) and config.json (settings, provenance)."""
         weights = {name: w.half().cpu().contiguous() for name, w in self.state_dict().items()}
@@ -315,20 +321,18 @@ class SourceFilter(nn.Module):
 
         The ends of the runs are rounded, not their lengths, so that rounding errors do not add up.
         """
-        log_durations = self.log_durations(units[None])[0].double()
+        log_durations = self.log_durations(self._tensor(units)[None])[0].double()
         durations = log_durations.exp().clamp(1, self.cfg.frame_hz)
         ends = (durations.cumsum(0) + 0.5).floor()
         return F.pad(ends, (1, 0)).diff().long()
 
     def _tensor(self, values):
-        values = np.asarray(values, dtype=np.int64)
-        return torch.as_tensor(values, device=self.head.weight.device)
+        return torch.as_tensor(values, dtype=torch.long, device=self.head.weight.device)
 
     def _speak(self, units, runs, step):
         """One wave (S,), made in pieces of `step` frames."""
-        units = self._tensor(units)
         runs = self.predicted_runs(units) if runs is None else self._tensor(runs)
-        frames = units.repeat_interleave(runs)[None]
+        frames = self._tensor(units).repeat_interleave(runs)[None]
         outputs = []
         for padded, inner in pieces(frames.shape[1], step, self.context):
             inner = slice(inner.start * self.up, inner.stop * self.up)
@@ -352,6 +356,24 @@ class SourceFilter(nn.Module):
         wave = torch.cat(wave)
         # A wave that is too loud is scaled down instead of clipped; none is made louder.
         return (wave / wave.abs().max().clamp(min=1.0)).numpy()
+
+# --------------------------------------------------------------------------------------------------
+# speaking while units are still being generated
+
+def lookahead(vocoder):
+    """How many runs after a unit decide its sound, at most: each lasts a frame or longer."""
+    return vocoder.run_context + vocoder.context + 1
+
+@torch.inference_mode()
+def settled(vocoder, units):
+    """How many samples of the wave of `units` (R,) are the same whatever units follow.
+
+    The lengths of the last runs may still change, and what sounds in the `context` frames before
+    them. One frame more is for the filters, which overlap. A wave that speak makes softer is the exception.
+    """
+    runs = vocoder.predicted_runs(units)
+    frames = int(runs[:max(0, len(runs) - vocoder.run_context)].sum())
+    return max(0, frames - vocoder.context - 1) * vocoder.hop
 
 # --------------------------------------------------------------------------------------------------
 # vocoder folders

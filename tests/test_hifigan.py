@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from configurator import Refused
 from speech.hifigan import HiFiGAN, HiFiGANConfig
-from speech.vocoder import load_vocoder
+from speech.vocoder import load_vocoder, lookahead, settled
 
 UNITS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [], [2, 7, 1, 8, 2, 8]]
 RUNS = [[1, 2, 3, 1, 1, 4, 1, 2], [5], [], [1, 1, 1, 6, 1, 1]]
@@ -160,3 +160,17 @@ def test_hifigan_refuses_units_it_was_not_made_for(tmp_path):
         model.speak([[1], [1, 10]])
     with pytest.raises(Refused, match="made for units abc, given units xyz"):
         model.speak([[1]], units_hash='xyz')
+
+@pytest.mark.parametrize('durations', [PUBLISHED['dur_predictor_params'], None])
+def test_units_to_come_do_not_change_what_is_settled(tmp_path, durations):
+    vocoder, _ = hifigan(tmp_path, dur_predictor_params=durations)
+    units = np.random.default_rng(0).integers(0, 10, 200)
+    for n in (60, 120):
+        end = settled(vocoder, units[:n])
+        begun, = vocoder.speak([units[:n]])
+        for other in range(3):
+            rest = np.random.default_rng(other).integers(0, 10, 80)
+            longer, = vocoder.speak([np.concatenate([units[:n], rest])])
+            np.testing.assert_allclose(longer[:end], begun[:end], atol=1e-5)
+        assert len(begun) - end < 2 * lookahead(vocoder) * begun.size / n
+        assert not np.allclose(longer[:len(begun)], begun, atol=1e-3) # the rest may change

@@ -14,19 +14,22 @@ STAGES = {'tokenize_speech', 'align', 'interleave', 'train', 'dpo', 'eval', 'sam
 READ_FIRST = {'model', 'data', 'vocab', 'configurator', 'files', 'locks'}
 TOP_FILES = {f'{name}.py' for name in STAGES | READ_FIRST} | {
     'README.md', 'setup.sh', 'speedrun.sh', 'test.sh', 'requirements.txt', 'pyproject.toml'}
-ROOMS = {'kernels', 'speech', 'hub', 'training', 'evaluation', 'scaling', 'papers', 'corpora', 'tasks', 'tiny', 'bench'}
+ROOMS = {'kernels', 'speech', 'hub', 'training', 'evaluation', 'listening', 'scaling', 'papers', 'corpora', 'tasks',
+         'tiny', 'bench'}
 OTHER_FOLDERS = {'config', 'docs', 'tests', 'findings'}
 
 GROUND = {'configurator', 'files', 'locks'}
 SOUND = GROUND | {'vocab'}
-BELOW_STAGES = SOUND | {'kernels', 'speech', 'hub', 'data', 'model', 'corpora', 'tasks', 'training', 'evaluation'}
+BELOW_STAGES = SOUND | {'kernels', 'speech', 'hub', 'data', 'model', 'corpora', 'tasks', 'training', 'evaluation',
+                        'listening'}
 ANY = BELOW_STAGES | STAGES | ROOMS
 MAY_IMPORT = { # a room may always import itself
     'configurator': set(), 'locks': {'configurator'}, 'files': {'configurator', 'locks'},
     'kernels': GROUND, 'vocab': GROUND,
     'speech': SOUND, 'hub': SOUND, 'data': SOUND, 'model': SOUND | {'kernels', 'hub'},
     'corpora': GROUND | {'speech'}, 'tasks': GROUND | {'speech'}, 'tiny': GROUND | {'speech'},
-    'training': BELOW_STAGES, 'evaluation': BELOW_STAGES, **dict.fromkeys(STAGES, BELOW_STAGES),
+    'training': BELOW_STAGES, 'evaluation': BELOW_STAGES, 'listening': SOUND | {'speech', 'hub', 'model'},
+    **dict.fromkeys(STAGES, BELOW_STAGES),
     'scaling': BELOW_STAGES, 'papers': BELOW_STAGES | {'scaling'}, 'tiny.build': ANY, 'bench': ANY}
 EXCEPTIONS = { # a module and what it may import besides
     'corpora.table': {'data', 'vocab'},          # counts the tokens of shards

@@ -17,8 +17,9 @@ from small import K, make_model, make_tokenizer, make_whisper
 from transformers import HubertConfig, HubertModel
 
 from configurator import Refused
+from listening.speaker import Speaker, is_file
 from model import GPT
-from sample import Config, all_prompts, is_file, main, read_part
+from sample import Config, all_prompts, main
 from speech.audio import RATE, load_audio
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
@@ -316,7 +317,7 @@ def test_a_prompt_of_any_rate_is_the_same_second(house, rate, channels, tmp_path
     root, _ = house
     tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     soundfile.write(tmp_path / 'tone.wav', np.stack([tone] * channels, 1), rate)
-    part = read_part(str(tmp_path / 'tone.wav'), settings(root, seconds=0.0), load_encoder(root))
+    part = Speaker(settings(root), hears=True).read(str(tmp_path / 'tone.wav'), seconds=0)
     assert abs(part['runs'].sum() - 25) <= 1 and part['units'].max() < K
 
 @pytest.mark.parametrize('output, token, kinds', [

@@ -30,9 +30,11 @@ from speech.vocoder import (
     bands,
     harmonics,
     load_vocoder,
+    lookahead,
     minimum_phase,
     phase,
     pitch,
+    settled,
     sharpen_formants,
 )
 from training.vocoder import Config, Discriminator, adversarial_loss, crops, losses, main, streams
@@ -144,6 +146,21 @@ def test_predicted_runs_are_whole_frames_between_one_and_a_second():
         last.bias.fill_(math.log(1.4))
         runs = model.predicted_runs(torch.tensor([1, 2] * 10))
         assert runs.sum() == 28 and runs.unique().tolist() == [1, 2] # nothing is lost by rounding
+
+def test_units_to_come_do_not_change_what_is_settled():
+    model = small()
+    units = np.random.default_rng(0).integers(0, 10, 150)
+    assert settled(model, units[:5]) == 0
+    for n in (70, 110):
+        end = settled(model, units[:n])
+        begun, = model.speak([units[:n]])
+        for other in range(3):
+            rest = np.random.default_rng(other).integers(0, 10, 80)
+            longer, = model.speak([np.concatenate([units[:n], rest])])
+            np.testing.assert_allclose(longer[:end], begun[:end], atol=1e-4)
+        assert 0 < end < len(begun)
+        assert len(begun) - end <= 2 * lookahead(model) * len(begun) / n # and not much more is held back than must be
+        assert not np.allclose(longer[:len(begun)], begun, atol=1e-3)
 
 def test_a_wave_that_is_too_loud_is_made_quieter_instead_of_clipped():
     model = small()
