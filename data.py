@@ -41,7 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configurator import Refused
-from files import atomically, check_readable, read_json, sha256, write_json
+from files import atomically, check_readable, map_npy, mapped, read_json, sha256, write_json
 from locks import Lock, writing_in
 from vocab import MODALITIES, Vocab
 
@@ -229,8 +229,8 @@ def _open_shard(path, entry, vocab):
     if not n_tokens:
         print(f"{path}: no documents, skipped")
         return None
-    tokens = np.memmap(path, f'<u{width}', 'r', HEADER.size, (n_tokens,)).view(np.ndarray)
-    ends = np.memmap(path, '<i8', 'r', size - n_documents * 8, (n_documents,)).view(np.ndarray)
+    tokens = mapped(path, f'<u{width}', HEADER.size, n_tokens)
+    ends = mapped(path, '<i8', size - n_documents * 8, n_documents)
     if ends[-1] != n_tokens:
         raise Refused(f"{path}: documents end at {ends[-1]}, expected {n_tokens}")
     return Shard(path, entry, tokens, ends)
@@ -327,7 +327,7 @@ class Shards:
             return plan
         check_readable(path)
         try:
-            plan = Plan(*(np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in Plan._fields))
+            plan = Plan(*(map_npy(path / f'{name}.npy') for name in Plan._fields))
             if len(plan.start) != len(plan.length) or plan.rows[-1] != len(plan.start):
                 raise ValueError
         except (OSError, ValueError, IndexError):

@@ -12,13 +12,16 @@ Such folders hold units (tokenize_speech.py), words (align.py) and the speech of
 """
 import codecs
 import csv
+import ctypes
 import gzip
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -297,17 +300,51 @@ def shard_folders(dir):
             raise Refused(f"{dir}: shard {index:05d} is missing, {name} is there")
     return [Path(dir) / name for name in names]
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+def mapped(path, dtype, offset=0, n=-1):
+    """n values from byte `offset` of a file on, to its end for -1, memory-mapped: an array that cannot be written.
+
+    numpy.memmap keeps a file descriptor for each array, of which a process has 1,024 on most systems: too few for a
+    corpus of many shards. Raises OSError, ValueError.
+    """
+    with open(path, 'rb') as f:
+        size = os.fstat(f.fileno()).st_size
+        if size <= offset: # an empty map is not allowed
+            return np.frombuffer(b'', dtype, max(n, 0))
+        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, f.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    data = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(data, LIBC.munmap, address, size) # when no array needs it any more
+    array = np.frombuffer(data, dtype, n, offset)
+    array.flags.writeable = False
+    return array
+
+def map_npy(path):
+    """A .npy file of one row, as np.save writes it, by mapped. Raises OSError, ValueError."""
+    with open(path, 'rb') as f:
+        if np.lib.format.read_magic(f) != (1, 0):
+            raise ValueError("not a file of np.save")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+        if len(shape) != 1 or dtype.hasobject:
+            raise ValueError(f"{dtype} of shape {shape}, expected one row of numbers")
+        return mapped(path, dtype, f.tell(), *shape)
+
 def read_array(path, dtype):
     """A shard's NAME.npy, memory-mapped; refused unless it is a 1-D array of dtype."""
     check_readable(path)
     try:
-        array = np.load(path, mmap_mode='r')
+        array = map_npy(path)
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; the folder is not whole, make it again") from None
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError) as e:
         raise Refused(f"{path}: not a whole .npy file ({e})") from None
-    if array.dtype != dtype or array.ndim != 1:
-        raise Refused(f"{path}: {array.dtype} of shape {array.shape}, expected one row of {np.dtype(dtype)}")
+    if array.dtype != dtype:
+        raise Refused(f"{path}: holds {array.dtype}, expected {np.dtype(dtype)}")
     return array
 
 # --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused
-from files import atomically, check_readable, read_info, shard_folders
+from files import atomically, check_readable, map_npy, read_info, shard_folders
 from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -334,17 +334,14 @@ class WordsShard:
         def read_json(name):
             return json.loads((folder / name).read_text(encoding='utf-8'))
 
-        def read_npy(name):
-            return np.load(folder / name, mmap_mode='r').view(np.ndarray)
-
         check_readable(folder)
         try:
             self.table = read_json('words.json')
             self.ids = read_json('ids.json')
-            self.word = read_npy('word.npy')
-            self.start = read_npy('start.npy')
-            self.end = read_npy('end.npy')
-            self.offsets = np.array(read_npy('offsets.npy'))
+            self.word = map_npy(folder / 'word.npy')
+            self.start = map_npy(folder / 'start.npy')
+            self.end = map_npy(folder / 'end.npy')
+            self.offsets = np.array(map_npy(folder / 'offsets.npy'))
         except (OSError, ValueError) as e:
             raise Refused(f"{folder}: not a whole shard of words ({e}); remove it and run align.py again") from None
         if not self._fits():

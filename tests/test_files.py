@@ -2,11 +2,15 @@
 Folders as people have them: links, hidden files, circles. Text and tables: what is not whole is refused by its line.
 """
 import gzip
+import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configurator import Refused
-from files import files_of_kind, lines, name_some, read_json, read_table, walk
+from files import files_of_kind, lines, mapped, name_some, read_array, read_json, read_table, walk
 
 
 def touch(root, *names):
@@ -114,3 +118,48 @@ def test_a_table_that_is_not_whole_is_refused_by_its_line(tmp_path, rows, messag
     path.write_text(rows, newline='')
     with pytest.raises(Refused, match=message):
         list(read_table(path, ('id', 'text')))
+
+# --------------------------------------------------------------------------------------------------
+# arrays in files
+
+def descriptors():
+    return set(os.listdir('/proc/self/fd'))
+
+def test_an_array_in_a_file_is_read_without_a_descriptor(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2 ** 16, 5000, dtype=np.uint16)
+    np.save(tmp_path / 'a.npy', values)
+    before = descriptors()
+    array = read_array(tmp_path / 'a.npy', np.uint16)
+    assert descriptors() == before
+    np.testing.assert_array_equal(array, values)
+    assert not array.flags.writeable
+    (tmp_path / 'a.npy').unlink()
+    part = array[100:]
+    del array
+    np.testing.assert_array_equal(part, values[100:]) # what is in use stays
+    def is_mapped():
+        return str(tmp_path / 'a.npy') in Path('/proc/self/maps').read_text()
+    assert is_mapped()
+    del part
+    assert not is_mapped()
+
+def test_a_part_of_a_file_is_read_and_what_is_not_there_is_refused(tmp_path):
+    (tmp_path / 'a').write_bytes(bytes(range(64)))
+    assert mapped(tmp_path / 'a', np.uint8, 60).tolist() == [60, 61, 62, 63]
+    assert mapped(tmp_path / 'a', '<u2', 2, 2).tolist() == [0x0302, 0x0504]
+    assert mapped(tmp_path / 'a', '<u2', 64).tolist() == []
+    for offset, n in ((60, 3), (64, 1), (80, 1)):
+        with pytest.raises(ValueError):
+            mapped(tmp_path / 'a', '<u2', offset, n)
+
+@pytest.mark.parametrize('array, message', [
+    (np.zeros(3, np.int32), "holds int32, expected uint16"),
+    (np.zeros((3, 1), np.uint16), "expected one row of numbers"),
+    (np.array([None]), "expected one row of numbers"), (None, "not a whole .npy file")])
+def test_an_array_of_another_kind_is_refused(tmp_path, array, message):
+    np.save(tmp_path / 'a.npy', np.zeros(9, np.uint16) if array is None else array)
+    if array is None:
+        data = (tmp_path / 'a.npy').read_bytes()
+        (tmp_path / 'a.npy').write_bytes(data[:-1])
+    with pytest.raises(Refused, match=re.escape(f'{tmp_path}/a.npy: ') + f'.*{message}'):
+        read_array(tmp_path / 'a.npy', np.uint16)

@@ -3,6 +3,8 @@ import gzip
 import json
 import math
 import shutil
+import subprocess
+import sys
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 import interleave
 from configurator import Refused, configure
-from data import Shards
+from data import Shards, ShardWriter
 from files import write_json
 from hub.tokenizer import TextTokenizer
 from interleave import Batch, Config, draw_keys, hash_ids, interleaved_documents, spoken_words, text_documents
@@ -501,6 +503,27 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     refused('info.json says 3 units', units=str(few_units))
     with pytest.raises(Refused, match="no setting 'etaa', did you mean 'eta'?"):
         configure(Config, ['--etaa=1'])
+
+@pytest.mark.parametrize('n', [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_corpus_may_have_more_shards_than_a_process_may_open_files(tmp_path, tokenizer, n):
+    save_tokenizer(tmp_path / 'tokenizer')
+    docs = random_docs(n, 5, SIMPLE)
+    make_folder(tmp_path / 'units', [[doc] for doc in docs])
+    command = 'ulimit -n 256; exec "$0" "$@"'
+    def limited(*arguments):
+        result = subprocess.run(['bash', '-c', command, sys.executable, *arguments], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+    limited('interleave.py', f'--units={tmp_path}/units', f'--tokenizer={tmp_path}/tokenizer', f'--out={tmp_path}/out',
+            '--sources=speech')
+    index = json.loads((tmp_path / 'out/train/speech/index.json').read_text())
+    assert index['documents'] > 0.9 * n
+    vocab = joint(tokenizer)
+    with ShardWriter(tmp_path / 'many', 'text', vocab, shard_tokens=4) as writer:
+        for i in range(n):
+            writer.add(np.full(4, i % 250), [4])
+    script = f"import data; shards = data.Shards({str(tmp_path / 'many')!r}); print(shards.documents, shards.tokens)"
+    assert limited('-c', script).split() == [str(n), str(4 * n)]
 
 def test_text_files_give_a_document_a_line(tmp_path):
     (tmp_path / 'a.txt').write_bytes('\ufeffonce upon\r\n\r\n a\u2028b \x0c c\n'.encode())
