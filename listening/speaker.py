@@ -61,26 +61,24 @@ class Speaker:
         wave = load_audio(path)[:round(seconds * RATE) or None]
         return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': wave, 'seconds': len(wave) / RATE}
 
+    def _choices(self, cfg, may_end):
+        """What GPT.generate and GPT.stream take besides the prompts; may_end: whether the model may end a document."""
+        allowed, stop = allowed_ids(self.vocab, self.tokenizer, cfg.output)
+        allowed[list(stop)] = may_end
+        generator = torch.Generator(self.device).manual_seed(cfg.seed)
+        return cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.repetition_penalty, allowed, stop, generator
+
+    def _spans(self, tokens, stop):
+        return spans_of([token for token in tokens if token not in stop], self.vocab, self.tokenizer)
+
     def generate(self, cfg, prompts, may_end=True):
         """The spans of a continuation of each prompt, a list of spans; speech as units alone."""
         ids = [prompt_ids(parts, cfg.output, self.vocab, self.tokenizer) for parts in prompts]
-        generator = torch.Generator(self.device).manual_seed(cfg.seed)
+        *choices, stop, generator = self._choices(cfg, may_end)
         continuations = []
         for first in progress(range(0, len(ids), cfg.batch), desc='generate'):
-            continuations += self._continue(
-                cfg, ids[first:first + cfg.batch], cfg.max_new_tokens, generator, may_end)
-        return [spans_of(tokens, self.vocab, self.tokenizer) for tokens, _ in continuations]
-
-    def _continue(self, cfg, prompts, n, generator, may_end=True):
-        """Up to n tokens after each list of ids -> [(tokens, whether the document has ended), ...]
-
-        may_end: whether the model may choose to end a document.
-        """
-        allowed, stop = allowed_ids(self.vocab, self.tokenizer, cfg.output)
-        allowed[list(stop)] = may_end
-        continuations = self.model.generate(
-            prompts, n, cfg.temperature, cfg.top_k, cfg.repetition_penalty, allowed.to(self.device), stop, generator)
-        return [([t for t in tokens if t not in stop], not stop.isdisjoint(tokens)) for tokens in continuations]
+            continuations += self.model.generate(ids[first:first + cfg.batch], *choices, stop, generator)
+        return [self._spans(tokens, stop) for tokens in continuations]
 
     def grow(self, cfg, prompt, times, may_end=True):
         """Continues one prompt, speaking while it generates. Yields the spans so far, longer each time.
@@ -89,27 +87,29 @@ class Speaker:
         seconds that the model and the vocoder take are added to times['generate'] and times['speak'].
         """
         ids = prompt_ids(prompt, cfg.output, self.vocab, self.tokenizer)
-        generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        step = lookahead(self.vocoder) + round(FIRST_SECONDS * RATE / self.vocoder.hop)
+        *choices, stop, generator = self._choices(cfg, may_end)
+        due = lookahead(self.vocoder) + round(FIRST_SECONDS * RATE / self.vocoder.hop) # tokens before the first sound
         tokens = []
-        ended = False
-        while not ended:
-            begin = perf_counter()
-            n = min(step, cfg.max_new_tokens - len(tokens))
-            (new, ended), = self._continue(cfg, [ids + tokens], n, generator, may_end)
-            tokens += new
-            ended |= len(tokens) == cfg.max_new_tokens
-            # All is spoken from its start each time; as steps become longer, that is three times the whole at most.
-            step = max(step, len(tokens)) // 2
-            generated = perf_counter()
-            spans = spans_of(tokens, self.vocab, self.tokenizer)
-            self.speak(spans)
-            if not ended and spans and spans[-1]['kind'] == UNITS:
-                last = spans[-1]
-                last['wave'] = last['wave'][:settled(self.vocoder, last['units'])]
-            times['generate'] += generated - begin
-            times['speak'] += perf_counter() - generated
-            yield spans
+        begin = perf_counter()
+        for [token] in self.model.stream([ids], *choices, stop, generator):
+            tokens.append(token)
+            if len(tokens) == due and token not in stop and due < cfg.max_new_tokens:
+                # Each time, all is spoken from its start: as the steps grow, that is three times the whole at most.
+                due += due // 2
+                times['generate'] += perf_counter() - begin
+                yield self._spoken(self._spans(tokens, stop), times, goes_on=True)
+                begin = perf_counter()
+        times['generate'] += perf_counter() - begin
+        yield self._spoken(self._spans(tokens, stop), times)
+
+    def _spoken(self, spans, times, goes_on=False):
+        """The spans with their waves, the last one's as far as it is settled if it goes on."""
+        begin = perf_counter()
+        self.speak(spans)
+        if goes_on and spans and spans[-1]['kind'] == UNITS:
+            spans[-1]['wave'] = spans[-1]['wave'][:settled(self.vocoder, spans[-1]['units'])]
+        times['speak'] += perf_counter() - begin
+        return spans
 
     def speak(self, spans):
         """Adds 'wave' and 'seconds' to spans of speech."""

@@ -83,8 +83,9 @@ def test_a_prompt_is_encoded_once(speaker, cfg, monkeypatch):
 def test_an_end_is_shown_and_can_be_talked_past(speaker, cfg, monkeypatch):
     def ends(prompts, n, temperature, top_k, penalty, allowed, stop, generator):
         [end] = stop
-        return [[end] if allowed[end] else [2048] * n for _ in prompts]
-    monkeypatch.setattr(speaker.model, 'generate', ends)
+        for _ in range(1 if allowed[end] else n):
+            yield [end if allowed[end] else 2048]
+    monkeypatch.setattr(speaker.model, 'stream', ends)
     *_, (_, shown, _, state) = answer(speaker, cfg)
     assert '(ended at once)' in shown and state['spans'] == []
     *_, (_, shown, _, state) = answer(speaker, cfg, 'more', state=state)
