@@ -16,6 +16,7 @@ import ctypes
 import gzip
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -325,14 +326,12 @@ def mapped(path, dtype, offset=0, n=-1):
     return array
 
 def map_npy(path):
-    """A .npy file of one row, as np.save writes it, by mapped. Raises OSError, ValueError."""
+    """A .npy file, as np.save writes it, by mapped. Raises OSError, ValueError."""
     with open(path, 'rb') as f:
         if np.lib.format.read_magic(f) != (1, 0):
             raise ValueError("not a file of np.save")
         shape, _, dtype = np.lib.format.read_array_header_1_0(f)
-        if len(shape) != 1 or dtype.hasobject:
-            raise ValueError(f"{dtype} of shape {shape}, expected one row of numbers")
-        return mapped(path, dtype, f.tell(), *shape)
+        return mapped(path, dtype, f.tell(), math.prod(shape)).reshape(shape)
 
 def read_array(path, dtype):
     """A shard's NAME.npy, memory-mapped; refused unless it is a 1-D array of dtype."""
@@ -343,8 +342,8 @@ def read_array(path, dtype):
         raise Refused(f"{path}: no such file; the folder is not whole, make it again") from None
     except (OSError, ValueError) as e:
         raise Refused(f"{path}: not a whole .npy file ({e})") from None
-    if array.dtype != dtype:
-        raise Refused(f"{path}: holds {array.dtype}, expected {np.dtype(dtype)}")
+    if array.dtype != dtype or array.ndim != 1:
+        raise Refused(f"{path}: {array.dtype} of shape {array.shape}, expected one row of {np.dtype(dtype)}")
     return array
 
 # --------------------------------------------------------------------------------------------------

@@ -153,9 +153,9 @@ def test_a_part_of_a_file_is_read_and_what_is_not_there_is_refused(tmp_path):
             mapped(tmp_path / 'a', '<u2', offset, n)
 
 @pytest.mark.parametrize('array, message', [
-    (np.zeros(3, np.int32), "holds int32, expected uint16"),
-    (np.zeros((3, 1), np.uint16), "expected one row of numbers"),
-    (np.array([None]), "expected one row of numbers"), (None, "not a whole .npy file")])
+    (np.zeros(3, np.int32), "int32 of shape .*, expected one row of uint16"),
+    (np.zeros((3, 1), np.uint16), "uint16 of shape .*, expected one row of uint16"),
+    (np.array([None]), "not a whole .npy file"), (None, "not a whole .npy file")])
 def test_an_array_of_another_kind_is_refused(tmp_path, array, message):
     np.save(tmp_path / 'a.npy', np.zeros(9, np.uint16) if array is None else array)
     if array is None:
