@@ -20,6 +20,9 @@ The folder --out gets files for each continuation, numbered through all prompts,
     000.heard.txt    with --asr, a line for each span of prompt and continuation, heard or written
     samples.json     the spans with their units, runs, text and what was heard; the settings
     samples.html     a page without other files: players, a strip of spans over time, their words
+
+What a spoken prompt says is known from the manifest.jsonl of its folder (a part of it, if that has the
+times of words) or from NAME.txt beside it; what a spoken continuation says, from --asr alone.
 """
 import base64
 import html
@@ -33,6 +36,7 @@ import soundfile
 import torch
 
 from configurator import Refused, pick_device, run
+from corpora.folder import transcripts
 from files import atomically, lines, progress, record, write_json
 from hub.folders import vocabulary
 from locks import writing_in
@@ -123,6 +127,17 @@ def read_part(part, cfg, encoder):
     wave = load_audio(path)[:round(cfg.seconds * RATE) or None]
     return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': wave}
 
+def add_transcripts(recorded, seconds):
+    """Adds 'transcript', what is said in audio, where a file beside it tells; in the first seconds, by word times."""
+    known = transcripts([part['path'] for part in recorded])
+    for part in recorded:
+        text, words = known[part['path']]
+        if seconds and len(part['wave']) == round(seconds * RATE): # the audio may go on
+            timed = words and all(start is not None for _, start, _ in words)
+            text = ' '.join(word for word, start, _ in words if start < seconds) if timed else None
+        if text:
+            part['transcript'] = text
+
 # --------------------------------------------------------------------------------------------------
 # the page
 
@@ -147,8 +162,8 @@ PAGE = """<!doctype html>
 SECONDS_A_WORD = 0.35 # the width of a written word in the strip, about what saying it takes
 
 def text_of_span(span):
-    """A span's text, or what Whisper heard in its speech; None if nothing was transcribed."""
-    return span['text'] if span['kind'] == TEXT else span.get('heard')
+    """A span's text, or what Whisper heard in its speech, or what is known to be said; None if nothing is."""
+    return span['text'] if span['kind'] == TEXT else span.get('heard', span.get('transcript'))
 
 def strip(spans):
     """The spans as bars over time, as wide as they last, or as reading them aloud would last."""
@@ -192,6 +207,8 @@ def player(spans):
     return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
 def section(heading, spans):
+    if not spans:
+        return f'<h2>{heading}</h2><p class="about">(ended at once)</p>'
     return f'<h2>{heading}</h2>{strip(spans)}{marked_words(spans)}{player(spans)}'
 
 def page(samples, cfg):
@@ -206,6 +223,8 @@ def page(samples, cfg):
              f"{html.escape(cfg.vocoder)} from generated units. Blue is speech, yellow text.")
     if cfg.asr:
         about += f" The words of speech are what {html.escape(cfg.asr)} heard."
+    else:
+        about += " The words of spoken prompts are those of their text files; of spoken continuations, none are known."
     return PAGE.format(title="nanoSLM samples", about=about, body='\n'.join(articles))
 
 # --------------------------------------------------------------------------------------------------
@@ -288,10 +307,11 @@ def continue_prompts(cfg):
     encoder, vocoder, vocab = load_speech(cfg, prompts, vocab, device)
     asr = Whisper(cfg.asr, device) if cfg.asr else None
     prompts = [[read_part(part, cfg, encoder) for part in parts] for parts in prompts]
+    recorded = speech_of(sum(prompts, []))
+    add_transcripts(recorded, cfg.seconds)
     continuations = generate(cfg, model, vocab, tokenizer, prompts, device)
 
     # ---- speak what was generated, and transcribe all speech
-    recorded = speech_of(sum(prompts, []))
     spoken = speech_of(sum(continuations, []))
     waves = vocoder.speak([span['units'] for span in spoken], units_hash=vocab.units) if spoken else []
     for span, wave in zip(spoken, waves):
@@ -312,7 +332,7 @@ def continue_prompts(cfg):
         write_sample(sample, out)
         samples.append(sample)
         source = ' | '.join(part.get('path') or part['text'] for part in prompt)
-        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, spans)) or 'nothing'}")
+        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, spans)) or '(ended at once)'}")
     write_bytes(out / 'samples.html', page(samples, cfg).encode())
     for sample in samples:
         sample['prompt'] = list(map(as_json, sample['prompt']))
