@@ -4,8 +4,8 @@ How far runs of minutes differ by their seed, dtype and processor, and which dif
     OMP_NUM_THREADS=1 python bench/seeds.py               after ./speedrun.sh, whose data it trains on
     OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny_adamw,tiny_adamw-wsd       some of the arms
     OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny_adamw,tiny_adamw-wsd50,tiny-220 \
-        --processors=False --results=recipe               what config/tiny.py changed, one change after the other
-    python bench/seeds.py --report                        what is done so far
+        --dtypes=bfloat16 --processors=False --results=recipe        what config/tiny.py changed, change by change
+    python bench/seeds.py --report                        what is done so far; the rest as in seeds.json, if it is there
     python bench/seeds.py --dry                           shows what is to be done; nothing is run or written
 
 An arm is a config, perhaps with an edit of docs/an_hour.md. It is trained once for each dtype and
@@ -50,11 +50,14 @@ from evaluation.scores import student_interval, student_p
 from files import read_json
 from scaling import plan
 
+DTYPES = ('bfloat16', 'float32')
+PURE = 'pure_bfloat16' # weights and moments too: the papers' way
 
 @dataclass(frozen=True)
 class Config:
     arms: str = '' # names of arms, separated by commas; '': all
     seeds: int = 5 # runs of each arm and dtype
+    dtypes: tuple = (*DTYPES, PURE) # the dtypes of an arm that are run
     processors: bool = True # try the instructions of other processors
     out: str = 'out/seeds' # folder of the runs
     results: str = 'seeds' # name of the .json in bench/results
@@ -71,9 +74,6 @@ class Config:
     @property
     def names(self):
         return [name for name in self.arms.split(',') if name] or list(ARMS)
-
-DTYPES = ('bfloat16', 'float32')
-PURE = 'pure_bfloat16' # weights and moments too: the papers' way
 
 class Arm(NamedTuple):
     """Runs that differ in seed and dtype alone."""
@@ -108,6 +108,7 @@ COMPARISONS = ( # (arm, dtype) of the baseline, and of what is compared with it
     (('tiny_adamw-wsd', 'bfloat16'), ('tiny_adamw-sqrt', 'bfloat16')),
     (('tiny_adamw', 'bfloat16'), ('tiny_adamw-wsd50', 'bfloat16')),
     (('tiny_adamw-wsd50', 'bfloat16'), ('tiny-220', 'bfloat16')), # with Muon
+    (('tiny_adamw', 'bfloat16'), ('tiny-220', 'bfloat16')), # both changes
     (('tiny_scratch', 'bfloat16'), ('tiny_scratch-relu2', 'bfloat16')),
     (('tiny_adamw', 'bfloat16'), ('tiny_adamw-eta', 'bfloat16')),
 )
@@ -151,7 +152,7 @@ def rows_of(cfg, names):
     """{(arm, dtype, seed): row}; the arms in the order of ARMS, in which TextLMs come first."""
     rows = {}
     for name in sorted(names, key=list(ARMS).index):
-        for dtype in ARMS[name].dtypes:
+        for dtype in [dtype for dtype in ARMS[name].dtypes if dtype in cfg.dtypes]:
             for seed in range(1, cfg.seeds + 1):
                 rows[name, dtype, seed] = run_row(cfg, name, dtype, seed)
     return rows
@@ -338,13 +339,16 @@ def main(cfg):
             edited((ROOT / ARMS[name].edit[0]).read_text(), ARMS[name].edit)
     if cfg.dry:
         return show([*rows.values(), *others.values()])
+    recorded = {}
     if cfg.report:
+        runs = read_json(ROOT / 'bench' / 'results', 'seeds.json', 'bench/seeds.py')['runs']
+        recorded = {key: runs[row['name']] for key, row in rows.items() if not is_done(row) and row['name'] in runs}
         rows = {key: row for key, row in rows.items() if is_done(row)}
         others = {name: row for name, row in others.items()
                   if is_done(row) and ('tiny_adamw', PROCESSORS[name][0], 1) in rows}
     else:
         run_all(cfg, rows, others)
-    scores = {key: scores_of(row) for key, row in rows.items()}
+    scores = recorded | {key: scores_of(row) for key, row in rows.items()}
     spread_rows = table(spreads(scores), 'arm', 'dtype', 'score', 'mean', 'over seeds', 'over items', 'seeds')
     difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'p', 'differs', 'seeds')
     divergences = [divergence(name, row, rows['tiny_adamw', PROCESSORS[name][0], 1]) for name, row in others.items()]
@@ -352,7 +356,7 @@ def main(cfg):
     operations = operation_rows() if cfg.processors else ()
     operations = table(operations, 'instructions', 'operation', 'differ, %', 'most, of the largest')
     save(cfg.results, False, spreads=spread_rows, differences=difference_rows, divergences=divergences,
-         operations=operations, runs={row['name']: scores[key] for key, row in rows.items()})
+         operations=operations, runs={'-'.join(map(str, key)): named for key, named in scores.items()})
 
 if __name__ == '__main__':
     run(main, Config)

@@ -69,7 +69,8 @@ def run_seed(cfg):
     results = run_command(clone, './speedrun.sh', f'--seed={cfg.seed}', timeout='3600', env=env)
     shutil.rmtree(clone / '.venv', ignore_errors=True)
     if results['exit']:
-        raise Refused('\n'.join(results['failure']))
+        last = '; '.join(results['failure'][-2:])
+        raise Refused(f"./speedrun.sh --seed={cfg.seed}: exit {results['exit']}: {last}")
     evaluation = results.pop('eval')
     return {**machine(), 'cores': os.cpu_count(), **results, 'scores': scores_of(evaluation['results'])}
 

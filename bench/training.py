@@ -35,8 +35,8 @@ from bench.common import DEVICE, ceilings, measure, parse_dry, save, table
 from bench.kernel_speed import OURS, packed
 from hub.families import GPTConfig
 from model import GPT
-from train import make_optimizer
 from training.cost import chip_of
+from training.optimizer import make_optimizer
 
 SHAPES = { # {part: {model: (shape, rows of a micro-batch, dtype of the weights)}}
     'small': {

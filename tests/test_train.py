@@ -488,6 +488,18 @@ def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp
     # These may change: the run has finished all the same.
     train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa'))
 
+def test_a_run_of_a_version_without_a_setting_goes_on_with_its_default(config, monkeypatch):
+    read_state = checkpoint.read_state
+    def read_older(folder):
+        state = read_state(folder)
+        del state['run']['optimizer'], state['run']['sources']
+        return state
+    train.main(config(max_steps=2))
+    monkeypatch.setattr(checkpoint, 'read_state', read_older)
+    train.main(config(max_steps=2))
+    with pytest.raises(Refused, match="holds another run: optimizer was 'adamw' and is 'muon'; take"):
+        train.main(config(max_steps=2, optimizer='muon'))
+
 def test_changed_shards_are_refused_on_resume(config, tmp_path):
     tokenizer = TextTokenizer(config().tokenizer)
     corpus = make_corpus(tmp_path / 'first', tokenizer, n=20)
