@@ -101,6 +101,8 @@ class Config:
     save_every: int = 100 # steps between checkpoints
     wandb: str = '' # project of Weights & Biases that gets the log too
 
+    optimizer = 'adamw' # for the loop; no setting, as Muon was not tried on preferences
+
     def __post_init__(self):
         check_settings(self, BUDGETS)
         for name in ('beta', 'batch', 'max_epochs', 'max_auto_bleu'):

@@ -21,6 +21,9 @@ The folder --out gets files for each continuation, numbered through all prompts,
     000.heard.txt    with --asr, a line for each span of prompt and continuation, heard or written
     samples.json     the spans with their units, runs, text and what was heard; the settings
     samples.html     a page without other files: players, a strip of spans over time, their words
+
+What a spoken prompt says is known from the manifest.jsonl of its folder (a part of it, if that has the
+times of words) or from NAME.txt beside it; what a spoken continuation says, from --asr alone.
 """
 import os
 from dataclasses import dataclass
@@ -29,10 +32,12 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
+from corpora.folder import transcripts
 from files import atomically, lines, record, write_json
-from listening.page import NAMES, joined_waves, page, text_of_span, wav_bytes
+from listening.page import NAMES, joined_waves, page, speech_of, text_of_span, wav_bytes
 from listening.speaker import Speaker, is_file
 from locks import writing_in
+from speech.audio import RATE
 from speech.audio_files import audio_files
 from vocab import TEXT
 
@@ -103,6 +108,17 @@ def all_prompts(cfg):
                           "none of them empty")
     return prompts
 
+def add_transcripts(recorded, seconds):
+    """Adds 'transcript', what is said in audio, where a file beside it tells; in the first seconds, by word times."""
+    known = transcripts([part['path'] for part in recorded])
+    for part in recorded:
+        text, words = known[part['path']]
+        if seconds and len(part['wave']) == round(seconds * RATE): # the audio may go on
+            timed = words and all(start is not None for _, start, _ in words)
+            text = ' '.join(word for word, start, _ in words if start < seconds) if timed else None
+        if text:
+            part['transcript'] = text
+
 # --------------------------------------------------------------------------------------------------
 # files
 
@@ -157,6 +173,7 @@ def continue_prompts(cfg):
     prompts = all_prompts(cfg)
     speaker = Speaker(cfg, hears=any(map(is_file, sum(prompts, []))))
     prompts = [[speaker.read(part, cfg.seconds) for part in parts] for parts in prompts]
+    add_transcripts(speech_of(sum(prompts, [])), cfg.seconds)
     continuations = speaker.generate(cfg, [parts for parts in prompts for _ in range(cfg.n)])
     speaker.speak(sum(continuations, []))
     speaker.transcribe(sum(prompts + continuations, []))
@@ -170,7 +187,7 @@ def continue_prompts(cfg):
         write_sample(sample, out)
         samples.append(sample)
         source = ' | '.join(part.get('path') or part['text'] for part in prompt)
-        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, spans)) or 'nothing'}")
+        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, spans)) or '(ended at once)'}")
     write_bytes(out / 'samples.html', page(samples, cfg).encode())
     for sample in samples:
         sample['prompt'] = list(map(as_json, sample['prompt']))

@@ -1,6 +1,16 @@
 #!/usr/bin/env bash
 # The main job on the embedded corpus, from audio to a talking model: at most 15 minutes on 2 CPU cores with set-up.
 # A GPU is used where there is one. What is done is not done again: remove out/ to start over.
+#   ./speedrun.sh --compare   then also trains three models of equal budgets, and compares them: 10 minutes more
+#   ./speedrun.sh --seed=1    another order of the data, and other random weights
+seed=0 compare=
+for arg; do
+  case $arg in
+    --compare) compare=yes ;;
+    --seed=*) seed=${arg#--seed=} ;;
+    *) echo "speedrun.sh: $arg: expected --compare or --seed=NUMBER"; exit 1 ;;
+  esac
+done
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=out/speedrun
 source tiny/jobs.sh
@@ -19,7 +29,7 @@ def seconds(dtype):
 print('bfloat16' if torch.cuda.is_available() or seconds(torch.bfloat16) < seconds(torch.float32) else 'float32')
 PYTHON
 train() { # a finished run says so and ends
-  step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $out/dtype)"
+  step "train: $1" "$1" python train.py "config/$1.py" --dtype="$(cat $out/dtype)" --seed="$seed"
 }
 
 once $out/units/info.json step "audio -> units" units \
@@ -28,18 +38,24 @@ once $out/units/words/info.json step "words of the audio" words python align.py 
 corpus
 train tiny_text
 train tiny
-train tiny_speech
-train tiny_scratch
-models=out/tiny,out/tiny-speech,out/tiny-scratch,out/tiny-text
-once $out/eval.json step "evaluate" eval python eval.py --model=$models --out=$out/eval.json
-once $out/figure.png step "figure" figure \
-  python -m scaling.compare --runs=out/tiny,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
 once $out/speech/samples.html step "sample: speech -> speech" sample-speech \
-  python sample.py --model=out/tiny --prompts=tiny/audio --seconds=0 --out=$out/speech
+  python sample.py --model=out/tiny --prompts=tiny/audio --out=$out/speech
 once $out/text/samples.html step "sample: speech -> text" sample-text \
   python sample.py --model=out/tiny --prompt="tiny/audio/m00000.context.flac" --seconds=0 --output=text --out=$out/text
 once $out/spoken/samples.html step "sample: text -> speech" sample-spoken \
   python sample.py --model=out/tiny --prompt="Tom had a kite, and Anna had a drum." --out=$out/spoken
+once $out/eval.json step "evaluate" eval \
+  python eval.py --model=out/tiny "--directions=S,S->T" --max_documents=500 --out=$out/eval.json
 grep -E "^ +n |tiny/" $out/logs/eval.log
-echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json, $out/figure.png;" \
-  "listen with $out/speech/samples.html"
+if [ "$compare" ]; then
+  train tiny_adamw
+  train tiny_speech
+  train tiny_scratch
+  models=out/tiny-adamw,out/tiny-speech,out/tiny-scratch,out/tiny-text
+  once $out/compare.json step "evaluate the compared" compare python eval.py --model=$models --out=$out/compare.json
+  once $out/figure.png step "figure" figure \
+    python -m scaling.compare --runs=out/tiny-adamw,out/tiny-speech,out/tiny-scratch --out=$out/figure.png
+  grep -E "^ +n |tiny/" $out/logs/compare.log
+  echo "compared: $out/compare.json, $out/figure.png"
+fi
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $out/eval.json; listen with $out/speech/samples.html"

@@ -39,15 +39,15 @@ def copy_tree(tree, folder):
     python.chmod(0o755)
     return folder
 
-def run(folder, *command):
-    """Runs a command in folder -> {'seconds', 'exit', 'stages', 'eval', 'failure'}.
+def run(folder, *command, timeout=TIMEOUT, **options):
+    """Runs a command in folder -> {'seconds', 'exit', 'stages', 'eval', 'failure'}. options: of subprocess.run.
 
     eval: the contents of eval.json, if it was written; failure: the last lines of a failed command.
     """
     begin = time.perf_counter()
     done = subprocess.run(
-        ['timeout', TIMEOUT, *command], # which also ends the children of the command
-        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        ['timeout', timeout, *command], # which also ends the children of the command
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     seconds = time.perf_counter() - begin
     stages = re.findall(r'^ *(\d+) s  (.{,46})', done.stdout, re.M)
     results = {'seconds': round(seconds, 1),

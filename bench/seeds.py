@@ -2,24 +2,27 @@
 How far runs of minutes differ by their seed, dtype and processor, and which differences are beyond that.
 
     OMP_NUM_THREADS=1 python bench/seeds.py               after ./speedrun.sh, whose data it trains on
-    OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny,tiny-wsd       some of the arms
-    python bench/seeds.py --report                        what is done so far
+    OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny_adamw,tiny_adamw-wsd       some of the arms
+    OMP_NUM_THREADS=1 python bench/seeds.py --arms=tiny_text,tiny_adamw,tiny_adamw-wsd50,tiny-220 \
+        --dtypes=bfloat16 --processors=False --results=recipe        what config/tiny.py changed, change by change
+    python bench/seeds.py --report                        what is done so far; the rest as in seeds.json, if it is there
     python bench/seeds.py --dry                           shows what is to be done; nothing is run or written
 
 An arm is a config, perhaps with an edit of docs/an_hour.md. It is trained once for each dtype and
 seed, at OUT/ARM-DTYPE-SEED. Arms start from the TextLM of the same seed. What is done is not done
-again. A run takes about 2 minutes on one core, its evaluation half a minute; all of them, 3.5 hours.
+again, and several processes share the runs. A run takes about 2 minutes on one core, its evaluation
+half a minute; all of them, 4 hours.
 
-Printed and written to bench/results/seeds.json are, for each arm, dtype and score,
+Printed and written to bench/results/RESULTS.json are, for each arm, dtype and score,
 
     over seeds    the standard deviation over the seeds
     over items    the standard error over items or documents, the mean of the runs'
 
-and the differences between two arms or dtypes seed by seed, with their 95 % interval (Student's t).
-A difference is one if its interval leaves out 0. Losses are in nats a token, scores in percent.
+and the differences between two arms or dtypes seed by seed, with their 95 % interval and p-value
+(Student's t). A difference is one if its interval leaves out 0. Losses are in nats a token, scores in percent.
 
 Last come the instructions of other processors. On the same inputs, which operations give other bits
-(INSTRUCTIONS)? And how far does the first seed of `tiny` go from the run with this processor's own,
+(INSTRUCTIONS)? And how far does the first seed of `tiny_adamw` go from the run with this processor's own,
 step by step (PROCESSORS)?
 """
 import os
@@ -43,17 +46,21 @@ from bench.common import ROOT, save, table
 from bench.runs import copy_tree
 from configurator import Refused, run
 from eval import Config as EvalConfig
-from evaluation.scores import student_interval
+from evaluation.scores import student_interval, student_p
 from files import read_json
 from scaling import plan
 
+DTYPES = ('bfloat16', 'float32')
+PURE = 'pure_bfloat16' # weights and moments too: the papers' way
 
 @dataclass(frozen=True)
 class Config:
     arms: str = '' # names of arms, separated by commas; '': all
     seeds: int = 5 # runs of each arm and dtype
+    dtypes: tuple = (*DTYPES, PURE) # the dtypes of an arm that are run
     processors: bool = True # try the instructions of other processors
     out: str = 'out/seeds' # folder of the runs
+    results: str = 'seeds' # name of the .json in bench/results
     report: bool = False # start nothing: report what is done
     dry: bool = False # only show the runs, and whether they are done
 
@@ -68,9 +75,6 @@ class Config:
     def names(self):
         return [name for name in self.arms.split(',') if name] or list(ARMS)
 
-DTYPES = ('bfloat16', 'float32')
-PURE = 'pure_bfloat16' # weights and moments too: the papers' way
-
 class Arm(NamedTuple):
     """Runs that differ in seed and dtype alone."""
     config: str # config/NAME.py
@@ -82,31 +86,39 @@ class Arm(NamedTuple):
 
 ARMS = {
     'tiny_text': Arm('tiny_text', None, DTYPES),
-    'tiny': Arm('tiny', 'init', (*DTYPES, PURE), items=True),
+    'tiny_adamw': Arm('tiny_adamw', 'init', (*DTYPES, PURE), items=True),
     'tiny_speech': Arm('tiny_speech', 'init', (*DTYPES, PURE)),
     'tiny_scratch': Arm('tiny_scratch', 'init_config', DTYPES, items=True),
-    'tiny-wsd': Arm('tiny', 'init', DTYPES[:1], '--schedule=wsd'),
+    'tiny_adamw-wsd': Arm('tiny_adamw', 'init', DTYPES[:1], '--schedule=wsd'),
+    'tiny_adamw-wsd50': Arm('tiny_adamw', 'init', DTYPES[:1], '--schedule=wsd --decay=0.5', items=True),
+    'tiny-220': Arm('tiny', 'init', DTYPES[:1], '--max_steps=220', items=True),
     'tiny_scratch-relu2': Arm('tiny_scratch', 'init_config', DTYPES[:1], edit=(
         'model.py', "ACTIVATIONS = {'silu': F.silu,", "ACTIVATIONS = {'silu': lambda x: F.relu(x).square(),")),
-    'tiny-eta': Arm('tiny', 'init', DTYPES[:1], '--data=out/tokens-eta/stories,out/tokens-eta/talk', items=True),
-    'tiny-sqrt': Arm('tiny', 'init', DTYPES[:1], '--schedule=wsd', edit=(
+    'tiny_adamw-eta': Arm('tiny_adamw', 'init', DTYPES[:1], '--data=out/tokens-eta/stories,out/tokens-eta/talk',
+                          items=True),
+    'tiny_adamw-sqrt': Arm('tiny_adamw', 'init', DTYPES[:1], '--schedule=wsd', edit=(
         'train.py', "if cfg.schedule == 'cosine' else 1 - x", "if cfg.schedule == 'cosine' else 1 - math.sqrt(x)")),
 }
 COMPARISONS = ( # (arm, dtype) of the baseline, and of what is compared with it
-    *[(('tiny_speech', dtype), ('tiny', dtype)) for dtype in DTYPES],
-    *[(('tiny_scratch', dtype), ('tiny', dtype)) for dtype in DTYPES],
-    *[((arm, 'bfloat16'), (arm, 'float32')) for arm in ('tiny_text', 'tiny', 'tiny_speech', 'tiny_scratch')],
-    *[((arm, 'bfloat16'), (arm, PURE)) for arm in ('tiny', 'tiny_speech')],
-    (('tiny', 'bfloat16'), ('tiny-wsd', 'bfloat16')),
-    (('tiny-wsd', 'bfloat16'), ('tiny-sqrt', 'bfloat16')),
+    *[(('tiny_speech', dtype), ('tiny_adamw', dtype)) for dtype in DTYPES],
+    *[(('tiny_scratch', dtype), ('tiny_adamw', dtype)) for dtype in DTYPES],
+    *[((arm, 'bfloat16'), (arm, 'float32')) for arm in ('tiny_text', 'tiny_adamw', 'tiny_speech', 'tiny_scratch')],
+    *[((arm, 'bfloat16'), (arm, PURE)) for arm in ('tiny_adamw', 'tiny_speech')],
+    (('tiny_adamw', 'bfloat16'), ('tiny_adamw-wsd', 'bfloat16')),
+    (('tiny_adamw-wsd', 'bfloat16'), ('tiny_adamw-sqrt', 'bfloat16')),
+    (('tiny_adamw', 'bfloat16'), ('tiny_adamw-wsd50', 'bfloat16')),
+    (('tiny_adamw-wsd50', 'bfloat16'), ('tiny-220', 'bfloat16')), # with Muon
+    (('tiny_adamw', 'bfloat16'), ('tiny-220', 'bfloat16')), # both changes
     (('tiny_scratch', 'bfloat16'), ('tiny_scratch-relu2', 'bfloat16')),
-    (('tiny', 'bfloat16'), ('tiny-eta', 'bfloat16')),
+    (('tiny_adamw', 'bfloat16'), ('tiny_adamw-eta', 'bfloat16')),
 )
 UNITS = 'loss of units'
 SCORES = { # name: rows of eval.json, of which a model has one
     UNITS: ('loss/stories/speech/units', 'loss/stories/textless/units'),
     'loss of text': ('loss/stories/text/text',),
+    'tSC S': ('tiny/main/tsc/S',),
     'tSC S->T': ('tiny/main/tsc/S->T',),
+    'tSC S->T, unseen voice': ('tiny/unseen/tsc/S->T',),
     'sSC S->T': ('tiny/main/ssc/S->T',)}
 INSTRUCTIONS = { # what keeps a library from this processor's own instructions, or changes the order of its sums
     'oneDNN without AMX': {'ONEDNN_MAX_CPU_ISA': 'AVX512_CORE_BF16'},
@@ -129,7 +141,7 @@ def run_row(cfg, name, dtype, seed, suffix=''):
     if arm.init:
         text_dtype = 'bfloat16' if dtype == PURE else dtype
         flags.append(f'--{arm.init}={cfg.out}/tiny_text-{text_dtype}-{seed}')
-    scored = ['--max_items=500', '--directions=S->T'] if arm.items else ['--items=']
+    scored = ['--max_items=500', '--directions=S,S->T'] if arm.items else ['--items=']
     return {'name': run_name,
             'out_dir': out_dir,
             'why_not': None,
@@ -140,7 +152,7 @@ def rows_of(cfg, names):
     """{(arm, dtype, seed): row}; the arms in the order of ARMS, in which TextLMs come first."""
     rows = {}
     for name in sorted(names, key=list(ARMS).index):
-        for dtype in ARMS[name].dtypes:
+        for dtype in [dtype for dtype in ARMS[name].dtypes if dtype in cfg.dtypes]:
             for seed in range(1, cfg.seeds + 1):
                 rows[name, dtype, seed] = run_row(cfg, name, dtype, seed)
     return rows
@@ -165,7 +177,7 @@ def tree_of(cfg, name):
     return tree
 
 def make_tokens():
-    """Token shards of which 60 % of the words are spoken, for tiny-eta."""
+    """Token shards of which 60 % of the words are spoken, for tiny_adamw-eta."""
     flags_of = {'stories': ['--text=out/data/stories.txt', '--val_frac=0.03'], 'talk': ['--val_frac=0.1']}
     for corpus, flags in flags_of.items():
         out_dir = f'out/tokens-eta/{corpus}'
@@ -196,7 +208,7 @@ def execute(cfg, rows, tree=ROOT):
 def run_all(cfg, rows, others):
     """Trains and evaluates {(arm, dtype, seed): row} and {name of PROCESSORS: row}."""
     names = list(dict.fromkeys(name for name, _, _ in rows))
-    if 'tiny-eta' in names:
+    if 'tiny_adamw-eta' in names:
         make_tokens()
     for name in names:
         execute(cfg, [row for key, row in rows.items() if key[0] == name], tree_of(cfg, name))
@@ -259,6 +271,7 @@ def differences(scores):
             mean, low, high = student_interval(list(by_seed.values()))
             yield {'of': ' '.join(other), 'less': ' '.join(baseline), 'score': name,
                    'mean': mean, 'low': low, 'high': high,
+                   'p': student_p(list(by_seed.values())),
                    'differs': 'yes' if low > 0 or high < 0 else 'no',
                    'seeds': len(by_seed),
                    'by seed': by_seed}
@@ -319,28 +332,31 @@ def main(cfg):
     names = cfg.names
     rows = rows_of(cfg, names)
     others = {}
-    if cfg.processors and 'tiny' in names:
-        others = {name: run_row(cfg, 'tiny', dtype, 1, f'-{name}') for name, (dtype, _) in PROCESSORS.items()}
+    if cfg.processors and 'tiny_adamw' in names:
+        others = {name: run_row(cfg, 'tiny_adamw', dtype, 1, f'-{name}') for name, (dtype, _) in PROCESSORS.items()}
     for name in names:
         if ARMS[name].edit:
             edited((ROOT / ARMS[name].edit[0]).read_text(), ARMS[name].edit)
     if cfg.dry:
         return show([*rows.values(), *others.values()])
+    recorded = {}
     if cfg.report:
+        runs = read_json(ROOT / 'bench' / 'results', 'seeds.json', 'bench/seeds.py')['runs']
+        recorded = {key: runs[row['name']] for key, row in rows.items() if not is_done(row) and row['name'] in runs}
         rows = {key: row for key, row in rows.items() if is_done(row)}
         others = {name: row for name, row in others.items()
-                  if is_done(row) and ('tiny', PROCESSORS[name][0], 1) in rows}
+                  if is_done(row) and ('tiny_adamw', PROCESSORS[name][0], 1) in rows}
     else:
         run_all(cfg, rows, others)
-    scores = {key: scores_of(row) for key, row in rows.items()}
+    scores = recorded | {key: scores_of(row) for key, row in rows.items()}
     spread_rows = table(spreads(scores), 'arm', 'dtype', 'score', 'mean', 'over seeds', 'over items', 'seeds')
-    difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'differs', 'seeds')
-    divergences = [divergence(name, row, rows['tiny', PROCESSORS[name][0], 1]) for name, row in others.items()]
+    difference_rows = table(differences(scores), 'of', 'less', 'score', 'mean', 'low', 'high', 'p', 'differs', 'seeds')
+    divergences = [divergence(name, row, rows['tiny_adamw', PROCESSORS[name][0], 1]) for name, row in others.items()]
     table(divergences, 'instructions', 'dtype', *[f'step {step}' for step in STEPS], 'held out')
     operations = operation_rows() if cfg.processors else ()
     operations = table(operations, 'instructions', 'operation', 'differ, %', 'most, of the largest')
-    save('seeds', False, spreads=spread_rows, differences=difference_rows, divergences=divergences,
-         operations=operations, runs={row['name']: scores[key] for key, row in rows.items()})
+    save(cfg.results, False, spreads=spread_rows, differences=difference_rows, divergences=divergences,
+         operations=operations, runs={'-'.join(map(str, key)): named for key, named in scores.items()})
 
 if __name__ == '__main__':
     run(main, Config)

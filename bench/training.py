@@ -39,8 +39,8 @@ from bench.common import DEVICE, ceilings, measure, parse_part, save, table
 from bench.kernel_speed import OURS, compiled, packed
 from hub.families import GPTConfig
 from model import GPT
-from train import make_optimizer
 from training.cost import chip_of
+from training.optimizer import make_optimizer
 
 SHAPES = { # {model: (shape, rows of a micro-batch, dtype of the weights)}
     'Qwen2.5-0.5B': (dict(n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_ffn=4864), 8, torch.float32),

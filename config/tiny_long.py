@@ -1,4 +1,4 @@
-# python train.py config/tiny_long.py          tiny.py for longer, after config/tiny_text.py: 0.5 h on 2 CPU cores
+# python train.py config/tiny_long.py          tiny_adamw.py for longer, from the same TextLM: 0.5 h on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved')
 init = 'out/tiny-text'

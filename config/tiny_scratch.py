@@ -1,4 +1,4 @@
-# python train.py config/tiny_scratch.py          tiny.py from random weights, after tiny_text.py: 130 s on 2 cores
+# python train.py config/tiny_scratch.py          tiny_adamw.py from random weights: 130 s on 2 CPU cores
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved')
 tokenizer = 'tiny/tokenizer'
@@ -6,7 +6,7 @@ init = 'scratch'
 init_config = 'out/tiny-text' # its shape alone
 out = 'out/tiny-scratch'
 
-# The same values as in tiny.py, because the three are compared.
+# The same values as in tiny_adamw.py, because the three are compared.
 block_size = 512
 batch_tokens = 8 * block_size
 micro_batch = 8

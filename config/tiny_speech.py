@@ -5,7 +5,7 @@ vocab = 'speech' # Slam's: pad, bos = eos, units
 init = 'out/tiny-text'
 out = 'out/tiny-speech'
 
-# The same values as in tiny.py, because the three are compared.
+# The same values as in tiny_adamw.py, because the three are compared.
 block_size = 512
 batch_tokens = 8 * block_size
 micro_batch = 8

@@ -55,6 +55,27 @@ def _unlisted(root, docs):
         print(f"{root}: left out, as not in its manifest.jsonl: {name_some(names)}")
     return names
 
+def transcripts(paths):
+    """{path of an audio file: (text, words), each None where nothing says it}, as `utterances` has them of its folder.
+
+    A manifest.jsonl of another form is named in a line, and says nothing.
+    """
+    listed = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        manifest = os.path.join(folder, 'manifest.jsonl')
+        try:
+            lines = read_lines(manifest) if os.path.isfile(manifest) else ()
+            docs = [from_line(line, place, folder) for place, line in lines]
+        except Refused as e:
+            print(f"{e}; what is said in {folder} is taken as unknown")
+            docs = []
+        listed |= {os.path.abspath(u['path']): (u['text'], u['words']) for u in docs}
+    by_path = {}
+    for path in paths:
+        text = read_text(os.path.splitext(path)[0] + '.txt')
+        by_path[path] = listed.get(os.path.abspath(path), (text and text.strip(), None))
+    return by_path
+
 def from_line(line, place, folder):
     """A line of a manifest (a dict) -> an utterance; folder: the one that audio paths are relative to."""
     for key in ('id', 'audio'):

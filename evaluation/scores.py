@@ -138,3 +138,15 @@ def student_interval(values):
     mean, stderr = mean_and_stderr(values)
     half_width = STUDENT[n - 2] * stderr
     return mean, mean - half_width, mean + half_width
+
+def student_p(values):
+    """The two-sided p-value of a mean of 0 (Student's t) of a number from each of 2 seeds or more."""
+    mean, stderr = mean_and_stderr(values)
+    if stderr == 0:
+        return float(mean == 0)
+    df = len(values) - 1
+    # With t = sqrt(df) tan(x), the density is a multiple of cos(x)^(df - 1).
+    x = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(x) ** (df - 1)
+    above = x >= np.arctan(abs(mean) / stderr / np.sqrt(df))
+    return float(density[above].sum() / density.sum())

@@ -35,8 +35,8 @@ PAGE = """<!doctype html>
 SECONDS_A_WORD = 0.35 # the width of a written word in the strip, about what saying it takes
 
 def text_of_span(span):
-    """A span's text, or what Whisper heard in its speech; None if nothing was transcribed."""
-    return span['text'] if span['kind'] == TEXT else span.get('heard')
+    """A span's text, or what Whisper heard in its speech, or what is known to be said; None if nothing is."""
+    return span['text'] if span['kind'] == TEXT else span.get('heard', span.get('transcript'))
 
 def strip(spans):
     """The spans as bars over time, as wide as they last, or as reading them aloud would last."""
@@ -98,4 +98,6 @@ def page(samples, cfg):
              f"{html.escape(cfg.vocoder)} from generated units. Blue is speech, yellow text.")
     if cfg.asr:
         about += f" The words of speech are what {html.escape(cfg.asr)} heard."
+    else:
+        about += " The words of spoken prompts are those of their text files; of spoken continuations, none are known."
     return PAGE.format(title="nanoSLM samples", style=STYLE, about=about, body='\n'.join(articles))

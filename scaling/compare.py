@@ -1,7 +1,7 @@
 """
 Curves and scores of a few runs side by side, as one picture with its numbers.
 
-    python -m scaling.compare --runs=out/tiny,out/tiny-speech --out=out/compare.png
+    python -m scaling.compare --runs=out/tiny-adamw,out/tiny-speech --out=out/compare.png
 
 Left: held-out loss on speech over tokens. Right: StoryCloze in every direction, in one voice, with
 standard errors. The numbers are in a .csv beside the picture.
@@ -21,7 +21,7 @@ BARS = [(task, direction) for task in TASKS for direction in ('S', 'S->T', 'T->S
 
 @dataclass(frozen=True)
 class Config:
-    runs: str = 'out/tiny,out/tiny-speech,out/tiny-scratch' # folders of train.py, separated by commas
+    runs: str = 'out/tiny-adamw,out/tiny-speech,out/tiny-scratch' # folders of train.py, separated by commas
     corpus: str = 'stories' # corpus whose held-out speech the left panel shows
     voice: str = 'main' # voice of the items in the right panel: main or unseen
     out: str = 'out/figure.png' # the picture; its numbers go into a .csv beside it

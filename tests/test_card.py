@@ -14,7 +14,7 @@ def train_folder(folder, tokens, init, tmp_path):
     model, vocab = make_model(folder, tmp_path / 'text')
     write_json(folder / 'settings.json', {
         'command': 'train.py --lr=1', 'commit': 'abc1234', 'steps': 1600, 'tokens': 13_107_200, 'flops': 2.5e14,
-        'settings': {'data': str(tokens), 'init': init}})
+        'settings': {'data': str(tokens), 'init': init, 'optimizer': 'muon'}})
     return model, vocab
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_card_has_the_facts_of_the_files_and_an_empty_line_for_the_licence(tmp
                  '| encoder of the units | `acme/hubert`, layer 11, 25 frames a second |',
                  f'| data | `{tokens}`, 1,234 tokens |', f'| parameters | {model.num_params():,}, in bfloat16 |',
                  '| training of slm | `train.py --lr=1` at commit abc1234: 1,600 steps, 13,107,200 tokens, '
-                 '2.50e+14 FLOPs |',
+                 '2.50e+14 FLOPs, Muon and AdamW |',
                  '| ssc/S | 62.5 % | 1.2 | 1,871 |', '| loss/mine/text | 1.250 |  | 7 |',
                  'Documents of ssc: written as in slamkit.'):
         assert line in card.splitlines(), line

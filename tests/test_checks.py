@@ -15,6 +15,7 @@ from training import checks
 REFUSALS = [
     (dict(attention='flash'), "attention='flash': expected one of None, triton, one-pass, hopper, sdpa"),
     (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
+    (dict(optimizer='lion'), "optimizer='lion': expected one of adamw, muon"),
     (dict(micro_batch=0), "micro_batch=0: expected more than 0"),
     (dict(max_tokens=5),
      "expected exactly one of max_steps, max_tokens, max_flops, max_seconds, got max_steps and max_tokens"),

@@ -390,7 +390,7 @@ def test_the_plan_is_cached_and_made_anew_for_other_shards(tmp_path, monkeypatch
     assert not calls
     for name in fresh._fields:
         assert (getattr(fresh, name) == getattr(cached, name)).all()
-    assert isinstance(cached.start.base, np.memmap)
+    assert not cached.start.flags.writeable # mapped
     shards.plan(64)
     assert len(calls) == 1 # another T
     write(tmp_path / 'b', make_documents(100, seed=1))

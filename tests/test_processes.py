@@ -64,9 +64,9 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
     def run_uncut(rank):
         make_optimizer = train.make_optimizer
         parameters = []
-        def spy(model, lr):
-            parameters.extend(model.parameters())
-            return make_optimizer(model, lr)
+        def spy(*args):
+            parameters.extend(args[0].parameters())
+            return make_optimizer(*args)
         train.make_optimizer = spy
         train.main(runs['uncut'])
         assert parameters
@@ -143,3 +143,29 @@ def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, w
         assert a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
     plain, compiled = (load_file(Path(run.out, 'model.safetensors')) for run in runs)
     assert plain.keys() == compiled.keys()
+
+@pytest.mark.parametrize('parallel, within', [('ddp', 1e-6), ('fsdp', 1e-3)])
+def test_muon_on_two_ranks_is_muon_on_one_and_resumes_to_the_bit(config, tmp_path, parallel, within):
+    """A rank of FSDP has half of each matrix, which moves by about 1e-2 as the whole does.
+
+    The ranks' parts of its products are rounded to bfloat16 before they are summed.
+    """
+    changes = dict(optimizer='muon', parallel=parallel, save_every=2, max_steps=4)
+    single, uncut, cut = (config(out=str(tmp_path / name), **changes) for name in ('single', 'uncut', 'cut'))
+    train.main(single)
+    def run_all(rank):
+        with interrupted_after(2):
+            train.main(cut)
+    assert on_ranks(2, lambda rank: train.main(uncut)) == on_ranks(2, run_all) == [0, 0]
+    assert rows_of(cut.out)[-1]['step'] == 2
+    assert on_ranks(2, lambda rank: train.main(cut)) == [0, 0]
+    tensors = []
+    for cfg in (single, uncut, cut):
+        folder = Path(cfg.out, 'step-4')
+        tensors.append(load_file(folder / 'state.safetensors') | load_file(folder / 'model.safetensors'))
+        tensors[-1].pop('rng')
+    assert {'layers.0.qkv.weight.momentum_buffer', 'embed.exp_avg'} <= set(tensors[0])
+    assert 'layers.0.qkv.weight.exp_avg' not in tensors[0]
+    for name, value in tensors[1].items():
+        assert torch.equal(value, tensors[2][name]), name
+        assert (value - tensors[0][name]).abs().max() < within, name

@@ -85,7 +85,8 @@ WRITERS = writers()
 OTHERS = { # what their documented commands leave open
     'corpora.spoken': ['--text=x', '--command=true {wav}'], 'training.export': ['--model=x'],
     'papers.slamkit': ['--features=x'], 'tiny.build.train_tokenizer': [],
-    'tiny.build.speak': [], 'tiny.build.train_encoder': [], 'papers.claims': [], 'scaling.compare': []}
+    'tiny.build.speak': [], 'tiny.build.train_encoder': [], 'papers.claims': [], 'scaling.compare': [],
+    'bench.speedrun': []}
 
 @pytest.mark.parametrize('script', WRITERS)
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(script, tmp_path, monkeypatch):

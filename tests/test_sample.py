@@ -209,6 +209,38 @@ def test_what_is_said_is_written_down_span_by_span(house, tmp_path):
     wave = load_audio(out / f"{sample['name']}.wav")[first:last]
     assert sample['spans'][i]['heard'] == whisper.transcribe([wave])[0]
 
+@pytest.mark.parametrize('seconds, words, expected', [
+    (0, [['Hi', 0.1, 0.5], ['<you>', 1.2, 1.8]], 'Hi <you>, there'), # all of it: the text
+    (1, [['Hi', 0.1, 0.5], ['<you>', 0.9, 1.8], ['there', 1.0, 2.0]], 'Hi <you>'), # what has begun by then
+    (1, [['Hi', 0.1, 0.5], ['<you>', None, None]], None),
+    (1, None, None),
+    (9, None, 'Hi <you>, there')]) # more than there is
+def test_the_words_of_a_prompt_are_those_of_its_manifest(house, tmp_path, seconds, words, expected):
+    root, _ = house
+    (tmp_path / 'in').mkdir()
+    shutil.copy(root / 'prompt.wav', tmp_path / 'in')
+    line = {'id': 'a', 'audio': 'prompt.wav', 'text': 'Hi <you>, there', 'words': words}
+    (tmp_path / 'in' / 'manifest.jsonl').write_text(json.dumps(line))
+    out = tmp_path / 'out'
+    main(settings(root, out=str(out), prompt='', prompts=str(tmp_path / 'in'), seconds=float(seconds)))
+    [sample] = samples_of(out)
+    assert sample['prompt'][0].get('transcript') == expected
+    assert 'transcript' not in sample['spans'][0] and not list(out.glob('*.heard.txt'))
+    marks = re.findall('<mark class="speech">(.*)</mark>', page_of(out))
+    assert marks == ([html.escape(expected)] if expected else []) # none of the continuation
+    assert 'of spoken continuations, none are known' in page_of(out)
+
+def test_a_text_file_beside_a_prompt_has_its_words_and_an_unfit_manifest_is_named(house, tmp_path, capsys):
+    root, _ = house
+    shutil.copy(root / 'prompt.wav', tmp_path)
+    (tmp_path / 'prompt.txt').write_text(' Hello there.\n')
+    (tmp_path / 'manifest.jsonl').write_text('{"audio_filepath": "prompt.wav"}\n')
+    prompt = str(tmp_path / 'prompt.wav')
+    main(settings(root, out=str(tmp_path / 'out'), prompt=prompt, seconds=0.0))
+    assert samples_of(tmp_path / 'out')[0]['prompt'][0]['transcript'] == 'Hello there.'
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/manifest.jsonl:1: 'id' must be a non-empty string" in printed and 'taken as unknown' in printed
+
 def test_a_folder_of_prompts_in_batches(house, tmp_path):
     root, _ = house
     (tmp_path / 'in').mkdir()
@@ -231,7 +263,7 @@ def test_whatever_a_model_says_becomes_files(house, tmp_path, monkeypatch, gener
     [sample] = samples_of(tmp_path)
     assert kinds_of(sample['spans']) == kinds
     assert (tmp_path / '000.wav').exists() == ('speech' in kinds)
-    assert (tmp_path / 'samples.html').stat().st_size > 1000
+    assert ('<p class="about">(ended at once)</p>' in page_of(tmp_path)) == (not kinds)
 
 def test_what_is_there_or_is_called_like_sound_is_a_file_and_all_else_is_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

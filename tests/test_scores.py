@@ -15,6 +15,7 @@ from evaluation.scores import (
     ratio_and_stderr,
     sign_test,
     student_interval,
+    student_p,
     wins,
 )
 from speech.words import edit_distance
@@ -123,6 +124,19 @@ def test_students_interval_of_known_seeds():
     assert (high - mean, mean - low) == pytest.approx((2.776 * math.sqrt(0.5), 2.776 * math.sqrt(0.5)))
     with pytest.raises(Refused, match='1 seeds: expected 2 to 10'):
         student_interval([1])
+
+def test_a_p_value_is_student_s():
+    """At the bounds of the 95 % interval p is 0.05; with 3 seeds, 2 degrees of freedom, there is a closed form."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 10):
+        values = rng.normal(1, 1, n)
+        mean, low, _ = student_interval(values)
+        assert student_p(values - mean + (mean - low)) == pytest.approx(0.05, abs=1e-3)
+    values = np.array([1.0, 2.0, 4.0])
+    t = values.mean() / (values.std(ddof=1) / math.sqrt(3))
+    assert student_p(values) == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-4)
+    assert student_p(-values) == student_p(values)
+    assert (student_p([0, 0, 0]), student_p([1, 1, 1])) == (1, 0)
 
 def test_edit_distance_is_levenshtein_s():
     def slow(a, b): # by its recursion

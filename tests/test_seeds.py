@@ -13,10 +13,10 @@ from files import write_json, write_lines
 ROOT = Path(__file__).parents[1]
 LOSSES = { # (arm, dtype): the loss of units of each seed
     ('tiny_text', 'bfloat16'): None, # knows no units
-    ('tiny', 'bfloat16'): [1.9, 2.0, 2.1, 1.8, 1.7],
-    ('tiny', 'float32'): [1.9, 2.1, 2.0, 1.8, 1.75],
+    ('tiny_adamw', 'bfloat16'): [1.9, 2.0, 2.1, 1.8, 1.7],
+    ('tiny_adamw', 'float32'): [1.9, 2.1, 2.0, 1.8, 1.75],
     ('tiny_speech', 'bfloat16'): [2.0, 2.11, 2.19, 1.9, 1.8],
-    ('tiny-wsd', 'bfloat16'): [1.7, 1.81, 1.9, 1.6, 1.49]}
+    ('tiny_adamw-wsd', 'bfloat16'): [1.7, 1.81, 1.9, 1.6, 1.49]}
 
 def write_eval(folder, arm, loss, step_loss):
     """What a finished run leaves of its scores."""
@@ -44,13 +44,13 @@ def scores(tmp_path):
 
 def test_the_spread_over_seeds_stands_beside_the_error_over_items(scores):
     rows = {(row['arm'], row['dtype'], row['score']): row for row in seeds.spreads(scores)}
-    losses = LOSSES['tiny', 'bfloat16']
-    row = rows['tiny', 'bfloat16', seeds.UNITS]
+    losses = LOSSES['tiny_adamw', 'bfloat16']
+    row = rows['tiny_adamw', 'bfloat16', seeds.UNITS]
     assert row['mean'] == pytest.approx(1.9)
     assert row['over seeds'] == pytest.approx(statistics.stdev(losses))
     assert row['over items'] == pytest.approx(0.02)
     assert row['seeds'] == 5
-    percent = rows['tiny', 'bfloat16', 'tSC S->T']
+    percent = rows['tiny_adamw', 'bfloat16', 'tSC S->T']
     assert percent['mean'] == pytest.approx(100 * 1.9 / 4)
     assert percent['over items'] == pytest.approx(1.6)
     assert ('tiny_text', 'bfloat16', 'loss of text') in rows
@@ -58,34 +58,34 @@ def test_the_spread_over_seeds_stands_beside_the_error_over_items(scores):
 
 def test_a_difference_is_one_where_the_seeds_agree(scores):
     rows = {(row['of'], row['less'], row['score']): row for row in seeds.differences(scores)}
-    speech = rows['tiny bfloat16', 'tiny_speech bfloat16', seeds.UNITS]
+    speech = rows['tiny_adamw bfloat16', 'tiny_speech bfloat16', seeds.UNITS]
     # Seed by seed -0.1, -0.11, -0.09, -0.1, -0.1, although each arm spreads over 0.4.
     assert speech['mean'] == pytest.approx(-0.1)
     assert speech['high'] - speech['mean'] == pytest.approx(2.776 * 0.005 * 2 ** 0.5 / 5 ** 0.5)
     assert speech['differs'] == 'yes'
-    dtype = rows['tiny float32', 'tiny bfloat16', seeds.UNITS]
+    dtype = rows['tiny_adamw float32', 'tiny_adamw bfloat16', seeds.UNITS]
     assert list(dtype['by seed'].values()) == pytest.approx([0, 0.1, -0.1, 0, 0.05])
     assert dtype['differs'] == 'no'
     # The TextLM has no loss of units, and runs of other arms are not there.
     assert not any('scratch' in of or 'text' in of for of, _, _ in rows)
 
 def test_a_difference_is_over_the_seeds_of_both_sides(scores):
-    del scores['tiny-wsd', 'bfloat16', 3]
+    del scores['tiny_adamw-wsd', 'bfloat16', 3]
     [row] = [row for row in seeds.differences(scores)
-             if row['of'] == 'tiny-wsd bfloat16' and row['score'] == seeds.UNITS]
+             if row['of'] == 'tiny_adamw-wsd bfloat16' and row['score'] == seeds.UNITS]
     assert row['seeds'] == 4
     assert row['by seed'] == pytest.approx({1: -0.2, 2: -0.19, 4: -0.2, 5: -0.21})
     for seed in (1, 2, 4):
-        del scores['tiny-wsd', 'bfloat16', seed]
-    assert all(row['of'] != 'tiny-wsd bfloat16' for row in seeds.differences(scores))
-    assert all(row['arm'] != 'tiny-wsd' for row in seeds.spreads(scores))
+        del scores['tiny_adamw-wsd', 'bfloat16', seed]
+    assert all(row['of'] != 'tiny_adamw-wsd bfloat16' for row in seeds.differences(scores))
+    assert all(row['arm'] != 'tiny_adamw-wsd' for row in seeds.spreads(scores))
 
 def test_how_far_other_instructions_lead(tmp_path):
     cfg = Config(out=str(tmp_path))
-    row = seeds.run_row(cfg, 'tiny', 'bfloat16', 1, '-avx512')
-    reference = seeds.run_row(cfg, 'tiny', 'bfloat16', 1)
-    write_eval(Path(row['out_dir']), 'tiny', 2.0, step_loss=0.03)
-    write_eval(Path(reference['out_dir']), 'tiny', 1.9, step_loss=0.02)
+    row = seeds.run_row(cfg, 'tiny_adamw', 'bfloat16', 1, '-avx512')
+    reference = seeds.run_row(cfg, 'tiny_adamw', 'bfloat16', 1)
+    write_eval(Path(row['out_dir']), 'tiny_adamw', 2.0, step_loss=0.03)
+    write_eval(Path(reference['out_dir']), 'tiny_adamw', 1.9, step_loss=0.02)
     distance = seeds.divergence('avx512', row, reference)
     assert [distance[f'step {step}'] for step in (1, 10, 50, 220)] == pytest.approx([0.01, 0.1, 0.5, 2.2])
     assert distance['held out'] == pytest.approx(0.1)
@@ -124,7 +124,7 @@ def test_edits_are_those_of_the_page():
 
 def test_an_edited_arm_runs_the_code_of_a_copy(tmp_path, monkeypatch):
     """Whatever is edited in the copy, this tree stays as it is, and other arms run its code."""
-    file, old, new = ARMS['tiny-sqrt'].edit
+    file, old, new = ARMS['tiny_adamw-sqrt'].edit
     (tmp_path / file).write_text(f'height = ({old})\n')
     (tmp_path / 'requirements.txt').write_text('')
     monkeypatch.setattr(seeds, 'ROOT', tmp_path)
@@ -134,10 +134,10 @@ def test_an_edited_arm_runs_the_code_of_a_copy(tmp_path, monkeypatch):
     cfg = Config(seeds=2)
     for _ in range(2): # again: the copy is there
         executed.clear()
-        seeds.run_all(cfg, rows_of(cfg, ['tiny-wsd', 'tiny-sqrt']), {})
+        seeds.run_all(cfg, rows_of(cfg, ['tiny_adamw-wsd', 'tiny_adamw-sqrt']), {})
     (plain, plain_rows), (suite, rows) = executed
-    assert [row['name'] for row in plain_rows] == ['tiny-wsd-bfloat16-1', 'tiny-wsd-bfloat16-2']
-    assert [row['name'] for row in rows] == ['tiny-sqrt-bfloat16-1', 'tiny-sqrt-bfloat16-2']
+    assert [row['name'] for row in plain_rows] == ['tiny_adamw-wsd-bfloat16-1', 'tiny_adamw-wsd-bfloat16-2']
+    assert [row['name'] for row in rows] == ['tiny_adamw-sqrt-bfloat16-1', 'tiny_adamw-sqrt-bfloat16-2']
     assert Path(plain.train) == tmp_path / 'train.py'
     assert Path(plain.train).read_text() == f'height = ({old})\n'
     assert Path(suite.train).read_text() == f'height = ({new})\n'
@@ -160,7 +160,7 @@ def test_a_dry_run_shows_every_run_and_writes_nothing(tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('arguments, message', [
-    ({'arms': 'tiny,tinny'}, 'arms: tinny: expected some of tiny_text, tiny'),
+    ({'arms': 'tiny_adamw,tinny'}, 'arms: tinny: expected some of tiny_text, tiny_adamw'),
     ({'seeds': 1}, 'seeds=1: expected 2 to 10')])
 def test_unknown_arms_and_single_seeds_are_refused(arguments, message):
     with pytest.raises(Refused, match=message):

@@ -242,9 +242,10 @@ def test_evaluation_is_the_mean_over_the_held_out_rows(config, corpus):
         assert val[name]['targets'] == int((targets >= 0).sum())
 
 # A pass over a source is 16 rows: step 7 is within the first one, step 15 in the second or later.
-@pytest.mark.parametrize('step, dtype', [(7, 'float32'), (15, 'float32'), (15, 'pure_bfloat16')])
-def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, step, dtype):
-    uncut, cut = (config(out=str(tmp_path / name), dtype=dtype) for name in ('uncut', 'cut'))
+@pytest.mark.parametrize('step, dtype, optimizer', [
+    (7, 'float32', 'adamw'), (15, 'float32', 'adamw'), (15, 'pure_bfloat16', 'adamw'), (15, 'float32', 'muon')])
+def test_a_cut_and_resumed_run_is_the_uncut_one_to_the_bit(config, tmp_path, step, dtype, optimizer):
+    uncut, cut = (config(out=str(tmp_path / name), dtype=dtype, optimizer=optimizer) for name in ('uncut', 'cut'))
     train.main(uncut)
     with interrupted_after(step):
         assert train.main(cut) is None
@@ -266,17 +267,17 @@ def test_accumulation_changes_nothing_but_rounding(config, tmp_path, micro_batch
     for x, y in zip(rows_of(a.out), rows_of(b.out)):
         assert x.get('targets') == y.get('targets') and x.get('loss') == pytest.approx(y.get('loss'), abs=1e-5)
 
-@pytest.mark.parametrize('part', ['loss', 'gradient'])
-def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, part):
+@pytest.mark.parametrize('part, optimizer', [('loss', 'adamw'), ('gradient', 'adamw'), ('gradient', 'muon')])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(config, monkeypatch, part, optimizer):
     """The state after two steps and a poisoned third is the state after two steps; the row numbers are logged."""
-    cfg = config(max_steps=20, micro_batch=12)
+    cfg = config(max_steps=20, micro_batch=12, optimizer=optimizer)
     states = {}
     read, make_optimizer = train.Log.read, train.make_optimizer
     def read_spy(log): # called after each step is launched
         states[len(states) + 1] = digest_of_state(*read_spy.trained)
         return read(log)
-    def make_spy(model, lr):
-        optimizer = make_optimizer(model, lr)
+    def make_spy(model, *rest):
+        optimizer = make_optimizer(model, *rest)
         read_spy.trained = model, optimizer
         return optimizer
     monkeypatch.setattr(train.Log, 'read', read_spy)
@@ -486,6 +487,18 @@ def test_a_changed_run_in_the_same_folder_is_refused_with_the_fields(config, tmp
     assert weights_of(out) == before
     # These may change: the run has finished all the same.
     train.main(config(max_steps=2, micro_batch=3, save_every=7, attention='sdpa'))
+
+def test_a_run_of_a_version_without_a_setting_goes_on_with_its_default(config, monkeypatch):
+    read_state = checkpoint.read_state
+    def read_older(folder):
+        state = read_state(folder)
+        del state['run']['optimizer'], state['run']['sources']
+        return state
+    train.main(config(max_steps=2))
+    monkeypatch.setattr(checkpoint, 'read_state', read_older)
+    train.main(config(max_steps=2))
+    with pytest.raises(Refused, match="holds another run: optimizer was 'adamw' and is 'muon'; take"):
+        train.main(config(max_steps=2, optimizer='muon'))
 
 def test_changed_shards_are_refused_on_resume(config, tmp_path):
     tokenizer = TextTokenizer(config().tokenizer)

@@ -87,8 +87,9 @@ def facts(folder, model, vocab, dtype):
     for run_folder, run in reversed(runs):
         counts = [f"{run[key]:,} {key}" for key in ('steps', 'tokens', 'pairs') if isinstance(run.get(key), int)]
         flops = [f"{run['flops']:.2e} FLOPs"] if run.get('flops') else []
+        muon = ['Muon and AdamW'] if run.get('settings', {}).get('optimizer') == 'muon' else []
         rows.append((f'training of {Path(run_folder).name}',
-                     f"`{run.get('command')}` at commit {run.get('commit')}: {', '.join(counts + flops)}"))
+                     f"`{run.get('command')}` at commit {run.get('commit')}: {', '.join(counts + flops + muon)}"))
     return rows
 
 def _weights(folder):

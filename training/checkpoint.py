@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ def digest(hashes):
     """One short hash of many."""
     return hashlib.sha256(' '.join(hashes).encode()).hexdigest()[:16]
 
-def find(out_dir, identity, place):
+def find(out_dir, identity, place, defaults):
     """The folder to continue from, or None for a new run. Refused if out_dir holds another run.
 
     Rank 0 reads every byte of a checkpoint to verify it; the others wait for the step that it found.
@@ -210,7 +210,7 @@ def find(out_dir, identity, place):
             Path(out_dir).mkdir(parents=True, exist_ok=True)
             if folder := newest(out_dir):
                 step = _step_of(folder)
-                _refuse_another_run(read_state(folder)['run'], identity, out_dir)
+                _refuse_another_run(defaults | read_state(folder)['run'], identity, out_dir)
             elif Path(out_dir, 'settings.json').is_file():
                 raise Refused(f"{out_dir} holds a finished model without its step-N; choose another --out")
         except (Refused, OSError) as e:
@@ -226,7 +226,7 @@ def find(out_dir, identity, place):
 
 def _refuse_another_run(saved, identity, out_dir):
     """Refuses a run whose identity is not the one saved in a checkpoint, naming each field."""
-    identity = json.loads(json.dumps(identity)) # as it was saved: JSON turns tuples into lists
+    saved, identity = json.loads(json.dumps([saved, identity])) # JSON turns tuples into lists
     changed = [key for key in {**saved, **identity} if saved.get(key) != identity.get(key)]
     if changed:
         difference = ', '.join(f"{key} was {saved.get(key)!r} and is {identity.get(key)!r}"
@@ -266,7 +266,9 @@ def open_run(cfg, may_change, place, stop_signals, vocab, tokenizer, inputs):
     """
     settings = asdict(cfg)
     identity = {name: settings[name] for name in settings if name not in may_change} | inputs
-    folder = find(Path(cfg.out), identity, place)
+    # A run of a version without one of the settings had what is its default now.
+    defaults = {field.name: field.default for field in fields(cfg) if field.name in identity}
+    folder = find(Path(cfg.out), identity, place, defaults)
     if folder:
         state = read_state(folder)
     else:

@@ -71,10 +71,10 @@ def _saved_per_token(cfg, word, stream):
         'selective': C * norms + attention + up,
         'full': C * stream}, norm
 
-def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none'):
+def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none', optimizer='adamw'):
     """Bytes on each GPU while train.py trains a model with micro-batches of `tokens` tokens, by part.
 
-    weights, gradients, moments: exact; with FSDP, of a shard
+    weights, gradients, moments: exact; with FSDP, of a shard. Muon has one moment of a layer's matrix, AdamW two
     copies    of the weights in bf16, exact; FSDP gathers two layers at a time
     saved     what the layers save for the backward with Triton's attention (heads not padded), to 2 %
     head      a chunk of logits and the head's gradient in float32; or, where that is more, that
@@ -88,6 +88,8 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
     n_linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     n_layer_params = sum(p.numel() for p in model.layers[0].parameters())
     n_table = cfg.rows * cfg.n_word
+    n_matrices = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+    n_moments = 2 * n_params - (n_matrices if optimizer == 'muon' else 0)
     sharded = world > 1 and parallel == 'fsdp'
     shards = world if sharded else 1
     word, master = _bytes_of(dtype)
@@ -107,7 +109,7 @@ def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='no
     return {
         'weights': master * n_params // shards,
         'gradients': master * n_params // shards,
-        'moments': 2 * master * n_params // shards,
+        'moments': master * n_moments // shards,
         'copies': copies,
         'saved': tokens * (cfg.n_layer * saved[recompute] + outside_layers),
         'head': head}

@@ -1,7 +1,7 @@
 # python train.py config/papers/slm.py          2 min on 2 CPU cores
 #
 # The SLMs of papers/claims.py, which sets size, start, budget, seed and, for textless ones, sources.
-# As config/tiny.py, but with half its batch, so that small budgets have enough steps.
+# As config/tiny_adamw.py, but with half its batch, so that small budgets have enough steps.
 data = 'out/tokens/stories,out/tokens/talk'
 sources = ('text', 'speech', 'interleaved') # as many rows of each
 tokenizer = 'tiny/tokenizer'
