@@ -149,7 +149,7 @@ def save(rows):
               'command': f'python bench/aot.py --triton={triton.__version__}'}
     saved = read_json(RESULTS.parent, RESULTS.name, 'bench/aot.py')['rows'] if RESULTS.exists() else []
     merged = {key(row): row for row in [*saved, *({**source, **row} for row in rows)]}
-    write_json(RESULTS, {'rows': sorted(merged.values(), key=key)})
+    write_json(RESULTS, {**source, 'rows': sorted(merged.values(), key=key)})
 
 def main():
     options = dict.fromkeys(('--triton', '--only'), '')

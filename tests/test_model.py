@@ -836,12 +836,12 @@ def test_a_step_has_the_logits_of_the_full_forward(pair, lengths, decode):
         assert (logits[row] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 def test_a_compiled_step_has_the_same_ids_and_compiles_for_one_row_and_for_many(small, monkeypatch):
-    compile = torch.compile
+    torch_compile = torch.compile
     n_graphs = []
     def backend(graph, _):
         n_graphs.append(1)
         return graph.forward
-    monkeypatch.setattr(torch, 'compile', lambda f, options, **named: compile(f, backend=backend, **named))
+    monkeypatch.setattr(torch, 'compile', lambda f, options, **named: torch_compile(f, backend=backend, **named))
     for prompts in ([[3, 4]], [[5, 6, 7]], [[3, 4], [5, 6]], [[3, 4], [5, 6], [7, 8]]):
         assert small.generate(prompts, 9, decode='compile', temperature=0) == small.generate(prompts, 9, temperature=0)
     assert len(n_graphs) == 2
