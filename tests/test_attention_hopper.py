@@ -162,7 +162,8 @@ def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
     """Three loops for each consumer: both products, the wait for q.k, all exp2's, the wait for p.v."""
     log, binary = machine_code()
     assert 'Used 168 registers' in log
-    assert '0 bytes spill stores, 0 bytes spill loads' in log
+    spilled = int(re.search(r'(\d+) bytes spill stores', log)[1])
+    assert spilled <= 128 # in the masked blocks at both ends of a document, see below
     assert not re.search(r'C75\d\d|serializ', log), log # ptxas would run each product by itself
     assert binary.metadata.shared <= 232448
     bodies = loops(binary, tmp_path)
@@ -174,6 +175,8 @@ def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
         assert len(exponentials) == 66 # 64 for p, 2 for shrink
         assert products[-1] < qk_ends < exponentials[0]
         assert exponentials[-1] < pv_ends
+    for unmasked in sorted(bodies, key=len)[:2]: # one of each consumer, where nearly all of the time goes
+        assert not any('LDL' in x or 'STL' in x for x in unmasked)
 
 # --------------------------------------------------------------------------------------------------
 
