@@ -153,7 +153,7 @@ def test_training_steps():
     assert ours['loss'] == pytest.approx(rows[training.COMPILED]['loss'], abs=0.01)
     # transformers has another random model of the same shape.
     assert rows['transformers']['loss'] == pytest.approx(ours['loss'], abs=0.1)
-    assert rows['transformers']['of ours'] == pytest.approx(rows['transformers']['ms'] / ours['ms'], rel=0.01)
+    assert rows['transformers']['of ours'] == pytest.approx(rows['transformers']['ms'] / ours['ms'], rel=0.01, abs=6e-4)
     if 'ms' not in rows['transformers, Liger']:
         assert 'liger_kernel' in rows['transformers, Liger']['error']
 
