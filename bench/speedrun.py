@@ -71,8 +71,8 @@ def run_seed(cfg):
     if results['exit']:
         last = '; '.join(results['failure'][-2:])
         raise Refused(f"./speedrun.sh --seed={cfg.seed}: exit {results['exit']}: {last}")
-    evaluation = results.pop('eval')
-    return {**machine(), 'cores': os.cpu_count(), **results, 'scores': scores_of(evaluation['results'])}
+    [rows] = results.pop('eval')['results'].values() # of one model
+    return {**machine(), 'cores': os.cpu_count(), **results, 'scores': scores_of(rows)}
 
 def curve_rows(cfg):
     """{(recipe, steps): row for scaling.plan.execute}"""

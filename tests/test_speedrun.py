@@ -18,7 +18,7 @@ SCRIPT = f"""#!/bin/sh
 echo '   70 s  set-up: .venv with requirements.txt'
 echo '  400 s  train: tiny                                    done: out/tiny, 1,000 steps'
 mkdir -p out/speedrun
-echo '{json.dumps({'results': ROWS})}' >out/speedrun/eval.json
+echo '{json.dumps({'results': {'out/tiny': ROWS}})}' >out/speedrun/eval.json
 """
 
 @pytest.fixture
