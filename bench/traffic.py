@@ -110,7 +110,7 @@ def traffic(f, x):
 def layer_of(cfg, n_rows, length):
     """-> (a layer, the input of its forward, the context that follows it)"""
     model = GPT(cfg, attention='triton')
-    rope = model.rotary(torch.arange(length)[:, None])
+    rope = model.rotary(torch.arange(length)[:, None])['full']
     docs = documents(torch.zeros(n_rows, length, dtype=torch.int32), 'triton')
     x = torch.zeros(n_rows, length, cfg.n_embd, requires_grad=True)
     return model.layers[0], x, (rope, None, docs, 'triton', None)

@@ -68,7 +68,8 @@ def _saved_per_token(cfg, word, stream):
     product_inputs = C * 2 * word # the norms' outputs
     return {
         'none': C * norms + product_inputs + attention + word * cfg.n_ffn * n_mlp,
-        'selective': C * norms + attention + up,
+        # Where no norm stands before the products, selective recomputing keeps the rows x themselves.
+        'selective': C * (norms + 2 * stream * (cfg.residual == 'after')) + attention + up,
         'full': C * stream}, norm
 
 def memory(cfg, tokens, world=1, parallel='ddp', dtype='bfloat16', recompute='none', optimizer='adamw'):

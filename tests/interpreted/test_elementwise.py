@@ -131,11 +131,11 @@ def test_the_kernels_are_opaque_to_torch_compile(monkeypatch):
     for x, y in zip(losses_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(x, y)
 
-def test_the_kernels_move_a_third_of_the_bytes_and_little_more_than_the_floor(monkeypatch):
+def test_the_kernels_move_less_than_half_of_the_bytes_and_little_more_than_the_floor(monkeypatch):
     cfg = traffic.CONFIGS['Qwen2.5-0.5B']
     bytes_moved = {}
     for fused in (False, True):
         monkeypatch.setattr(elementwise, 'fused', lambda x, fused=fused: fused)
         bytes_moved[fused] = sum(traffic.of_parts(cfg)['all'])
-    assert bytes_moved[True] < bytes_moved[False] / 2.7
+    assert bytes_moved[True] < bytes_moved[False] / 2.4
     assert bytes_moved[True] < 1.3 * sum(traffic.floor_of(cfg)['all'])
