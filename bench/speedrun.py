@@ -106,8 +106,8 @@ def train_curve(cfg):
 
 def write_table(runs):
     """speedrun.md: a line for each seed."""
-    lines = ['Written by `python bench/speedrun.py`: what `./speedrun.sh --seed=N` gave in fresh clones, in percent and',
-             'nats a unit; ± is the standard error over items or documents.', '']
+    lines = ['Written by `python bench/speedrun.py`: what `./speedrun.sh --seed=N` gave in fresh clones, in percent',
+             'and nats a unit; ± is the standard error over items or documents.', '']
     lines.append(f"| seed | in all | set-up | train: tiny | {' | '.join(SCORES)} | machine, commit |")
     lines.append('|---' * (len(SCORES) + 5) + '|')
     for seed, results in sorted(runs.items(), key=lambda item: int(item[0])):
