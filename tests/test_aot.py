@@ -103,3 +103,8 @@ def test_a_triton_that_cannot_be_installed_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize('sm, name, kernel, signature, constants, options', CASES)
 def test_kernel_is_within_its_bounds(sm, name, kernel, signature, constants, options):
     assert aot.faults(aot.row_of(sm, name, kernel, signature, constants, options)) == []
+
+def test_what_is_on_record_of_both_versions_is_within_the_bounds():
+    rows = read_json(aot.RESULTS.parent, aot.RESULTS.name, 'bench/aot.py')['rows']
+    assert {row['triton'] for row in rows} == {'3.6.0', '3.9.0'}
+    assert [line for row in rows for line in aot.faults(row)] == []
