@@ -11,6 +11,6 @@ esac
 export OMP_NUM_THREADS=1 # two processes test, a file at a time
 stage "lint: ruff" ruff check --quiet .
 stage "kernels, by Triton's interpreter" \
-  env TRITON_INTERPRET=1 python -m pytest -q -n 2 tests/interpreted -p no:cacheprovider
+  env TRITON_INTERPRET=1 python -m pytest -q -n 2 -m "$marks" tests/interpreted -p no:cacheprovider
 stage "tests: pytest -m '$marks'" python -m pytest -q -n 2 --dist=loadfile -m "$marks" --durations=5 -p no:cacheprovider
 echo "all passed; the tests are in tests/, one file a module"

@@ -303,7 +303,7 @@ def test_what_was_measured_is_in_one_archive_after_each_part(stand_in, tmp_path)
         assert 'bench/results/gpu-of-a-test.json' in archive.getnames()
 
 # Every part on tiny shapes. Those that another test runs, or that differ by a shape alone, are slow.
-QUICK = 'compile', 'kernels', 'step', 'ncu', 'decode'
+QUICK = 'step', 'ncu'
 
 @pytest.mark.parametrize('part', [
     pytest.param(part, marks=[] if part in QUICK else pytest.mark.slow) for _, part, *_ in queue()])

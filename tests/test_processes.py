@@ -122,7 +122,7 @@ def test_recomputing_changes_nothing_also_in_shards(config, tmp_path, recompute,
 
 @pytest.mark.skipif(not shutil.which('g++'), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize('parallel, recompute, world', [
-    ('ddp', 'selective', 1), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
+    pytest.param('ddp', 'selective', 1, marks=pytest.mark.slow), ('ddp', 'none', 2), ('fsdp', 'full', 2)])
 def test_compiled_layers_learn_the_same(config, tmp_path, parallel, recompute, world):
     runs = [config(out=str(tmp_path / str(on)), max_steps=4, micro_batch=3, parallel=parallel, recompute=recompute,
                    compile=on) for on in (False, True)]

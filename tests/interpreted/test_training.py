@@ -65,7 +65,10 @@ OTHER_FAMILIES = {
     'olmo3': dict(n_head=3, window=5, windowed=(True, False), window_theta=1e3),
 }
 
-@pytest.mark.parametrize('family', OTHER_FAMILIES)
+SLOW = 'bloom', 'qwen3', 'smollm3' # what is new in them is in others too
+
+@pytest.mark.parametrize('family', [
+    pytest.param(family, marks=pytest.mark.slow if family in SLOW else []) for family in OTHER_FAMILIES])
 def test_other_families_train_as_by_the_reference_path(family, corpus, tmp_path, monkeypatch):
     shape = GPTConfig(family=family, n_layer=2, n_embd=48, **OTHER_FAMILIES[family])
     write_json(tmp_path / 'config.json', shape.to_hf())
