@@ -80,15 +80,16 @@ RMSNORM_FAMILIES = ('qwen2', 'llama', 'gemma2', 'qwen3', 'smollm3', 'olmo2', 'ol
 CASES = [(family, dtype) for family in SHAPES for dtype in ('bfloat16', 'pure_bfloat16', 'float32')
          if dtype != 'pure_bfloat16' or family in RMSNORM_FAMILIES]
 
-LATER = 'qwen3', 'smollm3', 'olmo2', 'olmo3' # of which some cases are slow
+def slow_unless(quick, *case):
+    return pytest.param(*case, marks=[] if quick else pytest.mark.slow)
 
 @pytest.mark.parametrize('family, dtype', [
-    pytest.param(*case, marks=pytest.mark.slow if case[0] in LATER and case[1] != 'bfloat16' else []) for case in CASES])
+    slow_unless(family == 'qwen2' or dtype == 'bfloat16', family, dtype) for family, dtype in CASES])
 def test_saved_activations(family, dtype):
     check(family, dtype, 'none')
 
 @pytest.mark.parametrize('family, recompute', [
-    pytest.param(family, recompute, marks=pytest.mark.slow if family in LATER and recompute == 'full' else [])
+    slow_unless(family == 'qwen2' or recompute == 'selective', family, recompute)
     for family in SHAPES for recompute in ('selective', 'full')])
 def test_saved_activations_when_recomputing(family, recompute):
     check(family, 'bfloat16', recompute)
