@@ -91,7 +91,7 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all_with_0(config, tmp_path, pa
         assert on_ranks(2, lambda rank, cfg=cfg: train.main(cfg)) == [0, 0]
     assert without_times(rows_of(cut.out)) == without_times(rows_of(uncut.out))
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize('number', [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(config, tmp_path, number):
     """Rank 1 gets the signal as it begins step 6. Rank 0, when it has ended, kills rank 1, which may only be stopped.
 
