@@ -22,7 +22,7 @@ other ids by one masked_fill. Times are medians of interleaved repeats. The row 
 that no implementation can beat: reading each weight once, or the products of a step at the speed of
 one large product. Greedy tokens of both sides are compared first.
 
-Writes bench/results/sample.json, or gpu-decoding.json with --graph.
+Writes bench/results/sample.json, or gpu-sample.json with --graph.
 """
 import sys
 import tempfile
@@ -165,7 +165,7 @@ def main(*arguments):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     rows = table(measured_rows(dry, clock, graph), 'batch', 'ids', 'of', 'tokens/s', 'here, times as fast')
-    save('gpu-decoding' if graph else 'sample', dry, rows=rows)
+    save('gpu-sample' if graph else 'sample', dry, rows=rows)
 
 if __name__ == '__main__':
     try:
