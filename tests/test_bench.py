@@ -16,7 +16,7 @@ import torch
 pytest.importorskip('triton')
 from small import make_model, make_tokenizer
 
-from bench import common, correctness, kernel_speed, ncu, reader_checks, readers, runs, traffic, training, tune, words
+from bench import common, correctness, kernel_speed, ncu, reader_checks, readers, runs, speed_table, traffic, training, tune, words
 from bench.common import ROOT
 from configurator import Refused
 from files import write_json
@@ -64,6 +64,19 @@ def test_a_result_says_where_and_how_and_a_dry_run_leaves_none(monkeypatch):
 
 # --------------------------------------------------------------------------------------------------
 # bench/correctness.py
+
+def test_the_table_of_the_docs_is_what_was_measured():
+    lines = speed_table.table(speed_table.load_result)
+    page = speed_table.PAGE.read_text(encoding='utf-8')
+    assert speed_table.with_table(page, lines) == page
+    assert len(lines) > 25
+
+def test_a_row_of_the_table_follows_its_result():
+    row = speed_table.compared('w', 'r', 'tokens/s', 9345, {'a': 1234567, 'b': 8.07})
+    assert (row.here, row.beside) == ('9,340 tokens/s', 'a 1.23 M, b 8.07')
+    assert row.times == 9345 / 1234567
+    with pytest.raises(Refused, match='expected one'):
+        speed_table.with_table('a page without marks', [])
 
 def test_correctness():
     torch.manual_seed(0)
