@@ -244,7 +244,7 @@ class GPT(nn.Module):
     def __init__(self, cfg: GPTConfig, attention=None, recompute='none'):
         """Random weights: normal with std 0.02, biases 0, norms 1, from torch's global generator.
 
-        attention: the backend in training, 'triton', 'one-pass', 'hopper' or 'sdpa'; None: the device's
+        attention: the backend in training, 'triton', 'hopper' or 'sdpa'; None: the device's
         fastest. recompute: 'none', 'selective' or 'full', see Block.
         """
         super().__init__()

@@ -93,10 +93,9 @@ class Config:
     out: str = 'out/model' # folder of the model, its checkpoints and its log
     seed: int = 0 # of random weights and of the order of the rows
     device: str = 'auto' # 'auto' (a GPU if there is one), 'cuda', 'cpu'
-    # 'one-pass' is 'triton' with fewer products in the backward, whose last bits differ from run to run; 'sdpa' is
-    # torch's attention, which has no soft-cap (Gemma2); 'hopper' is a forward for sm_90 that no GPU
-    # has run yet. None: the fastest that repeats to the bit
-    attention: str | None = None # 'triton', 'one-pass', 'hopper', 'sdpa' or None
+    # 'sdpa' is torch's attention, which has no soft-cap (Gemma2); 'hopper' is 'triton' with a forward for sm_90
+    # that no GPU has run yet. None: the device's fastest
+    attention: str | None = None # 'triton', 'hopper', 'sdpa' or None
     parallel: str = 'ddp' # ranks have copies ('ddp') or shards of weights, gradients, moments ('fsdp')
     # To save memory, the backward can compute norms and activations ('selective') or whole layers
     # ('full') again

@@ -46,7 +46,6 @@ SHARED = {80: 101376, 90: 232448}
 SPILLS = {'sm_90 attention dkv 128 plain': 16, # by 3.6.0 alone
           'sm_90 attention dkv 128 ALiBi': 44,
           'sm_90 attention dkv 256': 60,
-          'sm_90 attention one-pass 64 softcap': 60,
           'sm_90 cross-entropy slopes soft-cap': 4}
 # Gemma 2's loss on an A100, whose tanh leaves no registers to read 16 bytes at once.
 NARROW = r'sm_80 cross-entropy .*soft-cap'

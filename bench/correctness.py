@@ -3,8 +3,8 @@ Compares every Triton kernel at training sizes with float64, on a GPU:
 
     python bench/correctness.py plain         what training Qwen2.5 launches: heads of 64 and 128 channels, the
                                               head's loss in bf16, norm, rotation and SwiGLU
-    python bench/correctness.py variants      the rest: soft-cap, window, ALiBi, heads of 256, the one-pass
-                                              backward, the loss in float32 and with a soft-cap
+    python bench/correctness.py variants      the rest: soft-cap, window, ALiBi, heads of 256, the loss in float32
+                                              and with a soft-cap
     python bench/correctness.py memcheck      `plain --dry` under compute-sanitizer, if that is on the PATH
     ... --dry                                 tiny shapes, nothing written, also without a GPU
 
@@ -68,11 +68,11 @@ def max_error(x, exact):
     """The largest absolute difference between x and its float64 values."""
     return (x.double() - exact).abs().max().item()
 
-def compare(case, names, exact, reference, kernel, deterministic=True):
+def compare(case, names, exact, reference, kernel):
     """Yields a row of COLUMNS for each output of a kernel.
 
     exact, reference: lists of outputs, in float64 and by the torch definition. kernel: a function
-    that returns such a list; deterministic: whether it must return the same bits each time.
+    that returns such a list, of the same bits each time.
     """
     poisoned = with_nan_filled_memory(kernel)
     first = kernel()
@@ -88,7 +88,7 @@ def compare(case, names, exact, reference, kernel, deterministic=True):
                'torch': torch_error,
                'allowed': allowed,
                'good': kernel_error <= allowed, # False if the error is NaN
-               'same': torch.equal(*repeats) if deterministic else 'not asked'}
+               'same': torch.equal(*repeats)}
 
 def with_gradients(f, inputs, dy):
     """[y, gradient of each input] for y = f(*inputs) and the gradient dy of y."""
@@ -123,17 +123,17 @@ def attention_by_head(inputs, do, doc_start, dtype, slopes, **options):
     return outputs
 
 def attention_cases(part, dry=False):
-    """[(head size, variant, tokens left out at the beginning of each row, one pass)] of a part."""
+    """[(head size, variant, tokens left out at the beginning of each row)] of a part."""
     # Without 9 tokens, T is not a multiple of 16.
-    plain = [(64, 'plain', 0, False), (64, 'plain', 9, False)]
+    plain = [(64, 'plain', 0), (64, 'plain', 9)]
     if not dry: # the rest of it
-        plain += [(128, 'plain', 0, False), (128, 'soft-cap, window', 0, False)]
+        plain += [(128, 'plain', 0), (128, 'soft-cap, window', 0)]
     if part == 'plain':
         return plain
-    cases = list(product(HEADS, ('plain', 'soft-cap, window', 'ALiBi'), [0], [False, True]))
+    cases = list(product(HEADS, ('plain', 'soft-cap, window', 'ALiBi'), [0]))
     if dry and DEVICE == 'cpu':
         cases = [case for case in cases if case[0] == 64] # the interpreter is slow
-    return [case for case in cases if case not in plain and not (case[0] > 64 and case[3])]
+    return [case for case in cases if case not in plain]
 
 def attention_problem(D, variant, first, lengths, heads, window=500):
     """-> (q, k, v), the gradient of the output, doc_start and the options of a case."""
@@ -152,13 +152,12 @@ def attention_problem(D, variant, first, lengths, heads, window=500):
         options['slopes'] = alibi_slopes(H).to(DEVICE)
     return inputs, do, doc_start, options
 
-def attention_kernel(inputs, do, doc_start, options, one_pass):
+def attention_kernel(inputs, do, doc_start, options):
     """A function that returns o, dq, dk and dv of the Triton kernels."""
     docs = documents(doc_start, BACKEND)
-    backend = 'one-pass' if one_pass and BACKEND else BACKEND
 
     def kernel():
-        return with_gradients(lambda *qkv: attention(*qkv, docs, backend=backend, **options), inputs, do)
+        return with_gradients(lambda *qkv: attention(*qkv, docs, backend=BACKEND, **options), inputs, do)
 
     return kernel
 
@@ -167,16 +166,15 @@ def attention_rows(part, dry):
     # 144 tokens, which 16 divides as it divides 2,048, and two key heads, as one would be compiled as a
     # constant: so memcheck takes the kernels of `plain` from Triton's cache.
     lengths = [[79, 1, 64]] if dry else LENGTHS
-    for D, variant, first, one_pass in attention_cases(part, dry):
+    for D, variant, first in attention_cases(part, dry):
         heads = (4, 2) if dry else HEADS[D]
         inputs, do, doc_start, options = attention_problem(D, variant, first, lengths, heads, 60 if dry else 500)
         dtype = do.dtype
         exact = attention_by_head(inputs, do, doc_start, torch.float64, **options)
         reference = attention_by_head(inputs, do, doc_start, dtype, **options)
         case = f"attention {heads[0]}/{heads[1]} x {D}, T {do.size(1)}, {variant}, {str(dtype)[6:]}"
-        kernel = attention_kernel(inputs, do, doc_start, options, one_pass)
-        yield from compare(case + ', one pass' * one_pass, ('o', 'dq', 'dk', 'dv'),
-                           exact, reference, kernel, deterministic=not one_pass)
+        kernel = attention_kernel(inputs, do, doc_start, options)
+        yield from compare(case, ('o', 'dq', 'dk', 'dv'), exact, reference, kernel)
 
 # --------------------------------------------------------------------------------------------------
 # cross-entropy

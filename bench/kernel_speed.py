@@ -5,7 +5,6 @@ Times the kernels beside other implementations of the same work, on a GPU:
                                                FlashAttention 3 where it can be activated), SDPA by flash and by
                                                cuDNN, F.linear_cross_entropy, Liger
     python bench/kernel_speed.py all           documents of mean 512 too; beside torch, torch.compile, FlexAttention
-                                               and our one-pass backward too
     ... --dry                                  tiny shapes, nothing written, also without a GPU
 
     attention            16,384 tokens in rows of 2,048, in bf16. FLOPs: 4 D for each query head and
@@ -48,13 +47,12 @@ from model import Norm, _Rotary
 BACKEND = 'triton' if DEVICE == 'cuda' or INTERPRETED else None
 DTYPE = torch.bfloat16 if DEVICE == 'cuda' else torch.float32
 OURS = 'nanoSLM'
-ONE_PASS = f'{OURS}, one pass'
 FA3 = 'varlen, FlashAttention 3'
 COLUMNS = ('case', 'pass', 'of', 'ms', 'least', 'most', 'of ours',
            'tflops', 'gbs', 'share', 'peak_mb')
 REPEATS = {'kernels': 10, 'all': 30}
 # What only the part `all` measures.
-SLOW = {ONE_PASS, f'{OURS}, a loss a row', 'torch', 'torch.compile', 'FlexAttention'}
+SLOW = {f'{OURS}, a loss a row', 'torch', 'torch.compile', 'FlexAttention'}
 D64 = 'attention 14/2 x 64, documents of 2048'
 D128 = 'attention 28/4 x 128, documents of 2048'
 CE = 'cross-entropy 8192 x {} x 152320'
@@ -173,9 +171,6 @@ def attention_implementations(doc_start):
     def ours(*qkv):
         return attention(*qkv, docs, backend=BACKEND)
 
-    def one_pass(*qkv):
-        return attention(*qkv, docs, backend=BACKEND and 'one-pass')
-
     def ref(q, k, v):
         return attention_ref(q, k, v, doc_start)
 
@@ -203,7 +198,6 @@ def attention_implementations(doc_start):
         return y.view_as(qkv[0])
 
     return {OURS: ours,
-            ONE_PASS: one_pass,
             'torch': ref,
             'torch.compile': compiled(ref),
             'SDPA': heads_first(sdpa),
@@ -233,8 +227,6 @@ def attention_rows(part, dry, limits):
             length = f'mean {mean}' if mean < T else mean
             case = f'attention {H}/{HK} x {D}, documents of {length}'
             implementations = chosen(attention_implementations(doc_start), part)
-            if D > 64: # which the one-pass backward does not serve
-                implementations.pop(ONE_PASS, None)
             for which, work in (('forward', flops), ('backward', 2.5 * flops)):
                 yield from rows_of(case, which, implementations, inputs, limits, 'tflops', work,
                                    1 if dry else REPEATS[part])

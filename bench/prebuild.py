@@ -35,9 +35,9 @@ def jobs_of(part):
     jobs += [('cross-entropy', *case) for case in sorted(cross_entropy, key=str)]
     return jobs + [('norm, rotation, SwiGLU',)]
 
-def attention(D, variant, first, one_pass, heads, T):
+def attention(D, variant, first, heads, T):
     problem = correctness.attention_problem(D, variant, first, [[T]], heads)
-    correctness.attention_kernel(*problem, one_pass)()
+    correctness.attention_kernel(*problem)()
 
 def cross_entropy(dtype, softcap, n=64, columns=V):
     x = torch.randn(n, 896, device=DEVICE).to(dtype)

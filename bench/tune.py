@@ -32,7 +32,7 @@ from kernels.gpu import architecture
 
 # {head size: (query heads, key heads)} of Qwen2.5-0.5B, Qwen2.5-7B and Gemma2-2B.
 HEADS = {64: (14, 2), 128: (28, 4), 256: (8, 4)}
-PASSES = 'forward', 'dq', 'dkv', 'one-pass'
+PASSES = 'forward', 'dq', 'dkv'
 REGISTERS = 200 # per thread, for the accumulators and the scores alone
 
 # --------------------------------------------------------------------------------------------------
@@ -42,22 +42,19 @@ def candidates(D, step):
     """Yields (queries of a tile, keys of a tile, warps, stages) whose accumulators fit into registers."""
     for BM, BN, warps, stages in product((16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3)):
         accumulated = BM * (D + BN)
-        if step in ('dkv', 'one-pass'):
+        if step == 'dkv':
             accumulated = 2 * BN * (D + BM)
-        if step == 'one-pass':
-            accumulated += BM * D
         if BM * BN >= 1024 and accumulated <= REGISTERS * 32 * warps:
             yield BM, BN, warps, stages
 
 def timed(D, step, heads, T, rows):
     """config -> a function that runs a pass with it: the forward, or the whole backward."""
     H, HK = heads
-    backend = 'one-pass' if step == 'one-pass' else 'triton'
     docs = att.documents(packed(rows, T, T), 'triton')
     inputs = [torch.randn(rows, T, n, D, device=DEVICE).to(DTYPE) for n in (H, HK, HK)]
 
     def attention(*qkv):
-        return att.attention(*qkv, docs, backend=backend)
+        return att.attention(*qkv, docs, backend='triton')
 
     call = call_of(attention, inputs, 'forward' if step == 'forward' else 'backward')
 
@@ -172,7 +169,6 @@ def main():
     torch.manual_seed(0)
     sm = architecture(torch.device(DEVICE))
     keys = list(product([sm], [64] if dry else HEADS, PASSES))
-    keys = [key for key in keys if key in att.CONFIGS] # only 64 has a one-pass
     if not dry:
         jobs = [(D, step, config) for _, D, step in keys for config in candidates(D, step)]
         with ProcessPoolExecutor(min(12, os.cpu_count()), get_context('spawn')) as pool:

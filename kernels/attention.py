@@ -34,8 +34,7 @@ document begins or the last one ends. Only the blocks at both edges of this walk
 program sums dk and dv over the query heads of a group, so no atomics are needed and the gradient is
 the same every time. exp(x) is computed as exp2(x log2(e)), with log2(e) folded into the scale; the
 forward keeps lse = log2(sum_j exp2(s log2(e))), from which the backward recomputes p
-(FlashAttention-2, 2307.08691). In the optional one-pass backward the programs for dk and dv also
-add to dq: 5 products instead of 7, but in an order that differs from run to run.
+(FlashAttention-2, 2307.08691).
 
 On Hopper a product runs beside the instructions that follow it, so the order of the lines decides
 what the tensor cores do meanwhile. The forward starts q.k of the next block of keys before this
@@ -75,7 +74,6 @@ CONFIGS = {
     (80, 64, 'forward'): (128, 64, 8, 3),
     (80, 64, 'dq'): (64, 64, 4, 2),
     (80, 64, 'dkv'): (32, 128, 8, 2),
-    (80, 64, 'one-pass'): (32, 64, 8, 2),
     (80, 128, 'forward'): (128, 64, 8, 2),
     (80, 128, 'dq'): (64, 64, 8, 2),
     (80, 128, 'dkv'): (32, 64, 8, 2),
@@ -85,7 +83,6 @@ CONFIGS = {
     (90, 64, 'forward'): (128, 64, 4, 2),
     (90, 64, 'dq'): (128, 64, 8, 2),
     (90, 64, 'dkv'): (64, 128, 8, 2),
-    (90, 64, 'one-pass'): (64, 128, 8, 2),
     (90, 128, 'forward'): (128, 64, 8, 2),
     (90, 128, 'dq'): (128, 64, 8, 2),
     (90, 128, 'dkv'): (32, 128, 8, 2),
@@ -133,8 +130,8 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
         if softcap:
             raise Refused(f"{error} it has no softcap, which this model needs; expected None")
         return 'sdpa'
-    if requested not in ('triton', 'one-pass', 'hopper'):
-        raise Refused(f"{error} expected 'triton', 'one-pass', 'hopper' or 'sdpa'")
+    if requested not in ('triton', 'hopper'):
+        raise Refused(f"{error} expected 'triton', 'hopper' or 'sdpa'")
     if triton is None:
         raise Refused(f"{error} triton is not installed; take 'sdpa'")
     if device.type != 'cuda' and not INTERPRETED:
@@ -147,8 +144,6 @@ def choose_backend(device, requested=None, dtype=torch.bfloat16, D=64, softcap=0
                       f"got {dtype}, {D}; take 'sdpa'")
     if requested == 'hopper':
         attention_hopper.check(device, D, softcap)
-    if requested == 'one-pass' and D > 64: # for whose third accumulator the tiles would be too small
-        raise Refused(f"{error} expected heads of at most 64 channels, got {D}; take 'triton'")
     return 'triton'
 
 # --------------------------------------------------------------------------------------------------
@@ -327,8 +322,8 @@ if triton is not None:
         return j, end, (begin, interior, right, high)
 
     @triton.jit
-    def _backward_kv(q, k, v, do, lse, delta, doc_end, slopes, dk, dv, dq, q_stride, k_stride,
-                     v_stride, do_stride, scale, window, T, H, HK, ONE_PASS: tl.constexpr,
+    def _backward_kv(q, k, v, do, lse, delta, doc_end, slopes, dk, dv, q_stride, k_stride,
+                     v_stride, do_stride, scale, window, T, H, HK,
                      SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, D: tl.constexpr,
                      BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr):
         b = tl.program_id(0) // HK
@@ -356,16 +351,11 @@ if triton is not None:
                     acc_v = tl.dot(p.to(do_tile.dtype), do_tile, acc_v)
                     ds = p * (dp - tl.load(delta + row)[None, :]) * tanh_grad
                     acc_k = tl.dot(ds.to(q_tile.dtype), q_tile, acc_k)
-                    if ONE_PASS: # by pointers everywhere: the interpreter has no sum by TMA
-                        dq_part = tl.dot(ds.to(k_tile.dtype).T, k_tile) * scale # (BM, D)
-                        dq_head = dq + (b * T).to(tl.int64) * H * D + h * D
-                        tl.atomic_add(dq_head + (t[:, None] * (H * D) + tl.arange(0, D)[None, :]),
-                                      dq_part, mask=t[:, None] < T, sem='relaxed')
         _store(dk, b, begin, hk, HK, T, acc_k * scale, BN, D)
         _store(dv, b, begin, hk, HK, T, acc_v, BN, D)
 
     # The kernel of each pass.
-    KERNELS = {'forward': _forward, 'dq': _backward_q, 'dkv': _backward_kv, 'one-pass': _backward_kv}
+    KERNELS = {'forward': _forward, 'dq': _backward_q, 'dkv': _backward_kv}
 
 # --------------------------------------------------------------------------------------------------
 # Triton: launching them
@@ -376,8 +366,6 @@ def _specialization(step, sm, D, softcap, alibi):
     constants = dict(SOFTCAP=softcap, ALIBI=alibi, D=D, BM=BM, BN=BN, TMA=sm >= 90)
     if step == 'forward':
         constants['AHEAD'] = (sm, D) in AHEAD
-    if KERNELS[step] is _backward_kv:
-        constants['ONE_PASS'] = step == 'one-pass'
     # From Triton 3.10 on, enable_fp_fusion is False by default.
     return constants, {'num_warps': warps, 'num_stages': stages, 'enable_fp_fusion': True}
 
@@ -409,11 +397,10 @@ def _launch(step, tensors, options):
             if constants['TMA']:
                 x = TensorDescriptor(x, [*x.shape], [*x.stride()], [rows, D])
             arguments[name] = x
-    kernel = KERNELS[step]
-    heads, rows = (HK, constants['BN']) if kernel is _backward_kv else (H, constants['BM'])
+    heads, rows = (HK, constants['BN']) if step == 'dkv' else (H, constants['BM'])
     grid = B * heads, triton.cdiv(T, rows)
     with torch.cuda.device_of(tensors['q']): # Triton launches on the current device
-        kernel[grid](**arguments, **constants, **compile_options)
+        KERNELS[step][grid](**arguments, **constants, **compile_options)
 
 def _attention_forward(q, k, v, doc_start, *options):
     o, lse = _empty_forward(q)
@@ -427,27 +414,21 @@ def _attention_forward_hopper(q, k, v, doc_start, *options):
     attention_hopper.launch(_flat(q), _flat(k), _flat(v), doc_start, o, lse, scale, window, k.size(2))
     return o, lse
 
-def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, *options, one_pass):
+def _attention_backward(do, q, k, v, o, lse, doc_start, doc_end, *options):
     options = Options(*options)
     dq, dk, dv = _empty_backward(do, q, k, v)
     delta = torch.empty_like(lse) # sum_j p dp
     inputs = dict(q=q, k=k, v=v, do=do, lse=lse, delta=delta)
-    for_kv = dict(inputs, doc_end=doc_end, dk=dk, dv=dv)
-    if one_pass:
-        torch.sum(o.float() * do, -1, out=delta.transpose(1, 2))
-        dq = torch.zeros_like(dq, dtype=torch.float32)
-        _launch('one-pass', dict(for_kv, dq=dq), options)
-    else:
-        _launch('dq', dict(inputs, doc_start=doc_start, o=o, dq=dq), options) # also writes delta
-        _launch('dkv', dict(for_kv, dq=None), options)
-    return dq.to(q.dtype), dk, dv
+    _launch('dq', dict(inputs, doc_start=doc_start, o=o, dq=dq), options) # also writes delta
+    _launch('dkv', dict(inputs, doc_end=doc_end, dk=dk, dv=dv), options)
+    return dq, dk, dv
 
 def _empty_forward(q, *_):
     """o, shaped like q, and lse (B, H, T)."""
     B, T, H, D = q.shape
     return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
 
-def _empty_backward(do, q, k, v, *_, **__):
+def _empty_backward(do, q, k, v, *_):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 # Operators are opaque to torch.compile, which has nothing to fuse into these kernels.
@@ -466,7 +447,7 @@ _define_operator('attention_forward_hopper', _FORWARD, _attention_forward_hopper
 _define_operator(
     'attention_backward',
     "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor doc_start, Tensor doc_end, "
-    "Tensor? slopes, float scale, float softcap, int window, *, bool one_pass) -> (Tensor, Tensor, Tensor)",
+    "Tensor? slopes, float scale, float softcap, int window) -> (Tensor, Tensor, Tensor)",
     _attention_backward, _empty_backward)
 
 class _Triton(torch.autograd.Function):
@@ -477,13 +458,12 @@ class _Triton(torch.autograd.Function):
         o, lse = forward(q, k, v, doc_start, slopes, *scalars)
         ctx.save_for_backward(q, k, v, o, lse, doc_start, doc_end, slopes)
         ctx.scalars = scalars # scale, softcap, window
-        ctx.one_pass = backend == 'one-pass'
         return o
 
     @staticmethod
     def backward(ctx, do):
         arguments = do, *ctx.saved_tensors, *ctx.scalars
-        dq, dk, dv = torch.ops.nanoslm.attention_backward(*arguments, one_pass=ctx.one_pass)
+        dq, dk, dv = torch.ops.nanoslm.attention_backward(*arguments)
         return dq, dk, dv, None, None, None, None, None, None, None
 
 def _by_triton(q, k, v, docs, backend, options):
@@ -510,11 +490,8 @@ def aot(sm):
             constants, compile_options = _specialization(step, sm, D, softcap, variant == 'ALiBi')
             if variant != 'ALiBi':
                 constants['slopes'] = None
-            if step == 'dkv':
-                constants['dq'] = None
             types = dict.fromkeys(('window', 'H', 'HK'), 'i32') | {'T': 'i32:16', 'scale': 'fp32'}
-            types['dq'] = '*fp32' if step == 'one-pass' else '*bf16'
-            types |= dict.fromkeys(('o', 'dk', 'dv'), '*bf16')
+            types |= dict.fromkeys(('o', 'dq', 'dk', 'dv'), '*bf16')
             types |= dict.fromkeys(('slopes', 'lse', 'delta'), '*fp32')
             types |= dict.fromkeys(('doc_start', 'doc_end'), '*i32')
             for name, rows in _tile_rows(constants).items():
@@ -528,8 +505,7 @@ def aot(sm):
 # any backend
 
 def attention(q, k, v, docs=None, scale=None, softcap=0.0, window=0, slopes=None, backend=None):
-    """attention_ref by the fastest backend of the device, or by 'triton', 'one-pass', 'hopper' or
-    'sdpa'.
+    """attention_ref by the fastest backend of the device, or by 'triton', 'hopper' or 'sdpa'.
 
     q (B, T, H, D), k and v (B, T, HK, D) -> (B, T, H, D). docs: documents(doc_start, backend); None
     where a row is one document. Raises Refused as choose_backend does.

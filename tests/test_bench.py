@@ -16,7 +16,20 @@ import torch
 pytest.importorskip('triton')
 from small import make_model, make_tokenizer
 
-from bench import common, correctness, kernel_speed, ncu, reader_checks, readers, runs, speed_table, traffic, training, tune, words
+from bench import (
+    common,
+    correctness,
+    kernel_speed,
+    ncu,
+    reader_checks,
+    readers,
+    runs,
+    speed_table,
+    traffic,
+    training,
+    tune,
+    words,
+)
 from bench.common import ROOT
 from configurator import Refused
 from files import write_json

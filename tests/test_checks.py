@@ -13,7 +13,7 @@ from model import GPT
 from training import checks
 
 REFUSALS = [
-    (dict(attention='flash'), "attention='flash': expected one of None, triton, one-pass, hopper, sdpa"),
+    (dict(attention='flash'), "attention='flash': expected one of None, triton, hopper, sdpa"),
     (dict(schedule='cos'), "schedule='cos': expected one of cosine, constant, inverse_sqrt, wsd"),
     (dict(optimizer='lion'), "optimizer='lion': expected one of adamw, muon"),
     (dict(micro_batch=0), "micro_batch=0: expected more than 0"),

@@ -10,7 +10,7 @@ from kernels.attention import choose_backend
 
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'), 'device': ('auto', 'cuda', 'cpu'),
-           'attention': (None, 'triton', 'one-pass', 'hopper', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
+           'attention': (None, 'triton', 'hopper', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
            'recompute': ('none', 'selective', 'full'), 'optimizer': ('adamw', 'muon'),
            'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
 POSITIVE = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn', 'rope_theta', 'block_size',

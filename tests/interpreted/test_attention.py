@@ -23,7 +23,7 @@ def sm(request, monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """So that rows of a few blocks have an edge, an interior and a diagonal. The forward computes q.k a block ahead."""
-    tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1), 'one-pass': (16, 32, 4, 1)}
+    tiles = {'forward': (32, 16, 4, 1), 'dq': (16, 32, 4, 1), 'dkv': (16, 32, 4, 1)}
     monkeypatch.setattr(att, 'CONFIGS', {(sm, D, step): tiles[step] for sm, D, step in att.CONFIGS})
     monkeypatch.setattr(att, 'AHEAD', {(90, D) for D in (16, 32, 128)})
 
@@ -94,19 +94,11 @@ def test_variants(options, small_tiles):
 def test_head_sizes_between_powers_of_two(D, small_tiles):
     check(rows_of([30, 20]), 2, 1, D)
 
-@pytest.mark.parametrize('rows', PACKED)
-def test_one_pass_over_documents_of_any_length(rows, small_tiles):
-    check(PACKED[rows], 4, 2, 16, 'one-pass', softcap=1.5, window=33, slopes=SLOPES)
-
-def test_one_pass_with_shipped_tiles(sm):
-    check(rows_of([170, 1, 29]), 2, 1, 64, 'one-pass', softcap=20.0, window=150)
-
-@pytest.mark.parametrize('backend', ['triton', 'one-pass'])
-def test_the_gradient_is_the_slope(backend, small_tiles):
+def test_the_gradient_is_the_slope(small_tiles):
     *qkv, dy = random_inputs(1, 42, 4, 2, 16)
-    docs = documents(rows_of([29, 13]), backend)
+    docs = documents(rows_of([29, 13]), 'triton')
     def scalar(q, k, v):
-        return (attention(q, k, v, docs, backend=backend, softcap=2.0, window=20) * dy).sum()
+        return (attention(q, k, v, docs, backend='triton', softcap=2.0, window=20) * dy).sum()
     assert_slope(scalar, qkv)
 
 def test_without_documents_a_row_is_one(small_tiles):
@@ -196,20 +188,17 @@ def test_ops_are_as_they_are_declared(small_tiles):
         torch.library.opcheck(ops.attention_forward.default, (q, k, v, docs[0], *options))
         o, lse = ops.attention_forward(q, k, v, docs[0], *options)
         arguments = do, q, k, v, o, lse, *docs, *options
-        torch.library.opcheck(ops.attention_backward.default, arguments, {'one_pass': False})
+        torch.library.opcheck(ops.attention_backward.default, arguments)
 
 def test_what_cannot_be_done_is_refused(monkeypatch):
     q = normal(1, 4, 2, 16)
-    q_128 = normal(1, 4, 2, 128)
     q_512 = normal(1, 4, 2, 512)
-    with pytest.raises(Refused, match="'flash': expected 'triton', 'one-pass', 'hopper' or 'sdpa'"):
+    with pytest.raises(Refused, match="'flash': expected 'triton', 'hopper' or 'sdpa'"):
         attention(q, q, q, backend='flash')
     with pytest.raises(Refused, match="no softcap"):
         attention(q, q, q, softcap=5.0, backend='sdpa')
     with pytest.raises(Refused, match="at most 256 channels, got torch.float32, 512"):
         attention(q_512, q_512, q_512, backend='triton')
-    with pytest.raises(Refused, match="'one-pass': expected heads of at most 64 channels, got 128"):
-        attention(q_128, q_128, q_128, backend='one-pass')
     with pytest.raises(Refused, match="expected a positive scale, got -1.0"):
         attention(q, q, q, scale=-1.0, backend='triton')
     monkeypatch.setattr(att, 'INTERPRETED', False)
