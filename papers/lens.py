@@ -5,13 +5,15 @@ Where is the word? At which layer of a speech model the text token of a spoken w
 
 The logit lens (nostalgebraist, 2020) takes the hidden state behind each layer as if it were the last:
 the model's final norm and head turn it into logits. Here the model reads a held-out document as units
-alone, and is asked at the last unit of each word (word times are those of align.py, or exact):
+alone, and is asked at the last unit of each word that another one follows (word times are those of
+align.py, or exact) for the first text token of
 
-    rank of the word    how many text ids have a larger logit than the first text token of the word
-    top-1, top-10       share of the words whose rank is below 1, below 10
-    control             the same states, asked for the word of another place that was drawn at random:
-                        what a state that knows only how frequent words are would reach
+    word       the word that ends there
+    next       the word that follows: a language model's state is about what comes next
+    control    the word of another place, drawn at random: what a state would reach that knows only
+               how frequent words are
 
+top-1 and top-10 are the shares for which fewer than 1, fewer than 10 text ids have a larger logit.
 Ids of units and separators do not take part. A model needs a joint vocabulary; one trained on speech
 alone keeps its TextLM's text ids with vocab='joint'. Layer 0 is the input of the first layer.
 
@@ -32,7 +34,8 @@ from interleave import Corpus, hash_ids, is_val, unit_ranges
 from scaling.figures import panels, save, style_of
 
 TOPS = (1, 10)
-COLUMNS = ('model', 'layer', 'top-1', 'top-10', 'control top-1', 'control top-10', 'words')
+ASKED = {'word': '-', 'next': '--', 'control': ':'} # and how it is drawn
+COLUMNS = ('model', 'layer', *(f'{asked} top-{top}' for asked in ASKED for top in TOPS), 'words')
 
 @dataclass(frozen=True)
 class Config:
@@ -45,11 +48,11 @@ class Config:
     out: str = 'out/lens.png' # the figure
 
 def held_out(corpus, val_frac, n):
-    """Numbers of the first n documents that interleave.py holds out and that have words."""
+    """Numbers of the first n documents that interleave.py holds out and that have two words or more."""
     chosen = np.flatnonzero(is_val(hash_ids(corpus.words.ids), val_frac))
-    chosen = [int(i) for i in chosen if len(corpus.words[i][0])][:n]
+    chosen = [int(i) for i in chosen if len(corpus.words[i][0]) > 1][:n]
     if not chosen:
-        raise Refused(f"{corpus.folder}: no document with words is held out at val_frac = {val_frac}; "
+        raise Refused(f"{corpus.folder}: no document of several words is held out at val_frac = {val_frac}; "
                       "take a larger one")
     return chosen
 
@@ -93,33 +96,35 @@ def measure(folder, corpus, docs, cfg):
                       "give the --units of its training")
     documents = [words_of(corpus, doc) for doc in docs]
     first_token = {word: tokenizer.encode(word)[0] for _, words, _ in documents for word in words}
-    targets = torch.tensor([first_token[word] for _, words, _ in documents for word in words], device=cfg.device)
-    others = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(cfg.seed))]
-    hits = torch.zeros(2, len(TOPS), model.cfg.n_layer + 1, device=cfg.device)
+    word = torch.tensor([first_token[word] for _, words, _ in documents for word in words[:-1]], device=cfg.device)
+    following = torch.tensor([first_token[word] for _, words, _ in documents for word in words[1:]], device=cfg.device)
+    control = word[torch.randperm(len(word), generator=torch.Generator().manual_seed(cfg.seed))]
+    hits = torch.zeros(len(ASKED), len(TOPS), model.cfg.n_layer + 1, device=cfg.device)
     done = 0
     for units, words, last in progress(documents, desc=folder, unit='document'):
         tokens = [*tokenizer.first, *vocab.unit_to_token(units).tolist()]
         states = layer_states(model, torch.tensor(tokens, device=cfg.device))
-        states = states[:, torch.as_tensor(last + len(tokenizer.first), device=cfg.device)]
-        for i, wanted in enumerate((targets, others)):
-            rank = ranks(model, states, wanted[done:done + len(words)], vocab.n_text)
+        states = states[:, torch.as_tensor(last[:-1] + len(tokenizer.first), device=cfg.device)]
+        for i, targets in enumerate((word, following, control)):
+            rank = ranks(model, states, targets[done:done + len(last) - 1], vocab.n_text)
             hits[i] += torch.stack([(rank < top).sum(1) for top in TOPS])
-        done += len(words)
+        done += len(last) - 1
     shares = (hits / done).flatten(0, 1).T.tolist()
     return [dict(zip(COLUMNS, (Path(folder).name, layer, *row, done))) for layer, row in enumerate(shares)]
 
 def draw(rows, out):
-    """The two shares over depth, a line a model; its control is dotted."""
+    """The shares over depth, a line for each model and word that is asked for."""
     figure, axes = panels(len(TOPS))
     for i, name in enumerate(dict.fromkeys(row['model'] for row in rows)):
         of_model = [row for row in rows if row['model'] == name]
         depth = [row['layer'] / (len(of_model) - 1) for row in of_model]
         for axis, top in zip(axes, TOPS):
-            style = style_of(i)
-            axis.plot(depth, [100 * row[f'top-{top}'] for row in of_model], label=name, **style)
-            axis.plot(depth, [100 * row[f'control top-{top}'] for row in of_model], ':', color=style['color'])
+            for asked, line in ASKED.items():
+                shares = [100 * row[f'{asked} top-{top}'] for row in of_model]
+                label = f'{name}, {asked}' if asked != 'control' else None
+                axis.plot(depth, shares, line, label=label, **style_of(i), markersize=3)
             axis.set(ylabel=f'top-{top}, % of words', ylim=(0, None))
-    axes[-1].set(xlabel='depth: layers passed, of all (dotted: the control)')
+    axes[-1].set(xlabel='depth: layers passed, of all (dotted: control)')
     axes[0].set(title='text tokens read off at the end of a spoken word')
     axes[0].legend(frameon=False)
     save(figure, out, COLUMNS, [row.values() for row in rows])
@@ -131,9 +136,9 @@ def main(cfg):
     rows = [row for folder in cfg.models.split(',') for row in measure(folder, corpus, docs, cfg)]
     draw(rows, cfg.out)
     for row in rows:
-        numbers = '  '.join(f'{row[name]:6.1%}' for name in COLUMNS[2:6])
+        numbers = '  '.join(f'{row[name]:6.1%}' for name in COLUMNS[2:-1])
         print(f"{row['model']:20} layer {row['layer']:2}  {numbers}")
-    print(f"{cfg.out}: {', '.join(COLUMNS[2:6])} at the ends of {rows[0]['words']:,} words of {len(docs)} documents")
+    print(f"{cfg.out}: {', '.join(COLUMNS[2:-1])} at the ends of {rows[0]['words']:,} words of {len(docs)} documents")
 
 if __name__ == '__main__':
     run(main, Config)

@@ -57,8 +57,9 @@ def test_the_word_is_read_off_where_it_is_known(tmp_path, corpus):
     docs = lens.held_out(corpus, CFG.val_frac, CFG.documents)
     rows = lens.measure(str(tmp_path / 'm'), corpus, docs, CFG)
     assert [row['layer'] for row in rows] == [0, 1, 2]
-    assert [row['top-1'] for row in rows] == [1, 1, 1]
-    assert all(0.1 < row['control top-1'] < 0.45 for row in rows) # 4 words, as often each
+    assert [row['word top-1'] for row in rows] == [1, 1, 1]
+    for asked in ('next', 'control'): # each of 4 words comes as often
+        assert all(0.1 < row[f'{asked} top-1'] < 0.45 for row in rows)
 
 def test_the_last_layer_is_the_model_itself(tmp_path, corpus):
     model, vocab = make_model(tmp_path / 'm', tmp_path / 'tokenizer')
@@ -94,5 +95,5 @@ def test_what_has_no_text_or_other_units_is_refused(tmp_path, corpus):
     corpus.units.info['units_hash'] = 'other'
     with pytest.raises(Refused, match="trained on other units"):
         lens.measure(str(tmp_path / 'j'), corpus, [0], CFG)
-    with pytest.raises(Refused, match="no document with words is held out"):
+    with pytest.raises(Refused, match="no document of several words is held out"):
         lens.held_out(corpus, 0.0, 5)
