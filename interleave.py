@@ -20,17 +20,21 @@ OUT/{train,val}/SOURCE/ holds the shards (data.py has the format), OUT/info.json
 
 Draw j of a document is one 64-bit hash of (seed, epoch, id, j): the high half gives s, the low half
 L. If word s is not eligible, both are drawn again. So spans never depend on other documents, and
-each epoch has new ones. Spoken words a..b take the runs of units from the first that ends at or
-after a's start to the last that ends at or before b's end, or, if there is none, the run in which a
-starts. Sound outside of the words is only in speech and textless documents.
+each epoch has new ones. --spans=chunks speaks lam words and writes lam (1 - eta) / eta by turns, from
+a random point of this period on. --spans=utterances needs no words, but texts: the documents that
+follow each other in a shard are spoken and written by turns, up to `turns` of them joined into one.
+
+Spoken words a..b take the runs of units from the first that ends at or after a's start to the last
+that ends at or before b's end, or, if there is none, the run in which a starts. Sound outside of the
+words is only in speech and textless documents.
 """
 import hashlib
 import json
-import re
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -39,12 +43,14 @@ from corpora.tree import TEXTS, documents
 from data import ShardWriter
 from files import atomically, files_of_kind, progress, read_json, record, sha256, write_json
 from hub.tokenizer import TextTokenizer
+from hub.word_table import WordTable, splits_at_spaces
 from speech.audio import RATE
 from speech.units import Units
 from speech.words import Words
 from vocab import Vocab
 
 SOURCES = ('text', 'speech', 'interleaved', 'textless')
+SPANS = ('words', 'chunks', 'utterances')
 COMPARED = ('text', 'speech', 'textless') # whose documents are looked up in train
 MAX_DRAWS = 10_000 # after so many, no word counts as eligible; lam 10, eta 0.3 need at most about 300 (4 words)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15) # step of the splitmix64 generator
@@ -59,6 +65,8 @@ class Config:
     sources: tuple = SOURCES # which of the four to write
     eot: bool = False # end token after every text, speech and interleaved document (off in the papers, on for tiny)
     epochs: int = 1 # interleavings of every document, each with its own spans
+    spans: str = 'words' # what is spoken: 'words' (SIMS), 'chunks' of lam words, or whole 'utterances'
+    turns: int = 8 # documents that spans='utterances' joins into one
     lam: float = 10.0 # mean span length in words
     eta: float = 0.3 # minimum share of spoken words
     val_frac: float = 0.01 # share of documents, chosen by the hash of their id, that go to val/
@@ -70,6 +78,11 @@ class Config:
             raise Refused("no units folder: give --units=DIR[,DIR], as tokenize_speech.py writes it")
         if bool(self.out) == bool(self.show):
             raise Refused("expected --out=DIR, or --show=ID to print a document")
+        if self.spans not in SPANS or not 2 <= self.turns <= 1024:
+            raise Refused(f"spans, turns = {self.spans!r}, {self.turns}: expected one of {', '.join(SPANS)}, "
+                          "and 2 to 1,024 documents")
+        if self.show and self.spans == 'utterances':
+            raise Refused("--show prints the spans of one document; with spans='utterances' it has none")
         if not self.sources or not set(self.sources) <= set(SOURCES):
             raise Refused(f"sources = {self.sources}: expected some of {SOURCES}")
         if not (0 < self.lam <= 100 and 0 < self.eta <= 1 and 0 <= self.val_frac < 1):
@@ -125,6 +138,23 @@ def spoken_words(keys, n_words, lam=10.0, eta=0.3):
             change[first_word[docs[doc]] + ends] -= 1
     return np.cumsum(change[:-1], dtype=np.int8) > 0
 
+def spoken_by_turns(keys, n_words, spoken, written):
+    """spoken_words with spans of fixed lengths, `spoken` and `written` words by turns."""
+    n_words = np.asarray(n_words, np.int64)
+    period = spoken + written
+    begin = ((mix(keys + GOLDEN) >> np.uint64(32)) * np.uint64(period) >> np.uint64(32)).astype(np.int64)
+    position = np.arange(n_words.sum()) - np.repeat(np.cumsum(n_words) - n_words - begin, n_words)
+    return position % period < spoken
+
+def choose_spoken(cfg, keys, n_words):
+    """Which words are spoken, as cfg.spans says; a word of 'utterances' is a whole document."""
+    if cfg.spans == 'utterances':
+        return spoken_by_turns(keys, n_words, 1, 1)
+    if cfg.spans == 'chunks':
+        length = max(1, round(cfg.lam))
+        return spoken_by_turns(keys, n_words, length, max(1, round(length * (1 - cfg.eta) / cfg.eta)))
+    return spoken_words(keys, n_words, cfg.lam, cfg.eta)
+
 def _rounds(keys, n_words, table, eta):
     """Yields (documents, starts, ends), at most one new span per document each time, until all have enough."""
     live = np.arange(len(n_words)) # documents that need more spoken words
@@ -159,52 +189,6 @@ def _rounds(keys, n_words, table, eta):
         unfinished = (missing > 0) & (next_draw < MAX_DRAWS)
         spans = np.concatenate([spans, new_spans], axis=1)[:, :, unfinished]
         live, missing, next_draw = (array[unfinished] for array in (live, missing, next_draw))
-
-class WordTable:
-    """Tokens of a shard's distinct words, each tokenized once. A text has the tokens of its words if
-
-    1. no token has a space after another character, so that none covers parts of two words (splits_at_spaces);
-    2. the words meet at a space: the right one is ' ' and a character that is no space, the left one ends in none; and
-    3. this was found true of one pair with the same (last character, first two characters) where they meet: what a
-       pre-tokenizer or normalizer does at the boundary depends only on those.
-    A document with a pair of words that breaks a condition is `exact`: its texts are joined and tokenized one by one.
-    .tokens, .first, .count: word w has tokens[first[w]:first[w] + count[w]]; .bare[w]: w without leading space.
-    """
-    def __init__(self, shard, tokenizer, splits):
-        index = {word: i for i, word in enumerate(shard.table)}
-        self.bare = np.array([index.setdefault(word.lstrip(), len(index)) for word in shard.table], np.int64)
-        self.strings = list(index)
-        encoded = tokenizer.encode_batch(self.strings) if self.strings else []
-        self.count = np.array([len(ids) for ids in encoded], np.int64)
-        self.first = np.cumsum(self.count) - self.count
-        self.tokens = np.array([i for ids in encoded for i in ids], np.int32)
-        self.exact = self._exact(shard, tokenizer, encoded, splits)
-
-    def _exact(self, shard, tokenizer, encoded, splits):
-        words = np.asarray(shard.word)
-        doc = np.repeat(np.arange(len(shard)), np.diff(shard.offsets))
-        exact = np.zeros(len(shard), bool)
-        # A word that ends in a space breaks condition 2, and strip() would change it as a last word.
-        ends_in_space = np.array([word[-1:].isspace() for word in shard.table], bool)
-        exact[doc[ends_in_space[words]]] = True
-        pair_start = np.flatnonzero(doc[1:] == doc[:-1]) # words that another one of their document follows
-        if not len(pair_start):
-            return exact
-        spaced = np.array([w[:1] == ' ' and len(w) > 1 and not w[1].isspace() for w in shard.table], bool)
-        endings, beginnings = {}, {}
-        ending = np.array([endings.setdefault(w[-1:], len(endings)) for w in shard.table], np.int64)
-        beginning = np.array([beginnings.setdefault(w[:2], len(beginnings)) for w in shard.table], np.int64)
-        boundary = ending[words[pair_start]] * len(beginnings) + beginning[words[pair_start + 1]]
-        _, sample, kind = np.unique(boundary, return_index=True, return_inverse=True)
-        pairs = [(words[i], words[i + 1]) for i in pair_start[sample]]
-        joined = tokenizer.encode_batch([self.strings[a] + self.strings[b] for a, b in pairs])
-        holds = np.array([splits and list(ids) == [*encoded[a], *encoded[b]] for ids, (a, b) in zip(joined, pairs)])
-        exact[doc[pair_start[~(holds[kind] & spaced[words[pair_start + 1]])]]] = True
-        return exact
-
-def splits_at_spaces(tokenizer):
-    """True if no token spells a space after another character: then no token can cover parts of two words."""
-    return not any(re.search(r'\S ', tokenizer.decode([i])) for i in range(tokenizer.size))
 
 # --------------------------------------------------------------------------------------------------
 # documents
@@ -272,9 +256,8 @@ def text_pieces(batch, words, first, last, table, tokenizer, eot, separators=(),
     count[batch.closing, AFTER] = len(eot)
     return pool, start, count
 
-def interleaved_documents(batch, keys, table, tokenizer, vocab, hop, eot=(), lam=10.0, eta=0.3):
-    """-> (tokens int32, lengths (D,), spoken (W,)); a document without words has length 0."""
-    spoken = spoken_words(keys, batch.n_words, lam, eta)
+def interleaved_documents(batch, spoken, table, tokenizer, vocab, hop, eot=()):
+    """spoken (W,): which words are -> (tokens int32, lengths (D,)); a document without words has length 0."""
     # A span: consecutive words of one document and one modality.
     opens_span = np.ones(len(spoken), bool)
     opens_span[1:] = (spoken[1:] != spoken[:-1]) | (batch.doc[1:] != batch.doc[:-1])
@@ -297,7 +280,7 @@ def interleaved_documents(batch, keys, table, tokenizer, vocab, hop, eot=(), lam
     start[a, CONTENT] = len(pool) + i
     count[a, CONTENT] = j - i
     pool = np.concatenate([pool, vocab.unit_to_token(batch.units).astype(np.int32)])
-    return *cut_documents(pool, start, count, batch.word_offsets), spoken
+    return cut_documents(pool, start, count, batch.word_offsets)
 
 def text_documents(batch, table, tokenizer, eot=()):
     """-> (tokens, lengths): the words of each document, joined and stripped."""
@@ -317,14 +300,50 @@ def unit_documents(units, unit_offsets, first, last):
     count[:, CONTENT] = n_units
     return cut_documents(np.concatenate([fixed, units.astype(np.int32)]), start, count, np.arange(len(n_units) + 1))
 
+def joined(batch, first, table, hop):
+    """A Batch of longer documents: document g has the documents first[g] to first[g + 1] - 1 of `batch`."""
+    ends = np.append(first[1:], len(batch.n_words))
+    run_end = np.concatenate([[0], np.cumsum(batch.runs, dtype=np.int64)]) * hop
+    doc_start = run_end[batch.unit_offsets[:-1]] # (D,) samples
+    shift = (doc_start - np.repeat(doc_start[first], ends - first))[batch.doc] # (W,)
+    word_offsets = np.append(batch.word_offsets[first], len(batch.word))
+    longer = replace(batch, unit_offsets=np.append(batch.unit_offsets[first], len(batch.units)),
+                     start=batch.start + shift, end=batch.end + shift, word_offsets=word_offsets,
+                     exact=np.logical_or.reduceat(batch.exact, first))
+    longer.word = np.array(batch.word)
+    longer.word[longer.opening] = table.bare[longer.word[longer.opening]]
+    return longer
+
+class Utterances:
+    """What Words is, with a single word a document: its text, from its first sample to its last."""
+    def __init__(self, units):
+        self.ids = [meta['id'] for meta in units.meta]
+        self.first = units.first
+        self.info = {}
+        self.shards = [self._shard(units, s) for s in range(len(units.units))]
+
+    def _shard(self, units, s):
+        texts = [(meta.get('text') or '').strip() for meta in units.meta[units.first[s]:units.first[s + 1]]]
+        run_end = np.concatenate([[0], np.cumsum(units.runs[s], dtype=np.int64)]) * units.info['hop']
+        has_word = np.array([bool(text) for text in texts], bool) & (np.diff(units.offsets[s]) > 0)
+        samples = np.diff(run_end[units.offsets[s]])[has_word]
+        # From sample 1 on, since a run that ends at the beginning of a word belongs to it.
+        return SimpleNamespace(table=[f' {text}' for text in texts], word=np.flatnonzero(has_word), ids=texts,
+                               start=np.ones_like(samples), end=samples, offsets=np.append(0, np.cumsum(has_word)))
+
 class Corpus:
-    """A units folder with its words folder, checked against each other."""
-    def __init__(self, folder, with_words):
+    """A units folder with its words, checked against each other.
+
+    words: 'words' for those of align.py, 'utterances' for whole documents, None for none.
+    """
+    def __init__(self, folder, words):
         self.folder = folder
         self.units = Units(folder)
-        self.words = Words(Path(folder) / 'words') if with_words else None
+        self.words = None
+        if words:
+            self.words = Utterances(self.units) if words == 'utterances' else Words(Path(folder) / 'words')
         ids = [meta['id'] for meta in self.units.meta]
-        if with_words and (ids != self.words.ids or list(self.units.first) != list(self.words.first)):
+        if self.words and (ids != self.words.ids or list(self.units.first) != list(self.words.first)):
             differences = [f", '{a}' is '{b}'" for a, b in zip(ids, self.words.ids) if a != b]
             raise Refused(f"{folder}/words: not the documents of {folder} ({len(self.words)} of {len(ids)}"
                           f"{''.join(differences[:1])}); remove it and run align.py again")
@@ -346,12 +365,14 @@ class Corpus:
         columns = (np.array(x[word_offsets[0]:word_offsets[-1]]) for x in (shard.word, shard.start, shard.end))
         return Batch(units, runs, offsets, *columns, word_offsets - word_offsets[0], table.exact[a:b])
 
-def cuts(offsets):
-    """Yields (a, b): documents a..b-1, at most BATCH_DOCS and, if more than one, at most BATCH_RUNS units."""
+def cuts(offsets, multiple=1):
+    """Yields (a, b): documents a..b-1, at most BATCH_DOCS and, if more than `multiple`, BATCH_RUNS units. All but the
+    last batch have a multiple of `multiple` documents."""
     a = 0
     while a < len(offsets) - 1:
         within_runs = int(np.searchsorted(offsets, offsets[a] + BATCH_RUNS, side='right')) - 1
-        b = min(len(offsets) - 1, a + BATCH_DOCS, max(a + 1, within_runs))
+        n = min(BATCH_DOCS, within_runs - a) // multiple * multiple
+        b = min(len(offsets) - 1, a + max(multiple, n))
         yield a, b
         a = b
 
@@ -417,7 +438,8 @@ def open_corpora(cfg):
     folders = [folder for folder in cfg.units.split(',') if folder]
     if len(set(folders)) < len(folders):
         raise Refused(f"units = {cfg.units}: a folder comes twice")
-    corpora = [Corpus(folder, with_words) for folder in folders]
+    words = None if not with_words else 'utterances' if cfg.spans == 'utterances' else 'words'
+    corpora = [Corpus(folder, words) for folder in folders]
     for key in ('n_units', 'hop', 'units_hash'):
         if len(values := {corpus.units.info.get(key) for corpus in corpora}) > 1:
             raise Refused(f"units = {cfg.units}: {key} differs: {sorted(map(str, values))}; expected one kind of units")
@@ -435,13 +457,31 @@ def make_vocabs(corpora, tokenizer):
         vocabs['speech'] = vocabs['interleaved'] = Vocab('joint', **text, **units)
     return vocabs
 
+def write_interleaved(cfg, corpus, batch, hashes, val, epoch, out, vocab, table, tokenizer, eot, counts):
+    """Writes the interleaved documents of a batch. In utterances, one ends at a held-out document and before it."""
+    hop = corpus.units.info['hop']
+    if epoch == 0: # these two count documents, not interleavings
+        counts.update(without_words=int((batch.n_words == 0).sum()), exactly_tokenized=int(batch.exact.sum()))
+    if cfg.spans == 'utterances':
+        begins = np.arange(len(val)) % cfg.turns == 0
+        begins[1:] |= val[1:] != val[:-1]
+        first = np.flatnonzero(begins)
+        batch = joined(batch, first, table, hop)
+        hashes = hashes[first]
+        val = val[first]
+    spoken = choose_spoken(cfg, draw_keys(hashes, cfg.seed, epoch), batch.n_words)
+    tokens, lengths = interleaved_documents(batch, spoken, table, tokenizer, vocab, hop, eot)
+    out.add('interleaved', tokens, lengths, val)
+    unit_tokens = (tokens >= tokenizer.size) & (tokens < vocab.speech)
+    counts.update(words=len(spoken), spoken_words=int(spoken.sum()), unit_tokens=int(unit_tokens.sum()))
+
 def write_shard(cfg, corpus, s, epoch, out, vocabs, tokenizer, splits, counts):
     """Writes all documents of units shard s; after the first epoch, only their new interleaving."""
     table = WordTable(corpus.words.shards[s], tokenizer, splits) if corpus.words else None
     eot = [tokenizer.eot] if cfg.eot and tokenizer else []
     hashes = corpus.hashes[corpus.units.first[s]:]
     sources = cfg.sources if epoch == 0 else {'interleaved'} & set(cfg.sources)
-    for a, b in cuts(corpus.units.offsets[s]):
+    for a, b in cuts(corpus.units.offsets[s], cfg.turns if cfg.spans == 'utterances' else 1):
         batch = corpus.batch(s, a, b, table)
         val = is_val(hashes[a:b], cfg.val_frac)
         if 'text' in sources:
@@ -450,15 +490,8 @@ def write_shard(cfg, corpus, s, epoch, out, vocabs, tokenizer, splits, counts):
             units = vocabs['speech'].unit_to_token(batch.units)
             out.add('speech', *unit_documents(units, batch.unit_offsets, tokenizer.first, eot), val)
         if 'interleaved' in sources:
-            vocab = vocabs['interleaved']
-            keys = draw_keys(hashes[a:b], cfg.seed, epoch)
-            tokens, lengths, spoken = interleaved_documents(
-                batch, keys, table, tokenizer, vocab, corpus.units.info['hop'], eot, cfg.lam, cfg.eta)
-            out.add('interleaved', tokens, lengths, val)
-            unit_tokens = (tokens >= tokenizer.size) & (tokens < vocab.speech)
-            counts.update(words=len(spoken), spoken_words=int(spoken.sum()), unit_tokens=int(unit_tokens.sum()))
-            if epoch == 0: # these two count documents, not interleavings
-                counts.update(without_words=int((lengths == 0).sum()), exactly_tokenized=int(batch.exact.sum()))
+            write_interleaved(cfg, corpus, batch, hashes[a:b], val, epoch, out, vocabs['interleaved'], table, tokenizer,
+                              eot, counts)
         if 'textless' in sources:
             units = vocabs['textless'].unit_to_token(batch.units)
             bos = [vocabs['textless'].bos]
@@ -485,7 +518,7 @@ def show(cfg, corpora, tokenizer):
     doc = corpus.words.find(cfg.show)
     words, starts, ends = corpus.words[doc]
     units, runs = corpus.units[doc]
-    spoken = spoken_words(draw_keys(corpus.hashes[doc:doc + 1], cfg.seed, 0), [len(words)], cfg.lam, cfg.eta)
+    spoken = choose_spoken(cfg, draw_keys(corpus.hashes[doc:doc + 1], cfg.seed, 0), [len(words)])
     edges = [0, *(np.flatnonzero(spoken[1:] != spoken[:-1]) + 1), len(words)] if words else []
     print(f"{cfg.show}: {len(words)} words, {spoken.sum()} spoken, {len(units)} units, {runs.sum() * hop / RATE:.2f} s")
     for a, b in zip(edges, edges[1:]):
@@ -499,7 +532,7 @@ def show(cfg, corpora, tokenizer):
 def describe_inputs(cfg, corpora, texts, tokenizer):
     """All that the output depends on: hashes of the inputs and of the tokenizer, and the settings."""
     files = [Path(corpus.folder) / 'info.json' for corpus in corpora]
-    files += [corpus.words.folder / 'info.json' for corpus in corpora if corpus.words]
+    files += [corpus.words.folder / 'info.json' for corpus in corpora if isinstance(corpus.words, Words)]
     settings = json.loads(json.dumps(asdict(cfg))) # with lists for tuples, as they are read back
     del settings['out']
     return {'inputs': {str(path): sha256(path) for path in [*files, *texts]},
@@ -513,7 +546,9 @@ def is_finished(out_dir, description):
         info = read_json(out_dir, 'info.json', 'interleave.py')
     except Refused:
         raise Refused(f"{out_dir}: exists and was not made by this script; take another --out") from None
-    info['settings'] = {k: v for k, v in info.get('settings', {}).items() if k != 'out'}
+    # A setting that did not exist when the folder was made has its default.
+    info['settings'] = {field.name: field.default for field in fields(Config)} | info.get('settings', {})
+    del info['settings']['out']
     if differing := [key for key in description if info.get(key) != description[key]]:
         raise Refused(f"{out_dir}: exists, made with other {' and '.join(differing)}; take another --out or delete it")
     return True

@@ -91,7 +91,8 @@ def interleave_by_arrays(units, runs, offsets, shard, tokenizer, vocab):
             shard.end[words],
             shard.offsets[a:b + 1] - shard.offsets[a],
             table.exact[a:b])
-        ids, *_ = il.interleaved_documents(batch, keys[a:b], table, tokenizer, vocab, HOP)
+        spoken = il.spoken_words(keys[a:b], batch.n_words)
+        ids, _ = il.interleaved_documents(batch, spoken, table, tokenizer, vocab, HOP)
         parts.append(ids)
     return np.concatenate(parts)
 

@@ -131,7 +131,7 @@ def draw(rows, out):
     plt.close(figure)
 
 def main(cfg):
-    corpus = Corpus(cfg.units, with_words=True)
+    corpus = Corpus(cfg.units, 'words')
     docs = held_out(corpus, cfg.val_frac, cfg.documents)
     rows = [row for folder in cfg.models.split(',') for row in measure(folder, corpus, docs, cfg)]
     draw(rows, cfg.out)

@@ -160,6 +160,21 @@ def test_a_document_has_its_own_spans_whatever_is_around_it_and_other_ones_each_
         pairs = zip(alone, spans_of(ids, lengths, seed, epoch))
         assert np.mean([(a == b).all() for a, b in pairs if len(a) > 30]) < .05
 
+def test_spans_of_fixed_lengths_alternate_from_a_random_point_on():
+    lengths = [0, 1, 2, 500] * 50
+    keys = keys_of([f'd{i}' for i in range(len(lengths))])
+    spoken = interleave.spoken_by_turns(keys, lengths, 3, 7)
+    documents = np.split(spoken, np.cumsum(lengths)[:-1])
+    assert [len(document) for document in documents] == lengths
+    begins = set()
+    for document in documents[3::4]:
+        begin = next(i for i in range(10) if not document[i] and document[i + 1]) + 1 # of the first whole span
+        begins.add(begin)
+        assert document.tolist() == [(i - begin) % 10 < 3 for i in range(500)]
+    assert len(begins) == 10
+    chunks = Config(units='u', out='o', spans='chunks', lam=6, eta=.3)
+    assert abs(interleave.choose_spoken(chunks, keys, lengths).mean() - .3) < .01
+
 # --------------------------------------------------------------------------------------------------
 # documents
 
@@ -219,7 +234,8 @@ def split(tokens, lengths):
 def built(docs, batch, table, tokenizer, eot=()):
     """Yields (document, its interleaved ids, its text's ids, which words are spoken)."""
     keys = keys_of([doc[0] for doc in docs])
-    tokens, lengths, spoken = interleaved_documents(batch, keys, table, tokenizer, joint(tokenizer), HOP, eot)
+    spoken = spoken_words(keys, batch.n_words)
+    tokens, lengths = interleaved_documents(batch, spoken, table, tokenizer, joint(tokenizer), HOP, eot)
     texts = split(*text_documents(batch, table, tokenizer, eot))
     masks = np.split(spoken, batch.word_offsets[1:-1])
     return zip(docs, split(tokens, lengths), texts, masks, strict=True)
@@ -237,19 +253,18 @@ def test_documents_equal_the_slow_builder(tmp_path, tokenizer, first, monkeypatc
             assert ids == [] and text_ids == [], doc[0]
     assert not batch.exact.any(), "ordinary spaced words need no exact path"
 
-def by_hand(tmp_path, tokenizer, monkeypatch, words, mask):
+def by_hand(tmp_path, tokenizer, words, mask):
     """Tokens of a worked case: units 5 9 5 7 3 8 that last 2 1 3 1 2 1 frames, times of words in seconds."""
-    monkeypatch.setattr(interleave, 'spoken_words', lambda *_: np.array(mask, bool))
     starts = [round(start * 16000) for _, start, _ in words]
     ends = [round(end * 16000) for _, _, end in words]
     doc = ('x', [word for word, _, _ in words], starts, ends, [5, 9, 5, 7, 3, 8], [2, 1, 3, 1, 2, 1])
     batch, table = make_batch(tmp_path, [doc], tokenizer)
-    tokens, _, _ = interleaved_documents(batch, None, table, tokenizer, joint(tokenizer), HOP)
+    tokens, _ = interleaved_documents(batch, np.array(mask, bool), table, tokenizer, joint(tokenizer), HOP)
     return tokens.tolist()
 
-def test_worked_cases(tmp_path, tokenizer, monkeypatch):
+def test_worked_cases(tmp_path, tokenizer):
     def case(words, mask):
-        return by_hand(tmp_path, tokenizer, monkeypatch, words, mask)
+        return by_hand(tmp_path, tokenizer, words, mask)
     T = tokenizer.size
     speech = T + 500
     text = T + 501
@@ -524,6 +539,54 @@ def test_a_corpus_may_have_more_shards_than_a_process_may_open_files(tmp_path, t
             writer.add(np.full(4, i % 250), [4])
     script = f"import data; shards = data.Shards({str(tmp_path / 'many')!r}); print(shards.documents, shards.tokens)"
     assert limited('-c', script).split() == [str(n), str(4 * n)]
+
+def make_utterances(folder, documents):
+    """A units folder without words; documents: (id, text, units, runs)."""
+    docs = [({'id': id, 'seconds': float(np.sum(runs)) / 25, 'text': text}, np.array(units), np.array(runs))
+            for id, text, units, runs in documents]
+    write_units_shard(folder, 0, docs)
+    write_json(folder / 'info.json', {'n_units': K, 'hop': HOP, 'units_hash': 'h', 'documents': len(docs)})
+    return folder
+
+def test_utterances_are_spoken_and_written_by_turns_without_an_aligner(tmp_path, tokenizer, monkeypatch):
+    rng = np.random.default_rng(0)
+    documents = [(f'u{i:03d}', None if i == 5 else f'the dog {i}', rng.integers(0, K, 4), rng.integers(1, 4, 4))
+                 for i in range(61)]
+    units = make_utterances(tmp_path / 'units', documents)
+    held_out = interleave.is_val(hash_ids([doc[0] for doc in documents]), .1)
+    vocab = joint(tokenizer)
+    expected = {'train': [], 'val': []} # with both ways to begin
+    group = []
+    for i, (doc, val) in enumerate(zip(documents, held_out)):
+        group.append(doc)
+        if i + 1 == len(documents) or (i + 1) % 4 == 0 or held_out[i + 1] != val:
+            ways = []
+            for begin in (0, 1):
+                ids = []
+                for turn, (_, text, unit_ids, _) in enumerate(doc for doc in group if doc[1]):
+                    text_ids = tokenizer.encode(' ' * (turn > 0) + text)
+                    speech_ids = [vocab.speech, *(tokenizer.size + unit_ids).tolist()]
+                    ids += speech_ids if (turn + begin) % 2 else [vocab.text, *text_ids]
+                ways.append(ids)
+            expected['val' if val else 'train'].append(ways)
+            group = []
+    changes = dict(spans='utterances', turns=4)
+    interleave.main(settings(tokenizer, tmp_path / 'a', units, **changes))
+    choices = set()
+    for split, documents_of_split in expected.items():
+        written = read(tmp_path / 'a' / split / 'interleaved', vocab)
+        for ids, ways in zip(written, [ways for ways in documents_of_split if ways[0]], strict=True):
+            choices.add(ways.index(ids))
+    assert choices == {0, 1}
+    texts = read(tmp_path / 'a' / 'train' / 'text', vocab)
+    assert texts == [tokenizer.encode(doc[1]) for doc, val in zip(documents, held_out) if doc[1] and not val]
+    monkeypatch.setattr(interleave, 'BATCH_DOCS', 9)
+    interleave.main(settings(tokenizer, tmp_path / 'b', units, **changes))
+    assert all_bytes(tmp_path / 'a') == all_bytes(tmp_path / 'b')
+    with pytest.raises(Refused, match="--show prints the spans of one document; with spans='utterances' it has none"):
+        Config(units='u', show='x', spans='utterances')
+    with pytest.raises(Refused, match="expected one of words, chunks, utterances, and 2 to 1,024 documents"):
+        Config(units='u', out='o', spans='sentences')
 
 def test_text_files_give_a_document_a_line(tmp_path):
     (tmp_path / 'a.txt').write_bytes('\ufeffonce upon\r\n\r\n a\u2028b \x0c c\n'.encode())

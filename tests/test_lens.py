@@ -30,7 +30,7 @@ def make_corpus(folder, n=20):
     make_units(folder, documents)
     write_words_shard(folder / 'words', 0, words)
     write_json(folder / 'words' / 'info.json', {'documents': n, 'words': 6 * n})
-    return Corpus(folder, with_words=True)
+    return Corpus(folder, 'words')
 
 @pytest.fixture
 def corpus(tmp_path):
