@@ -38,7 +38,14 @@ from hub.shapes import planned_config
 from hub.tokenizer import TextTokenizer, why_not
 from model import GPT
 from training import checkpoint
-from training.checks import check_attention, check_init, check_memory, check_settings, describe_memory
+from training.checks import (
+    check_attention,
+    check_init,
+    check_memory,
+    check_settings,
+    describe_memory,
+    verify_shards,
+)
 from training.cost import ROOM, memory
 from training.log import Log, modality_means
 from training.optimizer import make_optimizer
@@ -50,7 +57,7 @@ SCRATCH = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn') # on
 BUDGETS = ('max_steps', 'max_tokens', 'max_flops', 'max_seconds')
 # A run may be resumed with other values of these: at most the rounding of its results changes.
 MAY_CHANGE_ON_RESUME = ('out', 'micro_batch', 'device', 'attention', 'parallel', 'recompute', 'compile',
-                        'memory', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb')
+                        'memory', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'wandb', 'verify')
 
 @dataclass(frozen=True)
 class Config:
@@ -58,6 +65,9 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # folders of interleave.py, separated by commas
     sources: tuple = ('text', 'speech', 'interleaved') # folders of DATA/train to mix
     weights: tuple | None = None # share of the rows for each source; None: equal shares
+    # read all shards and compare their sha256 with index.json, shared by the ranks of a node: before a 'resume',
+    # 'always' or 'never'. 15B tokens of 4 bytes are 40 s of one core, 5 s of eight, or what the disk takes for 60 GB
+    verify: str = 'resume'
     vocab: str = 'joint' # 'joint' (text and units), 'speech' (units; --sources=textless), 'text' (a TextLM)
     tokenizer: str | None = None # text tokenizer of the data, a folder or hub id; None: that of init
     # model
@@ -203,6 +213,7 @@ def open_data(cfg):
                     val[f'{corpus.name}/{source}'] = Loader([held], None, cfg.block_size, 0)
     inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}
     inputs |= {f'{source} shards': opened.hash[:16] for source, opened in shards.items()}
+    inputs |= {f'{source} plan': plan[:16] for source, plan in zip(shards, loader.identity['plans'])}
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):
@@ -458,6 +469,7 @@ def main(cfg):
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']
+        verify_shards(cfg, run, [loader, *val.values()])
 
         # ---- the model
         if run.folder:

@@ -43,8 +43,8 @@ def beside(folder, pairs, row_tokens=2048):
     model, vocab, tokenizer, _ = load(str(folder), 'cpu')
     rows, samples = score_pairs(
         model, vocab, tokenizer, without_audio(pairs), 'T', row_tokens, lead=[model.cfg.bos_token_id])
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    hf_tokenizer = AutoTokenizer.from_pretrained(folder)
+    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def hf_log_probs(item, side):
         sentence = item[side]['ending'][0]

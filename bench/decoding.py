@@ -34,7 +34,8 @@ def models(dry):
     model = GPT(GPTConfig(vocab_size=512 if dry else 152_064, **shape)).to(DEVICE, dtype).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, dtype=dtype)
-        hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation='sdpa')
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation='sdpa', trust_remote_code=False)
     return model, hf_model.to(DEVICE).eval()
 
 def calls_of(model, hf_model, B, n_prompt, n_new):

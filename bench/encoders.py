@@ -95,7 +95,7 @@ def transformers_encoder(folder, layer):
         model_class = getattr(transformers, HUBERTS[config.model_type])
     else:
         model_class = {'whisper': WhisperModel, 'mimi': MimiModel}[kind]
-    model = model_class.from_pretrained(folder, config=config).float().eval().to(DEVICE)
+    model = model_class.from_pretrained(folder, config=config, trust_remote_code=False).float().eval().to(DEVICE)
     if kind == 'whisper':
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 

@@ -130,8 +130,10 @@ class PapersScheme:
     """The papers' scheme, with an encoder and the transformers model and tokenizer of a folder."""
     def __init__(self, folder, encoder):
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, pad_token='<|endoftext|>')
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            folder, pad_token='<|endoftext|>', trust_remote_code=False)
         self.encoder = encoder
 
     def scores(self, items, directions=DIRECTIONS['joint'], from_audio=False):

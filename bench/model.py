@@ -84,9 +84,8 @@ def speed(folder, repeats=9):
     model = GPT(GPTConfig(vocab_size=2552, n_layer=6, n_head=4, n_kv_head=2, n_embd=256, head_dim=64,
                           n_ffn=704))
     model.save_pretrained(folder)
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    eager = load(folder, attn_implementation='eager')
-    sdpa = load(folder, attn_implementation='sdpa')
+    eager, sdpa = (transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, trust_remote_code=False) for attention in ('eager', 'sdpa'))
     nano = NanoGPT(2560, 6, 4, 256, 512)
     tokens, targets = torch.randint(2552, (2, 4, 512))
 
@@ -134,7 +133,8 @@ def load_one(folder, library, tokenizer):
     if nanoslm:
         model = GPT.from_pretrained(folder)
     else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False)
     seconds = time.perf_counter() - begin
     peak = peak_kib()
     texts = [' '.join(story.sentences) for story in stories('train', 100, 0)]
@@ -185,7 +185,7 @@ def real(folder):
 
 def main(command, *arguments):
     if command == 'one': # the subprocess of `real`
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments[0])
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments[0], trust_remote_code=False)
         return print(json.dumps(load_one(*arguments, tokenizer)))
     if command == 'speed':
         name = 'model-speed'

@@ -56,8 +56,9 @@ def compare_ids(expected, ids):
 
 def load(case, **options):
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained(case['folder'], dtype=torch.float32, **options).eval()
-    return model, AutoTokenizer.from_pretrained(case['folder'])
+    model = AutoModelForCausalLM.from_pretrained(
+        case['folder'], dtype=torch.float32, trust_remote_code=False, **options).eval()
+    return model, AutoTokenizer.from_pretrained(case['folder'], trust_remote_code=False)
 
 @torch.no_grad()
 def hf_logits(model, ids):
@@ -93,7 +94,7 @@ def transformers(case):
     def save_tokenizer():
         from transformers import AutoTokenizer
         save_for_us(case, 'resaved', model, tokenizer)
-        return tokenize(AutoTokenizer.from_pretrained(Path(case['case'], 'resaved')))
+        return tokenize(AutoTokenizer.from_pretrained(Path(case['case'], 'resaved'), trust_remote_code=False))
     checking('ids of texts after save_pretrained', save_tokenizer)
 
 def _losses(trainer):
@@ -190,7 +191,7 @@ def ctranslate2(case):
     from ctranslate2 import Generator
     from ctranslate2.converters import TransformersConverter
     from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(case['folder'])
+    tokenizer = AutoTokenizer.from_pretrained(case['folder'], trust_remote_code=False)
     folder = Path(case['case'], 'ctranslate2')
 
     def convert():

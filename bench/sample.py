@@ -98,8 +98,8 @@ def the_same(model):
     """The model of transformers with the weights of a GPT."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        return load(folder, attn_implementation='sdpa').eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation='sdpa', trust_remote_code=False).eval()
 
 def measured_rows(dry, clock, graph):
     """Yields a row for each batch size, mode and implementation, and one for each floor.

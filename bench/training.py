@@ -116,7 +116,8 @@ def build_transformers(cfg):
     cfg = replace(cfg, vocab_size=cfg.rows)
     # With use_cache, transformers would not keep the documents of a row apart.
     hf_config = transformers.AutoConfig.for_model(**cfg.to_hf(), use_cache=False)
-    model = transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation='sdpa')
+    model = transformers.AutoModelForCausalLM.from_config(
+        hf_config, attn_implementation='sdpa', trust_remote_code=False)
     def loss(tokens, doc_start, targets, position):
         return model(input_ids=tokens, position_ids=position, shift_labels=targets,
                      labels=tokens).loss

@@ -42,7 +42,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import Refused, pick_device, refuse_library, run
+from configurator import Refused, pick_device, run
 from corpora.folder import utterances
 from evaluation.judge import ask, read_rubric
 from evaluation.likelihood import load
@@ -51,7 +51,7 @@ from evaluation.scores import mean_and_stderr, ratio_and_stderr
 from evaluation.text_scores import auto_bleu2, bigrams, character_errors, self_bleu2, word_errors
 from files import progress, record, visible
 from speech.audio import RATE, load_audio
-from speech.ctc import model_file
+from speech.pretrained import load_model, load_tokenizer, model_file
 from speech.unit_cache import load_encoder, wave_for
 from speech.units import deduplicate, refuse_foreign_units
 from speech.vocoder import load_vocoder
@@ -114,18 +114,6 @@ class Config:
 # --------------------------------------------------------------------------------------------------
 # other people's models
 
-def _pretrained(Class, name, **options):
-    import transformers  # here and below, because it takes seconds
-    # Without this, transformers warns of each option that replaces a default of the model.
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return Class.from_pretrained(name, **options)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
-        refuse_library(e)
-        reason = str(e).splitlines()[0]
-        raise Refused(f"llm {name}: cannot be loaded: {reason}; give a local folder or a hub id") from None
-
 def load_asr(name, device):
     """A function from float32 waves at 16 kHz to their transcripts."""
     return Whisper(name, device).transcribe
@@ -150,9 +138,8 @@ def load_llm(name, device, dtype='float32'):
 
     Each text gets a blank before it, as Whisper writes texts and slamkit hands them on.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    tokenizer = _pretrained(AutoTokenizer, name)
-    model = _pretrained(AutoModelForCausalLM, name, dtype=getattr(torch, dtype)).to(device).eval()
+    tokenizer = load_tokenizer(name)
+    model = load_model('AutoModelForCausalLM', name, dtype=getattr(torch, dtype)).to(device)
     @torch.inference_mode()
     def mean_losses(texts):
         out = []

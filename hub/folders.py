@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, check_readable, read_json, write_json
+from files import atomically, check_readable, is_finite, read_json, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
@@ -201,7 +201,7 @@ def _fill(view, weights, key):
     if header.get_dtype() not in ('F32', 'F16', 'BF16'):
         return f"{key} is {header.get_dtype()}, expected F32, F16 or BF16"
     tensor = weights.get_tensor(key)
-    if not tensor.isfinite().all():
+    if not is_finite(tensor):
         return f"{key} has values that are not finite"
     view.copy_(tensor.view(view.shape))
 

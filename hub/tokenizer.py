@@ -47,11 +47,13 @@ def _convert_tokenizer(folder):
     """What _read_tokenizer returns, of an older format (OPT's vocab.json + merges.txt), by transformers."""
     from transformers import AutoTokenizer  # not at the top: it takes seconds
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
     except (ImportError, OSError, ValueError, AttributeError) as e:
         refuse_library(e)
-        raise Refused(f"{folder}: no tokenizer.json, nor other tokenizer files that transformers reads") from None
+        reason = ' '.join(str(e).split())[:200]
+        raise Refused(f"{folder}: no tokenizer.json, nor other tokenizer files that transformers reads without code of "
+                      f"the folder ({reason})") from None
     return spec, {'eos_token': tokenizer.eos_token, 'bos_token': tokenizer.bos_token}
 
 # --------------------------------------------------------------------------------------------------

@@ -22,17 +22,16 @@ after its last one, or to the next word. Audio longer than 30 s is cut at its qu
 (`cuts`). No piece is given samples of its neighbors, and the cuts depend on the wave only.
 """
 import hashlib
-import json
 import math
-import os
 import unicodedata
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configurator import Refused, refuse_library
+from configurator import Refused
 from speech.audio import RATE
+from speech.pretrained import load_config, load_model, model_file
 from speech.words import split_words
 
 WINDOW = 30 * RATE # samples of the longest piece
@@ -144,68 +143,24 @@ def viterbi(x, frames, states, n_states, skip=None):
 # --------------------------------------------------------------------------------------------------
 # folders of models
 
-def model_file(name, file, needed=True):
-    """The JSON of a file in a model's folder or hub id, None if there is none. Raises Refused."""
-    from transformers.utils import cached_file
-    is_folder = os.path.isdir(name)
-    try:
-        if is_folder:
-            path = os.path.join(name, file)
-        else:
-            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError): # no network, or not a valid name of a repository
-        raise Refused(f"{name}: no such folder, nor a hub id that can be reached; "
-                      "expected a model of transformers") from None
-    value = None
-    try:
-        if path and os.path.isfile(path):
-            value = json.loads(open(path, encoding='utf-8').read())
-    except (OSError, ValueError) as e:
-        raise Refused(f"{name}/{file}: not JSON ({e})") from None
-    if value is None and needed:
-        if is_folder:
-            raise Refused(f"{name}: no {file} in it, which a model for align.py needs")
-        raise Refused(f"{name}: no such folder; "
-                      f"and the hub has no {file} under this id, or is out of reach")
-    return value
+def is_pretraining(key):
+    """Whether a weight is one that wav2vec2 needed for its pre-training only."""
+    return key.startswith(('quantizer.', 'project_hid.', 'project_q.'))
 
-def load_model(auto, name, types, device):
+def load_aligner(class_name, name, types, device):
     """(model, hash of its weights); in eval mode, float32 on a CPU and float16 elsewhere.
 
-    auto: the class of transformers that loads it; types: model_types to accept, () for all.
+    class_name: of transformers; types: model_types to accept, () for all.
     """
-    import transformers  # here: those who only read words need not wait for it
-
-    log = transformers.utils.logging
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
+    config = load_config(name, f"a model that transformers' {class_name} reads")
+    if types and config.model_type not in types:
+        raise Refused(f"{name}: holds a '{config.model_type}', expected one of {', '.join(types)}")
     dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.float16
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        if config.model_type not in types and types:
-            raise Refused(f"{name}: holds a '{config.model_type}', "
-                          f"expected one of {', '.join(types)}")
-        model, info = getattr(transformers, auto).from_pretrained(
-            name, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    except Refused:
-        raise
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
-        refuse_library(e)
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise Refused(f"{name}: expected a model that transformers' {auto} reads "
-                      f"(config.json, model.safetensors): {why}") from None
-    finally:
-        log.set_verbosity(verbosity)
-    optional = 'proj_out.weight', 'masked_spec_embed'
-    missing = sorted(key for key in info['missing_keys'] if not key.endswith(optional))
-    if missing:
-        raise Refused(f"{name}: lacks {len(missing)} weights of the model, "
-                      f"the first is {missing[0]}")
+    model = load_model(class_name, name, is_pretraining, dtype=dtype)
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return model.eval().to(device), digest.hexdigest()[:16]
+    return model.to(device), digest.hexdigest()[:16]
 
 # --------------------------------------------------------------------------------------------------
 # CTC
@@ -228,7 +183,7 @@ class CTC:
         vocab = model_file(name, 'vocab.json')
         settings = model_file(name, 'preprocessor_config.json', needed=False) or {}
         tokenizer = model_file(name, 'tokenizer_config.json', needed=False) or {}
-        self.model, self.hash = load_model('AutoModelForCTC', name, (), device)
+        self.model, self.hash = load_aligner('AutoModelForCTC', name, (), device)
         config = self.model.config
         V = config.vocab_size
         if not isinstance(vocab, dict) or \

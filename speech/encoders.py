@@ -39,71 +39,44 @@ one core: threads share the weights, and no thread waits for others in the middl
 import hashlib
 import json
 import math
+import re
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from configurator import Refused, refuse_library
-from files import check_readable
+from configurator import Refused
 from speech.audio import RATE
-from speech.ctc import model_file
 from speech.fused import Front, PositionConv, fuse, has_bfloat16
+from speech.pretrained import load_config, load_model, model_file
 
 # model_type: the kind of it
 KINDS = {'hubert': 'hubert', 'wav2vec2': 'hubert', 'wavlm': 'hubert', 'whisper': 'whisper', 'mimi': 'mimi'}
 HUBERTS = {'hubert': 'HubertModel', 'wav2vec2': 'Wav2Vec2Model', 'wavlm': 'WavLMModel'}
+# What folders of other classes hold besides: heads for pre-training, CTC, classification, and an adapter behind all.
+HEADS = ('quantizer.', 'project_hid.', 'project_q.', 'label_embs_concat', 'final_proj.', 'lm_head.', 'proj_out.',
+         'adapter.', 'projector.', 'classifier.', 'layer_weights', 'tdnn.', 'objective.')
 
 # --------------------------------------------------------------------------------------------------
 # what a folder holds
 
-@contextmanager
-def _transformers(name, expected):
-    """Yields the module transformers, silenced; an error of reading folder `name` becomes Refused."""
-    import transformers  # here, because it is slow to import and readers of units do not need it
-    from huggingface_hub.errors import StrictDataclassError  # a field of config.json has the wrong type
-
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error() # it would warn about the layers that are left out
-    logging.disable_progress_bar()
-    check_readable(name)
-    try:
-        yield transformers
-    except (ImportError, OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, SafetensorError,
-            StrictDataclassError) as e:
-        refuse_library(e)
-        reason = ' '.join(str(e).split())[:200] or type(e).__name__
-        raise Refused(f"{name}: expected a {expected} (config.json, model.safetensors): {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-
 def kind_of(name):
     """'hubert', 'whisper' or 'mimi', and the transformers config, of a local folder or hub id."""
-    expected = 'HubertModel, WhisperModel or MimiModel, or a Wav2Vec2Model or WavLMModel'
-    with _transformers(name, expected) as transformers:
-        config = transformers.AutoConfig.from_pretrained(name)
+    expected = 'a HubertModel, WhisperModel or MimiModel, or a Wav2Vec2Model or WavLMModel'
+    config = load_config(name, expected)
     if config.model_type not in KINDS:
-        raise Refused(f"{name}: holds a '{config.model_type}', expected a {expected}")
+        raise Refused(f"{name}: holds a '{config.model_type}', expected {expected}")
     return KINDS[config.model_type], config
 
-def _load(name, class_name, config, is_needed):
-    """A model of transformers in float32, in eval mode.
-
-    Every weight whose key is_needed must be in the files; transformers would make up missing ones.
-    """
-    with _transformers(name, class_name) as transformers:
-        model, info = getattr(transformers, class_name).from_pretrained(
-            name, config=config, use_safetensors=True, output_loading_info=True)
-    missing = sorted(filter(is_needed, info['missing_keys']))
-    if missing:
-        raise Refused(f"{name}: lacks {len(missing)} weights of the model, the first is {missing[0]}")
-    return model.float().eval()
+def _beyond(layer, *parts):
+    """is_unused of load_model: whether a weight belongs to a layer above `layer`, or to one of these parts."""
+    def is_unused(key):
+        number = re.match(r'encoder\.layers\.(\d+)\.', key)
+        return key.startswith(parts) or bool(number) and int(number[1]) >= layer
+    return is_unused
 
 def _cut_layers(name, config, layer, field):
     """Sets config's number of layers, which it calls `field`, to `layer`."""
@@ -152,14 +125,11 @@ class Hubert:
     def __init__(self, name, config, layer):
         _cut_layers(name, config, layer, 'num_hidden_layers')
 
-        def is_needed(key):
-            return key != 'masked_spec_embed' # used in training only
-
         if config.feat_extract_activation != 'gelu':
             raise Refused(f"{name}: feat_extract_activation is '{config.feat_extract_activation}', expected 'gelu', "
                           "as all published models have it")
         config.add_adapter = False # of wav2vec2: it comes after all layers
-        self.model = _load(name, HUBERTS[config.model_type], config, is_needed)
+        self.model = load_model(HUBERTS[config.model_type], name, _beyond(layer, *HEADS), config=config).float()
         self.config = config
         if config.do_stable_layer_norm:
             # This norm comes after the last layer of the whole model, not after every layer.
@@ -223,11 +193,8 @@ class Whisper:
     def __init__(self, name, config, layer):
         _cut_layers(name, config, layer, 'encoder_layers')
 
-        def is_needed(key):
-            return key.startswith('encoder.')
-
         config.decoder_layers = 0
-        self.model = _load(name, 'WhisperModel', config, is_needed).encoder
+        self.model = load_model('WhisperModel', name, _beyond(layer, 'decoder.', *HEADS), config=config).float().encoder
         self.model.layer_norm = nn.Identity()
         self.config = config
         self.width = config.d_model
@@ -270,12 +237,10 @@ class Mimi:
         if not config.use_causal_conv or config.audio_channels != 1:
             raise Refused(f"{name}: expected a causal MimiModel of one channel")
 
-        def is_needed(key):
-            return key.startswith(('encoder', 'quantizer.semantic'))
-
         config.decoder_config = None
         config.num_quantizers = config.num_semantic_quantizers + 1 # the least that MimiConfig allows
-        model = _load(name, 'MimiModel', config, is_needed)
+        is_unused = _beyond(math.inf, 'decoder', 'upsample.', 'quantizer.acoustic')
+        model = load_model('MimiModel', name, is_unused, config=config).float()
         semantic = model.quantizer.semantic_residual_vector_quantizer
         self.model = model.encoder
         self.project = semantic.input_proj or nn.Identity()

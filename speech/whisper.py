@@ -45,7 +45,8 @@ import torch
 from configurator import Refused
 from files import progress
 from speech.audio import RATE
-from speech.ctc import cuts, load_model, model_file, tighten, viterbi
+from speech.ctc import cuts, load_aligner, tighten, viterbi
+from speech.pretrained import model_file
 
 SHORTEST = 8 * RATE # only a piece longer than this is cut again when its text loops
 AUDIBLE = RATE // 10 # Whisper invents words for audio shorter than this
@@ -120,8 +121,8 @@ class Whisper:
         from transformers import WhisperFeatureExtractor
         self.tokenizer = Tokenizer.from_str(json.dumps(model_file(name, 'tokenizer.json')))
         generation = model_file(name, 'generation_config.json', needed=False) or {}
-        auto = 'WhisperForConditionalGeneration'
-        self.model, self.hash = load_model(auto, name, ('whisper',), device)
+        class_name = 'WhisperForConditionalGeneration'
+        self.model, self.hash = load_aligner(class_name, name, ('whisper',), device)
         settings = model_file(name, 'preprocessor_config.json')
         self.features = WhisperFeatureExtractor.from_dict(settings)
         config = self.model.config

@@ -178,7 +178,7 @@ def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
             Encoder(name, layer, centroids)
         assert '\n' not in str(e.value)
 
-    refused('expected a HubertModel', tmp_path / 'nowhere')
+    refused('nor a hub id that can be reached', tmp_path / 'nowhere')
     refused('has 3 layers, --layer=4', hubert, 4)
     refused('has 3 layers, --layer=0', hubert, 0)
     configs = ({'model_type': 'hubert', 'hidden_size': 'x'}, {'model_type': 'hubert', 'conv_stride': [5, 2]},
@@ -195,13 +195,13 @@ def test_encoders_that_are_none_are_refused_in_one_line(hubert, tmp_path):
         (tmp_path / name / 'config.json').write_bytes((hubert / 'config.json').read_bytes())
     (tmp_path / 'other/config.json').write_text('{"model_type": "bert"}')
     refused("holds a 'bert', expected a HubertModel, Whisper", tmp_path / 'other')
-    refused('expected a HubertModel', tmp_path / 'missing')
+    refused("expected a model that transformers' HubertModel reads", tmp_path / 'missing')
     weights = load_file(hubert / 'model.safetensors')
     del weights['encoder.layers.1.attention.k_proj.weight']
     save_file(weights, tmp_path / 'missing/model.safetensors', {'format': 'pt'})
     refused('lacks 1 weights of the model, the first is encoder.layers.1', tmp_path / 'missing')
     (tmp_path / 'cut/model.safetensors').write_bytes((hubert / 'model.safetensors').read_bytes()[:5000])
-    refused('expected a HubertModel', tmp_path / 'cut')
+    refused("expected a model that transformers' HubertModel reads", tmp_path / 'cut')
 
 def test_centroids_are_read_from_safetensors_only(tmp_path):
     path = tmp_path / 'km.bin'

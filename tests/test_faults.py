@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from test_house import tracked
 from test_train import (
     ROOT,
     before_each_fetch,
@@ -71,6 +72,33 @@ def test_the_one_torch_load_reads_tensors_only():
     'subprocess.run(c, shell=True)'])
 def test_such_a_thing_would_be_found(source):
     assert dangers(source)
+
+def may_ask(source):
+    """Where a source lets transformers read a folder without trust_remote_code=False: [line].
+
+    from_pretrained of model.py's own GPT, and of nothing else, needs none.
+    """
+    tree = ast.parse(source)
+    harmless = {id(call.func) for call in ast.walk(tree) if isinstance(call, ast.Call) and any(
+        keyword.arg == 'trust_remote_code' and ast.unparse(keyword.value) == 'False' for keyword in call.keywords)}
+    return [node.lineno for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in ('from_pretrained', 'from_config', 'pipeline')
+            and ast.unparse(node.value) != 'GPT' and id(node) not in harmless]
+
+def test_nothing_that_transformers_reads_may_ask_to_run_code():
+    paths = [path for path in tracked('*.py') if path.parts[0] != 'tests']
+    sources = {str(path): (ROOT / path).read_text(encoding='utf-8') for path in paths}
+    assert {path: lines for path, source in sources.items() if (lines := may_ask(source))} == {}
+    loaders = {path for path, source in sources.items() if 'trust_remote_code=False' in source}
+    elsewhere = {path for path in loaders if not path.startswith(('bench/', 'tiny/build/'))}
+    assert elsewhere == {'speech/pretrained.py', 'hub/tokenizer.py'}
+
+@pytest.mark.parametrize('source', [
+    'AutoModel.from_pretrained(x)', 'AutoModel.from_pretrained(x, trust_remote_code=asked)',
+    'load = transformers.AutoModel.from_pretrained', "getattr(transformers, name).from_pretrained(x, dtype=y)",
+    'AutoModel.from_config(x)', "transformers.pipeline('text-generation', x)"])
+def test_a_call_that_may_ask_would_be_found(source):
+    assert may_ask(source)
 
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in ('ms', 'tok_s', 'data')} for row in rows]

@@ -412,7 +412,7 @@ def test_whispers_normalizer_by_its_name(tmp_path):
     ({'top_k': 0}, 'top_k is 0'), ({'cut': 'x'}, "cut is 'x', expected 'seconds' or 'word'"),
     ({'words': 'x'}, "expected cut='word'"), ({'llm_dtype': 'half'}, "llm_dtype is 'half'"),
     ({'judge': 'http://x', 'rubric': '/none'}, 'rubric /none: cannot be read'),
-    ({'llm': '/none'}, 'llm /none: cannot be loaded'), ({'vocoder': '/none'}, '/none: no vocoder here')])
+    ({'llm': '/none'}, '/none: no such folder, nor a hub id'), ({'vocoder': '/none'}, '/none: no vocoder here')])
 def test_bad_settings_are_one_line(house, settings, message):
     with pytest.raises(Refused, match=message):
         main(config_of(house, 'joint', **{'llm': '', **settings}))

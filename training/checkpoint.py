@@ -266,8 +266,8 @@ def open_run(cfg, may_change, place, stop_signals, vocab, tokenizer, inputs):
     """
     settings = asdict(cfg)
     identity = {name: settings[name] for name in settings if name not in may_change} | inputs
-    # A run of a version without one of the settings had what is its default now.
-    defaults = {field.name: field.default for field in fields(cfg) if field.name in identity}
+    # A run of a version without one of the settings had what is its default now, and inputs as they are.
+    defaults = inputs | {field.name: field.default for field in fields(cfg) if field.name in identity}
     folder = find(Path(cfg.out), identity, place, defaults)
     if folder:
         state = read_state(folder)

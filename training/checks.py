@@ -1,18 +1,21 @@
 """
 Refuses runs of train.py and dpo.py that cannot work, in one line and before any weights are read.
 """
+import os
 from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 
 from configurator import Refused
+from files import progress
 from kernels.attention import choose_backend
 
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'), 'device': ('auto', 'cuda', 'cpu'),
            'attention': (None, 'triton', 'hopper', 'sdpa'), 'parallel': ('ddp', 'fsdp'),
            'recompute': ('none', 'selective', 'full'), 'optimizer': ('adamw', 'muon'),
-           'dtype': ('bfloat16', 'float32', 'pure_bfloat16')}
+           'dtype': ('bfloat16', 'float32', 'pure_bfloat16'), 'verify': ('resume', 'always', 'never')}
 POSITIVE = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'n_ffn', 'rope_theta', 'block_size',
             'batch_tokens', 'micro_batch', 'lr', 'decay', 'clip', 'max_steps', 'max_tokens', 'max_flops',
             'max_seconds', 'timeout', 'log_every', 'eval_every', 'eval_rows', 'save_every')
@@ -79,3 +82,28 @@ def check_memory(cfg, world, n_bytes, room):
         raise Refused(f"{describe_memory(n_bytes, cfg, world)}; a GPU has {room / 1e9:.1f} GB: "
                       "expected a smaller micro_batch, recompute='selective' or 'full', "
                       "or parallel='fsdp'")
+
+def verify_shards(cfg, run, loaders):
+    """Where cfg.verify asks for it, reads all shards of the loaders; all ranks refuse one that was changed.
+
+    The ranks of a node share the work; each node reads all, as it may have files of its own.
+    """
+    if cfg.verify == 'never' or cfg.verify == 'resume' and not run.folder:
+        return
+    rank, world, _, checkpoint_group = run.place
+    shards = [shard for loader in loaders for source in loader.sources for shard in source.shards]
+    first_changed = torch.tensor(len(shards))
+    error = None
+    first = int(os.environ.get('LOCAL_RANK', rank))
+    step = int(os.environ.get('LOCAL_WORLD_SIZE', world))
+    for i in progress(range(first, len(shards), step), desc='verify', unit='shard', leave=False):
+        try:
+            shards[i].verify()
+        except Refused as e:
+            error = e
+            first_changed.fill_(i)
+            break
+    if world > 1:
+        dist.all_reduce(first_changed, dist.ReduceOp.MIN, group=checkpoint_group)
+    if first_changed < len(shards):
+        raise error or Refused(f"{shards[first_changed].path} was changed, as another rank says")

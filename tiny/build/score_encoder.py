@@ -28,6 +28,7 @@ from transformers import WhisperFeatureExtractor
 from files import record, write_json
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
+from speech.pretrained import model_file
 from tiny.build.train_encoder import HOP, held_groups, hubert_config, kmeans, log_mel, nearest, training_sample
 
 
@@ -134,7 +135,7 @@ def score_shard(path, encoder, baselines):
 
 def make_baselines(cfg):
     """{'log-mel', 'mfcc': (read(shard) -> features, their centroids)}"""
-    extractor = WhisperFeatureExtractor.from_pretrained(cfg.teacher)
+    extractor = WhisperFeatureExtractor.from_dict(model_file(cfg.teacher, 'preprocessor_config.json'))
     baselines = {}
     for name, cepstra in (('log-mel', False), ('mfcc', True)):
         read = partial(mel_features, extractor=extractor, cepstra=cepstra)

@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor, WhisperModel
+from transformers import HubertConfig, HubertModel, WhisperFeatureExtractor
 
 from configurator import Refused, run
 from corpora.folder import utterances
@@ -52,6 +52,7 @@ from files import atomically, lines, read_lines, record, sha256, walk, write_jso
 from locks import writing_in
 from speech.audio import RATE, load_audio
 from speech.kmeans import load_centroids
+from speech.pretrained import load_model, model_file
 
 HOP = 640 # samples a frame: 25 Hz
 STAGES = ('features', 'classes', 'train', 'export', 'score')
@@ -118,8 +119,8 @@ def log_mel(extractor, wave):
 class Teacher:
     """teacher(wave) -> (floor(N / 640), 384): a layer of Whisper's encoder, frames averaged in pairs."""
     def __init__(self, folder, layer):
-        self.encoder = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.eval()
-        self.mel = WhisperFeatureExtractor.from_pretrained(folder)
+        self.encoder = load_model('WhisperModel', folder, dtype=torch.float32).encoder
+        self.mel = WhisperFeatureExtractor.from_dict(model_file(folder, 'preprocessor_config.json'))
         self.layer = layer
 
     @torch.inference_mode()
