@@ -42,6 +42,7 @@ STYLES = ('slamkit', 'training') # of a benchmark's document
 PUBLISHED = 'slprl/mhubert-base-25hz' # the units of the published models, by their cards
 PUBLISHED_LAYER = 11
 PAPERS_UNITS = 500 # K of both papers
+LARGEST = 2 ** 24 # ids of a modality, at most; tables of some bytes an id are made before a model is read
 
 def short_hash(value):
     """The first 16 hex digits of a JSON value's sha256."""
@@ -68,6 +69,8 @@ class Vocab:
             if type(n) is not int or (n != 0 if is_absent else n < 1):
                 expected = "0" if is_absent else "a whole number of at least 1"
                 raise Refused(f"{self.kind} vocabulary with {name} = {n!r}, expected {expected}")
+            if n > LARGEST:
+                raise Refused(f"{self.kind} vocabulary with {name} = {n:,}, expected {LARGEST:,} at most")
 
     @property
     def size(self):

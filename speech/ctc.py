@@ -22,7 +22,6 @@ after its last one, or to the next word. Audio longer than 30 s is cut at its qu
 (`cuts`). No piece is given samples of its neighbors, and the cuts depend on the wave only.
 """
 import hashlib
-import json
 import math
 import os
 import unicodedata
@@ -32,6 +31,7 @@ import torch
 import torch.nn.functional as F
 
 from configurator import Refused, refuse_library
+from files import read_value
 from speech.audio import RATE
 from speech.words import split_words
 
@@ -159,9 +159,11 @@ def model_file(name, file, needed=True):
     value = None
     try:
         if path and os.path.isfile(path):
-            value = json.loads(open(path, encoding='utf-8').read())
+            value = read_value(path)
     except (OSError, ValueError) as e:
         raise Refused(f"{name}/{file}: not JSON ({e})") from None
+    if not isinstance(value, dict | None):
+        raise Refused(f"{name}/{file}: expected a JSON object, got {str(value)[:40]}")
     if value is None and needed:
         if is_folder:
             raise Refused(f"{name}: no {file} in it, which a model for align.py needs")
