@@ -83,8 +83,10 @@ def outlive_terminal():
             setattr(sys, name, open(os.devnull, 'w'))
         elif stream is getattr(sys, f'__{name}__'): # not one that a caller has put there
             stream.flush()
-            buffer = io.BufferedWriter(Output(stream.fileno(), 'wb', closefd=False))
-            setattr(sys, name, kind(buffer, stream.encoding, 'backslashreplace',
+            file = Output(stream.fileno(), 'wb', closefd=False)
+            if not stream.write_through: # python -u
+                file = io.BufferedWriter(file)
+            setattr(sys, name, kind(file, stream.encoding, 'backslashreplace',
                                     line_buffering=stream.line_buffering, write_through=stream.write_through))
 
 # --------------------------------------------------------------------------------------------------
@@ -299,6 +301,8 @@ def disk_refusal(error, path, written=0):
         remedy = f"files of more than {limit:,} bytes are not allowed here; lift that (ulimit -f) and run again"
     elif number == errno.EROFS:
         remedy = "mount it for writing, or take another place"
+    elif number == errno.ENOENT and not os.path.isdir(os.path.dirname(path) or '.'):
+        remedy = "its folder was removed meanwhile; run again"
     else:
         return None
     return Refused(f"{path}: {os.strerror(number)}: {remedy}")

@@ -54,7 +54,10 @@ def _remove(path):
 
 def _bytes_of(path):
     """The bytes of a file, or of the files in a folder; 0 if there is none."""
-    return sum(part.stat().st_size for part in [path, *path.rglob('*')] if part.is_file())
+    try:
+        return sum(part.stat().st_size for part in [path, *path.rglob('*')] if part.is_file())
+    except OSError: # one was removed just now
+        return 0
 
 @contextmanager
 def atomically(path, mark='', wait=0.0):

@@ -63,6 +63,8 @@ class Vocab:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise Refused(f"vocabulary kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if not isinstance(self.tokenizer, str) or not isinstance(self.units, str):
+            raise Refused(f"vocabulary with tokenizer = {self.tokenizer!r}, units = {self.units!r}, expected strings")
         for name, kind_without in (('n_text', 'speech'), ('n_units', 'text')):
             n = getattr(self, name)
             is_absent = self.kind == kind_without

@@ -37,8 +37,10 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 2.0 # of this process: on a busy machine the clock on the wall says nothing
 BYTES = 300e6
 
+torch.set_num_threads(1) # another thread takes address space, too
+
 def in_use():
-    """Bytes of memory of this process that can be measured to shrink, so that bounds hold in any order of tests."""
+    """Bytes of this process's address space."""
     return int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
 
 @contextmanager

@@ -16,6 +16,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -61,9 +62,9 @@ def main(cfg):
 if __name__ == '__main__': run(main, Config)
 '''
 
-def start(tmp_path, stdout, stderr, script=SCRIPT):
+def start(tmp_path, stdout, stderr, script=SCRIPT, **environment):
     (tmp_path / 'script.py').write_text(script)
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **environment}
     return subprocess.Popen([sys.executable, tmp_path / 'script.py', f'--out={tmp_path}/out'], env=environment,
                             stdout=stdout, stderr=stderr)
 
@@ -84,6 +85,16 @@ def test_a_script_whose_output_goes_away_ends_its_work_with_status_0(tmp_path, k
     (tmp_path / 'out.gone').touch()
     assert process.wait(60) == 0
     assert (tmp_path / 'out').read_text() == 'saved'
+
+def test_what_is_printed_without_a_buffer_comes_at_once(tmp_path):
+    reader, writer = os.pipe()
+    process = start(tmp_path, writer, writer, SCRIPT.replace(", flush=True", ""), PYTHONUNBUFFERED='1')
+    os.close(writer)
+    read_until(reader, b'begun')
+    (tmp_path / 'out.gone').touch()
+    read_until(reader, rb'1999 \xc3\xa9\udcff'.replace(rb'\xc3\xa9', 'é'.encode()))
+    assert process.wait(60) == 0
+    os.close(reader)
 
 def test_an_output_on_a_full_disk_is_named_and_the_script_goes_on(tmp_path):
     (tmp_path / 'out.gone').touch()
@@ -237,6 +248,14 @@ def test_a_disk_that_became_read_only_is_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr(os, 'replace', read_only)
         monkeypatch.setattr(Path, 'unlink', read_only)
     assert str(e.value) == f"{tmp_path}/x: Read-only file system: mount it for writing, or take another place"
+
+@pytest.mark.parametrize('write', WRITERS)
+def test_a_folder_that_was_removed_while_it_was_written_is_one_line(tmp_path, write):
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(Refused) as e, atomically(tmp_path / 'a' / 'x') as tmp:
+        shutil.rmtree(tmp_path / 'a')
+        write(tmp)
+    assert str(e.value) == f"{tmp_path}/a/x: No such file or directory: its folder was removed meanwhile; run again"
 
 def test_a_folder_that_was_removed_under_a_run_is_one_line(tmp_path):
     script = SCRIPT.replace("Path(cfg.out).write_text('saved')", "import shutil; shutil.disk_usage(Path(cfg.out))")
