@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
-from files import progress, read_info, read_lines, record, sha256, shard_folders, write_json
+from files import progress, read_info, read_lines, read_value, record, sha256, shard_folders, write_json
 from locks import remove_left_locks, writing_in
 from speech.audio import RATE, BadAudio, load_audio
 from speech.word_files import read_words, word_files, words_of
@@ -239,9 +239,9 @@ def align_shard(metas, docs, max_word_error=0.3):
 def shard_info(folder, origin, out):
     """The info.json of a shard of words. Raises Refused if the shard was not made from `origin`."""
     try:
-        info = json.loads((folder / 'info.json').read_text(encoding='utf-8'))
+        info = read_value(folder / 'info.json')
         source = info['source']
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as e:
+    except (OSError, KeyError, TypeError, ValueError) as e:
         raise Refused(f"{folder}: not a whole shard of words ({e!r}); remove it and run align.py again") from None
     if source != origin:
         raise Refused(f"{folder}: made from other words or units; remove {out} or give another --out")

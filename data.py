@@ -195,7 +195,8 @@ def read_index(folder):
         if index['tokens'] != sum(counts):
             raise Refused(f"{path}: says {index['tokens']} tokens, by modality {' + '.join(map(str, counts))}")
         for shard in index['shards']:
-            if Path(shard['file']).name != shard['file'] or not {'max_id', 'sha256'} <= shard.keys():
+            kinds = [type(shard.get(key)) for key in ('tokens', 'documents', 'max_id', 'sha256')]
+            if kinds != [int, int, int, str] or Path(shard['file']).name != shard['file']:
                 raise Refused(f"{path}: shard {shard['file']!r}, expected a plain file name with max_id and sha256")
     except (KeyError, TypeError, AttributeError) as e:
         raise Refused(f"{path}: corrupt, expected what ShardWriter writes ({type(e).__name__}: {e})") from None
@@ -337,7 +338,7 @@ class Shards:
                         np.save(tmp / f'{name}.npy', array)
                     (tmp / 'sha256.txt').write_text(plan.hash())
             except (OSError, Refused) as e:
-                print(f"{path}: not written ({getattr(e, 'strerror', e)}); packing again next time")
+                print(f"{path}: not written, so that each start packs again ({getattr(e, 'strerror', e)})")
                 return plan
         return None
 

@@ -39,7 +39,6 @@ documents; stderr over documents. bits_per_second = loss of units / ln 2 * units
 corpus' speech, which can be compared between encoders.
 """
 import functools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ from data import Shards, check_names
 from evaluation.likelihood import document_losses, load
 from evaluation.results import SAME, folder_of, refuse_unwritable_results, store, table
 from evaluation.scores import accuracy, ratio_and_stderr, wins
-from files import atomically, record, write_json
+from files import atomically, read_value, record, write_json
 from speech.audio import RATE
 from speech.unit_cache import UnitCache
 from speech.units import Units
@@ -327,8 +326,8 @@ def units_per_second(corpus, source):
     """Units per second of a token folder's speech, in train and val; None where its files do not say."""
     corpus = Path(corpus)
     try:
-        hours = json.loads((corpus / 'info.json').read_text())['hours']
-        n_units = sum(json.loads(path.read_text())['units'] for path in corpus.glob(f'*/{source}/index.json'))
+        hours = read_value(corpus / 'info.json')['hours']
+        n_units = sum(read_value(path)['units'] for path in corpus.glob(f'*/{source}/index.json'))
         return n_units / (3600 * hours) if hours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -25,7 +25,7 @@ import sys
 import weakref
 import zlib
 from collections import Counter, deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from configurator import Refused, script_name
-from locks import Busy, Lock
+from configurator import Refused, disk_refusal, script_name
+from locks import Busy, Lock, refuse_held
 
 # --------------------------------------------------------------------------------------------------
 # whole or absent
@@ -52,6 +52,13 @@ def _remove(path):
     else:
         path.unlink(missing_ok=True)
 
+def _bytes_of(path):
+    """The bytes of a file, or of the files in a folder; 0 if there is none."""
+    try:
+        return sum(part.stat().st_size for part in [path, *path.rglob('*')] if part.is_file())
+    except OSError: # one was removed just now
+        return 0
+
 @contextmanager
 def atomically(path, mark='', wait=0.0):
     """Yields a temporary path to write a file or a folder to, which is then fsynced and renamed to `path`.
@@ -62,11 +69,13 @@ def atomically(path, mark='', wait=0.0):
     A file replaces the old one; a folder's name must be free. If the block fails, nothing is left
     behind. All files have the mode that the umask says, whatever a library gave them (safetensors:
     0600). mark: part of the temporary name, `path`MARK.tmp, where several processes may write the
-    same file at once. Another process that writes to this name raises Busy after `wait` seconds.
+    same file at once. Another process that writes to this name raises Busy after `wait` seconds. A
+    disk that is full or read-only raises Refused.
     """
     path = Path(path)
     tmp = path.with_name(path.name + mark + '.tmp')
     with Lock(f'{tmp}.lock', path, wait):
+        refuse_held(path / '.lock', path) # of a stage that fills the folder bit by bit (locks.writing_in)
         _remove(tmp) # left by a killed run
         try:
             tmp.touch() # to see its mode: a process cannot read its umask without changing it for all threads
@@ -81,14 +90,19 @@ def atomically(path, mark='', wait=0.0):
                 _fsync(part)
             os.replace(tmp, path)
             _fsync(path.parent)
-        except BaseException:
-            _remove(tmp)
+        except BaseException as e:
+            refusal = disk_refusal(e, path, _bytes_of(tmp))
+            with suppress(OSError): # the disk may be read-only now
+                _remove(tmp)
+            if refusal:
+                raise refusal from None
             raise
 
 def write_json(path, value, mark=''):
     """Writes value as indented JSON, atomically (mark: see atomically)."""
     with atomically(path, mark, wait=10) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        text = json.dumps(value, indent=1, ensure_ascii=False) + '\n'
+        tmp.write_bytes(text.encode('utf-8', 'backslashreplace')) # a path that is not UTF-8 has halves of characters
 
 def sha256(path):
     """Hex digest of a file."""
@@ -142,6 +156,17 @@ def check_readable(path):
     except OSError:
         pass
 
+def parse_json(text, **options):
+    """A JSON value; ValueError for what is none, also where it is nested too deeply. options: of json.loads."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+def read_value(path):
+    """The JSON value of a file in UTF-8. Raises OSError, ValueError."""
+    return parse_json(Path(path).read_text(encoding='utf-8'))
+
 def read_json(folder, name, script):
     """The JSON object of FOLDER/NAME; for a NAME that ends in .jsonl, the list of its lines' objects.
 
@@ -152,11 +177,11 @@ def read_json(folder, name, script):
     try:
         text = path.read_text(encoding='utf-8')
         parts = filter(None, text.split('\n')) if path.suffix == '.jsonl' else [text]
-        values = [json.loads(part) for part in parts]
+        values = [parse_json(part) for part in parts]
     except OSError:
         check_readable(path)
         raise Refused(f"{path}: no such file; {script} writes it") from None
-    except (ValueError, RecursionError) as e: # not JSON, not UTF-8, or nested too deeply
+    except ValueError as e: # not JSON, or not UTF-8
         raise Refused(f"{path}: not JSON ({e})") from None
     for value in values:
         if not isinstance(value, dict):
@@ -180,10 +205,7 @@ def _without_repeated_keys(pairs):
 
 def strict_json(text):
     """A JSON value; ValueError if a key comes twice in an object, where json.loads alone would take the last."""
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeated_keys)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return parse_json(text, object_pairs_hook=_without_repeated_keys)
 
 def read_lines(path):
     """Yields ('PATH:LINE', dict) for each line of a .jsonl(.gz) that is not blank; a line with no object is refused."""

@@ -109,7 +109,7 @@ class Lock:
         try: # opened anew: NFS looks at the server only then
             record = json.loads(self.path.read_text())
             return record if isinstance(record, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def _holder(self):
@@ -147,7 +147,7 @@ class Lock:
         try:
             if os.path.samestat(os.fstat(self.fd), os.stat(self.path)): # not that of a process which took it over
                 self.path.unlink()
-        except FileNotFoundError:
+        except OSError: # it was removed, or the disk is read-only now
             pass
         os.close(self.fd)
         if self.has_made_folder:
@@ -187,9 +187,20 @@ def _reaches_all(path):
         return ('flock' if kind == 'lustre' else 'local_lock=none') in options
     return kind in ('cifs', 'smb3', 'ceph', 'ext4', 'xfs', 'btrfs', 'zfs', 'tmpfs', 'overlay') # or of one machine
 
+def refuse_held(path, what):
+    """Raises Busy if another process has the lock of this path."""
+    if Path(path).exists():
+        Lock(path, what).close()
+
 def writing_in(folder, rank=0):
     """The Lock of a folder that this rank writes in."""
-    return Lock(Path(folder, f'.{rank}.lock' if rank else '.lock'), folder)
+    lock = Lock(Path(folder, f'.{rank}.lock' if rank else '.lock'), folder)
+    try:
+        refuse_held(f'{Path(folder)}.tmp.lock', folder) # of a stage that makes the folder at once (files.atomically)
+    except Refused:
+        lock.close()
+        raise
+    return lock
 
 def remove_left_locks(folder):
     """Removes the lock files that killed ranks have left in a folder."""

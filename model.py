@@ -545,12 +545,17 @@ class GPT(nn.Module):
         """
         folder = folders.local_folder(folder)
         cfg = folders.read_config(folder)
-        with torch.device('meta'):
-            model = cls(cfg, attention, recompute)
-        model = model.to(dtype).to_empty(device=device)
-        model._clear_padding()
+        folders.check_layers(folder, cfg.n_layer)
+        try:
+            with torch.device('meta'):
+                model = cls(cfg, attention, recompute)
+        except RuntimeError as e: # more bytes than can be counted
+            raise Refused(f"{folder}/config.json: describes no model ({e})") from None
         names = FAMILIES[cfg.family]['names']
         tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
         prefix = names['embed'].split('.')[0] + '.' # Bloom's files leave it out
+        folders.read_weights(folder, model._hf_tensors(), tied, prefix) # shapes, before memory is taken
+        model = model.to(dtype).to_empty(device=device)
+        model._clear_padding()
         folders.read_weights(folder, model._hf_tensors(), tied, prefix)
         return model

@@ -13,7 +13,8 @@ The parts of a prompt are separated by |. Each is the path of an audio file, or 
 are those of eval.py: without separators if prompt and continuation are of one modality, otherwise
 with <speech> or <text> before each span.
 
-The folder --out gets files for each continuation, numbered through all prompts, and two for all:
+The folder --out gets files for each continuation, numbered through all prompts, and two for all; those of an
+earlier run, as its samples.json names them, are removed first:
 
     000.wav          the continuation's speech, one span after another, if there is any
     000.txt          its text, if there is any
@@ -26,6 +27,7 @@ What a spoken prompt says is known from the manifest.jsonl of its folder (a part
 times of words) or from NAME.txt beside it; what a spoken continuation says, from --asr alone.
 """
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ import numpy as np
 
 from configurator import Refused, run
 from corpora.folder import transcripts
-from files import atomically, lines, record, write_json
+from files import atomically, lines, read_value, record, write_json
 from listening.page import NAMES, joined_waves, page, speech_of, text_of_span, wav_bytes
 from listening.speaker import Speaker, is_file
 from locks import writing_in
@@ -41,6 +43,7 @@ from speech.audio import RATE
 from speech.audio_files import audio_files
 from vocab import TEXT
 
+SUFFIXES = ('wav', 'txt', 'prompt.wav', 'heard.txt') # of a sample's files
 
 @dataclass(frozen=True)
 class Config:
@@ -85,12 +88,19 @@ class Config:
 # --------------------------------------------------------------------------------------------------
 # prompts
 
+def has_surrogates(text):
+    """Whether a text has halves of characters, which Python makes of arguments that are not UTF-8."""
+    return any('\ud800' <= character <= '\udfff' for character in text)
+
 def has_empty_part(parts):
     return not all(map(str.strip, parts))
 
 def all_prompts(cfg):
     """The prompt of --prompt, or of each file or line of --prompts -> [[part, ...], ...]"""
     if cfg.prompt:
+        for part in cfg.prompt.split('|'):
+            if not is_file(part) and has_surrogates(part):
+                raise Refused(f"prompt: {part!r} is not UTF-8; expected text in UTF-8, or files of audio")
         return [cfg.prompt.split('|')]
     path = Path(cfg.prompts)
     if path.is_dir():
@@ -121,6 +131,17 @@ def add_transcripts(recorded, seconds):
 
 # --------------------------------------------------------------------------------------------------
 # files
+
+def remove_earlier(out):
+    """Removes the files of samples that an earlier run left, as its samples.json names them."""
+    try:
+        names = [sample['name'] for sample in read_value(out / 'samples.json')['samples']]
+    except (OSError, ValueError, KeyError, TypeError): # there is none, or it is not of this script
+        return
+    for name in names:
+        if re.fullmatch(r'\d{3,}', str(name)):
+            for suffix in SUFFIXES:
+                (out / f'{name}.{suffix}').unlink(missing_ok=True)
 
 def write_bytes(path, data):
     with atomically(path) as tmp:
@@ -178,21 +199,22 @@ def continue_prompts(cfg):
     speaker.speak(sum(continuations, []))
     speaker.transcribe(sum(prompts + continuations, []))
 
-    # ---- write it
+    # ---- write it; samples.json first, as it names the files that the next run removes
     out = Path(cfg.out)
+    remove_earlier(out)
     samples = []
     for i, spans in enumerate(continuations):
-        prompt = prompts[i // cfg.n]
-        sample = {'name': f'{i:03d}', 'prompt': prompt, 'spans': spans}
-        write_sample(sample, out)
-        samples.append(sample)
-        source = ' | '.join(part.get('path') or part['text'] for part in prompt)
-        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, spans)) or '(ended at once)'}")
-    write_bytes(out / 'samples.html', page(samples, cfg).encode())
+        samples.append({'name': f'{i:03d}', 'prompt': prompts[i // cfg.n], 'spans': spans})
+    described = []
     for sample in samples:
-        sample['prompt'] = list(map(as_json, sample['prompt']))
-        sample['spans'] = list(map(as_json, sample['spans']))
-    write_json(out / 'samples.json', {'samples': samples, **record(cfg)})
+        described.append({'name': sample['name'], 'prompt': list(map(as_json, sample['prompt'])),
+                          'spans': list(map(as_json, sample['spans']))})
+    write_json(out / 'samples.json', {'samples': described, **record(cfg)})
+    for sample in samples:
+        write_sample(sample, out)
+        source = ' | '.join(part.get('path') or part['text'] for part in sample['prompt'])
+        print(f"{sample['name']} | {source} -> {' | '.join(map(describe, sample['spans'])) or '(ended at once)'}")
+    write_bytes(out / 'samples.html', page(samples, cfg).encode('utf-8', 'backslashreplace'))
     print(f"{out}/samples.html: {len(samples)} samples")
 
 if __name__ == '__main__':

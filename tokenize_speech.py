@@ -57,6 +57,7 @@ from files import (
     name_some,
     progress,
     read_array,
+    read_json,
     read_lines,
     record,
     sha256,
@@ -233,18 +234,15 @@ def complete(out):
     """The numbers of the shards that are there."""
     return sorted(int(name) for name in os.listdir(out) if name.isdecimal() and len(name) >= 5)
 
-def open_folder(out, settings, rank, world):
-    """Begins the units folder `out`, or checks that it was begun with the same settings. Raises Refused."""
-    out = Path(out)
+def begin_folder(out, settings, rank):
+    """open_folder, for the process that has the lock."""
     path = out / 'settings.json'
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out}: is a file; take another --out")
     # Looked up before settings.json, which another rank may write now, and a shard soon after.
     has_results = out.exists() and ((out / 'info.json').exists() or complete(out))
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError:
+            before = read_json(out, path.name, 'tokenize_speech.py')
+        except Refused:
             raise Refused(f"{path}: not JSON; take another --out, or delete {out}") from None
         changes = [f"{key} was {before.get(key)!r}, is now {value!r}"
                    for key, value in settings.items() if before.get(key) != value]
@@ -255,6 +253,14 @@ def open_folder(out, settings, rank, world):
         raise Refused(f"{out}: is there already, and no units folder of this script; take another --out")
     else:
         write_json(path, settings, f'.{rank}')
+
+def open_folder(out, settings, rank, world):
+    """Begins the units folder `out`, or checks that it was begun with the same settings. Raises Refused."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{out}: is a file; take another --out")
+    with Lock(out / '.settings.lock', out, wait=60): # of several ranks, and runs, the first one begins the folder
+        begin_folder(out, settings, rank)
     # NAME.RANK.tmp is of a killed run if RANK is this rank, or one that this run lacks.
     for tmp in out.glob('*.json*.tmp'):
         owner = tmp.name.split('.')[-2]

@@ -13,12 +13,12 @@ micro-batches of a step
 
 The same command resumes a run that was cut (to the bit, on the same number of ranks) and leaves a
 finished one alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun gives its workers
-30 s for that, or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any
+30 s for that, or --shutdown-timeout=SECONDS. A terminal that goes away, or a disk that has no room for
+log.jsonl, ends no run. A step whose loss or gradient is not finite on any
 rank is skipped on all ranks; five in a row end the run with status 17. At the end --out is a
 Hugging Face folder, with log.jsonl (training/log.py), settings.json and the last two step-N/
 (training/checkpoint.py) in it.
 """
-import json
 import math
 import time
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from configurator import Refused, ranks, run
-from data import Loader, Shards, check_names
+from data import Loader, Shards, check_names, read_index
 from files import sha256, visible
 from hub.families import GPTConfig
 from hub.folders import knows_units, read_config, vocabulary
@@ -206,9 +206,9 @@ def open_data(cfg):
     val = {}
     for source in cfg.sources:
         for corpus in corpora:
-            index = corpus / 'val' / source / 'index.json'
-            if index.is_file() and json.loads(index.read_text())['tokens'] >= cfg.block_size:
-                held = Shards(index.parent, vocab)
+            folder = corpus / 'val' / source
+            if (folder / 'index.json').is_file() and read_index(folder)['tokens'] >= cfg.block_size:
+                held = Shards(folder, vocab)
                 if held.lengths.max() > 1: # else nothing is predicted
                     val[f'{corpus.name}/{source}'] = Loader([held], None, cfg.block_size, 0)
     inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}

@@ -42,6 +42,7 @@ STYLES = ('slamkit', 'training') # of a benchmark's document
 PUBLISHED = 'slprl/mhubert-base-25hz' # the units of the published models, by their cards
 PUBLISHED_LAYER = 11
 PAPERS_UNITS = 500 # K of both papers
+LARGEST = 2 ** 24 # ids of a modality, at most; tables of some bytes an id are made before a model is read
 
 def short_hash(value):
     """The first 16 hex digits of a JSON value's sha256."""
@@ -62,12 +63,16 @@ class Vocab:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise Refused(f"vocabulary kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if not isinstance(self.tokenizer, str) or not isinstance(self.units, str):
+            raise Refused(f"vocabulary with tokenizer = {self.tokenizer!r}, units = {self.units!r}, expected strings")
         for name, kind_without in (('n_text', 'speech'), ('n_units', 'text')):
             n = getattr(self, name)
             is_absent = self.kind == kind_without
             if type(n) is not int or (n != 0 if is_absent else n < 1):
                 expected = "0" if is_absent else "a whole number of at least 1"
                 raise Refused(f"{self.kind} vocabulary with {name} = {n!r}, expected {expected}")
+            if n > LARGEST:
+                raise Refused(f"{self.kind} vocabulary with {name} = {n:,}, expected {LARGEST:,} at most")
 
     @property
     def size(self):

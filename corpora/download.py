@@ -8,7 +8,7 @@ An interrupted download is resumed (HTTP Range): FILE.part becomes FILE when its
 its sha256 or md5 if one is published. An archive is unpacked into a temporary folder, whose
 contents are moved into place when they are complete; then the archive is deleted, and
 ROOT/.downloaded/FILE records that. So more than twice its size must be free. Names and links that
-lead out of ROOT are refused.
+lead out of ROOT, that go through a link, or that are longer than the system allows are refused.
 """
 import hashlib
 import json
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from configurator import Refused, refuse_unwritable, run
+from configurator import Refused, disk_refusal, printable, refuse_unwritable, run
 from files import progress, write_json
 from locks import writing_in
 
@@ -157,19 +157,63 @@ def _resume(requests, url, part, checksum):
     if total is not None and _size(part) != total:
         raise requests.ConnectionError(f"ended after {_size(part):,} of {total:,} bytes")
 
+class Guard:
+    """Refuses members of an archive before they are unpacked, whatever the Python in use makes of them.
+
+    tarfile's own filter takes names as they are written. A member whose path goes through a link of
+    the archive may lead elsewhere than its name says, also where the way is longer than the system
+    resolves. Without such paths, what a name says is where it leads.
+    """
+    def __init__(self, archive, folder):
+        self.archive = archive
+        self.longest = os.pathconf(folder, 'PC_PATH_MAX') - 1 - len(os.fsencode(folder.absolute())) - 1 # bytes
+        self.longest_part = os.pathconf(folder, 'PC_NAME_MAX')
+        self.links = set()
+
+    def check(self, member):
+        """Raises Refused. Members have to come in the order of the archive."""
+        self._check_path(member.name)
+        if member.issym():
+            self._check_path(f'{os.path.dirname(member.name)}/{member.linkname}', is_target=True)
+            self.links.add(os.path.normpath(member.name.lstrip('/')))
+        elif member.islnk():
+            self._check_path(member.linkname, is_target=True)
+
+    def _check_path(self, path, is_target=False):
+        lengths = [len(os.fsencode(part)) for part in path.split('/')]
+        n_bytes = sum(lengths) + len(lengths) - 1
+        if n_bytes > self.longest or max(lengths) > self.longest_part:
+            raise Refused(f"{self.archive}: a path in it has {n_bytes:,} bytes ({printable(path[:40])}...), here "
+                          f"{self.longest:,} are possible, and {self.longest_part} a name; nothing was unpacked")
+        way = []
+        parts = [part for part in path.split('/') if part not in ('', '.')]
+        for number, part in enumerate(parts, start=1):
+            if part == '..' and not way:
+                raise Refused(f"{self.archive}: cannot be unpacked ({printable(path)} leads out of it)")
+            if part == '..':
+                way.pop()
+                continue
+            way.append(part)
+            if '/'.join(way) in self.links and (is_target or number < len(parts)):
+                raise Refused(f"{self.archive}: {printable(path)} in it goes through the link {printable(part)}; "
+                              "nothing was unpacked, do it by hand if you trust it")
+
 def unpack(archive, root):
     """Unpacks a tar into root, completely or not at all."""
     tmp = root / (archive.name + '.unpacking')
     shutil.rmtree(tmp, ignore_errors=True) # what a killed run left
     tmp.mkdir()
     try:
+        guard = Guard(archive, tmp)
         with tarfile.open(archive, 'r|*') as tar, progress(unit='B', unit_scale=True, desc=archive.name) as bar:
             for member in tar:
+                guard.check(member)
                 tar.extract(member, tmp, filter='data') # no absolute names, no .., no links out of tmp, no devices
                 bar.update(member.size)
         _move(tmp, root)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as e:
-        raise Refused(f"{archive}: cannot be unpacked ({e}); delete it and try again, or unpack it by hand") from None
+        raise disk_refusal(e, root) or Refused(
+            f"{archive}: cannot be unpacked ({e}); delete it and try again, or unpack it by hand") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 

@@ -12,11 +12,11 @@ Chapters are cut at the published voice activity (seconds) into pieces of at mos
 the authors' cut_by_vad.py; unlike there, short pauses inside a piece stay, and one of more than 2 s
 ends it. There is no text and no validation part.
 """
-import json
 
 from configurator import Refused
 from corpora.download import script
 from corpora.tree import files, pieces, refuse_orphans, utterance
+from files import read_value
 
 SUBSET = 'small, medium or large of Libri-Light'
 URL = 'https://dl.fbaipublicfiles.com/librilight/data'
@@ -39,8 +39,7 @@ def utterances(root):
 
 def _voice_activity(path):
     try:
-        with open(path, encoding='utf-8') as f:
-            spans = json.load(f)['voice_activity']
+        spans = read_value(path)['voice_activity']
         last_end = 0
         for start, end in spans:
             if not last_end <= start <= end:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from configurator import Refused, run
 from corpora.tree import TEXTS, documents
-from files import atomically, files_of_kind, progress, read_lines, record, write_json
+from files import atomically, files_of_kind, parse_json, progress, read_json, read_lines, record, write_json
 from locks import writing_in
 
 RULES = {
@@ -79,7 +79,7 @@ def published(quality, place):
     """{rule: value} of a document's quality_signals, which are a dict or its JSON."""
     try:
         if isinstance(quality, str):
-            quality = json.loads(quality)
+            quality = parse_json(quality)
         def value(name):
             return quality[name][0][2] or 0 # None if there are no words
         n_bullets = sum(line[2] for line in quality['rps_lines_start_with_bulletpoint'])
@@ -150,8 +150,8 @@ def filter_files(cfg, names):
                     if rule is None:
                         f.write(json.dumps({'id': id, 'text': text}) + '\n')
             write_json(counts_path, {'from': path, **counts})
-        counts = json.loads(counts_path.read_text())
-        source = counts.pop('from')
+        counts = read_json(counts_path.parent, counts_path.name, 'corpora.redpajama')
+        source = counts.pop('from', None)
         if source != path:
             raise Refused(f"{counts_path}: was made from {source}, not from {path}; take another --out, or delete it")
         total.update(counts)

@@ -16,7 +16,6 @@ knows when each word is spoken, JSON to {words}: [["Once", 0.05, 0.31], ...] in 
 
 A shard holds shard_docs consecutive documents and appears when it is complete, so an interrupted run can be resumed.
 """
-import json
 import re
 import shlex
 import shutil
@@ -28,7 +27,19 @@ from pathlib import Path
 from configurator import Refused, run
 from corpora import folder
 from corpora.tree import by_id, documents
-from files import atomically, progress, read_info, read_lines, record, sha256, shard_folders, write_json, write_lines
+from files import (
+    atomically,
+    progress,
+    read_info,
+    read_json,
+    read_lines,
+    read_value,
+    record,
+    sha256,
+    shard_folders,
+    write_json,
+    write_lines,
+)
 from locks import writing_in
 from speech.audio import BadAudio, load_audio
 
@@ -73,7 +84,7 @@ def speak(cfg, text, wav, words):
             last_line = process.stderr.decode(errors='replace').strip().splitlines()[-1:]
             return f"status {process.returncode}: {''.join(last_line)}"
         load_audio(wav)
-        word_times = json.loads(words.read_text(encoding='utf-8')) if '{words}' in cfg.command else None
+        word_times = read_value(words) if '{words}' in cfg.command else None
     except subprocess.TimeoutExpired:
         return f"not done after {cfg.timeout:g} s"
     except BadAudio as e:
@@ -114,7 +125,7 @@ def main(cfg):
         settings_path = out / 'settings.json'
         if not settings_path.exists():
             write_json(settings_path, settings)
-        elif json.loads(settings_path.read_text(encoding='utf-8')) != settings:
+        elif read_json(out, 'settings.json', 'corpora.spoken') != settings:
             raise Refused(f"{out}: begun with another text or command (see {settings_path}); take another --out")
         speak_all(cfg, docs, out)
 

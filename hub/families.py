@@ -23,11 +23,14 @@ To add a family, write its table here, a flag in model.py for each thing that is
 shape in tests/test_model.py. docs/textlms.md shows it on Qwen3.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import get_args
 
 from configurator import Refused
 
 PAD_ROWS = 256 # the embedding's rows in memory are a multiple of this
+LAYERS = 10_000 # at most
+LARGEST = 2 ** 31 # of all other sizes
 
 # The flags of Llama, from which a family's table has its differences.
 PLAIN = {
@@ -256,6 +259,7 @@ class GPTConfig:
         if self.family not in FAMILIES:
             raise Refused(f"model family '{self.family}' is not supported: one of {', '.join(FAMILIES)}")
         self._check_positive('vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_positions')
+        self._check_types()
         family = FAMILIES[self.family]
         D = self.head_dim or self.n_embd // self.n_head
         defaults = {
@@ -301,11 +305,22 @@ class GPTConfig:
         if self.window_theta and not self.layer_ropes:
             raise Refused(f"model: window_theta={self.window_theta!r} is not {self.family}, whose layers rotate alike")
 
+    def _check_types(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            allowed = get_args(field.type) or (field.type,)
+            is_number = type(value) in (int, float) and float in allowed and math.isfinite(value)
+            if not is_number and (type(value) not in allowed or type(value) is float):
+                names = ' or '.join(kind.__name__ for kind in allowed if kind is not type(None))
+                raise Refused(f"model: {field.name} must be {names}, got {value!r}")
+
     def _check_positive(self, *names):
         for name in names:
             value = getattr(self, name)
             if not (isinstance(value, int) and value > 0):
                 raise Refused(f"model: {name} must be a positive integer, got {value!r}")
+            if value > (LAYERS if name == 'n_layer' else LARGEST):
+                raise Refused(f"model: {name} is {value:,}, more than any model has")
 
     @property
     def rows(self):
@@ -329,6 +344,15 @@ class GPTConfig:
 
         Refuses, naming path, a family or setting that the decoder does not have and a key that is missing.
         """
+        try:
+            return cls._from_hf(hf, path)
+        except Refused:
+            raise
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as e: # of a value that is of another type
+            raise Refused(f"{path}: not what transformers writes ({e}); copy it again") from None
+
+    @classmethod
+    def _from_hf(cls, hf, path):
         if 'base_config' in hf: # slprl/*: the outer vocab_size is the right one
             hf = {**hf['base_config'], 'vocab_size': hf['vocab_size']}
         name = hf.get('model_type')
@@ -339,7 +363,7 @@ class GPTConfig:
         _check_supported(hf, family, path)
         interval = hf.get('no_rope_layer_interval')
         n_layer = hf.get('num_hidden_layers')
-        if interval and hf['no_rope_layers'] is None and isinstance(n_layer, int):
+        if interval and hf['no_rope_layers'] is None and isinstance(n_layer, int) and n_layer <= LAYERS:
             hf['no_rope_layers'] = [int((layer + 1) % interval > 0) for layer in range(n_layer)]
         if hf.get('use_sliding_window') is False:
             hf['sliding_window'] = None
@@ -450,7 +474,7 @@ def _yarn(rope, n_positions):
 def _check_family(hf, path):
     """Refuses a model_type that FAMILIES has not, and says what it is where that is known."""
     name = hf.get('model_type')
-    if name in FAMILIES:
+    if isinstance(name, str) and name in FAMILIES:
         return
     what = next((what for start, what in FOREIGN.items() if str(name).startswith(start)), None)
     if any(hf.get(key) for key in EXPERTS):

@@ -10,7 +10,6 @@ A hub id stands for its download. model.py maps the tensors' names to views of i
 called `tensors`. Reading is strict: every tensor that is missing, extra, duplicated, not finite or
 of another shape is named, and the folder is refused. Files are memory-mapped; nothing is unpickled.
 """
-import json
 import re
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, check_readable, is_finite, read_json, write_json
+from files import atomically, check_readable, is_finite, read_json, read_value, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
@@ -52,7 +51,7 @@ def knows_units(name):
     """Where a folder or hub id says which ids are units, or None: see vocabulary for the values."""
     folder = local_folder(name, ['*.json', 'merges.txt'])
     try:
-        content = json.loads((folder / 'vocab.json').read_text(encoding='utf-8'))
+        content = read_value(folder / 'vocab.json')
         # The tokenizers of Qwen2.5, SmolLM2 and OPT have a file of that name too: token -> id.
         if isinstance(content.get('kind'), str):
             return 'ours'
@@ -157,6 +156,8 @@ def read_weights(folder, tensors, tied, prefix):
 
     tied    {name of a copy that some files have: name of the tensor that it must equal}
     prefix  what the names in files may leave out
+
+    Of views on the meta device, which take no memory, only names, shapes and dtypes are compared.
     """
     problems = []
     missing = set(tensors)
@@ -169,7 +170,8 @@ def read_weights(folder, tensors, tied, prefix):
                     if name not in tensors and prefix + name in tensors:
                         name = prefix + name
                     if name in tied:
-                        copies[name] = weights.get_tensor(key)
+                        if not tensors[tied[name]].is_meta:
+                            copies[name] = weights.get_tensor(key)
                         continue
                     if name in tensors and name not in missing:
                         problem = f"{key} is there twice"
@@ -179,7 +181,7 @@ def read_weights(folder, tensors, tied, prefix):
                         problems.append(problem)
                     missing.discard(name)
         except (SafetensorError, OSError) as e:
-            raise Refused(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]})") from None
+            raise _not_whole(file, e) from None
     problems += [f"{name} is missing" for name in sorted(missing)]
     for name, copy in copies.items():
         embedding = tensors[tied[name]]
@@ -188,6 +190,22 @@ def read_weights(folder, tensors, tied, prefix):
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise Refused(f"{folder}: the weights are not those of its config.json: {'; '.join(problems[:10])}{rest}")
+
+def check_layers(folder, n_layer):
+    """Refuses a config.json of more layers than the folder's files have tensors, before any is made."""
+    n_tensors = 0
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, 'pt') as weights:
+                n_tensors += len(weights.keys())
+        except (SafetensorError, OSError) as e:
+            raise _not_whole(file, e) from None
+    if n_layer > n_tensors:
+        raise Refused(f"{folder}: config.json has {n_layer:,} layers, and the weights are {n_tensors:,} tensors; "
+                      "take the config.json that was published with the weights")
+
+def _not_whole(file, error):
+    return Refused(f"{file}: not a whole safetensors file ({str(error).splitlines()[0]})")
 
 def _fill(view, weights, key):
     """Copies a file's tensor into view -> None, or what is wrong with it."""
@@ -200,6 +218,8 @@ def _fill(view, weights, key):
         return f"{key} is {shape}, expected {expected}"
     if header.get_dtype() not in ('F32', 'F16', 'BF16'):
         return f"{key} is {header.get_dtype()}, expected F32, F16 or BF16"
+    if view.is_meta:
+        return None
     tensor = weights.get_tensor(key)
     if not is_finite(tensor):
         return f"{key} has values that are not finite"
@@ -215,7 +235,10 @@ def _weight_files(folder):
         raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json; pytorch_model.bin "
                       "is a pickle and is not read: convert it once by transformers' "
                       "AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER)")
-    files = sorted(set(read_json(index.parent, index.name, WRITER).get('weight_map', {}).values()))
+    weight_map = read_json(index.parent, index.name, WRITER).get('weight_map')
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise Refused(f"{index}: expected a weight_map, {{tensor: file}}; copy the folder again")
+    files = sorted(set(weight_map.values()))
     for file in files:
         if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file): # no path parts
             raise Refused(f"{index}: {file!r} is no file name of this folder")

@@ -57,8 +57,10 @@ class Speaker:
 
     def read_audio(self, path, seconds=0):
         """The span of an audio file, of its first `seconds`; 0: of all. Raises Refused."""
-        units, runs = deduplicate(self.encoder.encode([wave_for(self.encoder, path, seconds=seconds)])[0])
-        wave = load_audio(path)[:round(seconds * RATE) or None]
+        wave = wave_for(self.encoder, path, seconds=seconds)
+        units, runs = deduplicate(self.encoder.encode([wave])[0])
+        if self.encoder.rate != RATE:
+            wave = load_audio(path, first=seconds)
         return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': wave, 'seconds': len(wave) / RATE}
 
     def _choices(self, cfg, may_end):

@@ -334,6 +334,15 @@ def stream_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
     except soundfile.LibsndfileError as e:
         raise BadAudio('TRUNCATED', path, e.error_string) from None
 
-def load_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE):
-    """File (from start to end, in seconds) -> float32 (N,), mono, at `rate`. Raises BadAudio."""
-    return np.concatenate(list(stream_audio(path, start, end, max_seconds, rate)))
+def load_audio(path, start=None, end=None, max_seconds=math.inf, rate=RATE, first=0):
+    """File (from start to end, in seconds) -> float32 (N,), mono, at `rate`. Raises BadAudio.
+
+    first: how many seconds of that to keep, 0 for all; what follows them by a minute or two is not read.
+    """
+    n = round(first * rate) or None
+    blocks = []
+    for block in stream_audio(path, start, end, max_seconds, rate):
+        blocks.append(block)
+        if n and sum(map(len, blocks)) >= n:
+            break
+    return np.concatenate(blocks)[:n]

@@ -40,7 +40,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from configurator import Refused, run
-from files import atomically, record, sha256, write_json
+from files import atomically, parse_json, record, sha256, write_json
 from speech.audio import RATE
 
 # Limits for a file, after decompression.
@@ -345,7 +345,7 @@ def write_vocoder(cfg):
     from speech.vocoder import load_vocoder
     try:
         with open(cfg.config, encoding='utf-8') as f:
-            settings = json.load(f)
+            settings = parse_json(f.read())
         if not isinstance(settings, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as e:

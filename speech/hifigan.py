@@ -51,6 +51,10 @@ class HiFiGANConfig:
                           f"sampling_rate={self.sampling_rate}: expected a vocoder of units alone "
                           f"(or speaker and style numbers) at {RATE} Hz")
 
+    @property
+    def n_blocks(self):
+        return len(self.upsample_rates) * len(self.resblock_kernel_sizes)
+
 def masked(x, lengths):
     """x (B, C, F) with zeros after each row's end, as a convolution sees them for a row alone."""
     if lengths is None:

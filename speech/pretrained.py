@@ -11,7 +11,6 @@ it has too many: here both are refused by name, as are other shapes and numbers 
 (Of Mimi, transformers does not tell what is left over in the encoder and the codebooks.) Looking for
 numbers that are not finite takes 0.05 s a GB.
 """
-import json
 import os
 import re
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 from configurator import Refused, refuse_library
-from files import check_readable, is_finite
+from files import check_readable, is_finite, read_value
 
 BUFFERS = r'rotary_emb\.inv_freq$|\.attn(ention)?\.(masked_)?bias$' # in files of old transformers, not weights
 
@@ -38,9 +37,11 @@ def model_file(name, file, needed=True):
     value = None
     try:
         if path and os.path.isfile(path):
-            value = json.loads(open(path, encoding='utf-8').read())
-    except (OSError, ValueError, RecursionError) as e:
+            value = read_value(path)
+    except (OSError, ValueError) as e:
         raise Refused(f"{name}/{file}: not JSON ({e})") from None
+    if not isinstance(value, dict | None):
+        raise Refused(f"{name}/{file}: expected a JSON object, got {str(value)[:40]}")
     if value is None and needed:
         if is_folder:
             raise Refused(f"{name}: no {file} in it, which this model needs")
@@ -51,8 +52,8 @@ def model_file(name, file, needed=True):
 def _refuse_code(name, file):
     """Refuses a folder whose file names Python code: its own, or attention of another repository on the hub."""
     settings = model_file(name, file, needed=False)
-    if not isinstance(settings, dict):
-        return # transformers says what is wrong with it
+    if settings is None:
+        return # transformers says so
     code = settings.get('auto_map')
     attention = [settings.get(key) for key in ('attn_implementation', '_attn_implementation')]
     key = 'auto_map' if code else 'attn_implementation'

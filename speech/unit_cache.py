@@ -90,7 +90,7 @@ def wave_for(encoder, path, start=None, end=None, seconds=0):
 
     seconds: how much of the wave to keep; 0: all of it. Raises Refused if it is shorter than a unit.
     """
-    wave = load_audio(path, start, end, rate=encoder.rate)[:round(seconds * encoder.rate) or None]
+    wave = load_audio(path, start, end, rate=encoder.rate, first=seconds)
     if len(wave) < encoder.hop:
         raise Refused(f"{path}: {len(wave)} samples at {encoder.rate} Hz, "
                       f"one unit takes {encoder.hop}; leave it out")

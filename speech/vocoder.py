@@ -31,7 +31,6 @@ refused instead of spoken as noise.
 
 Shapes: B batch, R runs, F frames (of units, 25 Hz), T steps of 10 ms, C channels, S samples.
 """
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
@@ -45,7 +44,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configurator import Refused
-from files import atomically, check_readable, write_json
+from files import atomically, check_readable, read_json, write_json
 from speech.audio import RATE
 from speech.hifigan import HiFiGAN, HiFiGANConfig
 from speech.units import refuse_foreign_units
@@ -229,6 +228,10 @@ class SourceFilterConfig:
             raise Refused(f"vocoder: units at {self.frame_hz} Hz, "
                           f"expected a rate that divides {RATE // HOP} Hz")
 
+    @property
+    def n_blocks(self):
+        return self.n_slow + self.n_fast
+
 class Block(nn.Module):
     """Residual block: norm of each frame -> convolution of width 5 -> GELU -> 1x1 convolution."""
     def __init__(self, n_embd, dilation):
@@ -386,15 +389,19 @@ def load_vocoder(folder):
         if not (root / name).is_file():
             raise Refused(f"{folder}: no vocoder here: {name} is missing")
     try:
-        settings = json.loads((root / 'config.json').read_text())
+        settings = read_json(root, 'config.json', 'training.vocoder')
         kind, config = SourceFilter, SourceFilterConfig
         if 'upsample_rates' in settings:
             kind, config = HiFiGAN, HiFiGANConfig
         settings = {f.name: settings[f.name] for f in fields(config) if f.name in settings}
-        model = kind(config(**settings))
+        config = config(**settings)
         weights = {name: w.float() for name, w in load_file(root / 'model.safetensors').items()}
-        model.load_state_dict(weights)
-    except (json.JSONDecodeError, SafetensorError, RuntimeError, TypeError, ValueError) as e:
+        if config.n_blocks > len(weights):
+            raise Refused(f"{config.n_blocks:,} blocks in config.json, and {len(weights):,} tensors")
+        with torch.device('meta'): # takes no memory, whatever the sizes in config.json
+            model = kind(config)
+        model.load_state_dict(weights, assign=True)
+    except (SafetensorError, RuntimeError, TypeError, ValueError, ArithmeticError) as e:
         raise Refused(f"{folder}: not a vocoder: {str(e).splitlines()[0]}") from None
     for name, w in model.state_dict().items():
         if not w.isfinite().all():

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused
-from files import atomically, check_readable, map_npy, read_info, shard_folders
+from files import atomically, check_readable, map_npy, read_info, read_value, shard_folders
 from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -331,13 +331,10 @@ class WordsShard:
     shard[i] -> words, starts, ends of its document i.
     """
     def __init__(self, folder):
-        def read_json(name):
-            return json.loads((folder / name).read_text(encoding='utf-8'))
-
         check_readable(folder)
         try:
-            self.table = read_json('words.json')
-            self.ids = read_json('ids.json')
+            self.table = read_value(folder / 'words.json')
+            self.ids = read_value(folder / 'ids.json')
             self.word = map_npy(folder / 'word.npy')
             self.start = map_npy(folder / 'start.npy')
             self.end = map_npy(folder / 'end.npy')
@@ -350,6 +347,10 @@ class WordsShard:
     def _fits(self):
         """Whether the numbers of rows agree, offsets rise, and every word is in the table."""
         n = len(self.word)
+        if not isinstance(self.table, list) or not isinstance(self.ids, list):
+            return False
+        if not set(map(type, self.table)) | set(map(type, self.ids)) <= {str}:
+            return False
         if not len(self.start) == len(self.end) == n == self.offsets[-1]:
             return False
         if len(self.ids) != len(self.offsets) - 1 or self.offsets[0] != 0:

@@ -52,7 +52,18 @@ import tasks.blimp
 import tasks.multispeaker
 import tasks.storycloze
 from configurator import Refused, run
-from files import atomically, progress, read_lines, read_table, record, sha256, walk, write_json, write_lines
+from files import (
+    atomically,
+    progress,
+    read_json,
+    read_lines,
+    read_table,
+    record,
+    sha256,
+    walk,
+    write_json,
+    write_lines,
+)
 from locks import writing_in
 from speech.audio import RATE, BadAudio, load_audio, open_parquet
 
@@ -253,10 +264,13 @@ def check_settings(cfg, pieces):
     if not path.is_file():
         write_json(path, {**record(cfg), 'texts': texts_hash})
         return
-    earlier = json.loads(path.read_text(encoding='utf-8'))
+    earlier = read_json(cfg.out, path.name, 'tasks.make_spoken')
+    settings = earlier.get('settings')
+    if not isinstance(settings, dict):
+        raise Refused(f"{path}: not of this script, it has no settings; take another --out")
     keys = ('set', 'tts', 'voices', 'seed', 'max_items')
-    differing = [key for key in keys if earlier['settings'].get(key, getattr(Config, key)) != getattr(cfg, key)]
-    if earlier['texts'] != texts_hash:
+    differing = [key for key in keys if settings.get(key, getattr(Config, key)) != getattr(cfg, key)]
+    if earlier.get('texts') != texts_hash:
         differing.append('texts')
     if differing:
         raise Refused(f"{cfg.out}: begun with other {', '.join(differing)}; take another --out, or delete it")

@@ -78,6 +78,13 @@ def test_channels_are_averaged_and_floats_beyond_one_are_kept(tmp_path):
     difference = load_audio(tmp_path / 'a.wav') - (first + second) / 2
     assert np.abs(difference).max() < 1e-6
 
+@pytest.mark.parametrize('rate', [16000, 44100])
+def test_the_first_seconds_are_those_of_the_whole_file(tmp_path, rate):
+    soundfile.write(tmp_path / 'a.wav', speech_like(70, 0, rate), rate)
+    whole = load_audio(tmp_path / 'a.wav')
+    for first in (0, 1.5, 69, 99):
+        np.testing.assert_array_equal(load_audio(tmp_path / 'a.wav', first=first), whole[:round(first * RATE) or None])
+
 def test_a_segment_is_that_part_of_the_file(tmp_path):
     path = tmp_path / 'a.flac'
     soundfile.write(path, speech_like(2, 1), RATE)

@@ -661,6 +661,33 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path):
     download.unpack(archive, root)
     assert (root / 'a').read_bytes() == CONTENT
 
+def hard_link(to):
+    info = link(to)
+    info.type = tarfile.LNKTYPE
+    return info
+
+DEEP = '/'.join(['a' * 100] * 50) # 5,049 bytes, longer than the 4,096 of a path
+@pytest.mark.parametrize('members, message', [
+    ({DEEP: b'x'}, r'a path in it has 5,049 bytes \(a{40}...\), here [0-9,]+ are possible, and 255 a name'),
+    ({'b' * 256: b'x'}, r'a path in it has 256 bytes'),
+    ({'l': link(DEEP)}, r'a path in it has 5,050 bytes'),
+    ({'d/1': b'x', 'l': link('d'), 'l/2': b'x'}, r'l/2 in it goes through the link l; nothing was unpacked'),
+    ({'d/1': b'x', 'l': link('d'), 'm': link('l/1')}, r'/l/1 in it goes through the link l;'),
+    ({'d/1': b'x', 'l': link('d/1'), 'm': hard_link('l')}, r'l in it goes through the link l;'),
+    ({'d/1': b'x', 'd/l': link('1'), 'e': link('d/l/../1')}, r'/d/l/../1 in it goes through the link l;'),
+    ({'d/1': b'x', './d//l': link('.'), '/d/l/2': b'x'}, r'/d/l/2 in it goes through the link l;')])
+def test_what_a_name_in_an_archive_says_is_where_it_leads(tmp_path, members, message):
+    """Each of them stays inside when it is unpacked, or is refused by the system."""
+    (tmp_path / 'x.tar').write_bytes(tar({'first.txt': b'1', **members}, 'w'))
+    with pytest.raises(Refused, match=rf'^{tmp_path}/x.tar: {message}'):
+        download.unpack(tmp_path / 'x.tar', tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['x.tar']
+
+def test_links_between_files_of_an_archive_are_kept(tmp_path):
+    (tmp_path / 'x.tar').write_bytes(tar({'a/1': b'1', 'b/l': link('../a/1'), 'b/h': hard_link('a/1')}))
+    download.unpack(tmp_path / 'x.tar', tmp_path)
+    assert (tmp_path / 'b/l').read_bytes() == (tmp_path / 'b/h').read_bytes() == b'1'
+
 def test_what_is_downloaded_has_an_address_and_a_checksum_that_can_be_one():
     for corpus in (librispeech, librilight, voxpopuli, tedlium, ljspeech, swc):
         for archives in corpus.SUBSETS.values():

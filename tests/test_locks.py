@@ -189,6 +189,36 @@ def test_two_of_tokenize_align_and_interleave(speech, hubert, tmp_path):
     assert_second_is_refused(interleave, 'write_shard', lambda: interleave.main(tokens), Path(tokens.out))
     assert sum(n['documents'] for n in json.loads((Path(tokens.out) / 'info.json').read_text())['written'].values())
 
+def test_a_folder_is_made_at_once_or_filled_bit_by_bit_by_one_process_alone(tmp_path):
+    """As by interleave.py and by train.py, whichever is first; their locks have different names."""
+    with atomically(tmp_path / 'x') as tmp:
+        tmp.mkdir()
+        with pytest.raises(Busy, match=f'{tmp_path}/x: another process is writing here .pid {os.getpid()} '):
+            writing_in(tmp_path / 'x')
+        assert not (tmp_path / 'x').exists()
+    with writing_in(tmp_path / 'y'), pytest.raises(Busy, match='y: another process is writing here'):
+        with atomically(tmp_path / 'y'):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ['x']
+
+def test_of_two_runs_that_begin_a_units_folder_at_once_one_is_refused(tmp_path):
+    """Rank 1 of a run with other settings comes while the first one looks at the empty folder."""
+    refusals = []
+    def second():
+        with pytest.raises(Refused) as e:
+            tokenize_speech.open_folder(tmp_path, {'layer': 5}, rank=1, world=2)
+        refusals.append(str(e.value))
+    thread = threading.Thread(target=second)
+    with Lock(tmp_path / '.settings.lock', tmp_path):
+        thread.start()
+        thread.join(0.5)
+        tokenize_speech.begin_folder(tmp_path, {'layer': 4}, rank=0)
+        assert not refusals
+    thread.join()
+    assert refusals == [f"{tmp_path}: begun with other settings (layer was 4, is now 5); take another --out, "
+                        "or delete it"]
+    assert json.loads((tmp_path / 'settings.json').read_text()) == {'layer': 4}
+
 def test_ranks_of_one_tokenize_do_not_keep_each_other_out(tmp_path):
     with writing_in(tmp_path, 0), writing_in(tmp_path, 1), pytest.raises(Busy):
         writing_in(tmp_path, 1)

@@ -133,3 +133,10 @@ esac
         done = subprocess.run(['bash', 'setup.sh'], cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, 'PYTHON': str(python)})
         assert done.returncode and 'FAILED  set-up' in done.stdout and not (tmp_path / '.venv' / 'installed').exists()
+
+def test_a_python_without_the_corrections_of_tarfile_is_named():
+    [code] = re.findall(r"-c '(import sys; .*\b13: 4\b.*)'", (ROOT / 'setup.sh').read_text())
+    for version, is_old in (((3, 11, 12), 1), ((3, 11, 13), 0), ((3, 12, 10), 1), ((3, 12, 11), 0), ((3, 13, 3), 1),
+                            ((3, 13, 4), 0), ((3, 13, 12), 0)):
+        command = [sys.executable, '-c', f'import sys; sys.version_info = {version}; {code}']
+        assert subprocess.run(command).returncode == is_old, version

@@ -3,6 +3,7 @@ sample.py on a random model: the documents it builds, the modality it keeps to, 
 """
 import html
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -19,7 +20,8 @@ from transformers import HubertConfig, HubertModel
 from configurator import Refused
 from listening.speaker import Speaker, is_file
 from model import GPT
-from sample import Config, all_prompts, main
+from sample import Config, all_prompts, main, remove_earlier
+from speech import audio
 from speech.audio import RATE, load_audio
 from speech.encoders import Encoder
 from speech.kmeans import load_centroids
@@ -151,6 +153,39 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(house, tmp_path
         return {path.name: path.read_bytes() for path in (tmp_path / name).glob('00?.wav')}
     assert waves_of('a')
     assert waves_of('a') == waves_of('b') != waves_of('c')
+
+def test_files_of_an_earlier_run_do_not_stay_beside_the_new_ones(house, tmp_path):
+    root, _ = house
+    out = tmp_path / 'a'
+    main(settings(root, out=str(out), n=3, asr=str(root / 'whisper')))
+    for name in ('notes.txt', '007.wav', '000.mine.wav'): # of the user
+        (out / name).touch()
+    main(settings(root, out=str(out), output='text', prompt='abc'))
+    assert sorted(path.name for path in out.iterdir()) == [
+        '000.mine.wav', '000.txt', '007.wav', 'notes.txt', 'samples.html', 'samples.json']
+
+@pytest.mark.parametrize('samples', ['[', '[]', '{"samples": 3}', '{"samples": [3, {"name": "../x"}, {"name": []}]}'])
+def test_a_foreign_samples_json_removes_nothing(tmp_path, samples):
+    (tmp_path / 'x.wav').touch()
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'samples.json').write_text(samples)
+    remove_earlier(tmp_path / 'out')
+    assert (tmp_path / 'x.wav').exists() and os.listdir(tmp_path / 'out') == ['samples.json']
+
+def test_of_a_long_prompt_what_is_used_is_read_once(house, tmp_path, monkeypatch):
+    """Of 5 minutes a second: one block of about a minute."""
+    root, _ = house
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000 * 300)
+    soundfile.write(tmp_path / 'long.wav', noise, 16000)
+    blocks = []
+    read_mono = audio._read_mono
+    def counted(*args):
+        for block in read_mono(*args):
+            blocks.append(len(block))
+            yield block
+    monkeypatch.setattr(audio, '_read_mono', counted)
+    part = Speaker(settings(root), hears=True).read(str(tmp_path / 'long.wav'), seconds=1)
+    assert blocks == [1 << 20] and part['seconds'] == 1 and part['runs'].sum() == 25
 
 def test_speech_to_text_and_text_to_speech(house, tmp_path):
     root, _ = house
@@ -298,6 +333,7 @@ def test_a_folder_of_prompts_gives_all_its_audio_and_not_what_was_written_into_i
     ({'prompt': 'none.wav'}, "none.wav: MISSING"),
     ({'prompt': 'none.m4a'}, "none.m4a: MISSING"),
     ({'prompt': 'a||b'}, "expected --prompt"),
+    ({'prompt': 'a\udcff'}, "prompt: 'a\\udcff' is not UTF-8; expected text in UTF-8, or files of audio"),
     ({'output': 'song'}, "expected speech, text or free"),
     ({'top_k': 0}, "top_k is 0, must be above 0"),
     ({'vocoder': 'none'}, "none: no vocoder here"),

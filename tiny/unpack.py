@@ -26,7 +26,6 @@ JSON is stored as an array of bytes. Gaps and durations repeat more often than t
 compress better. tiny/build/pack.py writes these files.
 """
 import io
-import json
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
-from files import atomically, sha256, write_json
+from files import atomically, parse_json, read_json, sha256, write_json
 from speech.audio import RATE
 from speech.units import write_units_shard
 from speech.words import write_words_shard
@@ -59,7 +58,7 @@ def read_packed(path):
         with np.load(io.BytesIO(lzma.decompress(Path(path).read_bytes()))) as packed:
             a = dict(packed)
         for key in ('table', 'ids', 'speakers', 'info'):
-            a[key] = json.loads(a[key].tobytes())
+            a[key] = parse_json(a[key].tobytes())
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; it is in a clone of the repository, and "
                       "tiny/build/build.sh makes it anew") from None
@@ -110,7 +109,7 @@ def main(cfg):
         folder = Path(cfg.out) / name
         digest = sha256(source) if source.is_file() else None
         info_path = folder / 'info.json'
-        if info_path.exists() and json.loads(info_path.read_text()).get('packed') == digest:
+        if info_path.exists() and read_json(folder, 'info.json', 'tiny.unpack').get('packed') == digest:
             print(f"{folder}: there already")
             continue
         docs, info = read_packed(source)

@@ -47,7 +47,7 @@ def export_folder(cfg, model, vocab, tokenizer):
                 shutil.copy(Path(cfg.model) / name, tmp)
         model.save_pretrained(tmp, vocab, tokenizer and tokenizer.name, getattr(torch, cfg.dtype))
         card = model_card(cfg.model, Path(cfg.out).name, model, vocab, cfg.dtype)
-        (tmp / 'README.md').write_text(card, encoding='utf-8')
+        (tmp / 'README.md').write_text(card, encoding='utf-8', errors='backslashreplace')
 
 def main(cfg):
     for setting in ('out', 'gguf'):

@@ -61,15 +61,34 @@ class Log:
             self.peak_flops = world * chip.flops
         self.wandb = _wandb(cfg, state['step']) if rank == 0 and cfg.wandb else None
         self.file = _open(Path(cfg.out, 'log.jsonl'), state['step']) if rank == 0 else None
+        self.unwritten = b'' # what the disk has not taken yet
+        self.failed = False
 
     def sync(self):
+        """Makes sure that the lines are on the disk."""
         if self.file:
-            os.fsync(self.file.fileno())
+            self._try(os.fsync, self.file)
+
+    def _append(self):
+        while self.unwritten: # a disk that becomes full takes a part of a line
+            n = self.file.write(self.unwritten)
+            self.unwritten = self.unwritten[n:]
+
+    def _try(self, change, *args):
+        """Changes the file. Where the disk does not take it, says so once: a lost log never ends a training."""
+        try:
+            change(*args)
+        except OSError as e:
+            if not self.failed:
+                print(f"{self.file.name}: {e.strerror}; make room: training goes on, and writes these lines "
+                      "once the disk takes them")
+            self.failed = True
 
     def write(self, row):
         if self.file:
-            self.file.write(json.dumps(row) + '\n')
-            self.file.flush()
+            self.unwritten += json.dumps(row).encode() + b'\n'
+            self._try(self._append)
+            self.failed &= bool(self.unwritten)
         if self.wandb:
             self.wandb.log(row, step=row['step'])
 
@@ -150,7 +169,7 @@ def _open(path, last_step):
     lines = [line for line in lines if line.endswith('\n')]
     with atomically(path) as tmp:
         tmp.write_text(''.join(line for line in lines if json.loads(line)['step'] <= last_step))
-    return open(path, 'a')
+    return open(path, 'ab', buffering=0)
 
 def _wandb(cfg, step):
     """The run at Weights & Biases. A resumed run keeps its id there, which is stored in wandb.txt."""
