@@ -32,9 +32,8 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -45,6 +44,7 @@ from files import atomically, files_of_kind, progress, read_json, record, sha256
 from hub.tokenizer import TextTokenizer
 from hub.word_table import WordTable, splits_at_spaces
 from speech.audio import RATE
+from speech.turns import Utterances, joined, spoken_by_turns
 from speech.units import Units
 from speech.words import Words
 from vocab import Vocab
@@ -138,22 +138,15 @@ def spoken_words(keys, n_words, lam=10.0, eta=0.3):
             change[first_word[docs[doc]] + ends] -= 1
     return np.cumsum(change[:-1], dtype=np.int8) > 0
 
-def spoken_by_turns(keys, n_words, spoken, written):
-    """spoken_words with spans of fixed lengths, `spoken` and `written` words by turns."""
-    n_words = np.asarray(n_words, np.int64)
-    period = spoken + written
-    begin = ((mix(keys + GOLDEN) >> np.uint64(32)) * np.uint64(period) >> np.uint64(32)).astype(np.int64)
-    position = np.arange(n_words.sum()) - np.repeat(np.cumsum(n_words) - n_words - begin, n_words)
-    return position % period < spoken
-
 def choose_spoken(cfg, keys, n_words):
     """Which words are spoken, as cfg.spans says; a word of 'utterances' is a whole document."""
+    if cfg.spans == 'words':
+        return spoken_words(keys, n_words, cfg.lam, cfg.eta)
+    random = mix(keys + GOLDEN)
     if cfg.spans == 'utterances':
-        return spoken_by_turns(keys, n_words, 1, 1)
-    if cfg.spans == 'chunks':
-        length = max(1, round(cfg.lam))
-        return spoken_by_turns(keys, n_words, length, max(1, round(length * (1 - cfg.eta) / cfg.eta)))
-    return spoken_words(keys, n_words, cfg.lam, cfg.eta)
+        return spoken_by_turns(random, n_words, 1, 1)
+    length = max(1, round(cfg.lam))
+    return spoken_by_turns(random, n_words, length, max(1, round(length * (1 - cfg.eta) / cfg.eta)))
 
 def _rounds(keys, n_words, table, eta):
     """Yields (documents, starts, ends), at most one new span per document each time, until all have enough."""
@@ -299,37 +292,6 @@ def unit_documents(units, unit_offsets, first, last):
     count[n_units > 0] = len(first), 0, len(last)
     count[:, CONTENT] = n_units
     return cut_documents(np.concatenate([fixed, units.astype(np.int32)]), start, count, np.arange(len(n_units) + 1))
-
-def joined(batch, first, table, hop):
-    """A Batch of longer documents: document g has the documents first[g] to first[g + 1] - 1 of `batch`."""
-    ends = np.append(first[1:], len(batch.n_words))
-    run_end = np.concatenate([[0], np.cumsum(batch.runs, dtype=np.int64)]) * hop
-    doc_start = run_end[batch.unit_offsets[:-1]] # (D,) samples
-    shift = (doc_start - np.repeat(doc_start[first], ends - first))[batch.doc] # (W,)
-    word_offsets = np.append(batch.word_offsets[first], len(batch.word))
-    longer = replace(batch, unit_offsets=np.append(batch.unit_offsets[first], len(batch.units)),
-                     start=batch.start + shift, end=batch.end + shift, word_offsets=word_offsets,
-                     exact=np.logical_or.reduceat(batch.exact, first))
-    longer.word = np.array(batch.word)
-    longer.word[longer.opening] = table.bare[longer.word[longer.opening]]
-    return longer
-
-class Utterances:
-    """What Words is, with a single word a document: its text, from its first sample to its last."""
-    def __init__(self, units):
-        self.ids = [meta['id'] for meta in units.meta]
-        self.first = units.first
-        self.info = {}
-        self.shards = [self._shard(units, s) for s in range(len(units.units))]
-
-    def _shard(self, units, s):
-        texts = [(meta.get('text') or '').strip() for meta in units.meta[units.first[s]:units.first[s + 1]]]
-        run_end = np.concatenate([[0], np.cumsum(units.runs[s], dtype=np.int64)]) * units.info['hop']
-        has_word = np.array([bool(text) for text in texts], bool) & (np.diff(units.offsets[s]) > 0)
-        samples = np.diff(run_end[units.offsets[s]])[has_word]
-        # From sample 1 on, since a run that ends at the beginning of a word belongs to it.
-        return SimpleNamespace(table=[f' {text}' for text in texts], word=np.flatnonzero(has_word), ids=texts,
-                               start=np.ones_like(samples), end=samples, offsets=np.append(0, np.cumsum(has_word)))
 
 class Corpus:
     """A units folder with its words, checked against each other.

@@ -20,6 +20,7 @@ from data import Shards, ShardWriter
 from files import write_json
 from hub.tokenizer import TextTokenizer
 from interleave import Batch, Config, draw_keys, hash_ids, interleaved_documents, spoken_words, text_documents
+from speech.turns import spoken_by_turns
 from speech.units import write_units_shard
 from speech.words import WordsShard, write_words_shard
 from vocab import Vocab
@@ -163,7 +164,7 @@ def test_a_document_has_its_own_spans_whatever_is_around_it_and_other_ones_each_
 def test_spans_of_fixed_lengths_alternate_from_a_random_point_on():
     lengths = [0, 1, 2, 500] * 50
     keys = keys_of([f'd{i}' for i in range(len(lengths))])
-    spoken = interleave.spoken_by_turns(keys, lengths, 3, 7)
+    spoken = spoken_by_turns(interleave.mix(keys), lengths, 3, 7)
     documents = np.split(spoken, np.cumsum(lengths)[:-1])
     assert [len(document) for document in documents] == lengths
     begins = set()
