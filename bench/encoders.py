@@ -96,6 +96,8 @@ def transformers_encoder(folder, layer):
     else:
         model_class = {'whisper': WhisperModel, 'mimi': MimiModel}[kind]
     model = model_class.from_pretrained(folder, config=config, trust_remote_code=False).float().eval().to(DEVICE)
+    if getattr(config, 'do_stable_layer_norm', False):
+        model.encoder.layer_norm = nn.Identity() # which follows the last layer of all alone, as in speech/encoders.py
     if kind == 'whisper':
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 
