@@ -4,10 +4,12 @@ What ./speedrun.sh gives a newcomer, and how long it takes.
     python bench/speedrun.py --seed=0      in a fresh clone of the last commit, with set-up: 15 minutes on 2 cores
     python bench/speedrun.py --curve       time to quality of config/tiny.py and config/tiny_adamw.py, after
                                            ./speedrun.sh, whose TextLM they start from: 45 minutes
+    python bench/speedrun.py --seed=1 --clone=FOLDER   only takes the scores of a clone where that seed has been run
     python bench/speedrun.py               only writes table and picture again
 
-Both want a machine that does nothing else; what is done of the curve is not done again. The clone stays
-at OUT/SEED, without its .venv: out/speedrun/speech/samples.html in it is the page to listen to.
+The first two want a machine that does nothing else; the third records no times. What is done of the
+curve is not done again. The clone stays at OUT/SEED, without its .venv: out/speedrun/speech/samples.html
+in it is the page to listen to.
 
 bench/results/speedrun.json has a run for each seed (seconds in all and of each stage, scores, machine,
 commit) and a point for each run of the curve: its steps, its seconds of training (the median step
@@ -46,6 +48,7 @@ STEPS = (110, 220, 440, 1000)
 @dataclass(frozen=True)
 class Config:
     seed: int | None = None # run ./speedrun.sh with this seed
+    clone: str = '' # of the seed's run, where ./speedrun.sh has been run already
     curve: bool = False # train and measure the runs of the curve
     dtype: str = 'bfloat16' # of the runs of the curve
     out: str = 'out/speedruns' # folder of clones and runs
@@ -73,6 +76,16 @@ def run_seed(cfg):
         raise Refused(f"./speedrun.sh --seed={cfg.seed}: exit {results['exit']}: {last}")
     [rows] = results.pop('eval')['results'].values() # of one model
     return {**machine(), 'cores': os.cpu_count(), **results, 'scores': scores_of(rows)}
+
+def run_of_clone(cfg):
+    """What speedrun.json has of a seed whose ./speedrun.sh was run in cfg.clone by hand or in parts."""
+    [rows] = read_json(Path(cfg.clone, 'out/speedrun'), 'eval.json', './speedrun.sh')['results'].values()
+    settings = read_json(Path(cfg.clone, 'out/tiny'), 'settings.json', './speedrun.sh')['settings']
+    if settings['seed'] != cfg.seed:
+        raise Refused(f"{cfg.clone}/out/tiny: trained with seed {settings['seed']}, expected {cfg.seed}")
+    commit = subprocess.run(['git', '-C', cfg.clone, 'describe', '--always', '--exclude=*'],
+                            capture_output=True, text=True, check=True).stdout.strip()
+    return {**machine(), 'commit': commit, 'cores': os.cpu_count(), 'scores': scores_of(rows)}
 
 def curve_rows(cfg):
     """{(recipe, steps): row for scaling.plan.execute}"""
@@ -106,18 +119,20 @@ def train_curve(cfg):
 
 def write_table(runs):
     """speedrun.md: a line for each seed."""
-    lines = ['Written by `python bench/speedrun.py`: what `./speedrun.sh --seed=N` gave in fresh clones, in percent',
+    lines = ['Written by `python bench/speedrun.py`: what `./speedrun.sh --seed=N` gave, in percent',
              'and nats a unit; ± is the standard error over items or documents.', '']
     lines.append(f"| seed | in all | set-up | train: tiny | {' | '.join(SCORES)} | machine, commit |")
     lines.append('|---' * (len(SCORES) + 5) + '|')
     for seed, results in sorted(runs.items(), key=lambda item: int(item[0])):
-        minutes = f"{results['seconds'] / 60:.1f} min"
-        set_up = next((s for name, s in results['stages'].items() if name.startswith('set-up')), 0)
+        times = ['not measured', '', '']
+        if 'seconds' in results:
+            set_up = next((s for name, s in results['stages'].items() if name.startswith('set-up')), 0)
+            times = [f"{results['seconds'] / 60:.1f} min", f'{set_up} s', f"{results['stages']['train: tiny']} s"]
         cells = []
         for column, (value, error) in results['scores'].items():
             digits = 3 if 'nats' in column else 1
             cells.append(f'{value:.{digits}f} ± {error:.{digits}f}')
-        lines.append(f"| {seed} | {minutes} | {set_up} s | {results['stages']['train: tiny']} s | {' | '.join(cells)} "
+        lines.append(f"| {seed} | {' | '.join([*times, *cells])} "
                      f"| {results['cores']} cores, {results['machine']}, {results['commit']} |")
     with atomically(RESULTS / f'{NAME}.md') as tmp:
         tmp.write_text('\n'.join(lines) + '\n', encoding='utf-8')
@@ -150,7 +165,7 @@ def main(cfg):
     runs = results.get('runs', {})
     points = results.get('curve', [])
     if cfg.seed is not None:
-        runs[str(cfg.seed)] = run_seed(cfg)
+        runs[str(cfg.seed)] = run_of_clone(cfg) if cfg.clone else run_seed(cfg)
     if cfg.curve:
         points = train_curve(cfg)
     if cfg.seed is not None or cfg.curve:

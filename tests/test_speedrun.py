@@ -54,6 +54,20 @@ def test_a_run_of_a_clone_is_recorded_beside_those_of_other_seeds(tree, tmp_path
     assert table[-1] == ('| 10 | 13.0 min | 0 s | 410 s | 1.500 ± 0.010 | 66.0 ± 1.5 | 91.0 ± 0.9 | 70.0 ± 2.0 '
                          '| 2 cores, M, abc |')
 
+def test_the_scores_of_a_clone_that_was_run_by_hand_are_recorded_without_times(tree):
+    (tree / 'out/speedrun').mkdir(parents=True)
+    (tree / 'out/tiny').mkdir()
+    write_json(tree / 'out/speedrun/eval.json', {'results': {'out/tiny': ROWS}})
+    write_json(tree / 'out/tiny/settings.json', {'settings': {'seed': 2}})
+    speedrun.main(speedrun.Config(seed=2, clone=str(tree)))
+    path = tree / 'bench' / 'results' / 'speedrun.json'
+    run = json.loads(path.read_text())['runs']['2']
+    assert run['scores']['tSC S'] == pytest.approx([66, 1.5]) and 'seconds' not in run
+    table = path.with_suffix('.md').read_text().splitlines()
+    assert table[-1].startswith('| 2 | not measured |  |  | 1.500 ± 0.010 | 66.0 ± 1.5 |')
+    with pytest.raises(Refused, match='trained with seed 2, expected 1'):
+        speedrun.main(speedrun.Config(seed=1, clone=str(tree)))
+
 def test_a_run_that_fails_is_refused_with_its_last_lines(tree, tmp_path):
     with pytest.raises(Refused, match='speedrun.sh --seed=4: exit 9'):
         speedrun.main(speedrun.Config(seed=4, out=str(tmp_path / 'out')))
