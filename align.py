@@ -32,15 +32,28 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused, pick_device, ranks, refuse_unwritable, run
-from files import progress, read_info, read_lines, read_value, record, sha256, shard_folders, write_json
+from files import (
+    check_hashes,
+    hash_of_shards,
+    progress,
+    read_info,
+    read_lines,
+    read_value,
+    record,
+    sha256,
+    shard_folders,
+    write_json,
+)
 from locks import remove_left_locks, writing_in
-from speech.audio import RATE, BadAudio, load_audio
-from speech.word_files import read_words, word_files, words_of
+from speech.audio import RATE, BadAudio, file_of, load_audio
+from speech.sources import is_unchanged, read_sources
+from speech.word_files import StoredWords, word_files, words_of
 from speech.words import REASONS, WordsShard, marks, repair, spelled, write_words_shard
 
 POOL = 1800 # seconds of audio that a model gets at a time; bounds the memory
@@ -86,10 +99,16 @@ def corpus_words(shard, metas):
         docs[id] = (*words_of(source, id, line, 1), '')
     return [docs.get(meta['id'], NO_WORDS) for meta in metas]
 
-def load(meta):
-    """The wave that the document's units were made from, or the reason why there is none."""
+def load(meta, sources):
+    """The wave that the document's units were made from, or the reason why there is none.
+
+    sources: {file: its line of audio.jsonl}, of those that the shard was made of
+    """
     if meta.get('path') is None:
         return 'NO_AUDIO'
+    source = sources.get(file_of(meta['path']))
+    if source and not is_unchanged(source):
+        return 'AUDIO_CHANGED'
     try:
         wave = load_audio(meta['path'], meta.get('start'), meta.get('end'))
     except BadAudio as e:
@@ -99,7 +118,7 @@ def load(meta):
         return 'AUDIO_CHANGED'
     return wave
 
-def aligned_words(aligner, metas, workers):
+def aligned_words(aligner, metas, workers, sources):
     """The words that a model finds in the audio.
 
     Which documents it gets together depends on the shard alone, not on ranks or threads.
@@ -112,7 +131,7 @@ def aligned_words(aligner, metas, workers):
             part = [todo[i] for i in np.flatnonzero(group == g)]
             readable = []
             waves = []
-            for meta, wave in zip(part, pool.map(load, part)):
+            for meta, wave in zip(part, pool.map(partial(load, sources=sources), part)):
                 if isinstance(wave, str):
                     docs[meta['id']] = (), (), (), wave
                 else:
@@ -140,6 +159,20 @@ def all_metas(shards):
         for _, meta in read_lines(shard / 'meta.jsonl'):
             yield meta
 
+class Ids:
+    """The ids of all documents of shards, read again each time; first[shard]: the number of its first document."""
+    def __init__(self, shards):
+        self.shards = shards
+        self.first = {}
+
+    def __iter__(self):
+        n = 0
+        for shard in self.shards:
+            self.first[shard] = n
+            for meta in all_metas([shard]):
+                yield meta['id']
+                n += 1
+
 def model_source(cfg, shards):
     """What open_source returns for --ctc and --whisper."""
     if all(meta.get('path') is None for meta in all_metas(shards)):
@@ -150,7 +183,8 @@ def model_source(cfg, shards):
     aligner = make_aligner(cfg)
 
     def words(shard, metas):
-        return aligned_words(aligner, metas, cfg.workers)
+        sources = {source['path']: source for source in read_sources(shard)}
+        return aligned_words(aligner, metas, cfg.workers, sources)
 
     settings = [cfg.min_score] if cfg.ctc else [cfg.language, 'heard'] # the rule of what is heard
     return words, json.dumps([aligner.hash, aligner.device.type, *settings])
@@ -160,10 +194,12 @@ def file_source(cfg, shards):
     path = Path(cfg.words)
     if not path.exists():
         raise Refused(f"{cfg.words}: no such file or folder")
-    docs = read_words(cfg.words, [meta['id'] for meta in all_metas(shards)])
+    ids = Ids(shards)
+    docs = StoredWords(cfg.words, ids)
 
     def words(shard, metas):
-        return [(*docs[meta['id']], '') if meta['id'] in docs else NO_WORDS for meta in metas]
+        stored = [docs[ids.first[shard] + i] for i in range(len(metas))]
+        return [NO_WORDS if doc is None else (*doc, '') for doc in stored]
 
     if path.is_dir():
         hashes = [[name, sha256(file)] for file, name in word_files(cfg.words)]
@@ -245,6 +281,7 @@ def shard_info(folder, origin, out):
         raise Refused(f"{folder}: not a whole shard of words ({e!r}); remove it and run align.py again") from None
     if source != origin:
         raise Refused(f"{folder}: made from other words or units; remove {out} or give another --out")
+    check_hashes(folder, 'align.py')
     return info
 
 def finish(cfg, info, shards, out, origin):
@@ -267,7 +304,8 @@ def finish(cfg, info, shards, out, origin):
         hint = "; --ctc=MODEL finds the times of a text's words" if 'MISSING_TIME' in refused else ''
         raise Refused(f"{n_refused} of {n} documents with words refused ({counts}), more than "
                       f"max_fail_frac = {cfg.max_fail_frac}; the ids are in {out}/*/info.json{hint}")
-    result = {'units_hash': info.get('units_hash'), **totals, 'refused': refused, **record(cfg)}
+    result = {'units_hash': info.get('units_hash'), **totals, 'refused': refused, 'content': hash_of_shards(out),
+              **record(cfg)}
     write_json(out / 'info.json', result, f'.{ranks()[0]}') # several ranks may write it, each the same
     remove_left_locks(out)
     reasons = f" ({counts})" if counts else ""

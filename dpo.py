@@ -13,9 +13,9 @@ For a prompt x, its chosen completion c, its rejected one r, the model pi, and r
 
 x c and x r are two documents of one row without padding, so one forward computes both. log ref of
 each token is computed once, by the model at the start, for the pairs that the budget reaches, and
-stored in OUT/reference.safetensors. So only one model is in memory, and a resumed run has the same
-reference. Pair g of a run is a pure function of (seed, g), and a step is `batch` pairs at any world
-size and micro_batch.
+stored in OUT/reference.safetensors, in parts where a signal comes before it is whole. So only one
+model is in memory, and a resumed run has the same reference. Pair g of a run is a pure function of
+(seed, g), and a step is `batch` pairs at any world size and micro_batch.
 
 Pairs are units folders (tokenize_speech.py) with documents ITEM/prompt, ITEM/chosen, ITEM/rejected,
 or slamkit's .jsonl, whose encoder nobody can check, with lines
@@ -47,7 +47,7 @@ from safetensors.numpy import save_file
 from configurator import Refused, ranks, run
 from data import IGNORE, permute
 from evaluation.text_scores import auto_bleu2
-from files import atomically, check_readable, read_lines, write_lines
+from files import atomically, check_readable, progress, read_lines, write_lines
 from hub import folders
 from speech.units import Units
 from train import MAY_CHANGE_ON_RESUME, cast_weights, describe_odd, hash_of_init, load_model, training_loop
@@ -329,32 +329,63 @@ def fetch(pairs, cfg, step, rank, world, device):
 
 @torch.no_grad()
 def log_probs(run, model, pairs, numbers):
-    """(targets,) float32: the model's log p of these pairs' completions, NaN for other pairs.
+    """float32, laid out as pairs.slots(numbers): the model's log p of these pairs' completions.
 
-    It is laid out as pairs.reference. Each rank computes a share of the pairs.
+    Each rank computes a share of the pairs.
     """
     rank, world, device, _ = run.place
     n = run.cfg.micro_batch
-    log_p = torch.zeros(len(pairs.reference), device=device)
+    slots = pairs.slots(numbers)
+    log_p = torch.zeros(len(slots), device=device)
     for first in range(rank * n, len(numbers), world * n):
         chunk = numbers[first:first + n]
         tokens, doc_start, targets = (to_device(x, device) for x in pairs.pack(chunk)[:3])
         with run.autocast():
             losses = model.losses(tokens, doc_start, targets)
-        log_p[torch.from_numpy(pairs.slots(chunk))] = -losses[targets.flatten() >= 0]
+        places = np.searchsorted(slots, pairs.slots(chunk)) # numbers rise
+        log_p[torch.from_numpy(places)] = -losses[targets.flatten() >= 0]
     if world > 1:
         dist.all_reduce(log_p)
-    log_p = log_p.cpu().numpy()
-    others = np.delete(np.arange(len(log_p)), pairs.slots(numbers))
-    log_p[others] = np.nan
-    return log_p
+    return log_p.cpu().numpy()
 
 def _hashes(arrays):
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
 
 def _metadata(key, arrays):
-    """The header of reference.safetensors: what it was computed for, and a hash of its content."""
-    return {'key': key, 'sha256': checkpoint.digest(_hashes(arrays[name] for name in sorted(arrays)))}
+    """The header of reference.safetensors: what it was computed for, and a hash of its content.
+
+    One entry: safetensors writes several in an arbitrary order.
+    """
+    return {'key and sha256': f'{key} {checkpoint.digest(_hashes(arrays[name] for name in sorted(arrays)))}'}
+
+def write_reference(run, path, key, sets):
+    """Rank 0 writes .reference of the sets {name: Pairs}, NaN where it is not computed."""
+    if run.place.rank == 0:
+        arrays = {name: pairs.reference for name, pairs in sets.items()}
+        with atomically(path) as tmp:
+            save_file(arrays, tmp, _metadata(key, arrays))
+
+def complete_reference(run, model, path, key, sets, numbers):
+    """Computes .reference of these pairs of the sets {name: Pairs} where it is NaN -> whether a signal came meanwhile.
+
+    The file gets what there is after every save_every blocks of `batch` pairs, at a signal and at the end.
+    """
+    cfg = run.cfg
+    blocks = [(pairs, numbers[name][first:first + cfg.batch])
+              for name, pairs in sets.items() for first in range(0, len(numbers[name]), cfg.batch)]
+    blocks = [(pairs, part) for pairs, part in blocks if np.isnan(pairs.reference[pairs.slots(part)]).any()]
+    for i, (pairs, part) in enumerate(progress(blocks, desc='reference', unit='block', leave=False), start=1):
+        pairs.reference[pairs.slots(part)] = log_probs(run, model, pairs, part)
+        stop = torch.tensor(len(run.stop_signals), device=run.place.device) # of any rank
+        if run.place.world > 1:
+            dist.all_reduce(stop)
+        if stop or i % cfg.save_every == 0 or i == len(blocks):
+            write_reference(run, path, key, sets)
+        if stop:
+            run.say(f"stopped by a signal after {i} of {len(blocks)} parts of the reference, which are in {path}; "
+                    "the same command goes on from there")
+            return True
+    return False
 
 def read_reference(path, key, sets):
     """Fills .reference of the sets {name: Pairs} -> False if the file is absent, damaged or of another key."""
@@ -435,7 +466,7 @@ def check_positions(cfg, shape, sets):
                       f"{shape.n_positions}; expected at most {max(shape.n_positions // longest, 1)}")
 
 def load_with_reference(run, init, inputs, sets, steps):
-    """Gives the sets {name: Pairs} the reference that the run needs -> the model to train."""
+    """Gives the sets {name: Pairs} the reference that the run needs -> the model to train; None if a signal came."""
     cfg = run.cfg
     rank, world, device, _ = run.place
     path = Path(cfg.out, 'reference.safetensors')
@@ -454,15 +485,14 @@ def load_with_reference(run, init, inputs, sets, steps):
         dist.broadcast(is_stored, 0)
     if is_stored and rank > 0 and not read_reference(path, key, sets):
         raise Refused(f"{path}: rank {rank} does not see what rank 0 sees; expected --out on a shared disk")
-    model = None
     if not is_stored:
+        for pairs in sets.values():
+            pairs.reference = np.full_like(pairs.reference, np.nan)
+    model = None
+    if any(np.isnan(pairs.reference[pairs.slots(numbers[name])]).any() for name, pairs in sets.items()):
         model = cast_weights(load_model(init, cfg, device), cfg)
-        for name, pairs in sets.items():
-            pairs.reference = log_probs(run, model, pairs, numbers[name])
-        if rank == 0:
-            arrays = {name: pairs.reference for name, pairs in sets.items()}
-            with atomically(path) as tmp:
-                save_file(arrays, tmp, _metadata(key, arrays))
+        if complete_reference(run, model, path, key, sets, numbers):
+            return None
 
     # A resumed run goes on with its checkpoint's model. The other is dropped first to save memory.
     if run.folder:
@@ -493,7 +523,10 @@ def main(cfg):
                 write_lines(tmp, dropped)
 
         # ---- the reference, and the model
+        torch.manual_seed(cfg.seed) # nothing is drawn, but a checkpoint holds the random state
         model = load_with_reference(run, init, inputs, sets, steps)
+        if model is None:
+            return None
         counts = Counter(line['why'].split(':')[0] for line in dropped)
         left_out = ', '.join(f'{n} {why}' for why, n in counts.items()) or 'none'
         budget = f"{steps:,} steps" if steps else f"{cfg.max_seconds} s"

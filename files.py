@@ -5,6 +5,7 @@ A stage hands on a folder of numbered shards, with an info.json that is written 
 
     DIR/00000/NAME.npy      a column over the shard's documents: a 1-D array
     DIR/00000/NAME.jsonl    a JSON object a line
+    DIR/00000/sha256.json   {NAME: sha256} of the shard's other files
     DIR/info.json           counts, and how the folder was made; without it the folder is unfinished
 
 Such folders hold units (tokenize_speech.py), words (align.py) and the speech of the embedded corpus
@@ -25,8 +26,10 @@ import sys
 import weakref
 import zlib
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -314,6 +317,51 @@ def write_shard(dir, index, arrays, lines):
             np.save(tmp / f'{name}.npy', array)
         for name, dicts in lines.items():
             write_lines(tmp / f'{name}.jsonl', dicts)
+        write_hashes(tmp)
+
+def write_hashes(folder):
+    """Writes a shard's sha256.json, of all other files that are in it."""
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != 'sha256.json'}
+    (folder / 'sha256.json').write_text(json.dumps(hashes) + '\n', encoding='utf-8')
+
+def check_hashes(folder, script):
+    """Reads a shard, at 1.5 GB/s if the disk gives it; refuses a file that its sha256.json does not name as it is.
+
+    A shard of a version before this file, or of another program, has none and is taken as it is.
+    script: what writes such shards, for the message.
+    """
+    if not (folder / 'sha256.json').exists():
+        return
+    for name, expected in read_json(folder, 'sha256.json', script).items():
+        path = folder / Path(name).name
+        if not path.is_file() or sha256(path) != expected:
+            raise Refused(f"{path}: not what {script} wrote there; bring the old file back, or remove {folder} and run "
+                          f"{script} again")
+
+def hash_of_shards(dir):
+    """One hash of the content of all shards of a folder, for its info.json: of their sha256.json."""
+    hashes = [sha256(path / 'sha256.json') for path in shard_folders(dir) if (path / 'sha256.json').exists()]
+    return hashlib.sha256(' '.join(hashes).encode()).hexdigest()[:16]
+
+def check_hash_of_shards(dir, info, script):
+    """Refuses a folder whose shards are not those that its info.json was written for, where that says it."""
+    if info.get('content', (now := hash_of_shards(dir))) != now:
+        raise Refused(f"{dir}: its shards are not those that info.json was written for (content {now}, info.json says "
+                      f"{info['content']}); bring them back, or run {script} again")
+
+class Lazy(Sequence):
+    """n items, item i of which is make(i). The last `keep` that were asked for stay in memory."""
+    def __init__(self, n, make, keep=2):
+        self.n = n
+        self.make = lru_cache(keep)(make)
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if not 0 <= i < self.n:
+            raise IndexError(f"item {i} of {self.n}")
+        return self.make(i)
 
 def shard_folders(dir):
     """The complete shards of a folder, in order; a missing number is refused."""

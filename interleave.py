@@ -33,6 +33,7 @@ import json
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -304,12 +305,24 @@ class Corpus:
         self.words = None
         if words:
             self.words = Utterances(self.units) if words == 'utterances' else Words(Path(folder) / 'words')
-        ids = [meta['id'] for meta in self.units.meta]
-        if self.words and (ids != self.words.ids or list(self.units.first) != list(self.words.first)):
-            differences = [f", '{a}' is '{b}'" for a, b in zip(ids, self.words.ids) if a != b]
-            raise Refused(f"{folder}/words: not the documents of {folder} ({len(self.words)} of {len(ids)}"
-                          f"{''.join(differences[:1])}); remove it and run align.py again")
-        self.hashes = hash_ids(ids)
+        self.seconds = 0.0
+        hashes = [np.zeros(0, np.uint64)]
+        for s, metas in enumerate(self.units.meta.shards): # one shard at a time is in memory
+            ids = [meta['id'] for meta in metas]
+            if words == 'words':
+                self._check_words(s, ids)
+            hashes.append(hash_ids(ids))
+            self.seconds += sum(meta['seconds'] for meta in metas)
+        self.hashes = np.concatenate(hashes)
+
+    def _check_words(self, s, ids):
+        """Refuses a words folder whose shard s does not have these documents, or that has other shards."""
+        same_shards = self.words.first == self.units.first
+        others = self.words.shards[s].ids if s < len(self.words.shards) else []
+        if not same_shards or ids != others:
+            differences = [f", '{a}' is '{b}'" for a, b in zip(ids, others) if a != b]
+            raise Refused(f"{self.folder}/words: not the documents of {self.folder} ({len(self.words)} of "
+                          f"{len(self.units)}{''.join(differences[:1])}); remove it and run align.py again")
 
     def batch(self, s, a, b, table=None):
         """Documents a..b-1 of shard s, with words if the shard's WordTable is given."""
@@ -461,15 +474,17 @@ def write_shard(cfg, corpus, s, epoch, out, vocabs, tokenizer, splits, counts):
 
 def write_texts(cfg, path, out, tokenizer):
     """Adds the documents of a --text file to the text source."""
-    docs = list(texts_of(path))
-    if not docs:
-        raise Refused(f"{path}: no text in it")
+    docs = texts_of(path)
     eot = [tokenizer.eot] if cfg.eot else []
-    for a in range(0, len(docs), BATCH_DOCS):
-        ids, texts = zip(*docs[a:a + BATCH_DOCS])
+    is_empty = True
+    while batch := list(islice(docs, BATCH_DOCS)):
+        is_empty = False
+        ids, texts = zip(*batch)
         encoded = [[*tokenizer.first, *tokens, *eot] for tokens in tokenizer.encode_batch(list(texts))]
         lengths = np.array([len(tokens) for tokens in encoded])
         out.add('text', np.concatenate(encoded), lengths, is_val(hash_ids(ids), cfg.val_frac))
+    if is_empty:
+        raise Refused(f"{path}: no text in it")
 
 def show(cfg, corpora, tokenizer):
     """Prints the spans of the document cfg.show."""
@@ -577,7 +592,7 @@ def main(cfg):
         if not out.counts:
             raise Refused(f"units = {cfg.units}: no document for any of {cfg.sources}")
         refused = sum((Counter(corpus.words.info.get('refused')) for corpus in corpora if corpus.words), Counter())
-        seconds = sum(meta['seconds'] for corpus in corpora for meta in corpus.units.meta)
+        seconds = sum(corpus.seconds for corpus in corpora)
         info = {'documents': sum(len(corpus.units) for corpus in corpora), 'written': dict(sorted(out.counts.items())),
                 'hours': round(seconds / 3600, 4), 'interleaved': dict(counts),
                 'equal_documents': out.equal_documents(), 'refused': dict(sorted(refused.items())), **description,

@@ -24,7 +24,8 @@ A shard holds the documents of shard_docs consecutive ids and depends on these a
 belongs to rank s % world, on one node or several; it is renamed into place when it is complete, and
 shards that are there are skipped. So the same command continues a killed run, with any number of
 processes, and ends with the same bytes. Processes never wait for each other; each that finds all
-shards complete writes the same info.json.
+shards complete writes the same info.json. Shards that are there, and the audio that they were made of,
+must be as they were (speech/sources.py).
 
 On a CPU, windows are encoded by as many threads as torch has, each with one core, and in float32 unless
 --dtype=bfloat16 says otherwise: about 4 x as fast where the processor has AMX, but 4 frames in 1,000 of the embedded
@@ -35,12 +36,12 @@ Python's lock (bench/prepare.py on two cores: 3,700 x real time against 3,500 fo
 against 700 for 44.1 kHz). A file of any length takes the memory of its first 30 minutes: 5 hours
 peaked at 0.77 GB, half an hour at 0.76 GB.
 """
-import hashlib
 import itertools
 import json
 import math
 import os
 import time
+from array import array
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ from configurator import Refused, pick_device, ranks, refuse_unwritable, run
 from corpora.read import read_corpus
 from files import (
     atomically,
+    hash_of_shards,
     name_some,
     progress,
     read_array,
@@ -69,6 +71,7 @@ from locks import Lock, remove_left_locks, writing_in
 from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, kind_of, moments
 from speech.kmeans import centroids_path, fit_kmeans, load_centroids
+from speech.sources import check_shards, sources_of
 from speech.units import deduplicate, write_units_shard
 
 POOL = 1800 # seconds of audio that are decoded before their windows are sorted into batches
@@ -92,6 +95,7 @@ class Config:
     shard_docs: int = 2000 # utterances in a shard
     max_fail_frac: float = 0.01 # share of unusable files above which the run stops
     workers: int = 4 # threads that decode audio; never changes the result
+    verify: bool = True # look whether the audio of shards that are there is as it was (cost: speech/sources.py)
     fit_kmeans: int = 0 # K above 0: fit so many centroids, write them to --kmeans and stop
     fit_seconds: float = 10800.0 # seconds of audio for fit_kmeans: 3 h take 1 GB of memory at 25 Hz and C = 768
     seed: int = 0 # random seed of fit_kmeans
@@ -306,7 +310,8 @@ class Failures:
 def finish(cfg, encoder, kmeans, failures, left_out):
     """Writes info.json, with counts that come from the shards."""
     folders = shard_folders(cfg.out)
-    seconds = [meta['seconds'] for folder in folders for _, meta in read_lines(folder / 'meta.jsonl')]
+    lines = (meta for folder in folders for _, meta in read_lines(folder / 'meta.jsonl'))
+    seconds = array('d', (meta['seconds'] for meta in lines))
     if not seconds:
         raise Refused(f"{cfg.audio}: not one usable file, see {cfg.out}/failures.jsonl")
     n_units = sum(len(read_array(folder / 'units.npy', np.uint16)) for folder in folders)
@@ -316,6 +321,7 @@ def finish(cfg, encoder, kmeans, failures, left_out):
             'normalize': encoder.normalize, 'dtype': encoder.dtype,
             'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
             'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
+            'content': hash_of_shards(cfg.out),
             **record(cfg)}
     write_json(Path(cfg.out) / 'info.json', info, f'.{ranks()[0]}')
     remove_left_locks(cfg.out)
@@ -369,15 +375,14 @@ def fit(cfg, docs, device):
 def encode_shards(cfg, encoder, docs, shards, failures):
     """Encodes and writes the shards of these numbers, and prints a line for each."""
     rank, world = ranks()
-    has_words = any(u['words'] for u in docs)
     n_shards = -(-len(docs) // cfg.shard_docs)
-    batches = {s: docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs] for s in shards}
-    todo = sum(map(len, batches.values()))
+    todo = sum(min(cfg.shard_docs, len(docs) - s * cfg.shard_docs) for s in shards)
     done = 0
     hours = 0.0
     begin = time.perf_counter()
     with ThreadPoolExecutor(cfg.workers) as pool, progress(total=todo, unit='doc', position=rank) as bar:
-        for s, batch in batches.items():
+        for s in shards:
+            batch = docs[s * cfg.shard_docs:(s + 1) * cfg.shard_docs]
             start = time.perf_counter()
             before = dict(encoder.seconds)
             encoded, words, failed = encode_shard(cfg, encoder, batch, pool, bar)
@@ -386,8 +391,9 @@ def encode_shards(cfg, encoder, docs, shards, failures):
             if n_missing > max(10, len(batch) / 2): # probably a disk that is not mounted
                 raise Refused(f"shard {s}: {n_missing} of its {len(batch)} files are not there, "
                               f"the first is {failed[0]['path']}; bring them back and run again")
-            optional = {'words': words} if has_words else {}
-            write_units_shard(cfg.out, s, encoded, failures=failed, **optional)
+            optional = {'words': words} if docs.has_words else {}
+            sources = sources_of([u['path'] for u in batch], pool)
+            write_units_shard(cfg.out, s, encoded, failures=failed, audio=sources, **optional)
 
             elapsed = time.perf_counter() - start
             seconds = sum(meta['seconds'] for meta, _, _ in encoded)
@@ -418,8 +424,7 @@ def tokenize(cfg, docs, left_out, device):
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
     encoder = make_encoder(cfg, centroids, device)
-    corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
-    settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type,
+    settings = {'documents': len(docs), 'corpus': docs.hash, 'units_hash': encoder.hash, 'device': encoder.device.type,
                 'dtype': encoder.dtype}
     for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds'):
         settings[key] = getattr(cfg, key)
@@ -433,6 +438,8 @@ def tokenize(cfg, docs, left_out, device):
     shards = range(rank, n_shards, world)
     missing = [s for s in shards if not Path(cfg.out, f'{s:05d}').exists()]
     failures = Failures(cfg, len(docs))
+    if cfg.verify:
+        check_shards([Path(cfg.out, f'{s:05d}') for s in shards if s not in missing], cfg.workers)
     encode_shards(cfg, encoder, docs, missing, failures)
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} shards were there already")

@@ -37,15 +37,8 @@ from hub.folders import knows_units, read_config, vocabulary
 from hub.shapes import planned_config
 from hub.tokenizer import TextTokenizer, why_not
 from model import GPT
-from training import checkpoint
-from training.checks import (
-    check_attention,
-    check_init,
-    check_memory,
-    check_settings,
-    describe_memory,
-    verify_shards,
-)
+from training import checkpoint, checks
+from training.checks import check_attention, check_init, check_memory, check_settings, describe_memory
 from training.cost import ROOM, memory
 from training.log import Log, modality_means
 from training.optimizer import make_optimizer
@@ -65,9 +58,8 @@ class Config:
     data: str = 'out/tokens/stories,out/tokens/talk' # folders of interleave.py, separated by commas
     sources: tuple = ('text', 'speech', 'interleaved') # folders of DATA/train to mix
     weights: tuple | None = None # share of the rows for each source; None: equal shares
-    # read all shards and compare their sha256 with index.json, shared by the ranks of a node: before a 'resume',
-    # 'always' or 'never'. 15B tokens of 4 bytes are 40 s of one core, 5 s of eight, or what the disk takes for 60 GB
-    verify: str = 'resume'
+    # read all shards and compare their sha256: before a 'resume', 'always', 'never'. 15B tokens take 40 s of a core,
+    verify: str = 'resume' # which the ranks of a node share, or as long as the disk needs for 60 GB
     vocab: str = 'joint' # 'joint' (text and units), 'speech' (units; --sources=textless), 'text' (a TextLM)
     tokenizer: str | None = None # text tokenizer of the data, a folder or hub id; None: that of init
     # model
@@ -469,7 +461,7 @@ def main(cfg):
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']
-        verify_shards(cfg, run, [loader, *val.values()])
+        checks.verify_shards(cfg, run, [loader, *val.values()])
 
         # ---- the model
         if run.folder:

@@ -10,6 +10,9 @@ Any folder of audio, or a list of it.
                         id and audio are needed, the others may be absent or null; further fields are ignored
 """
 import os
+from array import array
+
+import numpy as np
 
 from configurator import Refused, ranks
 from files import name_some, outside_units, read_lines, read_text, walk
@@ -18,22 +21,39 @@ from speech.audio_files import audio_files, names_audio
 
 def utterances(root):
     """Dicts {id, path, start, end, text, speaker, words}, sorted by id. Returns the names of the files left out."""
+    left_out = None
+
+    def read():
+        nonlocal left_out
+        left_out = yield from in_any_order(root)
+
+    yield from sorted(read(), key=lambda u: u['id'])
+    return left_out
+
+def in_any_order(root):
+    """As utterances, without the sorting: of a manifest, a line at a time is in memory."""
     root = os.fspath(root)
     if not os.path.exists(root):
         raise Refused(f"{root}: no such file or folder; expected a folder of audio or a .jsonl list")
     manifest = os.path.join(root, 'manifest.jsonl') if os.path.isdir(root) else root
-    left_out = []
-    if not os.path.isfile(manifest):
-        docs, left_out = _from_folder(root)
-    elif manifest.endswith('.jsonl'):
-        folder = os.path.dirname(manifest)
-        docs = [from_line(line, place, folder) for place, line in read_lines(manifest)]
-        left_out = _unlisted(root, docs) if os.path.isdir(root) else []
-    else:
+    if os.path.isfile(manifest) and not manifest.endswith('.jsonl'):
         raise Refused(f"{manifest}: expected a folder of audio or a .jsonl list")
-    if not docs:
+    left_out = []
+    listed = array('q') # hashes of the paths
+    if os.path.isfile(manifest):
+        folder = os.path.dirname(manifest)
+        for place, line in read_lines(manifest):
+            u = from_line(line, place, folder)
+            listed.append(hash(os.path.abspath(u['path'])))
+            yield u
+        is_empty = not listed
+        left_out = _unlisted(root, listed) if os.path.isdir(root) and listed else []
+    else:
+        docs, left_out = _from_folder(root)
+        is_empty = not docs
+        yield from docs
+    if is_empty:
         raise Refused(f"{root}: no utterance in it; expected files of audio or a manifest.jsonl")
-    yield from sorted(docs, key=lambda u: u['id'])
     return left_out
 
 def _from_folder(root):
@@ -46,11 +66,12 @@ def _from_folder(root):
                      'text': text and text.strip(), 'speaker': None, 'words': None})
     return docs, left_out
 
-def _unlisted(root, docs):
+def _unlisted(root, listed):
     """The names of the audio below a folder that is not in its manifest, which is said in a line."""
-    listed = {os.path.abspath(u['path']) for u in docs}
-    names = [name for name, path in outside_units(walk(root)).items()
-             if names_audio(name) and os.path.abspath(path) not in listed]
+    paths = {name: path for name, path in outside_units(walk(root)).items() if names_audio(name)}
+    hashes = np.array([hash(os.path.abspath(path)) for path in paths.values()], np.int64)
+    is_listed = np.isin(hashes, np.array(listed, np.int64))
+    names = [name for name, known in zip(paths, is_listed) if not known]
     if names and ranks()[0] == 0:
         print(f"{root}: left out, as not in its manifest.jsonl: {name_some(names)}")
     return names

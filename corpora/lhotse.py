@@ -137,21 +137,24 @@ def _check_times(place, line):
         _field(place, line, name, (int, float))
 
 def utterances(root):
+    return by_id(in_any_order(root))
+
+def in_any_order(root):
     manifest = os.fspath(root)
     if not manifest.endswith(('.jsonl', '.jsonl.gz')) or not os.path.isfile(manifest):
         raise Refused(f"{manifest}: expected a manifest of Lhotse, .jsonl or .jsonl.gz, of supervisions or cuts")
     folder = os.path.dirname(manifest)
     read = _of_supervisions if 'supervisions' in os.path.basename(manifest) else _of_cuts
-    docs = []
+    n = 0
     unfit = []
     for u, fit in read(manifest, folder):
-        docs.append(u)
+        n += 1
         if not fit:
             unfit.append(u['id'])
+        yield u
     if unfit:
-        print(f"{manifest}: {len(unfit)} of {len(docs)} utterances come without their words, as these lie outside "
+        print(f"{manifest}: {len(unfit)} of {n} utterances come without their words, as these lie outside "
               f"their supervisions: {', '.join(unfit[:5])}")
-    yield from by_id(docs)
 
 if __name__ == '__main__':
     script(utterances)

@@ -60,19 +60,20 @@ def _first(line, names):
     return None if value is None else str(value).strip()
 
 def utterances(root):
+    return by_id(in_any_order(root))
+
+def in_any_order(root):
     root = os.fspath(root)
     if os.path.isfile(root):
         shards = {os.path.basename(root).removesuffix('.tar'): root}
     else:
         shards = files(root, '.tar', '**', SUBSET)
-    docs = []
     for shard, path in shards.items():
         for key, sample in _samples(path).items():
             line = sample.get('json', {})
             text = _first(line, TEXTS) or sample.get('txt') or None
             name = sample.get('audio', key)
-            docs.append(utterance(f'{shard}/{key}', f'{path}#{name}', text=text, speaker=_first(line, SPEAKERS)))
-    yield from by_id(docs)
+            yield utterance(f'{shard}/{key}', f'{path}#{name}', text=text, speaker=_first(line, SPEAKERS))
 
 if __name__ == '__main__':
     script(utterances)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
-from files import atomically, read_lines, record, write_json
+from files import atomically, hash_of_shards, read_lines, record, write_json
 from hub.tokenizer import TextTokenizer
 from interleave import SplitWriter, hash_ids, is_val
 from speech.audio import RATE
@@ -109,7 +109,7 @@ def write_units(cfg):
         n_runs = sum(len(units) for _, units, _ in docs)
         info = {'encoder': 'slamkit', 'units_hash': cfg.units_hash, 'n_units': cfg.n_units,
                 'frame_hz': RATE / cfg.hop, 'hop': cfg.hop, 'documents': len(docs), 'hours': round(hours, 4),
-                'runs': n_runs, 'failures': {}, **record(cfg)}
+                'runs': n_runs, 'failures': {}, 'content': hash_of_shards(tmp), **record(cfg)}
         write_json(tmp / 'info.json', info)
     print(f"{cfg.out}: {len(docs)} documents, {hours:.2f} h, {n_runs:,} units")
 

@@ -233,6 +233,11 @@ def _open(path, pieces, part=None):
         raise BadAudio('TRUNCATED', path, f"{f.frames - skip} of {frames} samples can be read")
     return Stream(f, pieces, skip, frames, f.samplerate)
 
+def file_of(path):
+    """The file on disk that holds the audio of a path: a parquet file, a .tar, or the path itself."""
+    match = re.fullmatch(r'(.+\.parquet)#[0-9]+|(.+?\.tar)#.+', path, re.DOTALL)
+    return match[1] or match[2] if match else path
+
 def _streams(path):
     """A file, row of a parquet file or member of a .tar -> its streams in order. Raises BadAudio."""
     if '\0' in path:

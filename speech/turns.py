@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from files import Lazy
+
 
 def spoken_by_turns(random, n_words, spoken, written):
     """Which words are spoken, `spoken` and `written` words by turns: bool, document after document.
@@ -38,13 +40,13 @@ def joined(batch, first, table, hop):
 class Utterances:
     """What Words is, with a single word a document: its text, from its first sample to its last."""
     def __init__(self, units):
-        self.ids = [meta['id'] for meta in units.meta]
-        self.first = units.first
+        self.units = units
         self.info = {}
-        self.shards = [self._shard(units, s) for s in range(len(units.units))]
+        self.shards = Lazy(len(units.units), self._shard)
 
-    def _shard(self, units, s):
-        texts = [(meta.get('text') or '').strip() for meta in units.meta[units.first[s]:units.first[s + 1]]]
+    def _shard(self, s):
+        units = self.units
+        texts = [(meta.get('text') or '').strip() for meta in units.meta.shards[s]]
         run_end = np.concatenate([[0], np.cumsum(units.runs[s], dtype=np.int64)]) * units.info['hop']
         has_word = np.array([bool(text) for text in texts], bool) & (np.diff(units.offsets[s]) > 0)
         samples = np.diff(run_end[units.offsets[s]])[has_word]

@@ -9,14 +9,30 @@ The units folder: what tokenize_speech.py writes and every later stage reads.
     DIR/00000/words.jsonl   {"id", "words": [[word, start, end], ...]}, times in samples at 16 kHz; only
                             if the corpus has words
     DIR/00000/failures.jsonl    the files that could not be used (tokenize_speech.py)
-    DIR/info.json           n_units (K), units_hash, hop, frame_hz, encoder, layer, documents, hours, runs, ...,
-                            and how it was made; a folder without it is unfinished
+    DIR/00000/audio.jsonl   the files that the shard was made of (speech/sources.py)
+    DIR/00000/sha256.json   of the files of the shard
+    DIR/info.json           n_units (K), units_hash, hop, frame_hz, encoder, layer, documents, hours, runs, content
+                            (hash of the shards), ..., and how it was made; a folder without it is unfinished
 """
+from bisect import bisect_right
+from collections.abc import Sequence
+
 import numpy as np
 
 from configurator import Refused
-from files import read_array, read_info, read_lines, shard_folders, write_shard
+from files import (
+    Lazy,
+    check_hash_of_shards,
+    check_hashes,
+    progress,
+    read_array,
+    read_info,
+    read_lines,
+    shard_folders,
+    write_shard,
+)
 
+SCRIPT = 'tokenize_speech.py' # what writes units folders, for messages
 
 def refuse_foreign_units(units, n_units, units_hash, made_for):
     """Raises Refused if a vocoder cannot speak these units.
@@ -60,50 +76,61 @@ def write_units_shard(dir, index, docs, **lines):
         arrays[name] = np.concatenate(parts).astype(np.uint16)
     write_shard(dir, index, arrays, {'meta': [meta for meta, _, _ in docs], **lines})
 
-def _read_shard(folder, K):
-    """A shard's (units, runs, offsets, meta), the arrays memory-mapped.
-
-    Raises Refused if they do not fit together.
-    """
+def _check_shard(folder, K):
+    """The number of a shard's documents. Raises Refused if its files do not fit together, or were changed."""
     units = read_array(folder / 'units.npy', np.uint16)
     runs = read_array(folder / 'runs.npy', np.uint16)
     offsets = read_array(folder / 'offsets.npy', np.int64)
-    meta = [line for _, line in read_lines(folder / 'meta.jsonl')]
+    n_lines = sum(1 for _ in read_lines(folder / 'meta.jsonl'))
     if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(units):
         raise Refused(f"{folder}/offsets.npy: must rise from 0 to {len(units)}, the number of units")
     if len(runs) != len(units) or (runs == 0).any():
         raise Refused(f"{folder}/runs.npy: expected {len(units)} run lengths of 1 and more")
     if len(units) and units.max() >= K:
         raise Refused(f"{folder}/units.npy: holds unit {units.max()}, info.json says {K} units")
-    if len(meta) != len(offsets) - 1:
-        raise Refused(f"{folder}/meta.jsonl: {len(meta)} lines, offsets.npy has {len(offsets) - 1} documents")
-    return units, runs, offsets, meta
+    if n_lines != len(offsets) - 1:
+        raise Refused(f"{folder}/meta.jsonl: {n_lines} lines, offsets.npy has {len(offsets) - 1} documents")
+    check_hashes(folder, SCRIPT)
+    return n_lines
+
+class Metas(Sequence):
+    """The objects of meta.jsonl of all shards, one after another; those of two shards at a time are in memory."""
+    def __init__(self, folders, first):
+        self.first = first
+        self.shards = Lazy(len(folders), lambda s: [line for _, line in read_lines(folders[s] / 'meta.jsonl')])
+
+    def __len__(self):
+        return self.first[-1]
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(f"document {i} of {len(self)}")
+        s = bisect_right(self.first, i) - 1
+        return self.shards[s][i - self.first[s]]
 
 class Units:
-    """A units folder, checked. len(u) documents; u[i] -> (units, runs); u.meta[i]; u.find(id) -> i; u.info.
+    """A units folder, checked: every file is read once. len(u) documents; u[i] -> (units, runs); u.meta[i];
+    u.find(id) -> i; u.info.
 
-    u.units, u.runs, u.offsets are lists with one memory-mapped array a shard; shard s begins with
-    document u.first[s].
+    u.units, u.runs, u.offsets, u.meta.shards have an item a shard, mapped or read when it is asked
+    for, so that a corpus of any size takes little memory; shard s begins with document u.first[s].
     """
     def __init__(self, dir):
-        self.info = read_info(dir, 'tokenize_speech.py')
+        self.info = read_info(dir, SCRIPT)
         K = self.info.get('n_units')
         if type(K) is not int or K < 1:
             raise Refused(f"{dir}/info.json: n_units is {K!r}, expected the number of centroids")
-        self.units = []
-        self.runs = []
-        self.offsets = []
-        self.meta = []
+        folders = shard_folders(dir)
         self.first = [0]
-        for folder in shard_folders(dir):
-            units, runs, offsets, meta = _read_shard(folder, K)
-            self.units.append(units)
-            self.runs.append(runs)
-            self.offsets.append(offsets)
-            self.meta += meta
-            self.first.append(len(self.meta))
-        if len(self.meta) != self.info.get('documents'):
-            raise Refused(f"{dir}: {len(self.meta)} documents, info.json says {self.info.get('documents')}")
+        for folder in progress(folders, desc=f'{dir}: check', unit='shard', leave=False):
+            self.first.append(self.first[-1] + _check_shard(folder, K))
+        if self.first[-1] != self.info.get('documents'):
+            raise Refused(f"{dir}: {self.first[-1]} documents, info.json says {self.info.get('documents')}")
+        check_hash_of_shards(dir, self.info, SCRIPT)
+        self.meta = Metas(folders, self.first)
+        self.units, self.runs, self.offsets = (
+            Lazy(len(folders), lambda s, file=f'{name}.npy', dtype=dtype: read_array(folders[s] / file, dtype), keep=8)
+            for name, dtype in (('units', np.uint16), ('runs', np.uint16), ('offsets', np.int64)))
         self._index = None # {id: i}, made when it is first needed
 
     def __len__(self):
@@ -112,7 +139,7 @@ class Units:
     def __getitem__(self, i):
         if not 0 <= i < len(self.meta):
             raise IndexError(f"document {i} of {len(self.meta)}")
-        shard = int(np.searchsorted(self.first, i, side='right')) - 1
+        shard = bisect_right(self.first, i) - 1
         row = i - self.first[shard]
         begin, end = self.offsets[shard][row:row + 2]
         return self.units[shard][begin:end], self.runs[shard][begin:end]

@@ -32,16 +32,20 @@ All times are in seconds. A line names its document by "id", or else by the stem
 FOLDER without the extension. A name that is no id of the units folder stands for the only id that
 ends in /name, with or without an extension of audio. Words keep their spelling.
 """
+import json
 import math
 import re
+import tempfile
+from array import array
 from contextlib import contextmanager
 from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused
-from files import outside_units, read_lines, strict_json, walk
+from files import outside_units, progress, read_lines, strict_json, walk
 from speech import annotations
 from speech.annotations import Segment, words_tier
 from speech.audio import RATE
@@ -279,33 +283,66 @@ def word_files(path):
         raise Refused(f"{path}: no .json, .jsonl or .TextGrid file in it, nor {' '.join(MAIN_EXTENSIONS[4:] + TABLES)}")
     return sorted((file, name) for same in ranks.values() for rank, file, name in same if rank == min(same)[0])
 
-def read_words(path, ids):
-    """{document id: (words, starts, ends)} for those of ids that a file or folder has words of.
+class _Numbers:
+    """The numbers of strings by their 64-bit hashes, in 16 bytes each; two of 5 million share one in 1 of 10^6 runs."""
+    def __init__(self, hashes):
+        self.order = np.argsort(hashes, kind='stable')
+        self.hashes = hashes[self.order]
 
-    Names are matched with ids as the head of this file says. Raises Refused.
+    def __getitem__(self, string):
+        """The numbers of a string, [] if it is none of them."""
+        first, last = (int(np.searchsorted(self.hashes, hash(string), side)) for side in ('left', 'right'))
+        return self.order[first:last].tolist()
+
+def matched_words(path, ids):
+    """Yields (number of a document, (words, starts, ends)) for those of ids that a file or folder has words of.
+
+    ids: an iterable that can be gone through again, and is never held in memory. Names are matched
+    with ids as the head of this file says. Raises Refused.
     """
-    known_ids = set(ids)
-    ids_by_ending = {}
-    for id in known_ids:
-        ids_by_ending.setdefault(id.rpartition('/')[2], []).append(id)
-    words_by_id = {}
+    hashes = array('q', (hash(part) for id in ids for part in (id, id.rpartition('/')[2])))
+    by_id, by_ending = map(_Numbers, np.array(hashes, np.int64).reshape(-1, 2).T)
+    seen = np.zeros(len(hashes) // 2, bool)
     n_names = 0
-    strangers = []
+    stranger = None # the first of those that are no document
     for file, file_name in word_files(path):
         for source, name, words in _documents(file, file_name):
             n_names += 1
-            names = name, AUDIO_NAME.sub('', name)
-            matches = [name for name in names if name in known_ids][:1]
-            matches = matches or ids_by_ending.get(names[0]) or ids_by_ending.get(names[1], [])
+            bare = AUDIO_NAME.sub('', name)
+            matches = by_id[name] or by_id[bare] or by_ending[name] or by_ending[bare]
             if len(matches) > 1:
-                raise Refused(f"{source}: '{name}' could be {' or '.join(sorted(matches)[:3])}; "
-                              "name it by its whole id")
-            if matches and matches[0] in words_by_id:
-                raise Refused(f"{source}: document '{matches[0]}' comes twice")
-            words_by_id.update((id, words) for id in matches)
-            strangers += [] if matches else [name]
-    if not words_by_id:
+                names = sorted(id for i, id in enumerate(ids) if i in matches)
+                raise Refused(f"{source}: '{name}' could be {' or '.join(names[:3])}; name it by its whole id")
+            if matches and seen[matches[0]]:
+                id = next(islice(ids, matches[0], None))
+                raise Refused(f"{source}: document '{id}' comes twice")
+            for number in matches:
+                seen[number] = True
+                yield number, words
+            if not matches and stranger is None:
+                stranger = name
+    if not seen.any():
         raise Refused(f"{path}: none of its {n_names} ids is a document of the units folder")
-    if strangers:
-        print(f"{path}: {len(strangers)} of {n_names} documents are not in the units folder, first '{strangers[0]}'")
-    return words_by_id
+    if stranger is not None:
+        n_strangers = n_names - int(seen.sum())
+        print(f"{path}: {n_strangers} of {n_names} documents are not in the units folder, first '{stranger}'")
+
+def read_words(path, ids):
+    """{document id: (words, starts, ends)} for those of a list of ids that a file or folder has words of."""
+    return {ids[number]: words for number, words in matched_words(path, ids)}
+
+class StoredWords:
+    """matched_words in a temporary file in $TMPDIR or /tmp: stored[number] -> (words, starts, ends), or None."""
+    def __init__(self, path, ids):
+        self.file = tempfile.TemporaryFile()
+        self.starts = array('q') # of each document's line in the file, -1 without
+        for number, words in progress(matched_words(path, ids), desc='words', unit='doc', leave=False):
+            self.starts.extend([-1] * (number + 1 - len(self.starts)))
+            self.starts[number] = self.file.tell()
+            self.file.write(json.dumps(words).encode() + b'\n')
+
+    def __getitem__(self, number):
+        if number >= len(self.starts) or self.starts[number] < 0:
+            return None
+        self.file.seek(self.starts[number])
+        return json.loads(self.file.readline())

@@ -9,18 +9,33 @@ of word times; the spelling of words after a text.
     DIR/00000/offsets.npy       (n+1,) int64, document i has the words offsets[i]:offsets[i+1]
     DIR/00000/ids.json          document ids
     DIR/00000/info.json         how its words were made (align.py)
-    DIR/info.json               documents, words, refused documents by reason, settings; comes last
+    DIR/00000/sha256.json       of the files of the shard
+    DIR/info.json               documents, words, refused documents by reason, settings, content (hash of the shards);
+                                comes last
 """
 import json
 import re
 import unicodedata
+from bisect import bisect_right
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused
-from files import atomically, check_readable, map_npy, read_info, read_value, shard_folders
+from files import (
+    Lazy,
+    atomically,
+    check_hash_of_shards,
+    check_hashes,
+    check_readable,
+    map_npy,
+    progress,
+    read_info,
+    read_value,
+    shard_folders,
+    write_hashes,
+)
 from speech.audio import RATE
 
 LIMIT = RATE // 20 # 50 ms: a repair moves an edge no further
@@ -324,6 +339,7 @@ def write_words_shard(folder, index, docs, info=None):
         for name, value in texts.items():
             line = json.dumps(value, ensure_ascii=False) + '\n'
             (tmp / f'{name}.json').write_text(line, encoding='utf-8')
+        write_hashes(tmp)
 
 class WordsShard:
     """One shard: .table (list of str), .word .start .end (W,), .offsets (n+1,), .ids.
@@ -367,26 +383,35 @@ class WordsShard:
         return [self.table[index] for index in self.word[part]], self.start[part], self.end[part]
 
 class Words:
-    """A words folder: .info, .ids, .shards (shard s begins with document .first[s]).
-
-    words[i] -> words, starts, ends of document i.
+    """A words folder, checked: every file is read once. .info, .ids, .shards (shard s begins with document .first[s],
+    two at a time are in memory); words[i] -> words, starts, ends of document i.
     """
     def __init__(self, folder):
         self.folder = Path(folder)
         self.info = read_info(folder, 'align.py')
-        self.shards = [WordsShard(path) for path in shard_folders(folder)]
-        self.ids = [name for shard in self.shards for name in shard.ids]
-        self.first = np.cumsum([0] + [len(shard) for shard in self.shards])
+        folders = shard_folders(folder)
+        self.first = [0]
+        for path in progress(folders, desc=f'{folder}: check', unit='shard', leave=False):
+            self.first.append(self.first[-1] + len(WordsShard(path)))
+            check_hashes(path, 'align.py')
+        check_hash_of_shards(folder, self.info, 'align.py')
+        self.shards = Lazy(len(folders), lambda s: WordsShard(folders[s]))
 
     def __len__(self):
-        return len(self.ids)
+        return self.first[-1]
+
+    @property
+    def ids(self):
+        """The ids of all documents, in order: a list that takes 100 bytes each."""
+        return [name for shard in self.shards for name in shard.ids]
 
     def __getitem__(self, i):
-        shard = np.searchsorted(self.first, i, side='right') - 1
+        shard = bisect_right(self.first, i) - 1
         return self.shards[shard][i - self.first[shard]]
 
     def find(self, name):
         """The document's number; Refused where there is none."""
-        if name not in self.ids:
+        ids = self.ids
+        if name not in ids:
             raise Refused(f"{self.folder}: no document '{name}'")
-        return self.ids.index(name)
+        return ids.index(name)

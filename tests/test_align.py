@@ -421,7 +421,7 @@ def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch
     cfg = Config(units=str(units), out=str(out), ctc='listener' if source == 'ctc' else '')
     changes = killed(lambda: align.main(cfg), str(out))
     uninterrupted = tree(out)
-    assert changes > 50 and len(uninterrupted) == 5 * 7 + 1
+    assert changes > 50 and len(uninterrupted) == 5 * 8 + 1
     for moment in np.random.default_rng(0).choice(changes, 10, replace=False).tolist():
         shutil.rmtree(out)
         killed(lambda: align.main(cfg), str(out), moment)

@@ -13,22 +13,33 @@ case                                                      outcome
 3j  audio exchanged before align.py hears it              the document is refused as AUDIO_CHANGED
 """
 # ruff: noqa: F811 (fixtures of test_train)
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from small import K, make_tokenizer, speech_like
+from test_encoders import hubert
 from test_train import config, corpus, interrupted_after, make_corpus, on_ranks
 
+import align
 import data
+import interleave
+import tokenize_speech
 import train
 from configurator import Refused
 from data import Shards
+from files import hash_of_shards, read_json, write_hashes, write_json
 from hub.tokenizer import TextTokenizer
+from speech.units import Units, write_units_shard
+from speech.words import Words
 from training import checkpoint
 
-__all__ = ['config', 'corpus'] # fixtures
+__all__ = ['config', 'corpus', 'hubert'] # fixtures
 
 def flip(path, place, restore_time=False):
     """Changes a byte; place: from the end where it is negative."""
@@ -128,3 +139,180 @@ def test_a_checkpoint_of_a_version_without_hashes_of_plans_goes_on(cut):
     manifest['files']['state.json'] = facts
     (folder / 'MANIFEST.json').write_text(json.dumps(manifest))
     assert train.main(cut) is not None
+
+# --------------------------------------------------------------------------------------------------
+# units and words
+
+def write_units(folder, n_shards=2, seed=0):
+    """A units folder with the words of its corpus, four documents a shard -> its path."""
+    rng = np.random.default_rng(seed)
+    for s in range(n_shards):
+        docs = []
+        words = []
+        for i in range(4):
+            id = f'{s}{i}'
+            units = np.arange(20) % K
+            meta = {'id': id, 'path': None, 'seconds': 0.8, 'speaker': None, 'text': 'a b'}
+            docs.append((meta, (units + rng.integers(K)) % K, np.ones(20, np.int64)))
+            words.append({'id': id, 'words': [['a', 0, 5000], ['b', 5000, 9000]]})
+        write_units_shard(folder, s, docs, words=words)
+    facts = {'n_units': K, 'units_hash': 'abc', 'hop': 640, 'frame_hz': 25.0, 'documents': 4 * n_shards}
+    write_json(folder / 'info.json', {**facts, 'content': hash_of_shards(folder)})
+    align.main(align.Config(units=str(folder)))
+    return folder
+
+@pytest.fixture
+def stages(tmp_path):
+    """(units folder, a function that runs interleave.py on it)."""
+    folder = write_units(tmp_path / 'units')
+    make_tokenizer(tmp_path / 'tokenizer')
+    cfg = interleave.Config(units=str(folder), tokenizer=str(tmp_path / 'tokenizer'), out=str(tmp_path / 'tokens'))
+    return folder, lambda: interleave.main(cfg)
+
+@pytest.mark.parametrize('finished', [False, True])
+@pytest.mark.parametrize('name, script', [
+    ('00001/units.npy', 'tokenize_speech.py'), ('00001/runs.npy', 'tokenize_speech.py'),
+    ('00000/meta.jsonl', 'tokenize_speech.py'), ('words/00000/start.npy', 'align.py'),
+    ('words/00001/words.json', 'align.py')])
+def test_a_shard_that_was_changed_is_refused_by_the_name_of_the_file(stages, finished, name, script):
+    folder, run = stages
+    if finished:
+        run()
+    path = folder / name
+    content = path.read_bytes()
+    if path.suffix == '.npy':
+        array = np.load(path)
+        array[-1] = 2 if name.endswith('runs.npy') else array[-2]
+        np.save(path, array)
+    else:
+        path.write_bytes(content.replace(b'a', b'c', 1) if 'words' in name else content.replace(b'a b', b'b a', 1))
+    assert path.read_bytes() != content and path.stat().st_size == len(content)
+    with pytest.raises(Refused) as e:
+        run()
+    assert str(e.value) == (f"{path}: not what {script} wrote there; bring the old file back, or remove {path.parent} "
+                            f"and run {script} again")
+    path.write_bytes(content)
+    run()
+
+def test_a_shard_that_was_exchanged_for_a_whole_one_is_refused(stages, tmp_path):
+    folder, run = stages
+    other = write_units(tmp_path / 'other', seed=1)
+    np.save(other / 'words/00001/end.npy', np.load(other / 'words/00001/end.npy') - 1)
+    write_hashes(other / 'words/00001')
+    for shards, words in ((folder, ''), (folder / 'words', 'words')):
+        kept = shards / '00001'
+        kept.rename(tmp_path / 'kept')
+        (other / words / '00001').rename(kept)
+        script = 'align.py' if words else 'tokenize_speech.py'
+        with pytest.raises(Refused, match=f'{shards}: its shards are not those that info.json was written for .content '
+                                          f'[0-9a-f]*, info.json says [0-9a-f]*.; bring them back, or run {script}'):
+            run()
+        kept.rename(tmp_path / f'other {words}')
+        (tmp_path / 'kept').rename(kept)
+    run()
+
+def test_folders_of_earlier_versions_are_read(stages):
+    folder, run = stages
+    for path in folder.rglob('sha256.json'):
+        path.unlink()
+    for place in (folder, folder / 'words'):
+        info = read_json(place, 'info.json', 'a test')
+        del info['content']
+        write_json(place / 'info.json', info)
+    assert len(Units(folder)) == len(Words(folder / 'words')) == 8
+    run()
+
+# --------------------------------------------------------------------------------------------------
+# audio
+
+@pytest.fixture
+def audio(hubert, tmp_path):
+    """(Config of tokenize_speech.py, path of its third file): six files in shards of two, all of one length."""
+    folder = tmp_path / 'audio'
+    folder.mkdir()
+    for i in range(6):
+        soundfile.write(folder / f'{i}.wav', speech_like(1.0, i), 16000)
+    cfg = tokenize_speech.Config(audio=str(folder), out=str(tmp_path / 'units'), encoder=str(hubert), layer=2,
+                                 shard_docs=2, device='cpu', workers=1)
+    return cfg, folder / '2.wav'
+
+def cut_after_two_shards(cfg):
+    def write_two(out, index, docs, **lines):
+        if index == 2:
+            raise KeyboardInterrupt
+        write_units_shard(out, index, docs, **lines)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokenize_speech, 'write_units_shard', write_two)
+        tokenize_speech.main(cfg)
+
+def exchange(path, restore):
+    """Puts other speech of the same length in a file's place, perhaps with the old file's time."""
+    times = os.stat(path)
+    new = path.with_name('new')
+    soundfile.write(new, speech_like(1.0, 99), 16000, format='WAV')
+    new.rename(path)
+    if restore:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+
+@pytest.mark.parametrize('when', ['cut', pytest.param('finished', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('restore', [False, True])
+def test_audio_that_was_exchanged_before_a_rerun_is_refused_by_name(audio, when, restore):
+    cfg, path = audio
+    if when == 'cut':
+        cut_after_two_shards(cfg)
+    else:
+        tokenize_speech.main(cfg)
+    exchange(path, restore)
+    with pytest.raises(Refused) as e:
+        tokenize_speech.main(cfg)
+    assert str(e.value) == (f"{path}: was changed after {cfg.out}/00001 was made of it; bring the old file back, or "
+                            f"remove {cfg.out}/00001 to have it made again")
+    shutil.rmtree(Path(cfg.out, '00001'))
+    tokenize_speech.main(cfg)
+    assert len(Units(cfg.out)) == 6
+
+@pytest.mark.slow
+def test_audio_that_was_touched_or_moved_or_removed_is_the_same(audio):
+    cfg, path = audio
+    cut_after_two_shards(cfg)
+    os.utime(path, (1, 1))
+    copy = path.with_name('copy')
+    shutil.copy(path, copy)
+    copy.rename(path)
+    tokenize_speech.main(cfg)
+    manifest = path.with_name('manifest.jsonl')
+    manifest.write_text(''.join(f'{{"id": "{i}", "audio": "{i}.wav"}}\n' for i in range(6)))
+    cfg = dataclasses.replace(cfg, out=cfg.out + '2')
+    tokenize_speech.main(cfg)
+    path.unlink()
+    tokenize_speech.main(cfg)
+
+@pytest.mark.slow
+def test_verify_is_a_setting_of_tokenize_speech_too(audio):
+    cfg, path = audio
+    cut_after_two_shards(cfg)
+    exchange(path, restore=False)
+    tokenize_speech.main(dataclasses.replace(cfg, verify=False))
+    assert len(Units(cfg.out)) == 6
+
+def test_a_shard_of_a_cut_run_that_was_changed_is_refused(audio):
+    cfg, _ = audio
+    cut_after_two_shards(cfg)
+    flip(Path(cfg.out, '00000/units.npy'), -1, restore_time=True)
+    with pytest.raises(Refused, match='00000/units.npy: not what tokenize_speech.py wrote there'):
+        tokenize_speech.main(cfg)
+
+def test_audio_that_was_exchanged_is_not_aligned(audio):
+    cfg, path = audio
+    tokenize_speech.main(cfg)
+    exchange(path, restore=True)
+    class Aligner:
+        needs_text = False
+        def align(self, waves):
+            return [(['a'], [0], [9000], '') for _ in waves]
+    shard = Path(cfg.out, '00001')
+    metas = Units(cfg.out).meta.shards[1]
+    sources = {source['path']: source for source in align.read_sources(shard)}
+    docs = align.aligned_words(Aligner(), metas, 1, sources)
+    assert [(meta['id'], doc[3]) for meta, doc in zip(metas, docs)] == [('2', 'AUDIO_CHANGED'), ('3', '')]

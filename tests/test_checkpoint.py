@@ -108,6 +108,7 @@ def flip(path):
 def truncate(path):
     path.write_bytes(path.read_bytes()[:100])
 
+NESTED = '[' * 200_000
 MANIFEST_OF_ANOTHER_FOLDER = '{"format": 1, "files": {"../step-6/vocab.json": {"bytes": 1, "sha256": ""}}}'
 # what is done to which file, and what is said of it
 DAMAGE = {
@@ -120,6 +121,7 @@ DAMAGE = {
     'no manifest': ('MANIFEST.json', Path.unlink, "MANIFEST.json cannot be read (FileNotFoundError)"),
     'manifest cut': ('MANIFEST.json', '{"format": 1', "MANIFEST.json cannot be read (JSONDecodeError)"),
     'manifest that is a list': ('MANIFEST.json', '[]', "MANIFEST.json cannot be read (TypeError)"),
+    'manifest nested deeply': ('MANIFEST.json', NESTED, "MANIFEST.json cannot be read (RecursionError)"),
     'path in the manifest': ('MANIFEST.json', MANIFEST_OF_ANOTHER_FOLDER, "../step-6/vocab.json is missing"),
     'later format': ('MANIFEST.json', '{"format": 2}', "format 2, this code reads 1")}
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small import K, make_model, make_tokenizer, make_units, speech_like
 from test_train import on_ranks, rows_of, state_of, weights_of
@@ -408,6 +409,62 @@ def test_a_reference_that_is_not_what_was_stored_is_computed_again_by_the_start(
         path.write_bytes(data)
     dpo.main(parts)
     assert_same_end(parts.out, uncut.out)
+
+@contextmanager
+def at_part(n, act):
+    """act() before part n, from 1, of a reference is computed; the parts are counted in the list that it yields."""
+    parts = []
+    log_probs = dpo.log_probs
+    def act_and_compute(run, model, pairs, numbers):
+        parts.append(len(numbers))
+        if len(parts) == n:
+            act()
+        return log_probs(run, model, pairs, numbers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpo, 'log_probs', act_and_compute)
+        yield parts
+
+def test_a_signal_before_the_reference_is_whole_saves_its_parts(config, tmp_path, capsys):
+    """20 pairs to train on in parts of 8, then 7 held-out ones."""
+    uncut, cut = (config(out=str(tmp_path / name)) for name in ('uncut', 'cut'))
+    dpo.main(uncut)
+    with at_part(2, terminate) as parts:
+        assert dpo.main(cut) is None
+    assert parts == [8, 8]
+    path = Path(cut.out, 'reference.safetensors')
+    assert (f"stopped by a signal after 2 of 4 parts of the reference, which are in {path}; "
+            "the same command goes on from there") in capsys.readouterr().out
+    assert not checkpoint.folders(cut.out)
+    with at_part(9, terminate) as parts:
+        dpo.main(cut)
+    assert parts == [4, 7]
+    assert_same_end(cut.out, uncut.out)
+    assert path.read_bytes() == Path(uncut.out, 'reference.safetensors').read_bytes()
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_before_the_reference_is_whole_ends_all(config, tmp_path):
+    uncut, cut = (config(out=str(tmp_path / name)) for name in ('uncut', 'cut'))
+    def work(rank):
+        with at_part(2 if rank == 1 else 9, terminate) as parts:
+            assert dpo.main(cut) is None
+        assert parts == [8, 8]
+    assert on_ranks(2, work) == [0, 0]
+    for cfg in (cut, uncut):
+        assert on_ranks(2, lambda rank, cfg=cfg: dpo.main(cfg)) == [0, 0]
+    assert_same_end(cut.out, uncut.out)
+
+def test_two_equal_runs_have_equal_bytes(config, tmp_path):
+    files = []
+    for name in 'ab':
+        torch.manual_seed(ord(name)) # whatever was drawn in this process before
+        cfg = config(out=str(tmp_path / name), max_steps=2, save_every=1)
+        dpo.main(cfg)
+        paths = sorted(Path(cfg.out).rglob('*.safetensors'))
+        files.append({str(path.relative_to(cfg.out)): path.read_bytes() for path in paths})
+    assert files[0] == files[1]
+    assert {'reference.safetensors', 'step-2/state.safetensors', 'model.safetensors'} <= files[0].keys()
+    metadata = safe_open(tmp_path / 'a/reference.safetensors', 'numpy').metadata()
+    assert len(metadata) == 1 # of several, safetensors writes the order at random
 
 # ---- kills
 

@@ -538,8 +538,9 @@ def test_a_corpus_may_have_more_shards_than_a_process_may_open_files(tmp_path, t
     with ShardWriter(tmp_path / 'many', 'text', vocab, shard_tokens=4) as writer:
         for i in range(n):
             writer.add(np.full(4, i % 250), [4])
-    script = f"import data; shards = data.Shards({str(tmp_path / 'many')!r}); print(shards.documents, shards.tokens)"
-    assert limited('-c', script).split() == [str(n), str(4 * n)]
+    script = (f"import data; shards = data.Shards({str(tmp_path / 'many')!r}); print(shards.documents, shards.tokens); "
+              "loader = data.Loader([shards], None, 8, 0); print(len(loader.rows(0, int(loader.n_rows[0]))[0]))")
+    assert limited('-c', script).split() == [str(n), str(4 * n), str(n // 2)]
 
 def make_utterances(folder, documents):
     """A units folder without words; documents: (id, text, units, runs)."""

@@ -40,6 +40,20 @@ def test_log_has_each_step_once_after_a_kill_past_the_checkpoint(config):
     train.main(cfg)
     assert [r['step'] for r in rows_of(cfg.out)] == [*range(1, 11), 10]
 
+def test_damaged_lines_stop_no_resume_and_are_kept(config, capsys):
+    cfg = config(max_steps=6, save_every=4)
+    with failing_at(5), pytest.raises(ZeroDivisionError):
+        train.main(cfg)
+    path = Path(cfg.out, 'log.jsonl')
+    lines = path.read_bytes().splitlines(keepends=True)
+    nested = b'[' * 100_000
+    damage = [line + b'\n' for line in (b'{"step": 2, "lo', b'\xff\xfe', nested, b'[1]', b'{"step": null}', b'{}', b'')]
+    path.write_bytes(b''.join([lines[0], *damage, *lines[1:]]))
+    train.main(cfg)
+    assert f"{path}: line 2, 3, 4, 5, 6, 7, 8 is damaged: moved to {path}.damaged" in capsys.readouterr().out
+    assert [row['step'] for row in rows_of(cfg.out)] == [*range(1, 7), 6]
+    assert Path(f'{path}.damaged').read_bytes() == b''.join(damage)
+
 def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', fake := FakeWandb())
     cfg = config(wandb='speech', max_steps=4)

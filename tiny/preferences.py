@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
-from files import atomically, record, write_json
+from files import atomically, hash_of_shards, record, write_json
 from speech.units import Units, deduplicate, write_units_shard
 from speech.words import Words
 from tiny.stories import stories
@@ -147,6 +147,7 @@ def write(out, named_pairs, info, made_by):
             **{name: info[name] for name in names},
             'documents': len(docs),
             'runs': sum(len(units) for _, units, _ in docs),
+            'content': hash_of_shards(tmp),
             **made_by})
     kinds = Counter(name.rsplit('.', 1)[1] for name, _ in named_pairs)
     print(f"{out}: {', '.join(f'{n:,} {kind}' for kind, n in kinds.items())}")

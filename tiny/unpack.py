@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import Refused, run
-from files import atomically, parse_json, read_json, sha256, write_json
+from files import atomically, hash_of_shards, parse_json, read_json, sha256, write_json
 from speech.audio import RATE
 from speech.units import write_units_shard
 from speech.words import write_words_shard
@@ -130,8 +130,8 @@ def main(cfg):
         with atomically(folder) as tmp:
             for index, first in enumerate(range(0, len(docs), SHARD_DOCS)):
                 write_shard(tmp, index, docs[first:first + SHARD_DOCS])
-            write_json(tmp / 'words' / 'info.json', words_info)
-            write_json(tmp / 'info.json', {**info, **counts, 'packed': digest})
+            write_json(tmp / 'words' / 'info.json', {**words_info, 'content': hash_of_shards(tmp / 'words')})
+            write_json(tmp / 'info.json', {**info, **counts, 'content': hash_of_shards(tmp), 'packed': digest})
         print(f"{folder}: {len(docs)} documents, {counts['hours']:.2f} h, {counts['runs']:,} units")
 
 if __name__ == '__main__':

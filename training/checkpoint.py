@@ -61,7 +61,7 @@ def why_unusable(folder):
                 return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
             if sha256(path) != expected['sha256']:
                 return f"{name} has changed since it was written (sha256)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"MANIFEST.json cannot be read ({type(e).__name__})"
     return None
 

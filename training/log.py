@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from files import atomically
+from files import atomically, strict_json
 from training.cost import chip_of
 from vocab import MODALITIES
 
@@ -163,12 +163,27 @@ def _or_null(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def _open(path, last_step):
-    """Opens log.jsonl for appending, without the lines after last_step, whose steps are done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    # A kill may have cut the last line short.
-    lines = [line for line in lines if line.endswith('\n')]
+    """Opens log.jsonl for appending, without the lines after last_step, whose steps are done again.
+
+    Lines that are none of a log are named, and moved to log.jsonl.damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = []
+    damaged = {} # {number: line}
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = strict_json(line)['step']
+            if step <= last_step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, IndexError):
+            if line.endswith(b'\n'): # else a kill cut the last line short
+                damaged[number] = line
+    if damaged:
+        print(f"{path}: line {', '.join(map(str, damaged))} is damaged: moved to {path}.damaged")
+        with open(f'{path}.damaged', 'ab') as f:
+            f.writelines(damaged.values())
     with atomically(path) as tmp:
-        tmp.write_text(''.join(line for line in lines if json.loads(line)['step'] <= last_step))
+        tmp.write_bytes(b''.join(kept))
     return open(path, 'ab', buffering=0)
 
 def _wandb(cfg, step):
