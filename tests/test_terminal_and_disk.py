@@ -30,7 +30,7 @@ from small import make_tokenizer, make_units
 from test_encoders import hubert
 from test_locks import speech
 from test_sample import house, settings
-from test_train import ROOT, config, corpus, losses_of, rows_of
+from test_train import ROOT, before_each_fetch, config, corpus, losses_of, rows_of
 
 import align
 import interleave
@@ -264,6 +264,23 @@ def test_a_folder_that_was_removed_under_a_run_is_one_line(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.decode().splitlines()[2000:] == [f'script.py: {tmp_path}/out: No such file or directory']
+
+@pytest.mark.slow
+def test_a_training_goes_on_while_its_disk_is_full_and_its_log_is_whole_in_the_end(disk, config, capsys):
+    """The disk is full from step 20 to step 60; lines of 40 steps are more than a page of memory."""
+    folder = disk('2m')
+    cfg = config(out=f'{folder}/run', max_steps=80, save_every=70)
+    def fill(step):
+        if step == 20:
+            with pytest.raises(OSError, match='No space left'), open(folder / 'filler', 'wb', buffering=0) as f:
+                while True:
+                    f.write(bytes(4096))
+        if step == 60:
+            (folder / 'filler').unlink()
+    with before_each_fetch(fill):
+        train.main(cfg)
+    assert [row['step'] for row in rows_of(cfg.out)] == [*range(1, 81), 80]
+    assert f'{cfg.out}/log.jsonl: No space left on device; make room' in capsys.readouterr().out
 
 def full_line(path):
     needs = r"it needs more than the [0-9,]+ bytes that were written, "
