@@ -162,8 +162,6 @@ def model_file(name, file, needed=True):
             value = read_value(path)
     except (OSError, ValueError) as e:
         raise Refused(f"{name}/{file}: not JSON ({e})") from None
-    if not isinstance(value, dict | None):
-        raise Refused(f"{name}/{file}: expected a JSON object, got {str(value)[:40]}")
     if value is None and needed:
         if is_folder:
             raise Refused(f"{name}: no {file} in it, which a model for align.py needs")
