@@ -296,13 +296,13 @@ def disk_refusal(error, path, written=0):
         number = errno.EFBIG
     if number in (errno.ENOSPC, errno.EDQUOT):
         needs = f"it needs more than the {written:,} bytes that were written, " if written else ""
-        remedy = f"{needs}{shutil.disk_usage(_existing(path)).free:,} are free; make room and run again"
+        remedy = f"{needs}{shutil.disk_usage(_existing(path)).free:,} are free; make room"
     elif number == errno.EFBIG:
-        remedy = f"files of more than {limit:,} bytes are not allowed here; lift that (ulimit -f) and run again"
+        remedy = f"files of more than {limit:,} bytes are not allowed here; lift that (ulimit -f)"
     elif number == errno.EROFS:
         remedy = "mount it for writing, or take another place"
     elif number == errno.ENOENT and not os.path.isdir(os.path.dirname(path) or '.'):
-        remedy = "its folder was removed meanwhile; run again"
+        remedy = "its folder was removed meanwhile"
     else:
         return None
     return Refused(f"{path}: {os.strerror(number)}: {remedy}")

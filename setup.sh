@@ -14,8 +14,6 @@ install() {
   local python=${PYTHON:-python3} pip=".venv/bin/python -m pip install --quiet --disable-pip-version-check"
   "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
     { echo "setup: $("$python" --version 2>&1) found, Python 3.11 to 3.13 needed; name one with PYTHON=..."; return 1; }
-  "$python" -c 'import sys; sys.exit(sys.version_info[2] < {11: 13, 12: 11, 13: 4}[sys.version_info[1]])' ||
-    echo "setup: $("$python" --version) lacks tarfile's corrections of 2025 (3.11.13, 3.12.11, 3.13.4); newer is safer"
   rm -rf .venv
   "$python" -m venv .venv || # within stage nothing ends the script by itself
     { echo "setup: $python -m venv failed; on Debian and Ubuntu it is a package, python3-venv"; return 1; }
@@ -33,4 +31,6 @@ if cmp -s requirements.txt .venv/installed; then
 else
   stage "set-up: .venv with requirements.txt" install
 fi
+.venv/bin/python -c 'import sys; sys.exit(sys.version_info[2] < {11: 13, 12: 11, 13: 4}[sys.version_info[1]])' ||
+  echo "    set-up: $(.venv/bin/python --version) is older than the corrections of tarfile in 3.11.13, 3.12.11, 3.13.4"
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD"

@@ -40,8 +40,6 @@ def model_file(name, file, needed=True):
             value = read_value(path)
     except (OSError, ValueError) as e:
         raise Refused(f"{name}/{file}: not JSON ({e})") from None
-    if not isinstance(value, dict | None):
-        raise Refused(f"{name}/{file}: expected a JSON object, got {str(value)[:40]}")
     if value is None and needed:
         if is_folder:
             raise Refused(f"{name}: no {file} in it, which this model needs")
@@ -52,8 +50,8 @@ def model_file(name, file, needed=True):
 def _refuse_code(name, file):
     """Refuses a folder whose file names Python code: its own, or attention of another repository on the hub."""
     settings = model_file(name, file, needed=False)
-    if settings is None:
-        return # transformers says so
+    if not isinstance(settings, dict):
+        return # transformers says what is wrong with it
     code = settings.get('auto_map')
     attention = [settings.get(key) for key in ('attn_implementation', '_attn_implementation')]
     key = 'auto_map' if code else 'attn_implementation'

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import make_model, make_tokenizer
 
 from configurator import Refused, configure

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from configurator import disk_refusal
 from files import atomically, strict_json
 from training.cost import chip_of
 from vocab import MODALITIES
@@ -80,8 +81,8 @@ class Log:
             change(*args)
         except OSError as e:
             if not self.failed:
-                print(f"{self.file.name}: {e.strerror}; make room: training goes on, and writes these lines "
-                      "once the disk takes them")
+                fault = disk_refusal(e, self.file.name) or f"{self.file.name}: {e.strerror}"
+                print(f"{fault}; training goes on, and writes these lines once the disk takes them")
             self.failed = True
 
     def write(self, row):
