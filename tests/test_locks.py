@@ -164,7 +164,7 @@ def test_a_killed_training_goes_on_at_once(corpus, tmp_path):
 def test_all_ranks_of_a_second_training_are_refused(corpus, tmp_path):
     cfg = small(corpus, tmp_path / 'run', max_steps=2)
     def work(rank):
-        with pytest.raises(Refused, match='refused by rank 0' if rank else 'another process is writing here'):
+        with pytest.raises(Refused, match=r'^rank 0 on [\w.-]+: .*: another process is writing here'):
             train.main(cfg)
     with waiting_in(train, 'log_evaluation', lambda: train.main(cfg)):
         assert on_ranks(2, work) == [0, 0]
