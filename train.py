@@ -16,7 +16,7 @@ finished one alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun g
 30 s for that, or --shutdown-timeout=SECONDS. A step whose loss or gradient is not finite on any
 rank is skipped on all ranks; five in a row end the run with status 17. At the end --out is a
 Hugging Face folder, with log.jsonl (training/log.py), settings.json and the last two step-N/
-(training/checkpoint.py) in it.
+(training/checkpoint.py) in it, and hashes of the model in MANIFEST.json.
 """
 import json
 import math
@@ -205,6 +205,7 @@ def open_data(cfg):
                     val[f'{corpus.name}/{source}'] = Loader([held], None, cfg.block_size, 0)
     inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}
     inputs |= {f'{source} shards': opened.hash[:16] for source, opened in shards.items()}
+    inputs |= {f'held-out {name}': val_loader.sources[0].hash[:16] for name, val_loader in val.items()}
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):

@@ -59,7 +59,7 @@ def together(place):
         raise error
     for rank, (host, answer_text) in enumerate(answers):
         if answer_text:
-            raise Refused(f"rank {rank} on {host}: {answer_text}")
+            raise Refused(f"rank {rank} on {host}: {answer_text}") from None
 
 def check_same(facts, place):
     """Refuses a run whose ranks have different facts, {name: value of JSON}, by one line on all ranks."""
