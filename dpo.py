@@ -50,9 +50,18 @@ from evaluation.text_scores import auto_bleu2
 from files import atomically, check_readable, progress, read_lines, write_lines
 from hub import folders
 from speech.units import Units
-from train import MAY_CHANGE_ON_RESUME, cast_weights, describe_odd, hash_of_init, load_model, training_loop
+from train import (
+    MAY_CHANGE_ON_RESUME,
+    cast_weights,
+    describe_odd,
+    hash_of_init,
+    load_model,
+    model_to_fill,
+    training_loop,
+)
 from training import checkpoint
 from training.checks import check_attention, check_settings
+from training.peers import together
 from training.processes import processes, signals, to_device
 from vocab import DIRECTIONS, document
 
@@ -497,22 +506,30 @@ def load_with_reference(run, init, inputs, sets, steps):
     # A resumed run goes on with its checkpoint's model. The other is dropped first to save memory.
     if run.folder:
         model = None
-    return model or cast_weights(load_model(run.folder or init, cfg, device), cfg)
+        return cast_weights(model_to_fill(run.folder, cfg, device), cfg)
+    return model or cast_weights(load_model(init, cfg, device), cfg)
+
+def open_data(cfg, device):
+    """What a run starts from -> (folder of the model, Vocab, tokenizer, {name: Pairs}, pairs left out, inputs)."""
+    init = Path(folders.local_folder(cfg.init))
+    vocab, tokenizer = folders.vocabulary(init)
+    check_init(cfg, init, vocab, tokenizer, device)
+    pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
+    sets = {'train': pairs}
+    if cfg.val_data:
+        sets['held out'], _ = open_pairs(cfg, cfg.val_data, vocab, tokenizer)
+    check_positions(cfg, folders.read_config(init), sets.values())
+    inputs = {'weights of init': hash_of_init(init), 'vocabulary': vocab.hash()}
+    inputs |= {f'{name} pairs': some.hash for name, some in sets.items()}
+    return init, vocab, tokenizer, sets, dropped, inputs
 
 def main(cfg):
     with processes(cfg) as place, signals() as stop_signals:
         rank, world, device, _ = place
         # ---- the model's vocabulary, the pairs, and what an earlier run of this command left
-        init = Path(folders.local_folder(cfg.init))
-        vocab, tokenizer = folders.vocabulary(init)
-        check_init(cfg, init, vocab, tokenizer, device)
-        pairs, dropped = open_pairs(cfg, cfg.data, vocab, tokenizer)
-        sets = {'train': pairs}
-        if cfg.val_data:
-            sets['held out'], _ = open_pairs(cfg, cfg.val_data, vocab, tokenizer)
-        check_positions(cfg, folders.read_config(init), sets.values())
-        inputs = {'weights of init': hash_of_init(init), 'vocabulary': vocab.hash()}
-        inputs |= {f'{name} pairs': some.hash for name, some in sets.items()}
+        with together(place):
+            init, vocab, tokenizer, sets, dropped, inputs = open_data(cfg, device)
+        pairs = sets['train']
         steps = total_steps(cfg, len(pairs)) # None: until max_seconds
         text = '' if tokenizer is None else tokenizer.name
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, text, inputs)
@@ -541,7 +558,7 @@ def main(cfg):
         del held_out['train']
         step, done, odd_steps = training_loop(run, DPOObjective(model, cfg.beta), steps, fetch_step, held_out)
         facts = {**odd_steps, 'pairs': step * cfg.batch, 'dropped': dict(counts)}
-        checkpoint.export(run, model, done, step, facts)
+        checkpoint.export(run, done, step, facts)
         if done:
             run.say(f"done: {cfg.out}, {step:,} steps, {step * cfg.batch:,} pairs" + describe_odd(odd_steps))
         return run.state['val'] if done else None

@@ -62,6 +62,13 @@ def _bytes_of(path):
     except OSError: # one was removed just now
         return 0
 
+def rename_whole(tmp, path):
+    """Renames a file or folder when all of it is on the disk."""
+    for part in [*sorted(tmp.rglob('*')), tmp]: # no parts if it is a file
+        _fsync(part)
+    os.replace(tmp, path)
+    _fsync(path.parent)
+
 @contextmanager
 def atomically(path, mark='', wait=0.0):
     """Yields a temporary path to write a file or a folder to, which is then fsynced and renamed to `path`.
@@ -87,12 +94,10 @@ def atomically(path, mark='', wait=0.0):
             yield tmp
             if tmp.is_dir() and path.is_dir() and any(path.iterdir()):
                 raise Busy(f"{path}: another process has written it meanwhile")
-            for part in [*sorted(tmp.rglob('*')), tmp]: # no parts if it is a file
+            for part in [*tmp.rglob('*'), tmp]: # no parts if it is a file
                 if part.is_file() and not part.is_symlink() and part.stat().st_mode != mode:
                     part.chmod(mode)
-                _fsync(part)
-            os.replace(tmp, path)
-            _fsync(path.parent)
+            rename_whole(tmp, path)
         except BaseException as e:
             refusal = disk_refusal(e, path, _bytes_of(tmp))
             with suppress(OSError): # the disk may be read-only now
@@ -111,6 +116,22 @@ def sha256(path):
     """Hex digest of a file."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def fingerprint(path):
+    """What a MANIFEST.json says of a file: {"bytes", "sha256"}."""
+    return {'bytes': os.path.getsize(path), 'sha256': sha256(path)}
+
+def why_changed(folder, fingerprints):
+    """Why the files of a folder are not those that had these {name: fingerprint}; None if they are."""
+    for name, expected in fingerprints.items():
+        path = Path(folder, name)
+        if Path(name).name != name or not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected['bytes']:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+        if sha256(path) != expected['sha256']:
+            return f"{name} has changed since it was written (sha256)"
+    return None
 
 # --------------------------------------------------------------------------------------------------
 # how it was made

@@ -525,6 +525,10 @@ class GPT(nn.Module):
     def save_pretrained(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
         """Writes a Hugging Face folder: config, weights and, if given, vocabulary and tokenizer."""
         folders.write_weights(folder, self._hf_tensors(), dtype)
+        self.save_config(folder, vocab, tokenizer, dtype)
+
+    def save_config(self, folder, vocab=None, tokenizer=None, dtype=torch.float32):
+        """Writes what a Hugging Face folder has beside the weights."""
         hf = self.cfg.to_hf(str(dtype).removeprefix('torch.'))
         write_json(Path(folder, 'config.json'), hf)
         ends = {key: hf[key] for key in ('bos_token_id', 'eos_token_id') if hf[key] is not None}
@@ -538,12 +542,26 @@ class GPT(nn.Module):
             vocab.save(folder, probes)
 
     @classmethod
+    def unfilled(cls, cfg, dtype=torch.float32, device='cpu', attention=None, recompute='none'):
+        """A model of a GPTConfig whose weights have any value yet."""
+        with torch.device('meta'):
+            model = cls(cfg, attention, recompute)
+        return model._with_memory(dtype, device)
+
+    def _with_memory(self, dtype, device):
+        """A model of shapes alone (on 'meta') with memory, of any content but for the padding."""
+        model = self.to(dtype).to_empty(device=device)
+        model._clear_padding()
+        return model
+
+    @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32, device='cpu', attention=None, recompute='none'):
         """A model from a Hugging Face folder or hub id, read straight into dtype and device.
 
         attention, recompute: as GPT has them. Refuses tensors that are not those of config.json.
         """
         folder = folders.local_folder(folder)
+        folders.check_unchanged(folder, 'config.json', 'model*.safetensors*')
         cfg = folders.read_config(folder)
         folders.check_layers(folder, cfg.n_layer)
         try:
@@ -555,7 +573,6 @@ class GPT(nn.Module):
         tied = {names['head'] + '.weight': names['embed'] + '.weight'} if cfg.tied else {}
         prefix = names['embed'].split('.')[0] + '.' # Bloom's files leave it out
         folders.read_weights(folder, model._hf_tensors(), tied, prefix) # shapes, before memory is taken
-        model = model.to(dtype).to_empty(device=device)
-        model._clear_padding()
+        model = model._with_memory(dtype, device)
         folders.read_weights(folder, model._hf_tensors(), tied, prefix)
         return model

@@ -17,7 +17,7 @@ finished one alone. SIGTERM, SIGINT or SIGHUP saves and exits with 0; torchrun g
 log.jsonl, ends no run. A step whose loss or gradient is not finite on any
 rank is skipped on all ranks; five in a row end the run with status 17. At the end --out is a
 Hugging Face folder, with log.jsonl (training/log.py), settings.json and the last two step-N/
-(training/checkpoint.py) in it.
+(training/checkpoint.py) in it, and hashes of the model in MANIFEST.json.
 """
 import math
 import time
@@ -42,6 +42,7 @@ from training.checks import check_attention, check_init, check_memory, check_set
 from training.cost import ROOM, memory
 from training.log import Log, modality_means
 from training.optimizer import make_optimizer
+from training.peers import together
 from training.processes import processes, set_gradient_sync, signals, to_device, wrap_distributed
 from vocab import papers_vocab
 
@@ -206,6 +207,7 @@ def open_data(cfg):
     inputs = {'weights of init': hash_of_init(cfg.init), 'vocabulary': vocab.hash()}
     inputs |= {f'{source} shards': opened.hash[:16] for source, opened in shards.items()}
     inputs |= {f'{source} plan': plan[:16] for source, plan in zip(shards, loader.identity['plans'])}
+    inputs |= {f'held-out {name}': val_loader.sources[0].hash[:16] for name, val_loader in val.items()}
     return vocab, tokenizer, loader, val, inputs
 
 def fetch(loader, cfg, step, rank, world, device):
@@ -261,6 +263,10 @@ def cast_weights(model, cfg):
 def load_model(folder, cfg, device):
     """The model of a folder, with the attention and recomputing of the settings."""
     return GPT.from_pretrained(folder, device=device, attention=cfg.attention, recompute=cfg.recompute)
+
+def model_to_fill(folder, cfg, device):
+    """A model for the weights of a checkpoint, which the loop loads."""
+    return GPT.unfilled(read_config(folder), device=device, attention=cfg.attention, recompute=cfg.recompute)
 
 def build_model(cfg, vocab, tokenizer, device):
     """The start of a new run: random weights, a TextLM with rows for the units (TWIST), or a model of vocab."""
@@ -361,10 +367,16 @@ def update_weights(optimizer, model, clip, step_stats, weight):
     optimizer.zero_grad(set_to_none=True)
     return grad_norm, skip_step
 
-def read_log(run, log):
-    """Log.read; ends the run with status 17 when PATIENCE steps in a row were skipped."""
+def read_log(run, log, saver):
+    """(whether to stop, rank 0's seconds) of the posted step, or None; completes the checkpoint that all have written.
+
+    Ends the run with status 17 when PATIENCE steps in a row were skipped.
+    """
     finished_step = log.read()
+    if log.written == run.place.world:
+        saver.commit()
     if log.streak >= PATIENCE:
+        saver.wait()
         last = next(iter(checkpoint.folders(run.cfg.out)), 'none: it never saved')
         print(f"{PATIENCE} steps in a row without a finite loss or gradient; the last good checkpoint is {last}")
         raise SystemExit(17)
@@ -392,12 +404,14 @@ def training_loop(run, objective, steps, fetch, sets):
     sets         held-out data for `evaluate`
     """
     cfg, state, model = run.cfg, run.state, objective.model
-    rank, world, device, checkpoint_group = run.place
+    rank, world, device, _ = run.place
     net = wrap_distributed(objective, cfg, world, device)
     optimizer = make_optimizer(model, cfg.lr, cfg.optimizer)
     if run.folder:
-        checkpoint.load_optimizer(run.folder, model, optimizer)
+        with together(run.place):
+            checkpoint.load(run.folder, model, optimizer, run.place)
     log = Log(cfg, state, model, rank, world, device, objective.summary)
+    saver = checkpoint.Saver(run, model, optimizer, log)
     step, seconds = state['step'], state['seconds']
     started = time.monotonic() - seconds
     stop, done = False, state['finished']
@@ -414,17 +428,20 @@ def training_loop(run, objective, steps, fetch, sets):
         micro_batches, next_weight, next_attended_keys = fetch(step + 1)
         fetch_seconds = time.perf_counter() - fetch_begin
         # One all-reduce carries all that the ranks must agree on: the losses, whether a stop signal
-        # reached any rank, rank 0's clock (the others add 0), and the counts for tokens/s and MFU.
+        # reached any rank, rank 0's clock (the others add 0), how many have written their part of a
+        # checkpoint, and the counts for tokens/s and MFU.
         elapsed = time.monotonic() - started if rank == 0 else 0.0
-        counts = torch.tensor([len(run.stop_signals), elapsed, attended_keys, n_tokens], dtype=torch.float64)
+        counts = [len(run.stop_signals), elapsed, saver.written, attended_keys, n_tokens]
+        counts = torch.tensor(counts, dtype=torch.float64)
         step_stats = torch.cat((loss_sums, to_device(counts, device)))
         if world > 1:
             dist.all_reduce(step_stats)
+        saver.wait_for_copy()
         grad_norm, skip_step = update_weights(optimizer, model, cfg.clip, step_stats, weight)
         step, weight, attended_keys = step + 1, next_weight, next_attended_keys
 
         # ---- the log, read one step late: reading waits for the device, so the next step is launched first
-        stop, seconds = read_log(run, log) or (stop, seconds) # of the step before
+        stop, seconds = read_log(run, log, saver) or (stop, seconds) # of the step before
         log.post(step, steps, step_stats, grad_norm, skip_step, lr, fetch_seconds)
         done = step == steps if steps else seconds >= cfg.max_seconds
         to_evaluate = done or step % cfg.eval_every == 0
@@ -433,14 +450,13 @@ def training_loop(run, objective, steps, fetch, sets):
             continue
 
         # ---- where one is due, an evaluation or a checkpoint; this step is logged before it
-        stop = read_log(run, log)[0] or stop
+        stop = read_log(run, log, saver)[0] or stop
         if to_evaluate:
             log_evaluation(run, log, step, evaluate(run, objective, sets))
         if to_save or stop:
-            checkpoint.save_run(run, step, model, optimizer, log, time.monotonic() - started, done)
-        if world > 1:
-            dist.barrier(group=checkpoint_group) # rank 0 may be writing
+            saver.start(step, time.monotonic() - started, done)
         log.skip_time()
+    saver.wait()
     return step, done, {'skipped': log.skipped, 'no_targets': log.no_targets}
 
 # --------------------------------------------------------------------------------------------------
@@ -454,7 +470,8 @@ def main(cfg):
             check_attention(cfg, shape_of(cfg), device)
 
         # ---- the data, and what an earlier start of this command left
-        vocab, tokenizer, loader, val, inputs = open_data(cfg)
+        with together(place):
+            vocab, tokenizer, loader, val, inputs = open_data(cfg)
         if device.type == 'cuda':
             gpu_memory = torch.cuda.get_device_properties(device).total_memory
             check_memory(cfg, world, memory_of(cfg, world, vocab.size), ROOM * gpu_memory)
@@ -464,11 +481,9 @@ def main(cfg):
         checks.verify_shards(cfg, run, [loader, *val.values()])
 
         # ---- the model
-        if run.folder:
-            model = load_model(run.folder, cfg, device)
-        else:
-            model = build_model(cfg, vocab, tokenizer, device)
-        model = cast_weights(model, cfg)
+        with together(place):
+            model = model_to_fill(run.folder, cfg, device) if run.folder else build_model(cfg, vocab, tokenizer, device)
+            model = cast_weights(model, cfg)
         if cfg.compile:
             for block in model.layers: # the forward alone: FSDP gathers the weights in the call around it
                 block.forward = torch.compile(block.forward, dynamic=False)
@@ -484,7 +499,7 @@ def main(cfg):
         sets = {name: held_out(val_loader) for name, val_loader in val.items()}
         step, done, odd_steps = training_loop(run, LMObjective(model, vocab), steps, fetch_step, sets)
         counts = {**odd_steps, 'tokens': step * cfg.batch_tokens, 'flops': flops * step}
-        checkpoint.export(run, model, done, step, counts)
+        checkpoint.export(run, done, step, counts)
         if done:
             run.say(f"done: {cfg.out}, {step:,} steps, {counts['tokens']:,} tokens" + describe_odd(odd_steps))
         return run.state['val'] if done else None

@@ -11,6 +11,7 @@ called `tensors`. Reading is strict: every tensor that is missing, extra, duplic
 of another shape is named, and the folder is refused. Files are memory-mapped; nothing is unpickled.
 """
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from configurator import Refused
-from files import atomically, check_readable, is_finite, read_json, read_value, write_json
+from files import atomically, check_readable, is_finite, read_json, read_value, why_changed, write_json
 from hub.families import GPTConfig
 from hub.tokenizer import TextTokenizer, check_ids, vocabulary_of
 from vocab import PAPERS_UNITS, PUBLISHED, Vocab
@@ -46,6 +47,19 @@ def read_config(folder):
     """The GPTConfig of a folder or hub id."""
     path = local_folder(folder, ['config.json']) / 'config.json'
     return GPTConfig.from_hf(read_json(path.parent, path.name, WRITER), path)
+
+def check_unchanged(folder, *patterns):
+    """Refuses a model of train.py or dpo.py whose files of these patterns are not as its MANIFEST.json says."""
+    if not (folder / 'MANIFEST.json').is_file():
+        return
+    files = read_json(folder, 'MANIFEST.json', 'train.py').get('files')
+    try:
+        why = why_changed(folder, {name: files[name] for name in files if any(fnmatch(name, p) for p in patterns)})
+    except (TypeError, KeyError) as e:
+        why = f"MANIFEST.json cannot be read ({type(e).__name__})"
+    if why:
+        raise Refused(f"{folder}: {why}; the command that made the model writes it again from its last step-N; "
+                      "where the change was meant, remove MANIFEST.json")
 
 def knows_units(name):
     """Where a folder or hub id says which ids are units, or None: see vocabulary for the values."""
@@ -79,6 +93,7 @@ def vocabulary(name):
     A tokenizer that does not give the ids that the model was trained on is refused.
     """
     folder = local_folder(name, ['*.json', 'merges.txt'])
+    check_unchanged(folder, 'vocab.json')
     source = knows_units(name)
     if source == 'slamkit':
         return _published(folder, read_json(folder, 'config.json', WRITER))
@@ -231,6 +246,9 @@ def _weight_files(folder):
     if single.is_file():
         return [single]
     index = folder / 'model.safetensors.index.json'
+    if (folder / 'part-00000.safetensors').is_file():
+        raise Refused(f"{folder}: a checkpoint, whose weights are in parts; "
+                      f"python -m training.export --model={folder} --out=NEW_FOLDER makes a model of it")
     if not index.is_file():
         raise Refused(f"{folder}: no model.safetensors and no model.safetensors.index.json; pytorch_model.bin "
                       "is a pickle and is not read: convert it once by transformers' "

@@ -6,6 +6,7 @@ moment when a test runs.
     make_tokenizer          a text tokenizer whose ids are the 256 bytes and <|endoftext|>
     make_units, make_items  a units folder, of given documents or of items of tasks/tiny.py
     make_model              a model folder as train.py leaves it, with random weights
+    checkpoint_tensors      what a checkpoint of train.py holds
     make_whisper            a Whisper folder with random weights
     killed                  runs a function in a process that is killed at a given write to disk
     waiting_in              runs a function in a process that waits where it calls another function
@@ -21,6 +22,7 @@ from string import ascii_lowercase
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from files import write_json
 from hub.families import GPTConfig
@@ -175,6 +177,11 @@ def make_whisper(folder):
     generation_config = {'alignment_heads': [[2, 1], [3, 0], [3, 2]], 'suppress_tokens': [12, 26]}
     (folder / 'generation_config.json').write_text(json.dumps(generation_config))
     return folder
+
+def checkpoint_tensors(folder):
+    """{name: tensor} of a checkpoint: the rows of all its parts."""
+    parts = [load_file(path) for path in sorted(folder.glob('part-*.safetensors'))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 # --------------------------------------------------------------------------------------------------
 # crashes

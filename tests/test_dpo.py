@@ -479,14 +479,15 @@ def at_each_event(act):
     def around(function):
         def act_twice(*args):
             act()
-            function(*args)
+            result = function(*args)
             act()
+            return result
         return act_twice
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dpo, 'log_probs', before(dpo.log_probs))
         patch.setattr(dpo, 'fetch', before(dpo.fetch))
         patch.setattr(dpo, 'save_file', around(dpo.save_file))
-        patch.setattr(checkpoint, 'save_file', around(checkpoint.save_file))
+        patch.setattr(checkpoint, 'write_part', around(checkpoint.write_part))
         yield
 
 def killed(cfg, moment):

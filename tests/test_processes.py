@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import checkpoint_tensors
 from test_train import (
     config,
     corpus,
@@ -21,6 +22,8 @@ from torch.distributed.tensor import DTensor
 
 import model as model_file
 import train
+from training import checkpoint
+from training.processes import processes, wrap_distributed
 
 
 @pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
@@ -51,12 +54,12 @@ def test_ranks_are_one_also_when_one_has_more_targets_and_a_nan(config, tmp_path
 
 @pytest.mark.parametrize('dtype, within', [('float32', 1e-4), ('bfloat16', 0.05)])
 def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype, within):
-    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one process and four ranks within rounding.
+    """Cut at step 12 under fsdp: two ranks end as if uncut, to the bit; one, three and four within rounding.
 
     Each checkpoint comes right after an evaluation, and has the float32 weights and moments all the same.
     """
     changes = dict(micro_batch=1, parallel='fsdp', dtype=dtype, eval_every=4, save_every=4)
-    runs = {name: config(out=str(tmp_path / name), **changes) for name in ('uncut', 'cut', '1', '2', '4')}
+    runs = {name: config(out=str(tmp_path / name), **changes) for name in ('uncut', 'cut', *'1234')}
     cut = runs['cut']
     def run_cut(rank):
         with interrupted_after(12):
@@ -72,11 +75,11 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
         assert parameters
         assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters)
     assert on_ranks(2, run_uncut) == on_ranks(2, run_cut) == [0, 0]
-    for world in (1, 2, 4):
+    for world in (1, 2, 3, 4):
         shutil.copytree(cut.out, tmp_path / str(world))
         assert on_ranks(world, lambda rank, world=world: train.main(runs[str(world)])) == [0] * world
     expected = load_file(tmp_path / 'uncut/model.safetensors')
-    for world in '124':
+    for world in '1234':
         resumed = load_file(tmp_path / world / 'model.safetensors')
         for name, value in expected.items():
             if world == '2':
@@ -84,8 +87,34 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
             assert (value - resumed[name]).abs().max() < within, name
     table = expected['model.embed_tokens.weight']
     assert not torch.equal(table, table.bfloat16().float())
-    moments = load_file(tmp_path / 'uncut/step-20/state.safetensors')
+    moments = checkpoint_tensors(tmp_path / 'uncut/step-20')
     assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
+
+@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
+def test_a_checkpoint_of_two_ranks_is_the_same_when_three_have_read_and_saved_it(config, tmp_path, parallel):
+    cut = config(out=str(tmp_path / 'two'), micro_batch=3, max_steps=2, parallel='fsdp')
+    assert on_ranks(2, lambda rank: train.main(cut)) == [0, 0]
+    folder = Path(cut.out, 'step-2')
+    cfg = replace(cut, out=str(tmp_path / 'three'), micro_batch=4, parallel=parallel)
+    def work(rank):
+        with processes(cfg) as place:
+            vocab, tokenizer, *_ = train.open_data(cfg)
+            run = checkpoint.open_run(cfg, (), place, [], vocab, tokenizer, {})
+            objective = train.LMObjective(train.model_to_fill(folder, cfg, place.device), vocab)
+            wrap_distributed(objective, cfg, place.world, place.device)
+            optimizer = train.make_optimizer(objective.model, 1e-3)
+            checkpoint.load(folder, objective.model, optimizer, place)
+            log = train.Log(cfg, run.state, objective.model, rank, 3, place.device, None)
+            saver = checkpoint.Saver(run, objective.model, optimizer, log)
+            saver.start(2, 0.0, False)
+            saver.wait()
+    assert on_ranks(3, work) == [0, 0, 0]
+    again = Path(cfg.out, 'step-2')
+    assert len(list(again.glob('part-*'))) == 3 and checkpoint.why_unusable(again) is None
+    expected, tensors = checkpoint_tensors(folder), checkpoint_tensors(again)
+    assert expected.keys() == tensors.keys() and len(expected) > 20
+    for name, value in expected.items():
+        assert torch.equal(value, tensors[name]), name
 
 def test_shards_of_gradients_are_all_that_is_kept_between_micro_batches(config):
     cfg = config(parallel='fsdp', micro_batch=2, max_steps=2) # 3 micro-batches a rank
@@ -162,8 +191,7 @@ def test_muon_on_two_ranks_is_muon_on_one_and_resumes_to_the_bit(config, tmp_pat
     tensors = []
     for cfg in (single, uncut, cut):
         folder = Path(cfg.out, 'step-4')
-        tensors.append(load_file(folder / 'state.safetensors') | load_file(folder / 'model.safetensors'))
-        tensors[-1].pop('rng')
+        tensors.append(checkpoint_tensors(folder) | load_file(Path(cfg.out, 'model.safetensors')))
     assert {'layers.0.qkv.weight.momentum_buffer', 'embed.exp_avg'} <= set(tensors[0])
     assert 'layers.0.qkv.weight.exp_avg' not in tensors[0]
     for name, value in tensors[1].items():

@@ -467,6 +467,15 @@ def test_any_number_of_processes_writes_the_same_bytes(corpus, hubert, tmp_path)
     assert tree(tmp_path / '1') == tree(tmp_path / '3') == tree(tmp_path / '9')
     assert len(Units(tmp_path / '3').units) == 7
 
+def test_tasks_of_an_array_need_a_number_and_a_count_alone_and_come_in_any_order(corpus, hubert, tmp_path, monkeypatch):
+    main(config(corpus, hubert, tmp_path / 'whole', shard_docs=2))
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    for task in '2', '0', '1':
+        assert not (tmp_path / 'array' / 'info.json').exists()
+        monkeypatch.setenv('RANK', task)
+        main(config(corpus, hubert, tmp_path / 'array', shard_docs=2))
+    assert tree(tmp_path / 'array') == tree(tmp_path / 'whole')
+
 def test_the_last_rank_to_finish_writes_info_and_one_that_fails_holds_nobody_up(corpus, hubert, tmp_path, capfd):
     out = tmp_path / 'out'
     cfg = config(corpus, hubert, out, shard_docs=2)

@@ -19,6 +19,7 @@ from configurator import Refused, run
 from files import atomically
 from hub.folders import vocabulary
 from model import GPT
+from training import checkpoint
 from training.card import model_card
 from training.gguf import TYPES, import_gguf, write_gguf
 
@@ -26,7 +27,7 @@ COPIED = ('settings.json', 'log.jsonl')
 
 @dataclass(frozen=True)
 class Config:
-    model: str = '' # a folder that train.py or dpo.py wrote, or a hub id
+    model: str = '' # a folder that train.py or dpo.py wrote, a step-N in it, or a hub id
     out: str = '' # the new folder, '': none
     gguf: str = '' # the new GGUF file, '': none; it needs the package gguf
     dtype: str = 'bfloat16' # of the weights: 'bfloat16', 'float16', 'float32'; a GGUF file has 'q8_0' (8 bits) too
@@ -49,6 +50,14 @@ def export_folder(cfg, model, vocab, tokenizer):
         card = model_card(cfg.model, Path(cfg.out).name, model, vocab, cfg.dtype)
         (tmp / 'README.md').write_text(card, encoding='utf-8', errors='backslashreplace')
 
+def load_model(folder):
+    """The model of a folder, hub id or checkpoint (step-N)."""
+    if not checkpoint.is_checkpoint(folder):
+        return GPT.from_pretrained(folder)
+    if why := checkpoint.why_unusable(Path(folder)):
+        raise Refused(f"{folder}: {why}")
+    return checkpoint.read_model(folder)
+
 def main(cfg):
     for setting in ('out', 'gguf'):
         path = getattr(cfg, setting)
@@ -57,7 +66,7 @@ def main(cfg):
     if cfg.gguf:
         import_gguf()
     vocab, tokenizer = vocabulary(cfg.model)
-    model = GPT.from_pretrained(cfg.model)
+    model = load_model(cfg.model)
     if cfg.gguf:
         write_gguf(cfg.gguf, model, vocab, tokenizer, Path(cfg.gguf).stem, cfg.dtype)
         print(f"{cfg.gguf}: {model.num_params():,} parameters in {cfg.dtype}, for llama.cpp")

@@ -45,6 +45,7 @@ class Log:
     streak      number of skipped steps in a row, up to the last step that was read
     skipped     number of all skipped steps
     no_targets  number of all steps without a target
+    written     number of ranks that had written their part of a checkpoint at the last step that was read
     """
 
     def __init__(self, cfg, state, model, rank, world, device, summary):
@@ -55,6 +56,7 @@ class Log:
         self.skipped = state['skipped']
         self.no_targets = state.get('no_targets', 0)
         self.flops_per_token = model.flops_per_token
+        self.written = 0
         self.posted = None
         self.step_begin = self._now()
         self.peak_flops = None
@@ -105,7 +107,7 @@ class Log:
         """Takes the numbers of a step that was launched, without waiting for them.
 
         step_stats      tensor of the objective's sums, then the number of stop signals, rank 0's clock
-                        in seconds, and the numbers of attended keys and of tokens
+                        in seconds, and the numbers of ranks with a written part, of attended keys, of tokens
         data_seconds    how long the host took to make a batch
         """
         numbers = torch.cat((step_stats, torch.stack((grad_norm, skip_step)).double()))
@@ -121,6 +123,7 @@ class Log:
 
         None if no step is posted.
         """
+        self.written = 0
         if self.posted is None:
             return None
         step, n_steps, numbers, lr, data_seconds, end = self.posted
@@ -131,7 +134,7 @@ class Log:
         else:
             ms = (end - self.step_begin) * 1e3
         self.step_begin = end
-        *sums, n_signals, seconds, attended_keys, n_tokens, grad_norm, skip_step = numbers.tolist()
+        *sums, n_signals, seconds, self.written, attended_keys, n_tokens, grad_norm, skip_step = numbers.tolist()
         means = self.summary(sums)
         targets = means.pop('targets')
         row = {'step': step, **means, 'lr': lr, 'grad_norm': grad_norm, 'targets': targets,

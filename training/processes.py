@@ -3,10 +3,10 @@ What training needs of processes: ranks and their devices, DDP or FSDP around a 
 """
 import os
 import signal
+import socket
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,18 +15,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import Refused, pick_device, ranks
-from locks import writing_in
+from training import checkpoint
+from training.peers import Peers, Place, is_about_ranks, only_writer
 
 REPEATED = 5.0 # seconds during which further signals count as repetitions of the first
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun sets in the environment
-
-class Place(NamedTuple):
-    """The place of this process among those of the run."""
-    rank: int = 0
-    world: int = 1 # number of processes
-    device: torch.device = torch.device('cpu')
-    # Where ranks wait, for an hour at most, while rank 0 writes or reads a checkpoint.
-    checkpoint_group: object = None # a process group; None: one process
 
 @contextmanager
 def signals():
@@ -57,8 +50,8 @@ def signals():
 def processes(cfg):
     """Yields the Place of this process, which joins the others if torchrun started several.
 
-    Refuses an incomplete environment of torchrun, a GPU that is not there, and a cfg.out that another
-    run writes in.
+    Refuses an incomplete environment of torchrun, a GPU that is not there, a cfg.out that another
+    run writes in or that not all ranks see; and, in one line, names ranks that are gone.
     """
     rank, world = ranks()
     present = [name for name in TORCHRUN if name in os.environ]
@@ -66,38 +59,36 @@ def processes(cfg):
         raise Refused(f"the environment has only {', '.join(present)}: "
                       "expected torchrun to start several processes")
     device = torch.device(pick_device(cfg.device))
-    checkpoint_group = None
-    if world > 1:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(seconds=cfg.timeout))
-        patience = timedelta(seconds=max(cfg.timeout, 3600))
-        checkpoint_group = dist.new_group(backend='gloo', timeout=patience)
-    try:
-        place = Place(rank, world, device, checkpoint_group)
+    if world == 1:
+        place = Place(rank, world, device)
         with only_writer(cfg.out, place):
             yield place
+        return
+    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(seconds=cfg.timeout))
+    patience = timedelta(seconds=max(cfg.timeout, 3600))
+    place = Place(rank, world, device, dist.new_group(backend='gloo', timeout=patience))
+    try:
+        with naming_lost_ranks(cfg.out, place), only_writer(cfg.out, place):
+            yield place
     finally:
-        if world > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
 @contextmanager
-def only_writer(out, place):
-    """Rank 0 holds the lock of the folder out meanwhile; if another run has it, all ranks raise Refused."""
-    lock = None
-    error = None
-    if place.rank == 0:
-        try:
-            lock = writing_in(out)
-        except Refused as e:
-            error = e
-    if place.world > 1:
-        refused = torch.tensor(error is not None)
-        dist.broadcast(refused, 0, group=place.checkpoint_group)
-        if refused and not error:
-            error = Refused("refused by rank 0")
-    if error:
-        raise error
-    with lock or nullcontext():
+def naming_lost_ranks(out, place):
+    """Turns an error of an exchange between ranks into one line: who is missing, and where the run goes on from."""
+    peers = Peers(place)
+    try:
         yield
+    except RuntimeError as e:
+        if not is_about_ranks(e):
+            raise
+        missing = peers.missing() or 'none, so one hangs or a link was down'
+        last = next(iter(checkpoint.folders(out)), None)
+        remedy = f"the same command goes on from {last}" if last else "no checkpoint was saved"
+        raise Refused(f"rank {place.rank} on {socket.gethostname()} lost others; missing: {missing}; {remedy} "
+                      f"({str(e).splitlines()[0][:200]})") from None
+    finally:
+        peers.close()
 
 def wrap_distributed(objective, cfg, world, device):
     """The objective (a module around .model) as DDP or FSDP, which average gradients over the ranks."""
