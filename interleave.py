@@ -45,8 +45,7 @@ from files import atomically, files_of_kind, progress, read_json, record, sha256
 from hub.tokenizer import TextTokenizer
 from hub.word_table import WordTable, splits_at_spaces
 from speech.audio import RATE
-from speech.turns import Utterances, joined, spoken_by_turns
-from speech.units import Units
+from speech.corpus import Corpus, hash_ids, joined
 from speech.words import Words
 from vocab import Vocab
 
@@ -101,11 +100,6 @@ def mix(x):
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-def hash_ids(ids):
-    """64 stable bits of each document id."""
-    digests = [hashlib.blake2b(id.encode(errors='surrogatepass'), digest_size=8).digest() for id in ids]
-    return np.frombuffer(b''.join(digests), dtype='<u8').astype(np.uint64)
-
 def hash_documents(tokens, lengths):
     """64 stable bits of the content of each document: ids end to end, and the length of each."""
     data = memoryview(np.asarray(tokens, '<u4').tobytes())
@@ -138,6 +132,17 @@ def spoken_words(keys, n_words, lam=10.0, eta=0.3):
             change[first_word[docs[doc]] + starts] += 1
             change[first_word[docs[doc]] + ends] -= 1
     return np.cumsum(change[:-1], dtype=np.int8) > 0
+
+def spoken_by_turns(random, n_words, spoken, written):
+    """Which words are spoken, `spoken` and `written` words by turns: bool, document after document.
+
+    random (D,): 64 random bits a document, which choose where in this period it begins.
+    """
+    n_words = np.asarray(n_words, np.int64)
+    period = spoken + written
+    begin = ((random >> np.uint64(32)) * np.uint64(period) >> np.uint64(32)).astype(np.int64)
+    position = np.arange(n_words.sum()) - np.repeat(np.cumsum(n_words) - n_words - begin, n_words)
+    return position % period < spoken
 
 def choose_spoken(cfg, keys, n_words):
     """Which words are spoken, as cfg.spans says; a word of 'utterances' is a whole document."""
@@ -191,24 +196,6 @@ def _rounds(keys, n_words, table, eta):
 # content, and what stands after it. A piece is pool[start:start + count] of one pool of tokens.
 
 BEFORE, CONTENT, AFTER = range(3)
-
-@dataclass
-class Batch:
-    """Documents of one shard, flat: their units and words one after another. D documents, U units, W words."""
-    units: np.ndarray # (U,) uint16
-    runs: np.ndarray # (U,) uint16, frames that each unit lasts
-    unit_offsets: np.ndarray # (D+1,)
-    word: np.ndarray # (W,) index into the WordTable
-    start: np.ndarray # (W,) samples at 16 kHz
-    end: np.ndarray # (W,)
-    word_offsets: np.ndarray # (D+1,)
-    exact: np.ndarray # (D,) bool, tokenize joined texts
-
-    def __post_init__(self):
-        self.n_words = np.diff(self.word_offsets)
-        self.doc = np.repeat(np.arange(len(self.n_words)), self.n_words) # (W,)
-        self.opening = self.word_offsets[:-1][self.n_words > 0] # first word of each document that has words
-        self.closing = self.word_offsets[1:][self.n_words > 0] - 1
 
 def cut_documents(pool, start, count, offsets):
     """-> (tokens, lengths): the rows' pieces one after another; document d has rows offsets[d]..offsets[d+1]-1."""
@@ -293,52 +280,6 @@ def unit_documents(units, unit_offsets, first, last):
     count[n_units > 0] = len(first), 0, len(last)
     count[:, CONTENT] = n_units
     return cut_documents(np.concatenate([fixed, units.astype(np.int32)]), start, count, np.arange(len(n_units) + 1))
-
-class Corpus:
-    """A units folder with its words, checked against each other.
-
-    words: 'words' for those of align.py, 'utterances' for whole documents, None for none.
-    """
-    def __init__(self, folder, words):
-        self.folder = folder
-        self.units = Units(folder)
-        self.words = None
-        if words:
-            self.words = Utterances(self.units) if words == 'utterances' else Words(Path(folder) / 'words')
-        self.seconds = 0.0
-        hashes = [np.zeros(0, np.uint64)]
-        for s, metas in enumerate(self.units.meta.shards): # one shard at a time is in memory
-            ids = [meta['id'] for meta in metas]
-            if words == 'words':
-                self._check_words(s, ids)
-            hashes.append(hash_ids(ids))
-            self.seconds += sum(meta['seconds'] for meta in metas)
-        self.hashes = np.concatenate(hashes)
-
-    def _check_words(self, s, ids):
-        """Refuses a words folder whose shard s does not have these documents, or that has other shards."""
-        same_shards = self.words.first == self.units.first
-        others = self.words.shards[s].ids if s < len(self.words.shards) else []
-        if not same_shards or ids != others:
-            differences = [f", '{a}' is '{b}'" for a, b in zip(ids, others) if a != b]
-            raise Refused(f"{self.folder}/words: not the documents of {self.folder} ({len(self.words)} of "
-                          f"{len(self.units)}{''.join(differences[:1])}); remove it and run align.py again")
-
-    def batch(self, s, a, b, table=None):
-        """Documents a..b-1 of shard s, with words if the shard's WordTable is given."""
-        offsets = np.array(self.units.offsets[s][a:b + 1])
-        units = np.array(self.units.units[s][offsets[0]:offsets[-1]])
-        runs = np.array(self.units.runs[s][offsets[0]:offsets[-1]])
-        offsets -= offsets[0]
-        if table is None:
-            empty = np.zeros(0, np.int64)
-            return Batch(units, runs, offsets, empty, empty, empty, 0 * offsets, np.zeros(b - a, bool))
-        shard = self.words.shards[s]
-        word_offsets = shard.offsets[a:b + 1]
-        if len(without_units := np.flatnonzero((np.diff(offsets) == 0) & (np.diff(word_offsets) > 0))):
-            raise Refused(f"{self.folder}: '{shard.ids[a + without_units[0]]}' has words but no units")
-        columns = (np.array(x[word_offsets[0]:word_offsets[-1]]) for x in (shard.word, shard.start, shard.end))
-        return Batch(units, runs, offsets, *columns, word_offsets - word_offsets[0], table.exact[a:b])
 
 def cuts(offsets, multiple=1):
     """Yields (a, b): documents a..b-1, at most BATCH_DOCS and, if more than `multiple`, BATCH_RUNS units. All but the

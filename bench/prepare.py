@@ -39,6 +39,7 @@ from data import Loader, Shards, ShardWriter
 from files import progress
 from hub.tokenizer import TextTokenizer, export_tokenizer
 from speech.audio import RATE, load_audio
+from speech.corpus import Batch, hash_ids
 from speech.words import WordsShard, write_words_shard
 from tiny.stories import stories
 from vocab import Vocab
@@ -76,13 +77,13 @@ def random_documents(folder, n):
 
 def interleave_by_arrays(units, runs, offsets, shard, tokenizer, vocab):
     """The token ids of all documents, as interleave.py makes them."""
-    keys = il.draw_keys(il.hash_ids(shard.ids), 0, 0)
+    keys = il.draw_keys(hash_ids(shard.ids), 0, 0)
     table = il.WordTable(shard, tokenizer, il.splits_at_spaces(tokenizer))
     parts = []
     for a, b in il.cuts(offsets):
         frames = slice(offsets[a], offsets[b])
         words = slice(shard.offsets[a], shard.offsets[b])
-        batch = il.Batch(
+        batch = Batch(
             units[frames],
             runs[frames],
             offsets[a:b + 1] - offsets[a],
@@ -141,7 +142,7 @@ def measure_interleaving(folder, n):
     hf_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     shard.ids = shard.ids[:400]
     n_strings = len(shard.ids)
-    keys = il.draw_keys(il.hash_ids(shard.ids), 0, 0)
+    keys = il.draw_keys(hash_ids(shard.ids), 0, 0)
     spoken = il.spoken_words(keys, [WORDS] * n_strings).reshape(n_strings, WORDS)
     begin = time.perf_counter()
     documents = interleave_by_strings(units, runs, offsets, shard, hf_tokenizer, spoken)

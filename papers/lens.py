@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from configurator import Refused, run
 from evaluation.likelihood import load
 from files import progress
-from interleave import Corpus, hash_ids, is_val, unit_ranges
+from interleave import is_val, unit_ranges
 from scaling.figures import panels, save, style_of
+from speech.corpus import Corpus, hash_ids
 
 TOPS = (1, 10)
 ASKED = {'word': '-', 'next': '--', 'control': ':'} # and how it is drawn

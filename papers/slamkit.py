@@ -24,8 +24,9 @@ import numpy as np
 from configurator import Refused, run
 from files import atomically, hash_of_shards, read_lines, record, write_json
 from hub.tokenizer import TextTokenizer
-from interleave import SplitWriter, hash_ids, is_val
+from interleave import SplitWriter, is_val
 from speech.audio import RATE
+from speech.corpus import hash_ids
 from speech.units import write_units_shard
 from speech.word_files import words_of
 from vocab import Vocab

@@ -19,8 +19,15 @@ from configurator import Refused, configure
 from data import Shards, ShardWriter
 from files import write_json
 from hub.tokenizer import TextTokenizer
-from interleave import Batch, Config, draw_keys, hash_ids, interleaved_documents, spoken_words, text_documents
-from speech.turns import spoken_by_turns
+from interleave import (
+    Config,
+    draw_keys,
+    interleaved_documents,
+    spoken_by_turns,
+    spoken_words,
+    text_documents,
+)
+from speech.corpus import Batch, hash_ids
 from speech.units import write_units_shard
 from speech.words import WordsShard, write_words_shard
 from vocab import Vocab

@@ -10,8 +10,8 @@ from small import make_model, make_tokenizer, make_units
 from configurator import Refused
 from files import write_json
 from hub.tokenizer import TextTokenizer
-from interleave import Corpus
 from papers import lens
+from speech.corpus import Corpus
 from speech.words import write_words_shard
 
 WORDS = ['b', 'c', 'd', 'e'] # each is one token of make_tokenizer

@@ -25,7 +25,7 @@ TEXT = 'this was said in it and so on'
 READ = { # part: (how many utterances, what reads the corpus in FOLDER)
     'utterances': (60_000, "read_corpus(Namespace(audio=f'{FOLDER}/list.jsonl', corpus='folder'))[0].hash"),
     'words': (20_000, "StoredWords(f'{FOLDER}/words.jsonl', Ids(shard_folders(f'{FOLDER}/units')))[7]"),
-    'units': (20_000, "corpus = Corpus(f'{FOLDER}/units', True); [corpus.batch(s, 0, 9) for s in range(10)]"),
+    'units': (20_000, "corpus = Corpus(f'{FOLDER}/units', 'words'); [corpus.batch(s, 0, 9) for s in range(10)]"),
     'text': (60_000, "interleave.write_texts(cfg, f'{FOLDER}/text.txt', out, tokenizer)")}
 SCRIPT = """
 import sys
@@ -35,7 +35,7 @@ from align import Ids
 from corpora.read import read_corpus
 from files import shard_folders
 from hub.tokenizer import TextTokenizer
-from interleave import Corpus
+from speech.corpus import Corpus
 from speech.word_files import StoredWords
 FOLDER = sys.argv[1]
 tokenizer = TextTokenizer('tiny/tokenizer')
