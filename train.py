@@ -408,8 +408,7 @@ def training_loop(run, objective, steps, fetch, sets):
     net = wrap_distributed(objective, cfg, world, device)
     optimizer = make_optimizer(model, cfg.lr, cfg.optimizer)
     if run.folder:
-        with together(run.place):
-            checkpoint.load(run.folder, model, optimizer, run.place)
+        checkpoint.load(run.folder, model, optimizer, run.place)
     log = Log(cfg, state, model, rank, world, device, objective.summary)
     saver = checkpoint.Saver(run, model, optimizer, log)
     step, seconds = state['step'], state['seconds']
@@ -432,8 +431,7 @@ def training_loop(run, objective, steps, fetch, sets):
         # checkpoint, and the counts for tokens/s and MFU.
         elapsed = time.monotonic() - started if rank == 0 else 0.0
         counts = [len(run.stop_signals), elapsed, saver.written, attended_keys, n_tokens]
-        counts = torch.tensor(counts, dtype=torch.float64)
-        step_stats = torch.cat((loss_sums, to_device(counts, device)))
+        step_stats = torch.cat((loss_sums, to_device(torch.tensor(counts, dtype=torch.float64), device)))
         if world > 1:
             dist.all_reduce(step_stats)
         saver.wait_for_copy()

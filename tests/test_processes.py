@@ -90,7 +90,7 @@ def test_shards_resume_to_the_bit_and_at_any_world_size(config, tmp_path, dtype,
     moments = checkpoint_tensors(tmp_path / 'uncut/step-20')
     assert {'embed.exp_avg', 'norm.weight.exp_avg', 'layers.0.qkv.weight.exp_avg'} <= set(moments)
 
-@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
+@pytest.mark.parametrize('parallel', [pytest.param('ddp', marks=pytest.mark.slow), 'fsdp'])
 def test_a_checkpoint_of_two_ranks_is_the_same_when_three_have_read_and_saved_it(config, tmp_path, parallel):
     cut = config(out=str(tmp_path / 'two'), micro_batch=3, max_steps=2, parallel='fsdp')
     assert on_ranks(2, lambda rank: train.main(cut)) == [0, 0]

@@ -367,9 +367,12 @@ class _Parts:
         codes = {code: dtype for dtype, code in DTYPES.items()}
         return codes[self._file(0).get_slice(name).get_dtype()]
 
-@torch.no_grad()
 def load(folder, model, optimizer=None, place=Place()):
     """Fills the weights of a model, sharded or not, and its optimizer. Refuses names or shapes unlike the model's."""
+    with together(place), torch.no_grad():
+        _load(folder, model, optimizer, place)
+
+def _load(folder, model, optimizer, place):
     manifest = read_manifest(folder)
     parts = _Parts(folder, manifest['parts'])
     parameters = dict(model.named_parameters())
