@@ -1,4 +1,15 @@
-"""What must never lose a run, over several processes; and nothing in the tree that runs what a file says."""
+"""What must never lose a run, over several processes; and nothing in the tree that runs what a file says.
+
+case                                                        outcome
+2    3,000 shards of units and of tokens, ulimit -n 256     go through: test_interleave.py
+3    data that changed behind a run                         test_changed_data.py
+4, 6 model folders that are not whole, or want code         test_pretrained.py
+12a  damaged lines in log.jsonl                             moved away by number, the run goes on: test_log.py
+12b  MANIFEST.json nested deeply                            the older checkpoint is used: test_checkpoint.py
+12c  dpo.py gets SIGTERM before its reference is whole      its parts are saved, status 0: test_dpo.py
+12d  two equal runs of dpo.py                               equal bytes: test_dpo.py
+17   memory of the lists at millions of utterances          test_memory.py
+"""
 # ruff: noqa: F401, F811 (fixtures of test_train)
 import ast
 import json
