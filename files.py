@@ -366,7 +366,8 @@ def hash_of_shards(dir):
 
 def check_hash_of_shards(dir, info, script):
     """Refuses a folder whose shards are not those that its info.json was written for, where that says it."""
-    if info.get('content', (now := hash_of_shards(dir))) != now:
+    now = hash_of_shards(dir)
+    if info.get('content', now) != now:
         raise Refused(f"{dir}: its shards are not those that info.json was written for (content {now}, info.json says "
                       f"{info['content']}); bring them back, or run {script} again")
 

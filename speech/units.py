@@ -93,11 +93,19 @@ def _check_shard(folder, K):
     check_hashes(folder, SCRIPT)
     return n_lines
 
+def _arrays(folders, name, dtype):
+    """NAME.npy of each shard."""
+    def read(s):
+        return read_array(folders[s] / f'{name}.npy', dtype)
+    return Lazy(len(folders), read, keep=8)
+
 class Metas(Sequence):
     """The objects of meta.jsonl of all shards, one after another; those of two shards at a time are in memory."""
     def __init__(self, folders, first):
         self.first = first
-        self.shards = Lazy(len(folders), lambda s: [line for _, line in read_lines(folders[s] / 'meta.jsonl')])
+        def read(s):
+            return [line for _, line in read_lines(folders[s] / 'meta.jsonl')]
+        self.shards = Lazy(len(folders), read)
 
     def __len__(self):
         return self.first[-1]
@@ -128,9 +136,9 @@ class Units:
             raise Refused(f"{dir}: {self.first[-1]} documents, info.json says {self.info.get('documents')}")
         check_hash_of_shards(dir, self.info, SCRIPT)
         self.meta = Metas(folders, self.first)
-        self.units, self.runs, self.offsets = (
-            Lazy(len(folders), lambda s, file=f'{name}.npy', dtype=dtype: read_array(folders[s] / file, dtype), keep=8)
-            for name, dtype in (('units', np.uint16), ('runs', np.uint16), ('offsets', np.int64)))
+        self.units = _arrays(folders, 'units', np.uint16)
+        self.runs = _arrays(folders, 'runs', np.uint16)
+        self.offsets = _arrays(folders, 'offsets', np.int64)
         self._index = None # {id: i}, made when it is first needed
 
     def __len__(self):

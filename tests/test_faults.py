@@ -9,7 +9,12 @@ What must never lose a run, over several processes; and nothing in the tree that
     a rank dies                                         the others end at once and name it
     a rank hangs                                        the others end after the timeout and say that all can be reached
 
-tests/test_hosts.py has these of two hosts, tests/test_checkpoint.py those of one process.
+The other cases of faults are tables or tests of their own: two hosts in test_hosts.py; terminals and disks in
+test_terminal_and_disk.py; small inputs that ask for much in test_bombs.py; data that changed behind a run in
+test_changed_data.py; model folders that are not whole or want code in test_pretrained.py; 3,000 shards at 256 open
+files in test_interleave.py; damaged logs in test_log.py and manifests in test_checkpoint.py; dpo.py's signals and bytes
+in test_dpo.py; memory of lists at millions of utterances in test_memory.py; archives in test_corpora.py; two at once in
+test_locks.py.
 """
 # ruff: noqa: F401, F811 (fixtures of test_train)
 import ast
