@@ -33,6 +33,7 @@ from files import atomically, check_readable, progress
 from speech.audio import RATE, load_audio, seconds_and_rate
 from speech.encoders import Encoder
 from speech.kmeans import centroids_path, load_centroids, load_segments
+from speech.nets import kind_of
 from vocab import PUBLISHED, PUBLISHED_LAYER
 
 EMBEDDED = 'tiny/hubert'
@@ -59,8 +60,11 @@ def load_encoder(name, layer, kmeans, device, vocab=None, normalize=None):
     if vocab and vocab.units == PUBLISHED and layer != PUBLISHED_LAYER:
         raise Refused(f"layer={layer}: the model's units are of layer {PUBLISHED_LAYER} "
                       f"of {PUBLISHED}: --layer={PUBLISHED_LAYER}")
-    path = centroids_path(name, kmeans)
     codebooks = vocab.codebooks if vocab else 0
+    if codebooks and kind_of(name)[0] != 'mimi':
+        raise Refused(f"{name}: the model's units are {codebooks} flat codebooks of a Mimi ({vocab.units}): "
+                      "give its --encoder")
+    path = centroids_path(name, kmeans)
     centroids = path and load_centroids(path)
     segments = load_segments(path) if path else {}
     encoder = Encoder(name, layer, centroids, device, normalize=normalize, codebooks=codebooks, **segments)

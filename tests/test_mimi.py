@@ -1,6 +1,7 @@
 """Flat Mimi: random weights of the real class, from the wave to the ids of a model and back."""
 import numpy as np
 import pytest
+import soundfile
 import torch
 from small import make_tokenizer, speech_like
 from test_encoders import mimi  # noqa: F401
@@ -8,11 +9,13 @@ from test_tokenize_speech import config as tokenize_config
 from test_tokenize_speech import corpus  # noqa: F401
 from transformers import MimiModel
 
+import eval as evaluate
 import interleave
+import sample
 import tokenize_speech
 from configurator import Refused
 from data import Shards
-from files import write_json
+from files import read_json, write_json
 from hub.families import GPTConfig
 from interleave import unit_ranges
 from model import GPT
@@ -64,7 +67,7 @@ def test_what_mimi_cannot_do_is_refused_in_one_line(mimi):  # noqa: F811
     assert len(hashes) == 5 # that of n = 0 is the de-duplicated first codebook
     with pytest.raises(Refused, match='the model was trained on'): # a model of 3 codebooks, and one of HuBERT
         load_encoder(mimi, 1, None, 'cpu', Vocab('speech', n_units=3 * SIZE, units='other', codebooks=3))
-    with pytest.raises(Refused, match='a hubert encoder'):
+    with pytest.raises(Refused, match='3 flat codebooks of a Mimi'):
         load_encoder('tiny/hubert', 4, None, 'cpu', Vocab('speech', n_units=3 * SIZE, units='x', codebooks=3))
     with pytest.raises(Refused, match='a hubert model; flat units of 2 codebooks are spoken by'):
         load_vocoder('tiny/hubert', 2)
@@ -200,3 +203,39 @@ def test_mimi_speaks_its_own_units(mimi):  # noqa: F811
             vocoder.speak([wrong])
     with pytest.raises(Refused, match='made for units'):
         vocoder.speak([units], units_hash=Encoder(mimi, 1, None, codebooks=3).hash)
+
+# --------------------------------------------------------------------------------------------------
+# the stages
+
+def flat_model(folder, tokenizer_folder, units_hash):
+    """A random joint model of 4 codebooks, as train.py leaves it."""
+    tokenizer = make_tokenizer(tokenizer_folder)
+    vocab = Vocab('joint', tokenizer.size, 4 * SIZE, tokenizer.hash, units_hash, codebooks=4)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=vocab.size, n_layer=1, n_head=2, n_kv_head=1, head_dim=8, n_embd=16, n_ffn=16,
+                          n_positions=2000))
+    model.save_pretrained(folder, vocab=vocab, tokenizer=tokenizer_folder)
+    return folder
+
+@pytest.mark.slow
+def test_a_model_of_flat_units_samples_and_is_measured_by_its_vocabulary_alone(mimi, tmp_path):  # noqa: F811
+    """No setting of sample.py or eval.py names the codebooks: vocab.json does."""
+    encoder = Encoder(mimi, 1, None, codebooks=4)
+    model = str(flat_model(tmp_path / 'model', tmp_path / 'tokenizer', encoder.hash))
+    settings = {'model': model, 'encoder': str(mimi), 'device': 'cpu'}
+    out = tmp_path / 'samples'
+    sample.main(sample.Config(prompt='tiny/audio/m00000.context.flac', output='speech', max_new_tokens=42, seconds=1.0,
+                              vocoder=str(mimi), out=str(out), temperature=1.0, **settings))
+    [line] = read_json(out, 'samples.json', 'sample.py')['samples']
+    [prompt], [span] = line['prompt'], line['spans']
+    assert len(prompt['units']) == 4 * 12 and sum(prompt['runs']) == 12
+    assert len(span['units']) == 40 and (np.reshape(span['units'], (10, 4)) // SIZE == range(4)).all()
+    wave, rate = soundfile.read(out / '000.wav')
+    assert (len(wave), rate) == (10 * 1280, RATE) and span['seconds'] == .8
+    evaluate.main(evaluate.Config(tasks='acoustic', where='acoustic=tiny/audio', data='', items='', directions=('S',),
+                                  cache=str(tmp_path / 'cache'), **settings))
+    rows = read_json(model, 'eval.json', 'eval.py')['results']
+    assert set(rows) == {f'acoustic/{part}/S' for part in ('speaker', 'gender', 'room')}
+    with pytest.raises(Refused, match='4 flat codebooks of a Mimi'):
+        sample.main(sample.Config(prompt='tiny/audio/m00000.context.flac', model=model, encoder='tiny/hubert',
+                                  vocoder=str(mimi), out=str(tmp_path / 'b'), device='cpu'))
