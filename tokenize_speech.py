@@ -72,6 +72,7 @@ from speech.nets import kind_of
 from speech.units import write_units_shard
 
 POOL = 1800 # seconds of audio that are decoded before their windows are sorted into batches
+DEFAULT_RATE = 6.25 # syllables a second
 LONG = 1800 # a file of more seconds is encoded while it is read, a window at a time
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Config:
     kmeans: str | None = None # safetensors with 'centroids' (K, C); None: kmeans.safetensors in the encoder's folder
     codebooks: int = 0 # of Mimi: the first n, flat (n units a frame); 0: the first alone, its repeats merged
     segment: str = '' # 'syllables': a unit a segment (speech/syllables.py); '': one a frame, or what the k-means is of
-    rate: float = 6.25 # segments a second
+    rate: float | None = None # segments a second; None: those of the k-means, and 6.25 to fit one
     normalize: bool | None = None # waves to mean 0, variance 1; None: as published (speech/encoders.py)
     device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, else cpu
     dtype: str | None = None # float32 or bfloat16; None: bfloat16 on CUDA (Mimi: float32), float32 on a CPU
@@ -115,6 +116,8 @@ class Config:
             raise Refused(f"max_fail_frac is {self.max_fail_frac}, must be between 0 and 1")
         if self.segment not in ('', 'syllables'):
             raise Refused(f"segment is {self.segment!r}, expected syllables, or '' for a unit a frame")
+        if self.rate is not None and not self.segment:
+            raise Refused(f"rate is {self.rate:g}, of segments a second, and there are none: add --segment=syllables")
         if self.merge and not 0 < self.merge <= self.fit_kmeans:
             raise Refused(f"merge is {self.merge}, must be 0 (no), or at most fit_kmeans, {self.fit_kmeans}")
         if not 0 <= self.fit_kmeans <= 65535:
@@ -344,7 +347,8 @@ def fit(cfg, docs, device):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
     refuse_unwritable(cfg.kmeans)
     placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
-    encoder = make_encoder(cfg, placeholder, device, {'rate': cfg.rate} if cfg.segment else {})
+    rate = cfg.rate or DEFAULT_RATE
+    encoder = make_encoder(cfg, placeholder, device, {'rate': rate} if cfg.segment else {})
     order = np.random.default_rng(cfg.seed).permutation(len(docs))
     features = []
     seconds = 0
@@ -369,7 +373,7 @@ def fit(cfg, docs, device):
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
     tensors = {'centroids': centroids.cpu()}
     if cfg.segment:
-        tensors['rate'] = torch.tensor(cfg.rate, dtype=torch.float64)
+        tensors['rate'] = torch.tensor(rate, dtype=torch.float64)
     if cfg.merge:
         nearest, _ = assign(x, tensors['centroids'])
         counts = torch.bincount(nearest, minlength=cfg.fit_kmeans)
@@ -432,7 +436,11 @@ def tokenize(cfg, docs, left_out, device):
     rank, world = ranks()
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
-    segments = load_segments(kmeans, cfg.rate if cfg.segment else 0.0) if kmeans else {}
+    segments = load_segments(kmeans) if kmeans else {}
+    if cfg.segment and (not segments or cfg.rate not in (None, segments['rate'])):
+        fitted = f"segments at --rate={segments['rate']:g}" if segments else "frames"
+        raise Refused(f"{kmeans}: its centroids are of {fitted}, asked for are segments at "
+                      f"--rate={cfg.rate or DEFAULT_RATE:g}: add --fit_kmeans=K --kmeans=NEW.safetensors to fit others")
     encoder = make_encoder(cfg, centroids, device, segments)
     corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
     settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type,

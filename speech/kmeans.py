@@ -29,19 +29,11 @@ def load_centroids(path):
                       "expected (K, C) finite numbers, K up to 65535")
     return centroids
 
-def load_segments(path, rate=0.0):
-    """What Encoder takes besides the centroids of a file fitted to segments: {'rate', 'labels'}; {} for frames.
-
-    rate: that the user asked for, 0 if nothing was; any other than the file's is refused.
-    """
+def load_segments(path):
+    """What Encoder takes besides the centroids of a file fitted to segments: {'rate', 'labels'}; {} for frames."""
     with safe_open(path, 'pt') as f:
         fields = {name: f.get_tensor(name) for name in ('rate', 'labels') if name in f.keys()}
-    fitted = fields['rate'].item() if 'rate' in fields else 0.0
-    if rate and rate != fitted:
-        kind = f"segments at --rate={fitted:g}" if fitted else "frames"
-        raise Refused(f"{path}: its centroids are of {kind}, asked for are segments at --rate={rate:g}: fit others "
-                      "(--segment=syllables --rate=R --fit_kmeans=K --kmeans=NEW.safetensors)")
-    return {'rate': fitted, 'labels': fields.get('labels')} if fitted else {}
+    return {'rate': fields['rate'].item(), 'labels': fields.get('labels')} if 'rate' in fields else {}
 
 @torch.inference_mode()
 def merge(centroids, counts, K):

@@ -123,7 +123,8 @@ def test_rates_that_frames_cannot_have_are_refused(syllables, mimi):  # noqa: F8
     with pytest.raises(Refused, match='the units of Mimi are entries of its codebooks'):
         Encoder(mimi, 1, None, rate=6.25)
     for changes, words in (({'segment': 'words'}, "expected syllables"),
-                           ({'merge': 5, 'fit_kmeans': 4}, 'at most fit_kmeans')):
+                           ({'merge': 5, 'fit_kmeans': 4}, 'at most fit_kmeans'),
+                           ({'rate': 5.0}, 'add --segment=syllables')):
         with pytest.raises(Refused, match=words):
             tokenize_speech.Config(audio='a', kmeans='k', out='o', **changes)
 
