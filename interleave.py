@@ -431,8 +431,8 @@ def open_corpora(cfg):
 def make_vocabs(corpora, tokenizer):
     """{source: the vocabulary that it is written in}."""
     info = corpora[0].units.info if corpora else {}
-    units = {'n_units': info.get('n_units'), 'units': info.get('units_hash') or ''}
-    units['codebooks'] = info.get('codebooks', 0)
+    units = {'n_units': info.get('n_units'), 'units': info.get('units_hash') or '',
+             'codebooks': info.get('codebooks', 0)}
     text = {'n_text': tokenizer.size, 'tokenizer': tokenizer.hash} if tokenizer else {}
     vocabs = {'text': Vocab('text', **text)} if tokenizer else {}
     if corpora:

@@ -69,10 +69,10 @@ from speech.audio import RATE, BadAudio, stream_audio
 from speech.encoders import Encoder, moments
 from speech.kmeans import assign, centroids_path, fit_kmeans, load_centroids, load_segments, merge
 from speech.nets import kind_of
+from speech.syllables import RATE_OF_SYLLABLES
 from speech.units import write_units_shard
 
 POOL = 1800 # seconds of audio that are decoded before their windows are sorted into batches
-DEFAULT_RATE = 6.25 # syllables a second
 LONG = 1800 # a file of more seconds is encoded while it is read, a window at a time
 
 @dataclass(frozen=True)
@@ -107,8 +107,6 @@ class Config:
                           "or --fit_kmeans=K with --kmeans=NEW.safetensors")
         if not 0 <= 2 * self.margin_s < self.window_s:
             raise Refused(f"margin_s is {self.margin_s}: two margins must fit into window_s, {self.window_s}")
-        if self.codebooks < 0:
-            raise Refused(f"codebooks is {self.codebooks}, must be 0 (one unit a frame) or more")
         for key in ('layer', 'batch_s', 'max_seconds', 'shard_docs', 'workers', 'fit_seconds'):
             if not getattr(self, key) > 0:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
@@ -332,7 +330,7 @@ def finish(cfg, encoder, kmeans, failures, left_out):
     print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
 
 def make_encoder(cfg, centroids, device, segments):
-    """The Encoder of the settings; segments: its `rate` and `labels`, if it has segments."""
+    """The Encoder of the settings; segments: what load_segments returns."""
     return Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s, cfg.normalize,
                    cfg.dtype, cfg.codebooks, **segments)
 
@@ -347,7 +345,7 @@ def fit(cfg, docs, device):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
     refuse_unwritable(cfg.kmeans)
     placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
-    rate = cfg.rate or DEFAULT_RATE
+    rate = cfg.rate or RATE_OF_SYLLABLES
     encoder = make_encoder(cfg, placeholder, device, {'rate': rate} if cfg.segment else {})
     order = np.random.default_rng(cfg.seed).permutation(len(docs))
     features = []
@@ -436,11 +434,7 @@ def tokenize(cfg, docs, left_out, device):
     rank, world = ranks()
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
-    segments = load_segments(kmeans) if kmeans else {}
-    if cfg.segment and (not segments or cfg.rate not in (None, segments['rate'])):
-        fitted = f"segments at --rate={segments['rate']:g}" if segments else "frames"
-        raise Refused(f"{kmeans}: its centroids are of {fitted}, asked for are segments at "
-                      f"--rate={cfg.rate or DEFAULT_RATE:g}: add --fit_kmeans=K --kmeans=NEW.safetensors to fit others")
+    segments = load_segments(kmeans, cfg.segment, cfg.rate) if kmeans else {}
     encoder = make_encoder(cfg, centroids, device, segments)
     corpus = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:16]
     settings = {'documents': len(docs), 'corpus': corpus, 'units_hash': encoder.hash, 'device': encoder.device.type,

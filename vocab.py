@@ -140,10 +140,7 @@ class Vocab:
 
     def as_dict(self):
         """The fields; `codebooks` only where it is not 0, so that other vocabularies keep their hashes."""
-        fields = asdict(self)
-        if not self.codebooks:
-            del fields['codebooks']
-        return fields
+        return {key: value for key, value in asdict(self).items() if key != 'codebooks' or value}
 
     def hash(self):
         return short_hash(self.as_dict())

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import soundfile
+from matplotlib.ticker import NullLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import ROOT, save
@@ -195,11 +196,10 @@ def draw(path, facts, groups):
             means, spreads = zip(*(groups[name, budget][score] for name in names))
             label = 'equal compute' if budget == 'compute' else 'equal seconds of speech'
             axis.errorbar(x, means, [spread or 0 for spread in spreads], capsize=3, label=label, **style_of(i))
-            for name, x_name, mean in zip(names, x, means):
-                if budget == 'compute':
-                    axis.annotate(name, (x_name, mean), xytext=(0, 9), textcoords='offset points', ha='center')
         axis.set(xscale='log', xlabel='tokens a second of speech', ylabel=score)
-        axis.margins(0.2)
+        axis.set_xticks(x, [f'{rate:.1f}\n{name}' for name, rate in zip(names, x)])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.margins(0.25)
         if '%' in score:
             axis.axhline(50, color='#666', linestyle=':', linewidth=1)
     axes[0].legend(frameon=False)

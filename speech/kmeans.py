@@ -11,6 +11,7 @@ from torch import nn
 from configurator import Refused
 from files import check_readable
 from speech.nets import kind_of
+from speech.syllables import RATE_OF_SYLLABLES
 
 
 def load_centroids(path):
@@ -29,11 +30,19 @@ def load_centroids(path):
                       "expected (K, C) finite numbers, K up to 65535")
     return centroids
 
-def load_segments(path):
-    """What Encoder takes besides the centroids of a file fitted to segments: {'rate', 'labels'}; {} for frames."""
+def load_segments(path, wanted='', rate=None):
+    """What Encoder takes besides the centroids of a file fitted to segments: {'rate', 'labels'}; {} for frames.
+
+    wanted: 'syllables' refuses frames, and segments at another `rate`, if one is given.
+    """
     with safe_open(path, 'pt') as f:
         fields = {name: f.get_tensor(name) for name in ('rate', 'labels') if name in f.keys()}
-    return {'rate': fields['rate'].item(), 'labels': fields.get('labels')} if 'rate' in fields else {}
+    fitted = fields['rate'].item() if 'rate' in fields else None
+    if wanted and (fitted is None or rate not in (None, fitted)):
+        kind = f"segments at --rate={fitted:g}" if fitted else "frames"
+        raise Refused(f"{path}: its centroids are of {kind}, asked for are segments at "
+                      f"--rate={rate or RATE_OF_SYLLABLES:g}: fit others (--fit_kmeans=K --kmeans=NEW.safetensors)")
+    return {'rate': fitted, 'labels': fields.get('labels')} if fitted else {}
 
 @torch.inference_mode()
 def merge(centroids, counts, K):

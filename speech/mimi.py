@@ -57,7 +57,7 @@ class FlatMimi(Mimi):
     """A MimiModel up to codebook n, which reads a wave piece by piece."""
     def __init__(self, name, config, n):
         size = config.codebook_size
-        if n > config.num_quantizers or n * size > 65535: # units are uint16
+        if not 1 <= n <= config.num_quantizers or n * size > 65535: # units are uint16
             raise Refused(f"{name}: codebooks is {n}; it has {config.num_quantizers} of {size} entries, "
                           f"expected 1 to {min(config.num_quantizers, 65535 // size)}")
         self.n_quantizers = n

@@ -15,6 +15,7 @@ import numpy as np
 
 from configurator import Refused
 
+RATE_OF_SYLLABLES = 6.25 # a second
 LONGEST = 0.5 # seconds of a segment, and how far apart frames are compared
 
 def similarities(x, window):

@@ -13,27 +13,28 @@ Every pair of sounds is used both ways round, each sound as often right as wrong
 merely likes one of them gets half. Right and wrong have the same words: a unit stream without voice
 is the same for both, every item is a tie, and the score is exactly 1/2.
 
-ROOT is a folder of audio with a manifest.jsonl (corpora/folder.py) that has words with times, in
-which speakers say the same texts. Sentences are cut from it in the middle of the pauses.
+ROOT is a folder of audio with a manifest.jsonl that has speakers and words with times, as
+corpora/folder.py describes it, in which speakers say the same texts. Sentences are cut from it in
+the middle of the pauses.
 """
 import io
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from configurator import Refused
-from corpora.folder import utterances
+from files import read_lines
 from speech.audio import RATE, load_audio, resample
 
 HIGHER = 1.25 # a third, as women's voices are above men's in formants at least
 ROOM = 0.5 # seconds in which the sound of the room falls by 60 dB
 SENTENCE_ENDS = ('.', '?', '!')
 
-def sentences_of(utterance):
-    """Yields (text, wave at 16 kHz) of the sentences of an utterance that has words with times."""
-    wave = load_audio(utterance['path'], utterance['start'], utterance['end'])
-    words = utterance['words']
+def sentences_of(path, words):
+    """Yields (text, wave at 16 kHz) of the sentences of a file; words: [[word, start, end], ...] in seconds."""
+    wave = load_audio(path)
     begin = 0
     first = 0
     for i, (word, _, end) in enumerate(words):
@@ -46,12 +47,13 @@ def sentences_of(utterance):
 
 def shared_sentences(root):
     """{text: {speaker: wave}} of the sentences that at least two speakers say. Raises Refused if there are not two."""
+    manifest = Path(root) / 'manifest.jsonl'
     by_text = {}
-    for utterance in utterances(root):
-        words = utterance['words']
-        if utterance['speaker'] and words and all(start is not None for _, start, _ in words):
-            for text, wave in sentences_of(utterance):
-                by_text.setdefault(text, {})[utterance['speaker']] = wave
+    for _, line in read_lines(manifest) if manifest.exists() else ():
+        words = line.get('words')
+        if line.get('audio') and line.get('speaker') and words and all(start is not None for _, start, _ in words):
+            for text, wave in sentences_of(manifest.parent / line['audio'], words):
+                by_text.setdefault(text, {})[line['speaker']] = wave
     shared = {text: waves for text, waves in sorted(by_text.items()) if len(waves) > 1}
     if len(shared) < 2:
         raise Refused(f"{root}: {len(shared)} sentences that two speakers say, expected at least 2; a manifest.jsonl "

@@ -61,6 +61,8 @@ def test_waves_have_the_same_flat_units_alone_and_together(mimi):  # noqa: F811
 def test_what_mimi_cannot_do_is_refused_in_one_line(mimi):  # noqa: F811
     with pytest.raises(Refused, match='codebooks is 5; it has 4 of 128 entries, expected 1 to 4'):
         Encoder(mimi, 1, None, codebooks=5)
+    with pytest.raises(Refused, match='codebooks is -1; it has 4'):
+        Encoder(mimi, 1, None, codebooks=-1)
     with pytest.raises(Refused, match='it is a hubert encoder, which has one unit a frame'):
         Encoder('tiny/hubert', 4, torch.zeros(500, 256), codebooks=2)
     hashes = {Encoder(mimi, 1, None, codebooks=n).hash for n in range(5)}
