@@ -1,4 +1,6 @@
 """Flat Mimi: random weights of the real class, from the wave to the ids of a model and back."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
@@ -153,6 +155,26 @@ def test_spans_are_cut_between_frames():
         runs = np.tile(np.arange(n) == 0, frames.sum())
         flat_i, flat_j = unit_ranges(runs, offsets, 10, doc, start, end, n)
         assert np.array_equal(flat_i, n * i) and np.array_equal(flat_j, n * j)
+
+def test_interleaved_spans_hold_whole_frames(tmp_path):
+    """Two documents of words: behind <speech> the codebooks come in turn until the next separator."""
+    tokenizer = make_tokenizer(tmp_path)
+    vocab = Vocab('joint', tokenizer.size, 12, tokenizer.hash, codebooks=3)
+    frames = np.array([40, 25])
+    rng = np.random.default_rng(0)
+    units = (rng.integers(0, 4, (65, 3)) + [0, 4, 8]).ravel()
+    runs = np.tile([1, 0, 0], 65)
+    starts = np.concatenate([np.linspace(0, n * 1280 - 1500, 8).astype(int) for n in frames])
+    batch = interleave.Batch(units, runs, np.array([0, 120, 195]), np.zeros(16, int), starts, starts + 1400,
+                             np.array([0, 8, 16]), np.zeros(2, bool))
+    table = SimpleNamespace(tokens=np.array([65]), first=np.array([0]), count=np.array([1]), strings=['A'])
+    tokens, lengths, spoken = interleave.interleaved_documents(
+        batch, interleave.draw_keys(np.arange(2, dtype=np.uint64), 0, 0), table, tokenizer, vocab, 1280)
+    assert lengths.sum() == len(tokens) and spoken.any() and not spoken.all()
+    codebooks = vocab.codebook(tokens.astype(np.int64))
+    spans = ''.join('s' if codebook < 0 else str(codebook) for codebook in codebooks).split('s')
+    spans = [span for span in spans if span]
+    assert spans and all(span == '012' * (len(span) // 3) for span in spans)
 
 @pytest.fixture
 def units(corpus, mimi, tmp_path):  # noqa: F811
