@@ -34,7 +34,6 @@ import struct
 from bisect import bisect_left, insort
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -156,7 +155,7 @@ class ShardWriter:
         n_documents = sum(shard['documents'] for shard in self.shards)
         n_tokens = dict(zip(MODALITIES, self.counts.tolist()))
         write_json(self.folder / 'index.json', {
-            'version': INDEX_VERSION, 'vocab': asdict(self.vocab), 'documents': n_documents,
+            'version': INDEX_VERSION, 'vocab': self.vocab.as_dict(), 'documents': n_documents,
             'tokens': sum(n_tokens.values()), **n_tokens, 'shards': self.shards, 'record': self.record})
         self.lock.close()
 

@@ -202,12 +202,12 @@ def check_texts(cfg, name, item):
 # --------------------------------------------------------------------------------------------------
 # documents and batches
 
-def join_units(prompt, completion):
-    """-> (units of both, where the completion begins). Where both meet in one unit, it is one run.
+def join_units(prompt, completion, merge=True):
+    """-> (units of both, where the completion begins). Where both meet in one unit, it is one run, if `merge`.
 
     slamkit leaves two runs there. A completion of that unit alone stays as it is.
     """
-    if prompt[-1] == completion[0] and len(completion) > 1:
+    if merge and prompt[-1] == completion[0] and len(completion) > 1:
         completion = completion[1:]
     return np.concatenate([prompt, completion]), len(prompt)
 
@@ -217,7 +217,7 @@ def documents_of(cfg, name, item, vocab, tokenizer):
     end = [tokenizer.eot] if cfg.eot and vocab.kind != 'speech' else []
     for direction in cfg.directions:
         for part in PARTS[1:]:
-            both = join_units(item['prompt'][1], item[part][1])
+            both = join_units(item['prompt'][1], item[part][1], merge=not vocab.codebooks)
             candidate = {'prompt': item['prompt'], 'ending': item[part], 'joined': both}
             try:
                 ids, begin = document(vocab, tokenizer, direction, candidate)

@@ -54,7 +54,7 @@ from files import atomically, read_value, record, write_json
 from speech.audio import RATE
 from speech.unit_cache import UnitCache
 from speech.units import Units
-from tasks import blimp, multispeaker, salmon, storycloze, tiny, zerospeech
+from tasks import acoustic, blimp, multispeaker, salmon, storycloze, tiny, zerospeech
 from vocab import DIRECTIONS, MODALITIES, STYLES, directions_of, document, has_context
 
 
@@ -106,7 +106,7 @@ class Config:
 TASKS = {'tiny': tiny.pairs, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.swuggy,
          'ssc': storycloze.spoken, 'tsc': storycloze.spoken, 'ms_ssc': multispeaker.ms_ssc,
          'ms_tsc': multispeaker.ms_tsc, 'cross_modal': multispeaker.cross_modal,
-         'salmon': salmon.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
+         'salmon': salmon.items, 'acoustic': acoustic.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
 SUBMISSIONS = {'sblimp': 'syntactic', 'swuggy': 'lexical'} # tasks whose scores ZeroSpeech takes as files
 SCORE = 'mean log-likelihood a token; ties count half' # eval.json says this of its `value`
 SIDES = ('right', 'wrong')

@@ -204,13 +204,17 @@ def cut_documents(pool, start, count, offsets):
     tokens = pool[np.repeat(start - end[:-1], count) + np.arange(end[-1])]
     return tokens, np.diff(end[3 * offsets])
 
-def unit_ranges(runs, unit_offsets, hop, doc, start, end):
-    """The runs i..j-1 (indices of runs, never none) of each span, from start to end (samples) of document doc."""
+def unit_ranges(runs, unit_offsets, hop, doc, start, end, codebooks=0):
+    """The runs i..j-1 (indices of runs, never none) of each span, from start to end (samples) of document doc.
+
+    Flat units (codebooks above 0) are cut between frames, as the runs within a frame end together.
+    """
+    least = max(codebooks, 1)
     run_end = np.cumsum(runs, dtype=np.int64) * hop # on a clock that goes on from document to document
     first, stop = unit_offsets[doc], unit_offsets[doc + 1]
     doc_start = np.concatenate([[0], run_end])[first]
-    i = np.clip(np.searchsorted(run_end, doc_start + start, side='left'), first, stop - 1)
-    j = np.clip(np.searchsorted(run_end, doc_start + end, side='right'), i + 1, stop)
+    i = np.clip(np.searchsorted(run_end, doc_start + start, side='left'), first, stop - least)
+    j = np.clip(np.searchsorted(run_end, doc_start + end, side='right'), i + least, stop)
     return i, j
 
 def text_pieces(batch, words, first, last, table, tokenizer, eot, separators=(), strip=False):
@@ -256,7 +260,8 @@ def interleaved_documents(batch, spoken, table, tokenizer, vocab, hop, eot=()):
     count[first, BEFORE] += 1
     # The first word of a spoken span has the units of the whole span, the others have nothing.
     a, b = first[~is_text], last[~is_text]
-    i, j = unit_ranges(batch.runs, batch.unit_offsets, hop, batch.doc[a], batch.start[a], batch.end[b])
+    i, j = unit_ranges(batch.runs, batch.unit_offsets, hop, batch.doc[a], batch.start[a], batch.end[b],
+                       vocab.codebooks)
     count[spoken, CONTENT] = 0
     start[a, CONTENT] = len(pool) + i
     count[a, CONTENT] = j - i
@@ -358,7 +363,7 @@ def open_corpora(cfg):
         raise Refused(f"units = {cfg.units}: a folder comes twice")
     words = None if not with_words else 'utterances' if cfg.spans == 'utterances' else 'words'
     corpora = [Corpus(folder, words) for folder in folders]
-    for key in ('n_units', 'hop', 'units_hash'):
+    for key in ('n_units', 'hop', 'codebooks', 'units_hash'):
         if len(values := {corpus.units.info.get(key) for corpus in corpora}) > 1:
             raise Refused(f"units = {cfg.units}: {key} differs: {sorted(map(str, values))}; expected one kind of units")
     return corpora
@@ -366,7 +371,8 @@ def open_corpora(cfg):
 def make_vocabs(corpora, tokenizer):
     """{source: the vocabulary that it is written in}."""
     info = corpora[0].units.info if corpora else {}
-    units = {'n_units': info.get('n_units'), 'units': info.get('units_hash') or ''}
+    units = {'n_units': info.get('n_units'), 'units': info.get('units_hash') or '',
+             'codebooks': info.get('codebooks', 0)}
     text = {'n_text': tokenizer.size, 'tokenizer': tokenizer.hash} if tokenizer else {}
     vocabs = {'text': Vocab('text', **text)} if tokenizer else {}
     if corpora:
@@ -444,7 +450,8 @@ def show(cfg, corpora, tokenizer):
     for a, b in zip(edges, edges[1:]):
         text = ''.join(words[a:b])
         if spoken[a]:
-            (i,), (j,) = unit_ranges(runs, np.array([0, len(runs)]), hop, np.array([0]), starts[a:a + 1], ends[b - 1:b])
+            (i,), (j,) = unit_ranges(runs, np.array([0, len(runs)]), hop, np.array([0]), starts[a:a + 1], ends[b - 1:b],
+                                     corpus.units.codebooks)
             print(f"<speech>{text}    {starts[a] / RATE:.2f}-{ends[b - 1] / RATE:.2f} s, units {units[i:j].tolist()}")
         else:
             print(f"<text>{text}    {tokenizer.encode(text)}")

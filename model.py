@@ -40,7 +40,7 @@ from hub.families import FAMILIES, GPTConfig
 from kernels import elementwise
 from kernels.attention import attention, documents
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
-from kernels.decoding import Cache, Steps, by_columns, choose, penalize
+from kernels.decoding import Cache, Order, Steps, by_columns, choose, penalize
 from kernels.positions import alibi_slopes, rotary_table
 from kernels.qk_norm import norm_rotate
 
@@ -387,12 +387,13 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, repetition_penalty=1.0, allowed=None,
-               stop=(), generator=None, decode='auto'):
+               stop=(), generator=None, decode='auto', codebook=None):
         """Continues prompts (lists of ids, any lengths); yields a list of the next id of each, None after its stop id.
 
         temperature 0 is greedy. allowed (V,) bool has the ids to choose from; no logits are
         computed for others. repetition_penalty, as in transformers, divides positive logits of ids
         already in the text and multiplies negative ones. decode: how steps run, see decoding.Steps.
+        codebook (V,), of flat units: that of each id, -1 for ids that are no units; see decoding.Order.
         Refuses prompts that are empty, too long or have ids outside the vocabulary.
         """
         self._check_prompts(prompts, max_new_tokens)
@@ -416,6 +417,9 @@ class GPT(nn.Module):
         if allowed is not None and not allowed.all():
             ids = allowed.to(device).nonzero()[:, 0]
             head = head[ids] # a joint vocabulary of 152,167 ids has 500 units
+        order = None
+        if codebook is not None: # rows behind the vocabulary are no units
+            order = Order(F.pad(codebook.to(device), (0, V - len(codebook)), value=-1), ids, tokens)
         weights = []
         if device.type == 'cpu':
             matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
@@ -431,9 +435,13 @@ class GPT(nn.Module):
                 if repetition_penalty != 1:
                     used.scatter_(1, tokens[:, -1:], True) # at first the prompt's last id
                     logits = penalize(logits, used if ids is None else used[:, ids], repetition_penalty)
+                if order:
+                    logits = order.mask(logits)
                 tokens = choose(logits, temperature, top_k, generator) # (B, 1)
                 if ids is not None:
                     tokens = ids[tokens]
+                if order:
+                    order.advance(tokens)
                 new = [token if i in running else None for i, token in enumerate(tokens[:, 0].tolist())]
                 running -= {i for i, token in enumerate(new) if token in stop}
                 yield new

@@ -69,10 +69,12 @@ from files import (
 )
 from locks import Lock, remove_left_locks, writing_in
 from speech.audio import RATE, BadAudio, stream_audio
-from speech.encoders import Encoder, kind_of, moments
-from speech.kmeans import centroids_path, fit_kmeans, load_centroids
+from speech.encoders import Encoder, moments
+from speech.kmeans import assign, centroids_path, fit_kmeans, load_centroids, load_segments, merge
+from speech.nets import kind_of
 from speech.sources import check_shards, sources_of
-from speech.units import deduplicate, write_units_shard
+from speech.syllables import RATE_OF_SYLLABLES
+from speech.units import write_units_shard
 
 POOL = 1800 # seconds of audio that are decoded before their windows are sorted into batches
 LONG = 1800 # a file of more seconds is encoded while it is read, a window at a time
@@ -85,6 +87,9 @@ class Config:
     encoder: str = 'tiny/hubert' # a model of HuBERT, wav2vec2, WavLM, Whisper or Mimi: local folder or hub id
     layer: int = 4 # the layer to quantize, the first is 1 (mHuBERT-25Hz: 11, HuBERT-base: 9); not used for Mimi
     kmeans: str | None = None # safetensors with 'centroids' (K, C); None: kmeans.safetensors in the encoder's folder
+    codebooks: int = 0 # of Mimi: the first n, flat (n units a frame); 0: the first alone, its repeats merged
+    segment: str = '' # 'syllables': a unit a segment (speech/syllables.py); '': one a frame, or what the k-means is of
+    rate: float | None = None # segments a second; None: those of the k-means, and 6.25 to fit one
     normalize: bool | None = None # waves to mean 0, variance 1; None: as published (speech/encoders.py)
     device: str = 'auto' # cpu, cuda, cuda:1, ...; auto: cuda:LOCAL_RANK if there is a GPU, else cpu
     dtype: str | None = None # float32 or bfloat16; None: bfloat16 on CUDA (Mimi: float32), float32 on a CPU
@@ -97,6 +102,7 @@ class Config:
     workers: int = 4 # threads that decode audio; never changes the result
     verify: bool = True # look whether the audio of shards that are there is as it was (cost: speech/sources.py)
     fit_kmeans: int = 0 # K above 0: fit so many centroids, write them to --kmeans and stop
+    merge: int = 0 # above 0: the fit_kmeans centroids are joined to so many units (Ward's agglomerative clustering)
     fit_seconds: float = 10800.0 # seconds of audio for fit_kmeans: 3 h take 1 GB of memory at 25 Hz and C = 768
     seed: int = 0 # random seed of fit_kmeans
 
@@ -111,6 +117,12 @@ class Config:
                 raise Refused(f"{key} is {getattr(self, key)}, must be above 0")
         if not 0 <= self.max_fail_frac <= 1:
             raise Refused(f"max_fail_frac is {self.max_fail_frac}, must be between 0 and 1")
+        if self.segment not in ('', 'syllables'):
+            raise Refused(f"segment is {self.segment!r}, expected syllables, or '' for a unit a frame")
+        if self.rate is not None and not self.segment:
+            raise Refused(f"rate is {self.rate:g}, of segments a second, and there are none: add --segment=syllables")
+        if self.merge and not 0 < self.merge <= self.fit_kmeans:
+            raise Refused(f"merge is {self.merge}, must be 0 (no), or at most fit_kmeans, {self.fit_kmeans}")
         if not 0 <= self.fit_kmeans <= 65535:
             raise Refused(f"fit_kmeans is {self.fit_kmeans}, must be 0 (no) or the number of centroids, up to 65535")
 
@@ -198,7 +210,7 @@ def encode_shard(cfg, encoder, batch, pool, bar):
         failures.append({'id': u['id'], 'path': u['path'], 'class': error.kind, 'message': error.why})
 
     def add(u, n_samples, frames):
-        units, runs = deduplicate(frames)
+        units, runs = encoder.runs(frames)
         if runs.max() > 65535:
             return fail(u, BadAudio('SILENT', u['path'], f"one unit for {runs.max()} frames"))
         meta = {'id': u['id'], 'path': u['path'], 'seconds': n_samples / encoder.rate,
@@ -320,6 +332,8 @@ def finish(cfg, encoder, kmeans, failures, left_out):
             'units_hash': encoder.hash, 'n_units': encoder.n_units, 'frame_hz': RATE / encoder.hop, 'hop': encoder.hop,
             'normalize': encoder.normalize, 'dtype': encoder.dtype,
             'documents': len(seconds), 'hours': round(math.fsum(seconds) / 3600, 4), 'runs': n_units,
+            **({'codebooks': encoder.codebooks} if encoder.codebooks else {}),
+            **({'segment': 'syllables', 'rate': encoder.segment_rate} if encoder.segment_rate else {}),
             'failures': dict(sorted(counts.items())), 'left_out': name_some(left_out),
             'content': hash_of_shards(cfg.out),
             **record(cfg)}
@@ -327,10 +341,10 @@ def finish(cfg, encoder, kmeans, failures, left_out):
     remove_left_locks(cfg.out)
     print(f"{cfg.out}: {len(seconds)} documents, {info['hours']:.2f} h, {n_units:,} units, {len(failures)} failed")
 
-def make_encoder(cfg, centroids, device):
-    """The Encoder of the settings."""
+def make_encoder(cfg, centroids, device, segments):
+    """The Encoder of the settings; segments: what load_segments returns."""
     return Encoder(cfg.encoder, cfg.layer, centroids, device, cfg.window_s, cfg.margin_s, cfg.batch_s, cfg.normalize,
-                   cfg.dtype)
+                   cfg.dtype, cfg.codebooks, **segments)
 
 def fit(cfg, docs, device):
     """--fit_kmeans: centroids of fit_seconds of random files -> safetensors at --kmeans."""
@@ -343,7 +357,8 @@ def fit(cfg, docs, device):
         raise Refused(f"{cfg.kmeans}: is there already; take another --kmeans for the new centroids, or delete it")
     refuse_unwritable(cfg.kmeans)
     placeholder = torch.zeros(1, config.hidden_size) # there are no centroids yet
-    encoder = make_encoder(cfg, placeholder, device)
+    rate = cfg.rate or RATE_OF_SYLLABLES
+    encoder = make_encoder(cfg, placeholder, device, {'rate': rate} if cfg.segment else {})
     order = np.random.default_rng(cfg.seed).permutation(len(docs))
     features = []
     seconds = 0
@@ -360,15 +375,23 @@ def fit(cfg, docs, device):
             if seconds >= cfg.fit_seconds:
                 break
     x = torch.from_numpy(np.concatenate(features)) if features else torch.zeros(0, 1)
+    what = 'segments' if cfg.segment else 'frames'
     n_distinct = len({hash(row.tobytes()) for row in x.numpy()}) # copies of a file have the same frames
     if n_distinct < cfg.fit_kmeans:
-        raise Refused(f"{cfg.audio}: {len(x)} frames, {n_distinct} of them distinct, too few for {cfg.fit_kmeans} "
+        raise Refused(f"{cfg.audio}: {len(x)} {what}, {n_distinct} of them distinct, too few for {cfg.fit_kmeans} "
                       "centroids; give more speech")
     centroids, inertia = fit_kmeans(x.to(encoder.device), cfg.fit_kmeans, cfg.seed)
+    tensors = {'centroids': centroids.cpu()}
+    if cfg.segment:
+        tensors['rate'] = torch.tensor(rate, dtype=torch.float64)
+    if cfg.merge:
+        nearest, _ = assign(x, tensors['centroids'])
+        counts = torch.bincount(nearest, minlength=cfg.fit_kmeans)
+        tensors['labels'] = merge(tensors['centroids'], counts, cfg.merge)
     with atomically(cfg.kmeans) as tmp:
         origin = {**record(cfg), 'frames': len(x), 'mean squared distance': inertia}
-        save_file({'centroids': centroids.cpu()}, tmp, {'made': json.dumps(origin)})
-    print(f"{cfg.kmeans}: {cfg.fit_kmeans} centroids of {len(x):,} frames, {seconds / 3600:.2f} h "
+        save_file(tensors, tmp, {'made': json.dumps(origin)})
+    print(f"{cfg.kmeans}: {cfg.fit_kmeans} centroids of {len(x):,} {what}, {seconds / 3600:.2f} h "
           f"in {len(features)} files; mean squared distance {inertia:.4g}, "
           f"of the frames' own mean {x.var(0, correction=0).sum():.4g}")
 
@@ -393,7 +416,7 @@ def encode_shards(cfg, encoder, docs, shards, failures):
                               f"the first is {failed[0]['path']}; bring them back and run again")
             optional = {'words': words} if docs.has_words else {}
             sources = sources_of([u['path'] for u in batch], pool)
-            write_units_shard(cfg.out, s, encoded, failures=failed, audio=sources, **optional)
+            write_units_shard(cfg.out, s, encoded, encoder.codebooks, failures=failed, audio=sources, **optional)
 
             elapsed = time.perf_counter() - start
             seconds = sum(meta['seconds'] for meta, _, _ in encoded)
@@ -423,7 +446,8 @@ def tokenize(cfg, docs, left_out, device):
     rank, world = ranks()
     kmeans = centroids_path(cfg.encoder, cfg.kmeans)
     centroids = load_centroids(kmeans) if kmeans else None # Mimi has its own
-    encoder = make_encoder(cfg, centroids, device)
+    segments = load_segments(kmeans, cfg.segment, cfg.rate) if kmeans else {}
+    encoder = make_encoder(cfg, centroids, device, segments)
     settings = {'documents': len(docs), 'corpus': docs.hash, 'units_hash': encoder.hash, 'device': encoder.device.type,
                 'dtype': encoder.dtype}
     for key in ('layer', 'shard_docs', 'window_s', 'margin_s', 'batch_s', 'max_seconds'):

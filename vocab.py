@@ -9,6 +9,9 @@ n_text is the number of ids of the text tokenizer (its len, not the padded rows 
 Units are integers end to end: ids here, never '<Un12>' strings. Text never becomes markup: '<speech>', '<Un5>' or
 '<|endoftext|>' in a transcript is encoded letter by letter.
 
+A flat vocabulary (codebooks = n above 0, of Mimi) has n units a frame, one of each codebook in turn, repeats and all:
+entry e of codebook k is unit k * K / n + e, so each codebook has a range of its own.
+
 A Vocab travels as vocab.json in a model's folder, and in the index.json of token shards. Its hash
 names it; it accepts what is written in itself or in a text vocabulary of the same tokenizer.
 papers_vocab is one to plan with.
@@ -59,6 +62,7 @@ class Vocab:
     n_units: int = 0    # K; 0 for text
     tokenizer: str = '' # TextTokenizer.hash; '' for speech
     units: str = ''     # hash of encoder and centroids, or the encoder's hub id; '' for text, and where it is unknown
+    codebooks: int = 0  # units a frame of a flat vocabulary; 0: one a frame or more, repeats merged
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -73,6 +77,10 @@ class Vocab:
                 raise Refused(f"{self.kind} vocabulary with {name} = {n!r}, expected {expected}")
             if n > LARGEST:
                 raise Refused(f"{self.kind} vocabulary with {name} = {n:,}, expected {LARGEST:,} at most")
+        n = self.codebooks
+        if type(n) is not int or n < 0 or n and (self.kind == 'text' or self.n_units % n):
+            raise Refused(f"{self.kind} vocabulary of {self.n_units} units with codebooks = {n!r}, "
+                          "expected 0, or a divisor of the number of units")
 
     @property
     def size(self):
@@ -127,8 +135,20 @@ class Vocab:
             return is_unit.astype(np.uint8) * UNITS + is_separator.astype(np.uint8) * SEPARATORS
         return is_unit.byte() * UNITS + is_separator.byte() * SEPARATORS
 
+    def codebook(self, tokens):
+        """The codebook of each id's unit, int64, -1 where the id is no unit."""
+        return self.token_to_unit(tokens) // (self.n_units // max(self.codebooks, 1))
+
+    def whole_frames(self, units):
+        """The units without the frame at their end that lacks codebooks."""
+        return units[:len(units) - len(units) % max(self.codebooks, 1)]
+
+    def as_dict(self):
+        """The fields; `codebooks` only where it is not 0, so that other vocabularies keep their hashes."""
+        return {key: value for key, value in asdict(self).items() if key != 'codebooks' or value}
+
     def hash(self):
-        return short_hash(asdict(self))
+        return short_hash(self.as_dict())
 
     def accepts(self, source):
         """Can a model or data set of this vocabulary take tokens written in the Vocab `source`?"""
@@ -142,7 +162,7 @@ class Vocab:
 
     def save(self, folder, probes=None):
         """Writes vocab.json. probes: {text: its ids}, by which a tokenizer that was changed later is recognized."""
-        write_json(Path(folder) / 'vocab.json', asdict(self) | ({'probes': probes} if probes else {}))
+        write_json(Path(folder) / 'vocab.json', self.as_dict() | ({'probes': probes} if probes else {}))
 
     @staticmethod
     def load(folder):
@@ -271,6 +291,10 @@ def allowed_ids(vocab, tokenizer, output):
     allowed[list(stop)] = True
     return allowed, stop
 
+def codebook_order(vocab):
+    """What GPT.stream needs to know of flat units: {'codebook': (V,) Vocab.codebook of all ids}; {} for others."""
+    return {'codebook': vocab.codebook(torch.arange(vocab.size))} if vocab.codebooks > 1 else {}
+
 def spans_of(tokens, vocab, tokenizer):
     """Generated ids -> [{'kind', 'units' or 'text'}], one for each stretch of a modality; separators only part them."""
     spans = []
@@ -278,7 +302,8 @@ def spans_of(tokens, vocab, tokenizer):
     for modality, group in groupby(zip(modalities, tokens), key=itemgetter(0)):
         ids = [token for _, token in group]
         if modality == UNITS:
-            spans.append({'kind': UNITS, 'units': vocab.token_to_unit(ids).tolist()})
+            units = vocab.whole_frames(vocab.token_to_unit(ids).tolist())
+            spans += [{'kind': UNITS, 'units': units}] if units else []
         elif modality == TEXT:
             spans.append({'kind': TEXT, 'text': tokenizer.decode(ids).strip()})
     return spans

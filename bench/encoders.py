@@ -43,9 +43,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.common import DEVICE, save, table
 from corpora.folder import utterances
 from speech.audio import load_audio
-from speech.encoders import HUBERTS, Encoder, kind_of
+from speech.encoders import Encoder
 from speech.fused import Linear, PositionConv, has_bfloat16
 from speech.kmeans import load_centroids
+from speech.nets import HUBERTS, kind_of
 
 MHUBERT = dict(conv_dim=(512,) * 8, conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2, 2),
                conv_pos_batch_norm=True)

@@ -53,13 +53,13 @@ from files import progress, record, visible
 from speech.audio import RATE, load_audio
 from speech.pretrained import load_model, load_tokenizer, model_file
 from speech.unit_cache import load_encoder, wave_for
-from speech.units import deduplicate, refuse_foreign_units
+from speech.units import refuse_foreign_units
 from speech.vocoder import load_vocoder
 from speech.whisper import Whisper
 from speech.word_files import read_words
 from speech.words import plain_words
 from tasks.storycloze import numbered_pairs
-from vocab import UNITS, allowed_ids, prompt_ids
+from vocab import UNITS, allowed_ids, codebook_order, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,9 @@ def continuations(cfg, model, vocab, tokenizer, prompts, device):
     for start in progress(range(0, len(ids), cfg.batch), desc='continue', leave=False):
         batch = by_length[start:start + cfg.batch]
         new = model.generate([ids[i] for i in batch], cfg.max_new_tokens, cfg.temperature, cfg.top_k,
-                             cfg.repetition_penalty, allowed, stop, generator)
+                             cfg.repetition_penalty, allowed, stop, generator, **codebook_order(vocab))
         for i, tokens in zip(batch, new):
-            out[i] = vocab.token_to_unit([token for token in tokens if token not in stop])
+            out[i] = vocab.whole_frames(vocab.token_to_unit([token for token in tokens if token not in stop]))
     return out
 
 def mean_of_texts(name, part, lines, values):
@@ -290,7 +290,7 @@ def measure_continuations(cfg, model, vocab, tokenizer, encoder, vocoder, asr, d
     files = cut_prompts(cfg, device)
     waves = [wave for *_, wave in files]
     frames = encoder.encode([wave_for(encoder, path, seconds=seconds) for _, path, seconds, _ in files])
-    prompts = [deduplicate(units)[0] for units in frames]
+    prompts = [encoder.runs(rows)[0] for rows in frames]
     new = continuations(cfg, model, vocab, tokenizer, prompts, device)
     prompts_and_new = [np.concatenate(pair) for pair in zip(prompts, new)]
     transcripts = {'prompt': asr(waves)}
@@ -322,7 +322,7 @@ def measure_resynthesis(cfg, vocab, encoder, vocoder, asr):
     spans = [(utterance['path'], utterance['start'], utterance['end']) for utterance in speech]
     waves = [load_audio(*span) for span in spans]
     frames = encoder.encode([wave_for(encoder, *span) for span in spans])
-    units, runs = zip(*map(deduplicate, frames))
+    units, runs = zip(*map(encoder.runs, frames))
     transcripts = {'original': asr(waves), 'resynthesis': asr(vocoder.speak(units, runs, units_hash=vocab.units))}
     lines = []
     for i, utterance in enumerate(speech):
@@ -349,7 +349,7 @@ def main(cfg):
         raise Refused(f"{cfg.model}: a text-only model generates no units; measure it with eval.py")
     encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, vocab, cfg.normalize)
     vocab = replace(vocab, units=encoder.hash)
-    vocoder = load_vocoder(cfg.vocoder).to(device)
+    vocoder = load_vocoder(cfg.vocoder, vocab.codebooks).to(device)
     # Before the slow part, so that a vocoder of other units is refused at once.
     refuse_foreign_units([], vocab.n_units, vocab.units, vocoder.cfg.units_hash)
     asr = load_asr(cfg.asr, device)

@@ -122,6 +122,30 @@ def by_columns(weights):
     finally:
         store(torch.Tensor.contiguous)
 
+class Order:
+    """Keeps flat units in the order of their codebooks: a unit of codebook k only behind one of codebook k - 1.
+
+    codebook: (V,) that of each id, -1 for ids that are no units. ids: those that the logits are of,
+    None for all. tokens: (B, T), the prompts, of which the last ids count. Behind the last codebook
+    of a frame, and behind any other id, comes the first codebook or an id that is no unit.
+    """
+    def __init__(self, codebook, ids, tokens):
+        self.codebook = codebook
+        self.n = int(codebook.max()) + 1
+        choices = codebook if ids is None else codebook[ids]
+        due = torch.arange(self.n, device=codebook.device)[:, None]
+        self.bias = torch.zeros(self.n, len(choices), device=codebook.device)
+        self.bias[choices.clamp(min=0) != due] = -torch.inf
+        self.advance(tokens[:, -1:])
+
+    def advance(self, tokens):
+        """tokens (B, 1): the newest id of each row."""
+        self.due = (self.codebook[tokens[:, 0]] + 1) % self.n
+
+    def mask(self, logits):
+        """logits (B, ids), with -inf where an id may not follow."""
+        return logits + self.bias[self.due]
+
 def penalize(logits, used, penalty):
     """logits (B, n), where used (B, n) bool: divided by penalty if positive, multiplied by it if negative."""
     return torch.where(used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -19,10 +19,10 @@ from model import GPT
 from speech.audio import RATE, load_audio
 from speech.audio_files import names_audio
 from speech.unit_cache import load_encoder, wave_for
-from speech.units import deduplicate, refuse_foreign_units
+from speech.units import refuse_foreign_units
 from speech.vocoder import load_vocoder, lookahead, settled
 from speech.whisper import Whisper
-from vocab import TEXT, UNITS, allowed_ids, prompt_ids, spans_of
+from vocab import TEXT, UNITS, allowed_ids, codebook_order, prompt_ids, spans_of
 
 FIRST_SECONDS = 0.4 # how much is spoken at least before the rest is generated
 
@@ -46,9 +46,10 @@ class Speaker:
             self.encoder = load_encoder(cfg.encoder, cfg.layer, cfg.kmeans, device, self.vocab, cfg.normalize)
             self.vocab = replace(self.vocab, units=self.encoder.hash)
         if cfg.output != 'text':
-            self.vocoder = load_vocoder(cfg.vocoder).to(device)
+            self.vocoder = load_vocoder(cfg.vocoder, self.vocab.codebooks).to(device)
             # Refuse other units here, not after everything has been generated.
             refuse_foreign_units([], self.vocab.n_units, self.vocab.units, self.vocoder.cfg.units_hash)
+        self.order = codebook_order(self.vocab)
         self.asr = Whisper(cfg.asr, device) if cfg.asr else None
 
     def read(self, part, seconds):
@@ -58,7 +59,8 @@ class Speaker:
     def read_audio(self, path, seconds=0):
         """The span of an audio file, of its first `seconds`; 0: of all. Raises Refused."""
         wave = wave_for(self.encoder, path, seconds=seconds)
-        units, runs = deduplicate(self.encoder.encode([wave])[0])
+        [rows] = self.encoder.encode([wave])
+        units, runs = self.encoder.runs(rows)
         if self.encoder.rate != RATE:
             wave = load_audio(path, first=seconds)
         return {'kind': UNITS, 'path': path, 'units': units, 'runs': runs, 'wave': wave, 'seconds': len(wave) / RATE}
@@ -79,7 +81,7 @@ class Speaker:
         *choices, stop, generator = self._choices(cfg, may_end)
         continuations = []
         for first in progress(range(0, len(ids), cfg.batch), desc='generate'):
-            continuations += self.model.generate(ids[first:first + cfg.batch], *choices, stop, generator)
+            continuations += self.model.generate(ids[first:first + cfg.batch], *choices, stop, generator, **self.order)
         return [self._spans(tokens, stop) for tokens in continuations]
 
     def grow(self, cfg, prompt, times, may_end=True):
@@ -93,7 +95,7 @@ class Speaker:
         due = lookahead(self.vocoder) + round(FIRST_SECONDS * RATE / self.vocoder.hop) # tokens before the first sound
         tokens = []
         begin = perf_counter()
-        for [token] in self.model.stream([ids], *choices, stop, generator):
+        for [token] in self.model.stream([ids], *choices, stop, generator, **self.order):
             tokens.append(token)
             if len(tokens) == due and token not in stop and due < cfg.max_new_tokens:
                 # Each time, all is spoken from its start: as the steps grow, that is three times the whole at most.

@@ -14,6 +14,13 @@ Waves -> one unit a frame, by one of three kinds of encoder; config.json of its 
     mimi        24 kHz  1920  input of the semantic codebook, 12.5 Hz; the centroids are the 2,048 entries
                               of that codebook, neither L nor a k-means file is needed
 
+--codebooks=n takes the first n codebooks of Mimi instead, flat: frame f has n units, that of codebook k + 1 in the
+range k * 2,048 and up. No window is cut: Mimi goes on over a wave, a piece of window_s at a time, with what its
+convolutions and its attention keep from the pieces before, so the units are those of the whole wave.
+
+--segment=syllables cuts the frames into `rate` segments a second first (speech/syllables.py), and the unit of a segment
+is that of its mean. The frames that a window keeps are cut on their own, so a boundary stands where two windows meet.
+
     unit_f = argmin_k |h_f - c_k|^2 = argmax_k (h_f . c_k - |c_k|^2 / 2), one product a batch
 
 normalize: wave -> (wave - mean) / sqrt(variance + 1e-7), over the whole wave before it is cut, as
@@ -39,7 +46,6 @@ one core: threads share the weights, and no thread waits for others in the middl
 import hashlib
 import json
 import math
-import re
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -51,32 +57,12 @@ from torch import nn
 from configurator import Refused
 from speech.audio import RATE
 from speech.fused import Front, PositionConv, fuse, has_bfloat16
-from speech.pretrained import load_config, load_model, model_file
+from speech.mimi import FlatMimi, Mimi
+from speech.nets import HEADS, HUBERTS, beyond, kind_of, padded
+from speech.pretrained import load_model, model_file
+from speech.syllables import LONGEST, means, refuse_rate, segment
+from speech.units import deduplicate, flatten
 
-# model_type: the kind of it
-KINDS = {'hubert': 'hubert', 'wav2vec2': 'hubert', 'wavlm': 'hubert', 'whisper': 'whisper', 'mimi': 'mimi'}
-HUBERTS = {'hubert': 'HubertModel', 'wav2vec2': 'Wav2Vec2Model', 'wavlm': 'WavLMModel'}
-# What folders of other classes hold besides: heads for pre-training, CTC, classification, and an adapter behind all.
-HEADS = ('quantizer.', 'project_hid.', 'project_q.', 'label_embs_concat', 'final_proj.', 'lm_head.', 'proj_out.',
-         'adapter.', 'projector.', 'classifier.', 'layer_weights', 'tdnn.', 'objective.')
-
-# --------------------------------------------------------------------------------------------------
-# what a folder holds
-
-def kind_of(name):
-    """'hubert', 'whisper' or 'mimi', and the transformers config, of a local folder or hub id."""
-    expected = 'a HubertModel, WhisperModel or MimiModel, or a Wav2Vec2Model or WavLMModel'
-    config = load_config(name, expected)
-    if config.model_type not in KINDS:
-        raise Refused(f"{name}: holds a '{config.model_type}', expected {expected}")
-    return KINDS[config.model_type], config
-
-def _beyond(layer, *parts):
-    """is_unused of load_model: whether a weight belongs to a layer above `layer`, or to one of these parts."""
-    def is_unused(key):
-        number = re.match(r'encoder\.layers\.(\d+)\.', key)
-        return key.startswith(parts) or bool(number) and int(number[1]) >= layer
-    return is_unused
 
 def _cut_layers(name, config, layer, field):
     """Sets config's number of layers, which it calls `field`, to `layer`."""
@@ -94,12 +80,12 @@ def _cut_layers(name, config, layer, field):
 #   prepare(device)   moves it to the device
 #   net(waves)        -> h (B, F, C); the first len(wave) // step rows are the wave's frames
 
-def _padded(waves, n_samples, offset=0):
-    """Waves as rows of a (B, n_samples) tensor that is zero elsewhere; each begins at `offset`."""
-    x = torch.zeros(len(waves), n_samples)
-    for row, wave in zip(x, waves):
-        row[offset:offset + len(wave)] = torch.from_numpy(wave)
-    return x
+def _cut_layers(name, config, layer, field):
+    """Sets config's number of layers, which it calls `field`, to `layer`."""
+    n_layers = getattr(config, field)
+    if not 1 <= layer <= n_layers:
+        raise Refused(f"{name}: has {n_layers} layers, --layer={layer} is not among them")
+    setattr(config, field, layer)
 
 class MaskedBatchNorm(nn.Module):
     """mHuBERT's norm before the positional convolution. Its bias would make the padding nonzero.
@@ -129,7 +115,7 @@ class Hubert:
             raise Refused(f"{name}: feat_extract_activation is '{config.feat_extract_activation}', expected 'gelu', "
                           "as all published models have it")
         config.add_adapter = False # of wav2vec2: it comes after all layers
-        self.model = load_model(HUBERTS[config.model_type], name, _beyond(layer, *HEADS), config=config).float()
+        self.model = load_model(HUBERTS[config.model_type], name, beyond(layer, *HEADS), config=config).float()
         self.config = config
         if config.do_stable_layer_norm:
             # This norm comes after the last layer of the whole model, not after every layer.
@@ -176,7 +162,7 @@ class Hubert:
     def __call__(self, waves):
         lengths = [len(wave) + sum(self.pad) for wave in waves]
         device = self.model.device
-        x = _padded(waves, max(lengths), self.pad[0]).to(device)
+        x = padded(waves, max(lengths), self.pad[0]).to(device)
         is_padded = min(lengths) < max(lengths)
         for module, n_layers in self.masked:
             module.frames = [self._n_frames(n, n_layers) for n in lengths] if is_padded else None
@@ -194,7 +180,7 @@ class Whisper:
         _cut_layers(name, config, layer, 'encoder_layers')
 
         config.decoder_layers = 0
-        self.model = load_model('WhisperModel', name, _beyond(layer, 'decoder.', *HEADS), config=config).float().encoder
+        self.model = load_model('WhisperModel', name, beyond(layer, 'decoder.', *HEADS), config=config).float().encoder
         self.model.layer_norm = nn.Identity()
         self.config = config
         self.width = config.d_model
@@ -225,46 +211,9 @@ class Whisper:
             return (mel.maximum(loudest - 8) + 4) / 4
 
     def __call__(self, waves):
-        x = _padded([wave[:self.limit] for wave in waves], self.limit).to(self.hann.device)
+        x = padded([wave[:self.limit] for wave in waves], self.limit).to(self.hann.device)
         h = self.model(self.log_mel(x)).last_hidden_state # (B, F at 50 Hz, C)
         return h.unflatten(1, (-1, 2)).float().mean(2)
-
-class Mimi:
-    """A MimiModel up to its semantic codebook, whose entries are `centroids`."""
-    limit = None
-
-    def __init__(self, name, config, layer):
-        if not config.use_causal_conv or config.audio_channels != 1:
-            raise Refused(f"{name}: expected a causal MimiModel of one channel")
-
-        config.decoder_config = None
-        config.num_quantizers = config.num_semantic_quantizers + 1 # the least that MimiConfig allows
-        is_unused = _beyond(math.inf, 'decoder', 'upsample.', 'quantizer.acoustic')
-        model = load_model('MimiModel', name, is_unused, config=config).float()
-        semantic = model.quantizer.semantic_residual_vector_quantizer
-        self.model = model.encoder
-        self.project = semantic.input_proj or nn.Identity()
-        self.centroids = semantic.layers[0].codebook.embed.float()
-        self.config = config
-        self.width = config.codebook_dim
-        self.rate = config.sampling_rate
-        self.step = round(config.sampling_rate / config.frame_rate)
-
-    def identity(self):
-        keys = ('sampling_rate', 'upsampling_ratios', 'num_attention_heads', 'num_key_value_heads',
-                'hidden_act', 'norm_eps', 'sliding_window', 'rope_parameters', 'pad_mode',
-                'dilation_growth_rate', 'use_conv_shortcut')
-        projection = {f'project.{key}': tensor for key, tensor in self.project.state_dict().items()}
-        return ['mimi', *(getattr(self.config, key) for key in keys)], self.model.state_dict() | projection
-
-    def prepare(self, device, dtype):
-        self.model.to(device)
-        self.project.to(device)
-
-    def __call__(self, waves):
-        # Mimi is causal: no complete frame depends on the zeros behind a wave.
-        x = _padded(waves, max(map(len, waves)))[:, None]
-        return self.project(self.model(x.to(self.model.device)).latents).transpose(1, 2)
 
 # --------------------------------------------------------------------------------------------------
 # the encoder
@@ -312,24 +261,30 @@ class Encoder:
     is quantized, the first is 1; centroids: (K, C), None for Mimi; window_s, margin_s: see above;
     batch_s: seconds of padded audio in a forward pass on CUDA, a CPU takes one window at a time;
     normalize: see above; dtype: 'float32' or 'bfloat16', in which products are taken, None:
-    bfloat16 on CUDA unless it is Mimi, else float32. Settings that do not fit together, and bfloat16
-    on a processor without AMX and AVX512_BF16, raise Refused.
+    bfloat16 on CUDA unless it is Mimi, else float32; codebooks: n of flat Mimi; rate: segments a
+    second, 0 for frames; labels (K,): the unit of each centroid, None where it is its number
+    (speech/kmeans.py reads both from a file). Settings that do not fit together, and bfloat16 on a
+    processor without AMX and AVX512_BF16, raise Refused.
 
     Attributes: normalize, whether waves are; rate, Hz of the waves; step, samples a frame; hop,
     samples a frame at 16 kHz; dtype; threads; n_units, K; hash, of all that decides a unit; seconds, {part: time
     spent in it so far}.
     """
     def __init__(self, name, layer, centroids, device='cpu', window_s=30.0, margin_s=2.0, batch_s=120.0,
-                 normalize=None, dtype=None):
+                 normalize=None, dtype=None, codebooks=0, rate=0.0, labels=None):
         self.kind, config = kind_of(name)
         self.normalize = default_normalize(name, config) if normalize is None else normalize
         if self.normalize and self.kind != 'hubert':
             raise Refused(f"normalize=True: a {self.kind} encoder takes waves as they are; leave it out")
         self.device = torch.device(device)
         self.dtype = self._dtype(name, dtype)
-        net_class = {'hubert': Hubert, 'whisper': Whisper, 'mimi': Mimi}[self.kind]
-        self.net = net = net_class(name, config, layer)
         is_mimi = self.kind == 'mimi'
+        if codebooks and not is_mimi:
+            raise Refused(f"{name}: codebooks={codebooks}, and it is a {self.kind} encoder, which has one unit a "
+                          "frame; leave --codebooks out")
+        self.codebooks = codebooks
+        net_class = {'hubert': Hubert, 'whisper': Whisper, 'mimi': Mimi}[self.kind]
+        self.net = net = FlatMimi(name, config, codebooks) if codebooks else net_class(name, config, layer)
         if is_mimi and centroids is not None:
             raise Refused(f"{name}: Mimi has its own codebook, --kmeans does not apply")
         if not is_mimi and centroids is None:
@@ -338,10 +293,16 @@ class Encoder:
         self.centroids = torch.as_tensor(net.centroids if is_mimi else centroids).float()
         if self.centroids.shape[1] != net.width:
             raise Refused(f"centroids have {self.centroids.shape[1]} numbers, {name} gives {net.width}")
-        self.n_units = len(self.centroids)
+        self.labels = labels
+        self.n_units = len(self.centroids) * max(codebooks, 1) if labels is None else int(labels.max()) + 1
         self.rate = net.rate
         self.step = net.step
         self.hop = net.step * RATE // net.rate
+        self.segment_rate = rate
+        if rate:
+            refuse_rate(rate, self.rate / self.step)
+            if is_mimi:
+                raise Refused(f"{name}: the units of Mimi are entries of its codebooks; leave --segment out")
         self.window = round(window_s * self.rate / self.step) # in frames, as is margin
         self.margin = round(margin_s * self.rate / self.step)
         if self.window <= 2 * self.margin:
@@ -353,7 +314,12 @@ class Encoder:
         # the bit, and a CPU is as fast.
         self.batch = int(batch_s * self.rate) if self.device.type == 'cuda' else 0
         facts, tensors = net.identity()
-        self.hash = _hash(facts + ['normalized'] * self.normalize, tensors, self.centroids)
+        facts += ['normalized'] * self.normalize
+        if rate:
+            facts += ['segments', rate, LONGEST]
+        if labels is not None:
+            tensors = {**tensors, 'labels': labels}
+        self.hash = _hash(facts, tensors, self.centroids)
         net.prepare(self.device, getattr(torch, self.dtype))
         self.centroids = self.centroids.to(self.device)
         self.seconds = {'encoder': 0.0, 'k-means': 0.0}
@@ -401,7 +367,20 @@ class Encoder:
         """(..., C) -> the number of the nearest centroid, int64 on the CPU."""
         score = h @ self.centroids.T
         score -= self.centroids.square().sum(1) / 2
-        return score.argmax(-1).cpu().numpy()
+        nearest = score.argmax(-1).cpu()
+        return (nearest if self.labels is None else self.labels[nearest]).numpy()
+
+    def _segments(self, cut, h):
+        """A cut and its h (F, C) -> of the segments of what it keeps, the lengths (S,) in frames and the means (S, C).
+
+        Segments are counted from the start of the wave, so that all its windows together have `rate` a second.
+        """
+        first, keep_from, keep_to = cut[-4:-1]
+        h = h[keep_from:keep_to].cpu().numpy()
+        per_frame = self.segment_rate * self.step / self.rate
+        n_segments = round((first + keep_to) * per_frame) - round((first + keep_from) * per_frame)
+        lengths = segment(h, n_segments, round(LONGEST * self.rate / self.step))
+        return lengths, means(h, lengths)
 
     def _run(self, cuts, quantize=True):
         """Yields each cut (..., keep_from, keep_to, samples) with the units that it keeps.
@@ -423,7 +402,12 @@ class Encoder:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device) # only to measure the time of each part
         middle = time.perf_counter()
-        rows = self._nearest(h) if quantize else h.cpu().numpy()
+        if self.segment_rate:
+            rows = [self._segments(cut, row) for cut, row in zip(batch, h)]
+            rows = [np.stack([self._nearest(torch.from_numpy(x).to(self.device)), lengths], 1) if quantize else x
+                    for lengths, x in rows]
+        else:
+            rows = self._nearest(h) if quantize else h.cpu().numpy()
         return rows, middle - begin, time.perf_counter() - middle
 
     def _kept(self, batch, future):
@@ -432,7 +416,7 @@ class Encoder:
             self.seconds[part] += spent / self.threads
         for cut, row in zip(batch, rows):
             *_, keep_from, keep_to, _ = cut
-            yield cut, row[keep_from:keep_to]
+            yield cut, row if self.segment_rate else row[keep_from:keep_to]
 
     def _windows(self, blocks, mean=0.0, variance=None):
         """windows of a wave in blocks; variance: of the wave that is to be normalized, as is mean."""
@@ -445,27 +429,52 @@ class Encoder:
         wave = np.asarray(wave, np.float32)
         return self._windows([wave], wave.mean(), wave.var()) if self.normalize else self._windows([wave])
 
+    @torch.inference_mode()
+    def _flat(self, blocks):
+        """The units (F, n) of a wave in blocks, by a FlatMimi; a thread of the pool does it."""
+        begin = time.perf_counter()
+        units = []
+        caches = None
+        for *_, n_frames, piece in windows(blocks, self.step, self.window, 0):
+            part, caches = self.net.units(np.ascontiguousarray(piece[:n_frames * self.step]), caches)
+            units.append(part)
+        self.seconds['encoder'] += (time.perf_counter() - begin) / self.threads
+        return np.concatenate(units)
+
+    def runs(self, rows):
+        """What encode gives for a wave -> its units (R,) and runs (R,), as a units folder holds them."""
+        if self.segment_rate:
+            return rows[:, 0], rows[:, 1]
+        return flatten(rows) if self.codebooks else deduplicate(rows)
+
     def encode(self, waves):
-        """float32 (N,) waves at `rate` -> an int64 array of N // step units each; the same alone and together."""
+        """float32 (N,) waves at `rate` -> an int64 array of N // step units each; the same alone and together.
+
+        With codebooks, each array is (N // step, codebooks). With segments, it is (S, 2), the unit and length of each.
+        """
         for wave in waves:
             if len(wave) < self.step:
                 raise Refused(f"{len(wave)} samples are less than one frame of {self.step}")
+        if self.codebooks:
+            return list(self.pool.map(self._flat, ([np.asarray(wave, np.float32)] for wave in waves)))
         cuts = [(i, *cut) for i, wave in enumerate(waves) for cut in self._windows_of(wave)]
         cuts.sort(key=lambda cut: len(cut[-1])) # windows of similar length share a batch: less padding
-        results = [np.empty(len(wave) // self.step, np.int64) for wave in waves]
-        for (i, first, keep_from, keep_to, _), units in self._run(cuts):
-            results[i][first + keep_from:first + keep_to] = units
-        return results
+        pieces = [{} for _ in waves] # the rows of each wave, by where they begin
+        for (i, first, keep_from, *_), rows in self._run(cuts):
+            pieces[i][first + keep_from] = rows
+        return [np.concatenate([rows for _, rows in sorted(by_frame.items())]) for by_frame in pieces]
 
     def encode_blocks(self, blocks, mean=0.0, variance=None):
         """encode([wave])[0] of a wave that comes in blocks; about a window of it is in memory at a time.
 
         mean, variance: its moments, which an encoder with .normalize needs.
         """
+        if self.codebooks:
+            return self.pool.submit(self._flat, blocks).result()
         return np.concatenate([units for _, units in self._run(self._windows(blocks, mean, variance))])
 
     def features(self, wave):
-        """float32 (N,) at `rate` -> float32 (N // step, C), what encode would quantize."""
+        """float32 (N,) at `rate` -> float32 (N // step, C), or (segments, C), what encode would quantize."""
         return np.concatenate([h for _, h in self._run(self._windows_of(wave), quantize=False)])
 
 def _hash(facts, tensors, centroids):

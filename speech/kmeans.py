@@ -10,7 +10,8 @@ from torch import nn
 
 from configurator import Refused
 from files import check_readable
-from speech.encoders import kind_of
+from speech.nets import kind_of
+from speech.syllables import RATE_OF_SYLLABLES
 
 
 def load_centroids(path):
@@ -29,6 +30,43 @@ def load_centroids(path):
                       "expected (K, C) finite numbers, K up to 65535")
     return centroids
 
+def load_segments(path, wanted='', rate=None):
+    """What Encoder takes besides the centroids of a file fitted to segments: {'rate', 'labels'}; {} for frames.
+
+    wanted: 'syllables' refuses frames, and segments at another `rate`, if one is given.
+    """
+    with safe_open(path, 'pt') as f:
+        fields = {name: f.get_tensor(name) for name in ('rate', 'labels') if name in f.keys()}
+    fitted = fields['rate'].item() if 'rate' in fields else None
+    if wanted and (fitted is None or rate not in (None, fitted)):
+        kind = f"segments at --rate={fitted:g}" if fitted else "frames"
+        raise Refused(f"{path}: its centroids are of {kind}, asked for are segments at "
+                      f"--rate={rate or RATE_OF_SYLLABLES:g}: fit others (--fit_kmeans=K --kmeans=NEW.safetensors)")
+    return {'rate': fitted, 'labels': fields.get('labels')} if fitted else {}
+
+@torch.inference_mode()
+def merge(centroids, counts, K):
+    """Ward's agglomerative clustering of centroids (n, C), nearest to counts (n,) rows -> labels (n,) in 0..K-1.
+
+    Again and again the two clusters are joined by which the sum of squared distances to the clusters' means grows
+    least: by |a - b|^2 times m_a m_b / (m_a + m_b), for means a, b of m_a and m_b rows. Memory: n x n numbers.
+    """
+    x = centroids.double()
+    m = counts.double().clamp(min=1e-9)
+    labels = torch.arange(len(x))
+    growth = torch.cdist(x, x).square() * (m[:, None] * m / (m[:, None] + m))
+    growth.fill_diagonal_(math.inf)
+    for _ in range(len(x) - K):
+        a, b = sorted(divmod(growth.argmin().item(), len(x)))
+        x[a] = (x[a] * m[a] + x[b] * m[b]) / (m[a] + m[b])
+        m[a] += m[b]
+        labels[labels == b] = a
+        row = (x - x[a]).square().sum(1) * (m * m[a] / (m + m[a]))
+        row[torch.isinf(growth[a])] = math.inf # itself, and the clusters that are gone
+        growth[a] = growth[:, a] = row
+        growth[b] = growth[:, b] = math.inf
+    return torch.unique(labels, return_inverse=True)[1]
+
 def centroids_path(name, kmeans=None):
     """The k-means file for encoder `name`: `kmeans`, or kmeans.safetensors in the encoder's folder.
 
@@ -41,7 +79,7 @@ def centroids_path(name, kmeans=None):
         raise Refused(f"{name}: Mimi has its own codebook, --kmeans={kmeans} does not apply")
     return None
 
-def _assign(x, centroids, rows=16384):
+def assign(x, centroids, rows=16384):
     """x (n, C) -> the label (n,) of the nearest centroid and the squared distance (n,) to it.
 
     Works on `rows` rows at a time. |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2): the nearest centroid
@@ -89,7 +127,7 @@ def fit_kmeans(x, K, seed=0, iterations=100, tolerance=1e-4):
     centroids = _first_centroids(x, K, torch.Generator().manual_seed(seed))
     previous = math.inf
     for _ in range(iterations):
-        label, distance = _assign(x, centroids)
+        label, distance = assign(x, centroids)
         inertia = distance.mean(dtype=torch.float64).item()
         if previous - inertia <= tolerance * inertia:
             break
@@ -103,5 +141,5 @@ def fit_kmeans(x, K, seed=0, iterations=100, tolerance=1e-4):
         centroids = (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
         empty = counts == 0
         centroids[empty] = x[distance.topk(int(empty.sum())).indices]
-    _, distance = _assign(x, centroids)
+    _, distance = assign(x, centroids)
     return centroids + mean, distance.mean(dtype=torch.float64).item()

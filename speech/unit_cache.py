@@ -32,8 +32,8 @@ from configurator import Refused
 from files import atomically, check_readable, progress
 from speech.audio import RATE, load_audio, seconds_and_rate
 from speech.encoders import Encoder
-from speech.kmeans import centroids_path, load_centroids
-from speech.units import deduplicate
+from speech.kmeans import centroids_path, load_centroids, load_segments
+from speech.nets import kind_of
 from vocab import PUBLISHED, PUBLISHED_LAYER
 
 EMBEDDED = 'tiny/hubert'
@@ -60,8 +60,14 @@ def load_encoder(name, layer, kmeans, device, vocab=None, normalize=None):
     if vocab and vocab.units == PUBLISHED and layer != PUBLISHED_LAYER:
         raise Refused(f"layer={layer}: the model's units are of layer {PUBLISHED_LAYER} "
                       f"of {PUBLISHED}: --layer={PUBLISHED_LAYER}")
+    codebooks = vocab.codebooks if vocab else 0
+    if codebooks and kind_of(name)[0] != 'mimi':
+        raise Refused(f"{name}: the model's units are {codebooks} flat codebooks of a Mimi ({vocab.units}): "
+                      "give its --encoder")
     path = centroids_path(name, kmeans)
-    encoder = Encoder(name, layer, path and load_centroids(path), device, normalize=normalize)
+    centroids = path and load_centroids(path)
+    segments = load_segments(path) if path else {}
+    encoder = Encoder(name, layer, centroids, device, normalize=normalize, codebooks=codebooks, **segments)
     if vocab and not unknown and not vocab.speaks(encoder.hash, name):
         raise Refused(f"{name}: its units are {encoder.hash}, "
                       f"the model was trained on {vocab.units}: "
@@ -91,9 +97,9 @@ def wave_for(encoder, path, start=None, end=None, seconds=0):
     seconds: how much of the wave to keep; 0: all of it. Raises Refused if it is shorter than a unit.
     """
     wave = load_audio(path, start, end, rate=encoder.rate, first=seconds)
-    if len(wave) < encoder.hop:
+    if len(wave) < encoder.step:
         raise Refused(f"{path}: {len(wave)} samples at {encoder.rate} Hz, "
-                      f"one unit takes {encoder.hop}; leave it out")
+                      f"one unit takes {encoder.step}; leave it out")
     return wave
 
 def load(audio, rate=RATE):
@@ -185,10 +191,10 @@ class UnitCache:
         if not waiting:
             return
         encoder = self._encoder()
-        long_enough = [item for item in waiting if len(item[1]) >= encoder.hop]
+        long_enough = [item for item in waiting if len(item[1]) >= encoder.step]
         encoded_waves = encoder.encode([wave for _, wave, _ in long_enough])
         for (key, _, rate), frames in zip(long_enough, encoded_waves):
-            units, runs = deduplicate(frames)
+            units, runs = encoder.runs(frames)
             if runs.max() > 65535: # the largest uint16
                 raise Refused(f"{audio_of[key]}: one unit for {runs.max()} frames; expected speech")
             self.entries[key] = units, runs, rate

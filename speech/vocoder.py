@@ -23,7 +23,7 @@ harmonics of both waves lie at the same frequencies. For the second half of trai
 small discriminator is added, against blur (training/vocoder.py).
 
 HiFiGAN is the vocoder of the papers (speech/hifigan.py). `python -m speech.convert` makes its
-folder from the published .pt file.
+folder from the published .pt file. Flat units of Mimi are spoken by their own Mimi (speech/mimi_vocoder.py).
 
 A vocoder folder holds config.json and model.safetensors. config.json names the units that the
 vocoder was made for (the `units_hash` of their info.json), so that units of another encoder are
@@ -47,6 +47,7 @@ from configurator import Refused
 from files import atomically, check_readable, read_json, write_json
 from speech.audio import RATE
 from speech.hifigan import HiFiGAN, HiFiGANConfig
+from speech.mimi_vocoder import MimiVocoder
 from speech.units import refuse_foreign_units
 
 HOP = 160 # samples: a step of 10 ms
@@ -376,13 +377,18 @@ def settled(vocoder, units):
     """
     runs = vocoder.predicted_runs(units)
     frames = int(runs[:max(0, len(runs) - vocoder.run_context)].sum())
-    return max(0, frames - vocoder.context - 1) * vocoder.hop
+    return int(max(0, frames - vocoder.context - 1) * vocoder.hop)
 
 # --------------------------------------------------------------------------------------------------
 # vocoder folders
 
-def load_vocoder(folder):
-    """The SourceFilter or HiFiGAN of a folder, in eval mode. Raises Refused if there is none."""
+def load_vocoder(folder, codebooks=0):
+    """The SourceFilter or HiFiGAN of a folder, in eval mode. Raises Refused if there is none.
+
+    codebooks: of the units, as in info.json; above 0, folder (or a hub id) has the Mimi that they come from.
+    """
+    if codebooks:
+        return MimiVocoder(folder, codebooks)
     root = Path(folder)
     check_readable(root)
     for name in ('config.json', 'model.safetensors'):

@@ -27,6 +27,7 @@ from hub.shapes import SHAPES, planned_config
 from hub.tokenizer import TextTokenizer
 from model import GPT
 from speech import unit_cache
+from speech.units import deduplicate
 from speech.vocoder import SourceFilter, SourceFilterConfig
 from vocab import PUBLISHED, Vocab, papers_vocab
 
@@ -180,6 +181,8 @@ class Ear:
     hop = 640
     rate = 16000
     n_units = K
+    step = hop
+    runs = staticmethod(deduplicate)
 
     def encode(self, waves):
         return [self.units_of(wave) for wave in waves]

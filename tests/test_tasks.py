@@ -34,6 +34,8 @@ class Ear:
     rate = 16000
     n_units = K
     encoded = 0 # waves
+    step = HOP
+    runs = staticmethod(deduplicate)
 
     def encode(self, waves):
         Ear.encoded += len(waves)

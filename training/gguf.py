@@ -8,7 +8,6 @@ written.
 """
 import json
 import tempfile
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
@@ -191,7 +190,7 @@ def write_gguf(path, model, vocab, tokenizer, name, dtype='bfloat16'):
     check_shape(cfg, tensors, dtype)
     fields = {f'{cfg.family}.{key}': value for key, value in shape_fields(cfg).items()}
     fields |= {f'tokenizer.ggml.{key}': value for key, value in tokenizer_fields(model, vocab, tokenizer).items()}
-    fields |= {'general.name': name, 'nanoslm.vocab': json.dumps(asdict(vocab))}
+    fields |= {'general.name': name, 'nanoslm.vocab': json.dumps(vocab.as_dict())}
     qtype = gguf.GGMLQuantizationType[TYPES[dtype]]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomically(path) as tmp:

@@ -299,6 +299,9 @@ def train_anew(cfg):
         raise Refused(f"{cfg.out}: a vocoder is there; remove it or give another --out "
                       f"(--init={cfg.out} goes on from it)")
     units = Units(cfg.units)
+    if units.codebooks:
+        raise Refused(f"{cfg.units}: flat units of {units.codebooks} codebooks need no training: their Mimi speaks "
+                      f"them, --vocoder={units.info['encoder']}")
     device = pick_device(cfg.device)
     facts = {key: units.info[key] for key in ('n_units', 'units_hash', 'frame_hz')}
     torch.manual_seed(cfg.seed)
