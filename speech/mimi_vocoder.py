@@ -3,6 +3,7 @@ Flat units of Mimi back to speech, by the decoder of the same MimiModel: no voco
 
     wave, = load_vocoder('kyutai/mimi', codebooks=8).speak([units])
 """
+import math
 from types import SimpleNamespace
 
 import numpy as np

@@ -22,6 +22,7 @@ from hub.families import GPTConfig
 from interleave import unit_ranges
 from model import GPT
 from speech.audio import RATE, resample
+from speech.corpus import Batch
 from speech.encoders import Encoder
 from speech.unit_cache import load_encoder
 from speech.units import Units
@@ -165,11 +166,11 @@ def test_interleaved_spans_hold_whole_frames(tmp_path):
     units = (rng.integers(0, 4, (65, 3)) + [0, 4, 8]).ravel()
     runs = np.tile([1, 0, 0], 65)
     starts = np.concatenate([np.linspace(0, n * 1280 - 1500, 8).astype(int) for n in frames])
-    batch = interleave.Batch(units, runs, np.array([0, 120, 195]), np.zeros(16, int), starts, starts + 1400,
-                             np.array([0, 8, 16]), np.zeros(2, bool))
+    batch = Batch(units, runs, np.array([0, 120, 195]), np.zeros(16, int), starts, starts + 1400,
+                  np.array([0, 8, 16]), np.zeros(2, bool))
     table = SimpleNamespace(tokens=np.array([65]), first=np.array([0]), count=np.array([1]), strings=['A'])
-    tokens, lengths, spoken = interleave.interleaved_documents(
-        batch, interleave.draw_keys(np.arange(2, dtype=np.uint64), 0, 0), table, tokenizer, vocab, 1280)
+    spoken = interleave.spoken_words(interleave.draw_keys(np.arange(2, dtype=np.uint64), 0, 0), batch.n_words)
+    tokens, lengths = interleave.interleaved_documents(batch, spoken, table, tokenizer, vocab, 1280)
     assert lengths.sum() == len(tokens) and spoken.any() and not spoken.all()
     codebooks = vocab.codebook(tokens.astype(np.int64))
     spans = ''.join('s' if codebook < 0 else str(codebook) for codebook in codebooks).split('s')
