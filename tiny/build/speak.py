@@ -76,7 +76,8 @@ AFTER = RATE * 150 // 1000
 # The fade at both ends of a sentence (5 ms) avoids a click where silence begins.
 FADE = RATE // 200
 
-PARTS = ('stories', 'talk', 'items-main', 'items-unseen')
+PARTS = ('stories', 'voices', 'world', 'talk', 'items-main', 'items-unseen', 'knowledge')
+VOICES_SEED = 1000 # added to the seed of the stories in other voices, so that they are other stories
 
 @dataclass(frozen=True)
 class Config:
@@ -211,7 +212,8 @@ def in_room(wave, rng):
 # --------------------------------------------------------------------------------------------------
 # what to speak: groups of documents; either all of a group is spoken or none of it
 
-WORDS_PER_SECOND = {'stories': 3.4, 'talk': 3.0} # of the two engines, including the margins of a sentence
+# Of the two engines, including the margins of a sentence.
+WORDS_PER_SECOND = {'stories': 3.4, 'world': 3.4, 'voices': 3.0, 'talk': 3.0}
 
 def _seconds(sentences, cfg):
     """Estimated duration of a document. The number of shards must not depend on what was spoken."""
@@ -223,14 +225,27 @@ def _doc(name, sentences, speaker, diverse=False):
 
 def groups(cfg):
     """Yields lists of documents {id, sentences, speaker, diverse}; stories and talk never end."""
+    from tiny import world
     from tiny.stories import items, stories
     from tiny.talk import utterances
     if cfg.part == 'stories':
         for i, story in enumerate(stories('train', 10 ** 9, cfg.seed)):
             yield [_doc(f's{i:06d}', story.sentences, MAIN)]
+    elif cfg.part == 'voices':
+        for i, story in enumerate(stories('train', 10 ** 9, cfg.seed + VOICES_SEED)):
+            yield [_doc(f'v{i:06d}', story.sentences, VOICES[i % len(VOICES)])]
     elif cfg.part == 'talk':
         for i, utterance in enumerate(utterances(10 ** 9, cfg.seed)):
             yield [_doc(f't{i:06d}', utterance.sentences, VOICES[i % len(VOICES)], diverse=True)]
+    elif cfg.part == 'world':
+        for known in world.documents(10 ** 9, cfg.seed, spoken=True):
+            yield [_doc(known.id, known.sentences, MAIN)]
+    elif cfg.part == 'knowledge':
+        for item in world.items(cfg.items, cfg.seed):
+            yield [
+                _doc(f'{item.id}/context', item.context, MAIN),
+                _doc(f'{item.id}/right', [item.right], MAIN),
+                _doc(f'{item.id}/wrong', [item.wrong], MAIN)]
     else:
         # The unseen voice says the first of the items that the main voice says.
         speaker = MAIN if cfg.part == 'items-main' else UNSEEN
@@ -329,7 +344,7 @@ def _speak_shard(cfg, numbered_shard):
     return k
 
 def _speaks_main(cfg):
-    return cfg.part in ('stories', 'items-main')
+    return cfg.part in ('stories', 'world', 'items-main', 'knowledge')
 
 def _asset_hashes(cfg):
     """{file: sha256} of the engine's files, which determine the bytes. Raises Refused if one is missing."""
@@ -338,7 +353,7 @@ def _asset_hashes(cfg):
         paths = [cfg.piper, cfg.piper + '.json']
     else:
         option = 'kokoro=FOLDER'
-        speakers = VOICES if cfg.part == 'talk' else (UNSEEN,)
+        speakers = VOICES if cfg.part in ('voices', 'talk') else (UNSEEN,)
         names = ('kokoro-v1.0.int8.onnx', 'vocab.json', *(f'voices/{voice}.bin' for voice in speakers))
         paths = [os.path.join(cfg.kokoro, name) for name in names]
     for path in paths:
