@@ -6,6 +6,7 @@ recorded below, and a made-up engine speaks. The last tests run the real ones wh
 """
 import json
 import os
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from configurator import Refused
+from tiny import world
 from tiny.build import engines, speak
 from tiny.build.engines import Unspeakable
 from tiny.build.speak import RATE, Config
@@ -363,8 +365,50 @@ def test_items_are_four_segments_and_both_voices_say_the_same():
     assert [len(doc['sentences']) for doc in main[0]] == [2, 1, 1, 1]
     assert unseen[0][0]['id'] == 'u00000/context' and unseen[0][0]['speaker'] == engines.UNSEEN
 
+def test_other_voices_tell_other_stories_and_each_of_them_as_many():
+    main = {group[0]['sentences'][0]: group[0]['sentences'] for group in islice(speak.groups(Config()), 3000)}
+    others = [group[0] for group in islice(speak.groups(Config(part='voices')), 400)]
+    assert not any(main.get(doc['sentences'][0]) == doc['sentences'] for doc in others)
+    assert set(Counter(doc['speaker'] for doc in others).values()) == {50} and others[1]['id'] == 'v000001'
+    assert {doc['speaker'] for doc in others} == set(engines.VOICES)
+
+def test_the_voice_of_the_stories_tells_open_facts_and_asks_for_hidden_ones():
+    documents = [group[0] for group in islice(speak.groups(Config(part='world')), 300)]
+    expected = [list(document.sentences) for document in world.documents(300, spoken=True)]
+    assert [doc['sentences'] for doc in documents] == expected
+    groups = list(speak.groups(Config(part='knowledge', items=4)))
+    item = world.items(4)[3]
+    assert [doc['id'] for doc in groups[3]] == ['k00003/context', 'k00003/right', 'k00003/wrong']
+    assert [doc['sentences'] for doc in groups[3]] == [list(item.context), [item.right], [item.wrong]]
+    assert {doc['speaker'] for group in groups for doc in group} == {engines.MAIN} == {documents[0]['speaker']}
+
 # --------------------------------------------------------------------------------------------------
 # the real ones
+
+@pytest.mark.parametrize(('size', 'dilation', 'pads'), [(1, 1, [0, 0]), (3, 1, [1, 1]), (7, 3, [9, 9]), (3, 2, [4, 0])])
+def test_convolutions_of_bytes_become_products_with_the_same_integers(size, dilation, pads):
+    onnx = pytest.importorskip('onnx', reason='tiny/build/requirements.txt is not installed')
+    pytest.importorskip('onnxruntime', reason='tiny/build/requirements.txt is not installed')
+    rng = np.random.default_rng(size)
+    weights = {
+        'w': rng.integers(0, 256, (6, 5, size)).astype(np.uint8),
+        'zero_x': np.array(131, np.uint8),
+        'zero_w': np.array(97, np.uint8)}
+    def describe(name, kind, shape):
+        return onnx.helper.make_tensor_value_info(name, kind, shape)
+    node = onnx.helper.make_node(
+        'ConvInteger', ['x', 'w', 'zero_x', 'zero_w'], ['y'], name='conv', group=1, strides=[1], kernel_shape=[size],
+        dilations=[dilation], pads=pads)
+    graph = onnx.helper.make_graph(
+        [node], 'graph', [describe('x', onnx.TensorProto.UINT8, [1, 5, None])],
+        [describe('y', onnx.TensorProto.INT32, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)], ir_version=9)
+    x = rng.integers(0, 256, (1, 5, 40)).astype(np.uint8)
+    expected = engines._session(model).run(None, {'x': x})[0]
+    changed = engines._convolutions_as_products(model)
+    assert 'ConvInteger' not in [node.op_type for node in changed.graph.node]
+    assert np.array_equal(engines._session(changed).run(None, {'x': x})[0], expected)
 
 def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
     pytest.importorskip('piper', reason='tiny/build/requirements.txt is not installed')

@@ -8,6 +8,10 @@ Text -> speech with exact word times. Only building the embedded corpus needs th
     python -m tiny.build.speak --part=items-main   --items=1000 --piper=VOICE.onnx     --out=$out/items-main
     python -m tiny.build.speak --part=items-unseen --items=500  --kokoro=FOLDER        --out=$out/items-unseen
 
+The parts voices (other stories, in the voices of the talk), world (what speech tells of the world of
+tiny/world.py) and knowledge (items that ask for what it does not tell) are spoken likewise; build.sh
+has every command.
+
 VOICE.onnx is a Piper voice (en_US-joe-medium here) with VOICE.onnx.json beside it. FOLDER holds
 Kokoro's int8 model kokoro-v1.0.int8.onnx, vocab.json and voices/NAME.bin. Both models say when each
 phone is spoken; tiny/build/engines.py runs them and turns that into word times.
@@ -81,15 +85,15 @@ VOICES_SEED = 1000 # added to the seed of the stories in other voices, so that t
 
 @dataclass(frozen=True)
 class Config:
-    part: str = 'stories' # what to speak: stories | talk | items-main | items-unseen
+    part: str = 'stories' # what to speak: stories | voices | world | talk | items-main | items-unseen | knowledge
     out: str = 'out/build/speech/stories' # a folder for this part alone
-    hours: float = 1.0 # of stories or talk, estimated from the number of words; rounded up to whole shards
+    hours: float = 1.0 # of a part without items, estimated from the number of words; rounded up to whole shards
     items: int = 1000 # items of an evaluation part
     first: int = 0 # first shard to speak; earlier ones are spoken elsewhere (tiny/build/pack.py --keep joins them)
-    piper: str = '' # VOICE.onnx, for stories and items-main
-    kokoro: str = '' # Kokoro's folder, for talk and items-unseen
+    piper: str = '' # VOICE.onnx, for stories, world, items-main and knowledge
+    kokoro: str = '' # Kokoro's folder, for voices, talk and items-unseen
     workers: int = 1 # processes, one thread each
-    shard_docs: int = 100 # documents in a shard; an item is 4 documents
+    shard_docs: int = 100 # documents in a shard; an item counts as 4
     pause: float = 0.25 # seconds of silence between two sentences
     edge: float = 0.1 # seconds of silence at the beginning and at the end
     room: float = 0.5 # share of the talk that gets a room and noise
@@ -224,7 +228,7 @@ def _doc(name, sentences, speaker, diverse=False):
     return {'id': name, 'sentences': list(sentences), 'speaker': speaker, 'diverse': diverse}
 
 def groups(cfg):
-    """Yields lists of documents {id, sentences, speaker, diverse}; stories and talk never end."""
+    """Yields lists of documents {id, sentences, speaker, diverse}; they never end, except for those of items."""
     from tiny import world
     from tiny.stories import items, stories
     from tiny.talk import utterances
