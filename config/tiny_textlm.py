@@ -1,5 +1,5 @@
-# python train.py config/tiny_textlm.py          tiny/textlm: the TextLM that knows the world of tiny/world.py
-data = 'out/tokens/world'
+# python train.py config/tiny_textlm.py          a TextLM that knows the world of tiny/world.py: 0.5 h on 2 CPU cores
+data = 'out/tokens/world' # python -m tiny.world, then interleave.py: wide_text of tiny/jobs.sh
 sources = ('text',)
 vocab = 'text'
 tokenizer = 'tiny/tokenizer'
@@ -22,7 +22,7 @@ schedule = 'wsd'
 decay = 0.3
 lr = 4e-3
 warmup = 0.03
-max_steps = 3000 # 12.3M tokens
+max_steps = 3000 # 12.3M tokens, of 14.5M
 dtype = 'bfloat16'
 
 eval_every = 500

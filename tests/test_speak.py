@@ -17,6 +17,7 @@ from configurator import Refused
 from tiny import world
 from tiny.build import engines, speak
 from tiny.build.engines import Unspeakable
+from tiny.build.pack import write_packed
 from tiny.build.speak import RATE, Config
 
 # How espeak says words and phrases that stand alone.
@@ -314,6 +315,21 @@ def test_the_last_shards_alone_are_those_of_the_whole(talk):
     with pytest.raises(Refused, match='--first=99: all shards come before'):
         talk('none', first=99)
 
+def test_shards_that_are_packed_are_not_spoken_again(talk, tmp_path, capsys):
+    everything = talk('everything')
+    first = [line['id'] for line in map(json.loads, everything['00000/docs.jsonl'].splitlines())]
+    docs = [{'id': name, 'speaker': 'joe', 'samples': 0, 'units': [], 'runs': [], 'words': [], 'starts': [], 'ends': []}
+            for name in first]
+    write_packed(tmp_path / 'talk-more.npz.xz', docs, {})
+    rest = talk('rest', packed=str(tmp_path))
+    assert {name for name in everything if name[0] == '0'} - set(rest) == {
+        name for name in everything if name.startswith('00000')}
+    assert all(rest[name] == everything[name] for name in rest if name[0] == '0')
+    docs = [{**docs[0], 'id': f't{i:06d}'} for i in range(1000)]
+    write_packed(tmp_path / 'talk.npz.xz', docs, {})
+    talk('none', packed=str(tmp_path))
+    assert f'talk: {tmp_path} has all of it, nothing to speak' in capsys.readouterr().out
+
 def test_shards_of_other_settings_or_texts_are_not_mixed(talk, tmp_path, monkeypatch):
     talk('a')
     with pytest.raises(Refused, match='another seed; remove it or change --out'):
@@ -325,8 +341,12 @@ def test_shards_of_other_settings_or_texts_are_not_mixed(talk, tmp_path, monkeyp
     with pytest.raises(Refused, match='other texts than the grammar gives now'):
         talk('a')
 
-def test_a_cut_shard_is_named(talk, tmp_path):
+def test_a_cut_shard_is_named_and_one_in_the_making_is_left_alone(talk, tmp_path):
     talk('a')
+    spoken = [line['id'] for line, _ in speak.documents(tmp_path / 'a')]
+    (tmp_path / 'a' / '00009.tmp').mkdir()
+    (tmp_path / 'a' / '00009.tmp.lock').write_text('{}')
+    assert [line['id'] for line, _ in speak.documents(tmp_path / 'a')] == spoken
     docs = tmp_path / 'a' / '00001' / 'docs.jsonl'
     lines = docs.read_text().splitlines()
     # One more document than there is sound for.
@@ -338,7 +358,7 @@ def test_a_cut_shard_is_named(talk, tmp_path):
 
 def test_bad_settings_and_missing_voices_are_refused(tmp_path):
     refusals = [
-        ({'part': 'story'}, 'expected one of stories talk'),
+        ({'part': 'story'}, 'expected one of stories voices world talk'),
         ({'hours': 0.0}, 'more than 0'),
         ({'room': 1.5}, '0 to 1'),
         ({'workers': -1}, 'more than 0')]

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes what tiny/ ships, from text to encoder, corpus and vocoder: about 7 hours on 2 CPU cores, every stage resumable.
 #   ASSETS=FOLDER tiny/build/build.sh
-#   ASSETS=FOLDER tiny/build/build.sh more VOICES TALK STORIES WORLD    hours of the wide corpus, which is added to what is
-#                                                                      packed: what out/build/speech has of it stays
+#   ASSETS=FOLDER tiny/build/build.sh more VOICES TALK STORIES WORLD
+# The second speaks until the wide corpus has these hours (the talk and stories that everyone unpacks count), and packs
+# what is new beside what is packed. It can be cut and repeated, on other machines too.
 # ASSETS holds, each under its usual name on the model hub (tiny/README.md has sources and licenses):
 #   piper-joe/en_US-joe-medium.onnx and .onnx.json      the voice of the stories
 #   kokoro/kokoro-v1.0.int8.onnx, vocab.json, voices/   the voices of the talk and of the unseen items
@@ -19,13 +20,12 @@ speak() { # speak PART FOLDER OPTIONS...
   python -m tiny.build.speak --part="$1" --out=$speech/"$2" --workers="${WORKERS:-2}" "${@:3}" \
     --piper="$ASSETS/piper-joe/en_US-joe-medium.onnx" --kokoro="$ASSETS/kokoro"
 }
-# The wide corpus goes on where the parts that everyone unpacks end: after 10,500 stories and 500 utterances.
-more() { # more VOICES TALK STORIES WORLD: hours of each, those of stories and talk with what comes before
-  stage "speak stories in other voices" speak voices voices --hours="$1" --shard_docs=40
-  stage "speak more talk" speak talk talk-more --hours="$2" --shard_docs=20 --first=25
-  stage "speak the world" speak world world --hours="$4"
-  stage "speak more stories" speak stories stories-more --hours="$3" --first=105
-  stage "speak the knowledge items" speak knowledge knowledge --items=1000
+more() { # more VOICES TALK STORIES WORLD: until there are so many hours of each; what is packed is not spoken again
+  stage "speak stories in other voices" speak voices voices --hours="$1" --shard_docs=40 --packed=tiny
+  stage "speak more talk" speak talk talk-more --hours="$2" --shard_docs=20 --packed=tiny --first=25
+  stage "speak the world" speak world world --hours="$4" --packed=tiny
+  stage "speak more stories" speak stories stories-more --hours="$3" --packed=tiny --first=105
+  stage "speak the knowledge items" speak knowledge knowledge --items=1000 --packed=tiny
 }
 if [ "${1:-}" = more ]; then
   more "${@:2}"
@@ -38,6 +38,7 @@ stage "speak the stories" speak stories stories --hours=22.9
 stage "speak the talk" speak talk talk --hours=0.6
 stage "speak the items, main voice" speak items-main items-main --items=1000
 stage "speak the items, unseen voice" speak items-unseen items-unseen --items=500
+rm -f tiny/*.npz.xz # all of it is made anew
 more 5 3 33 3
 
 train_encoder() {

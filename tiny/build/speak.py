@@ -73,6 +73,7 @@ from tiny.build.engines import (
     word_times,
     word_tokens,
 )
+from tiny.unpack import read_packed
 
 # What a sentence keeps around its words, in samples.
 BEFORE = RATE * 50 // 1000
@@ -81,6 +82,10 @@ AFTER = RATE * 150 // 1000
 FADE = RATE // 200
 
 PARTS = ('stories', 'voices', 'world', 'talk', 'items-main', 'items-unseen', 'knowledge')
+# The packed files (tiny/unpack.py) with documents of each part.
+PACKED_IN = {
+    'stories': ('stories', 'stories-more'), 'voices': ('voices',), 'world': ('world',), 'talk': ('talk', 'talk-more'),
+    'items-main': ('items',), 'items-unseen': ('items',), 'knowledge': ('knowledge',)}
 VOICES_SEED = 1000 # added to the seed of the stories in other voices, so that they are other stories
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Config:
     hours: float = 1.0 # of a part without items, estimated from the number of words; rounded up to whole shards
     items: int = 1000 # items of an evaluation part
     first: int = 0 # first shard to speak; earlier ones are spoken elsewhere (tiny/build/pack.py --keep joins them)
+    packed: str = '' # folder of packed files; shards that are in them are not spoken again
     piper: str = '' # VOICE.onnx, for stories, world, items-main and knowledge
     kokoro: str = '' # Kokoro's folder, for voices, talk and items-unseen
     workers: int = 1 # processes, one thread each
@@ -307,7 +313,7 @@ def documents(folder):
 
     Raises Refused for a folder without shards, and for a shard whose audio is too short.
     """
-    shards = sorted(p for p in Path(folder).glob('[0-9]*') if p.suffix != '.tmp')
+    shards = sorted(p for p in Path(folder).glob('[0-9]*') if p.name.isdigit())
     if not shards:
         raise Refused(f"{folder}: no speech in it; python -m tiny.build.speak writes it")
     for shard in shards:
@@ -365,6 +371,15 @@ def _asset_hashes(cfg):
             raise Refused(f"{path}: no such file; --{option} says where the voice is (see tiny/README.md)")
     return {os.path.basename(path): sha256(path) for path in paths}
 
+def _packed_ids(cfg):
+    """The ids of the documents of this part that are packed already."""
+    ids = set()
+    for name in PACKED_IN[cfg.part] if cfg.packed else ():
+        path = Path(cfg.packed) / f'{name}.npz.xz'
+        if path.exists():
+            ids |= {doc['id'] for doc in read_packed(path)[0]}
+    return ids
+
 def _same_settings(cfg):
     """Writes OUT/settings.json, or raises Refused if the shards there have other settings."""
     names = ('part', 'seed', 'shard_docs', 'pause', 'edge', 'room')
@@ -403,7 +418,11 @@ def _summary(cfg, shards):
 
 def main(cfg):
     _same_settings(cfg)
-    shards = dict(list(enumerate(plan(cfg)))[cfg.first:])
+    packed = _packed_ids(cfg)
+    shards = {k: shard for k, shard in list(enumerate(plan(cfg)))[cfg.first:]
+              if not any(doc['id'] in packed for group in shard for doc in group)}
+    if not shards and packed:
+        return print(f"{cfg.part}: {cfg.packed} has all of it, nothing to speak")
     if not shards:
         raise Refused(f"--first={cfg.first}: all shards come before; expected a smaller one, or more hours or items")
     todo = [(k, shard) for k, shard in shards.items() if not _is_finished(Path(cfg.out) / f'{k:05d}', shard)]
