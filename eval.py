@@ -3,6 +3,7 @@ Measures models: likelihood tasks and held-out loss. Writes MODEL/eval.json, and
 
     python eval.py --model=out/tiny                                        tiny's items, and held-out loss
     python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json    side by side, and in one file
+    python eval.py --model=tiny/textlm --tasks=tiny,knowledge --data=      the text's own facts too (tiny/world.py)
     python eval.py --model=out/x --tasks=all --root=bench --data=          each task whose data is at bench/TASK
     python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
 
@@ -102,8 +103,14 @@ class Config:
         """{task: path} of the setting `where`."""
         return dict(part.strip().partition('=')[::2] for part in self.where.split(',') if part.strip())
 
-# Functions that read a task's items from its folder; that of tiny takes a Units.
-TASKS = {'tiny': tiny.pairs, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.swuggy,
+    def units_folder(self, name):
+        """The units folder of an embedded task, of which no audio is needed; None for other tasks."""
+        if name == 'tiny':
+            return self.items
+        return self.places.get(name, 'out/data/knowledge') if name == 'knowledge' else None
+
+# Functions that read a task's items from its folder; those of tasks/tiny.py take a Units.
+TASKS = {'tiny': tiny.pairs, 'knowledge': tiny.knowledge, 'sblimp': zerospeech.sblimp, 'swuggy': zerospeech.swuggy,
          'ssc': storycloze.spoken, 'tsc': storycloze.spoken, 'ms_ssc': multispeaker.ms_ssc,
          'ms_tsc': multispeaker.ms_tsc, 'cross_modal': multispeaker.cross_modal,
          'salmon': salmon.items, 'acoustic': acoustic.items, 'blimp': blimp.items, 'storycloze': storycloze.text}
@@ -120,13 +127,14 @@ def read_items(cfg, name, vocab):
 
     Raises Refused for units of another encoder, and for missing data unless --tasks=all.
     """
-    if name == 'tiny':
-        if cfg.tasks == 'all' and not Path(cfg.items).is_dir():
-            return None, f"no {cfg.items}"
-        source = Units(cfg.items)
+    folder = cfg.units_folder(name)
+    if folder:
+        if cfg.tasks == 'all' and not Path(folder).is_dir():
+            return None, f"no {folder}"
+        source = Units(folder)
         units_hash = source.info['units_hash']
         if vocab.kind != 'text' and not vocab.speaks(units_hash, source.info.get('encoder')):
-            raise Refused(f"{cfg.items}: units {units_hash}, the model was trained on {vocab.units or 'others'}: "
+            raise Refused(f"{folder}: units {units_hash}, the model was trained on {vocab.units or 'others'}: "
                           "encode the items with the model's encoder, or give --items= for none")
     else:
         source = Path(cfg.places.get(name, Path(cfg.root) / name))
@@ -267,9 +275,9 @@ def measure_task(cfg, name, model, vocab, tokenizer, open_cache):
     if not items:
         raise Refused(f"{name}: no items; max_items is {cfg.max_items}")
     notes = {}
-    if name != 'tiny' and vocab.kind == 'text':
+    if not cfg.units_folder(name) and vocab.kind == 'text':
         items = without_audio(items)
-    elif name != 'tiny':
+    elif not cfg.units_folder(name):
         items, notes = encoded(items, open_cache)
     possible = directions_of(vocab, items[0]['right'])
     directions = [direction for direction in possible if direction in (cfg.directions or possible)]

@@ -29,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from configurator import Refused, run
 from files import atomically, read_json
 from scaling.curves import budgets_of, compute, isoflop
-from scaling.runs import metrics_of, read_runs
+from scaling.runs import allocations, metrics_of, read_runs
 
 matplotlib.use('Agg')
 
@@ -358,8 +358,29 @@ def draw_isoflop(axis, metric, fit):
             axis.plot(row['N_opt'], top, '*', color=color, markeredgecolor='black', markersize=11)
         table += [(metric, row['C'], N, y, 'run') for N, y in zip(row['N'], row['y'])]
         table.append((metric, row['C'], row['N_opt'], row['y_opt'], f"optimum, {row['where']}"))
+    table += draw_allocations(axis, metric, fit)
     axis.set(xscale='log', ylabel=title_of(metric))
     label_ticks(axis, [N for row in fit['budgets'] for N in row['N']], size_name)
+    return table
+
+def draw_allocations(axis, metric, fit):
+    """Draws where the optima of larger budgets would be by the published exponents, as diamonds on the parabolas.
+
+    They start from the optimum of the smallest budget that has one inside; without it nothing is drawn.
+    -> rows of the table.
+    """
+    inside = [row for row in fit['budgets'] if row['where'] == 'inside']
+    table = []
+    for published in allocations() if inside else ():
+        first = min(inside, key=lambda row: row['C'])
+        for i, row in enumerate(fit['budgets']):
+            if row['C'] <= first['C']:
+                continue
+            N = first['N_opt'] * (row['C'] / first['C']) ** published['exponent_N']
+            y = np.polyval(row['parabola'], np.log(N))
+            if min(row['N']) <= N <= max(row['N']):
+                axis.plot(N, in_drawn_units(metric, y), 'D', color='white', markeredgecolor=style_of(i)['color'])
+            table.append((metric, row['C'], N, y, f"{published['source']}'s exponent from {first['C']:.3g} FLOPs"))
     return table
 
 def isoflop_figures(cfg, runs, metrics):
@@ -381,7 +402,8 @@ def isoflop_figures(cfg, runs, metrics):
         table = []
         for axis, (metric, fit) in zip(axes, fits_of.items()):
             table += draw_isoflop(axis, metric, fit)
-        axes[-1].set_xlabel('parameters N   (star: optimum inside the grid; dotted: none there)')
+        axes[-1].set_xlabel('parameters N   (star: optimum inside the grid; dotted: none there; '
+                            "diamond: by SODA's exponent)")
         add_legend(axes[0], title='FLOPs', title_fontsize=8, ncols=2)
         written.append(f"isoflop-{file_name(group)}.png")
         save(figure, Path(cfg.out) / written[-1], ('metric', 'C', 'N', 'value', 'what'), table)

@@ -17,7 +17,7 @@ import numpy as np
 from configurator import Refused, run
 from files import record, write_json
 from scaling.curves import attempt, compute, interval_text, isoflop, surface
-from scaling.runs import by_group, count
+from scaling.runs import allocations, by_group, count
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def isoflop_lines(fit):
         yield (f"  {metric}: N_opt = {fit['G']:.3g} C^{fit['exponent_N']:.3f} "
                f"({interval_text(fit['exponent_N_interval'])}), "
                f"D_opt ~ C^{fit['exponent_D']:.3f} ({interval_text(fit['exponent_D_interval'])})")
+        for row in allocations():
+            yield f"     {row['source']}: N_opt ~ C^{row['exponent_N']}, D_opt ~ C^{row['exponent_D']}"
 
 def surface_lines(fit):
     """The result of surface as lines of text."""

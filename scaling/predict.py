@@ -6,7 +6,6 @@ What to train for a budget: the papers' rule of thumb with its evidence, and wha
     python -m scaling.predict --hours=24 --gpus=8 --gpu=H200             a budget in hours
 """
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from configurator import Refused, run
 from files import read_json
 from scaling.curves import attempt, best_of, compute, interval, interval_text, isoflop, surface
 from scaling.models import models_of
-from scaling.runs import by_group, count
+from scaling.runs import PUBLISHED, allocations, by_group, count
 from training.cost import CHIPS
 
 # SIMS 5 trained for 2.1e18, 5e18, 2e19, 6e19 and 2e20 FLOPs. Up to 5e18 its smallest size was best in tSC; at 2e20 7B
@@ -24,7 +23,6 @@ STUDIED = 2.1e18
 SMALLEST_UNTIL = 5e18
 LARGEST_FROM = 2e20
 ENOUGH = {'steps': 25_000, 'tokens': 4.2e9}
-PUBLISHED = Path(__file__).parents[1] / 'papers' / 'published.json'
 
 @dataclass(frozen=True)
 class Config:
@@ -97,6 +95,15 @@ def rule_of_thumb(C, family, vocab, batch_tokens):
         yield ("  that is for interleaved models; for textless ones SIMS 5 cites 463M parameters on 72B tokens at 2e20 "
                "FLOPs (Cuervo and Marxer)")
     yield from evidence(C)
+    yield from other_allocations()
+
+def other_allocations():
+    """The published exponents of allocation as lines of text: what ten times the compute is spent on."""
+    for row in allocations():
+        yield (f"{row['source']}, {row['runs']} runs of {row['least_flops']:g} to {row['most_flops']:g} FLOPs: "
+               f"N ~ C^{row['exponent_N']}, D ~ C^{row['exponent_D']}, so for ten times the compute "
+               f"{10 ** row['exponent_N']:.1f} x the parameters and {10 ** row['exponent_D']:.1f} x the tokens")
+        yield f"  its tokens: {row['tokens']}"
 
 def estimate(log_draws, form):
     """Draws of a logarithm, the first of which is the estimate -> 'value (low to high)'."""

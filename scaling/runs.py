@@ -15,6 +15,7 @@ from configurator import Refused
 from evaluation.results import in_percent
 from files import read_json
 
+PUBLISHED = Path(__file__).parents[1] / 'papers' / 'published.json'
 
 class Run(NamedTuple):
     """A finished run, or a row of a published table."""
@@ -86,6 +87,10 @@ def read_run(folder, corpus, family=''):
                loss=curve[-1][1] if curve else None,
                scores=scores,
                planned=settings.get('max_flops'))
+
+def allocations():
+    """The published allocations of compute: a list of {source, exponent_N, exponent_D, runs, ...}."""
+    return read_json(PUBLISHED.parent, PUBLISHED.name, 'the repository')['allocations']
 
 def is_accuracy(key):
     """Whether a key of a published row is an accuracy of the model and not of its TextLM."""

@@ -241,6 +241,7 @@ PAIR_TOKENS = 4.5e6 / 47e3 # of a prompt and the chosen completion; Slam: 4.5M t
 REAL_HOURS = sum(row['hours'] for row in published_rows('SIMS 4') if row['data'] != 'sTinyStories')
 LOG = [json.loads(line) for line in (ROOT / 'tiny/slm/log.jsonl').read_text().splitlines()] # of config/tiny_long.py
 CPU_RATE = median(row['tok_s'] for row in LOG if 'tok_s' in row)
+TEXTLM_TOKENS = settings('tiny_textlm').max_steps * settings('tiny_textlm').batch_tokens
 TINY_LONG_TOKENS = settings('tiny_long').max_steps * settings('tiny_long').batch_tokens
 
 def about(value):
@@ -311,6 +312,10 @@ QUANTITIES = [ # (configs, the number as the comment has it, its value, how it i
     (('tiny_long',), '0.5', TINY_LONG_TOKENS / CPU_RATE / 3600,
      'hours, at the tokens a second of tiny/slm/log.jsonl'),
     (('tiny_long',), '13M', TINY_LONG_TOKENS, 'steps x batch_tokens'),
+    (('tiny_textlm',), '0.5', TEXTLM_TOKENS / CPU_RATE / 3600,
+     'hours, at the tokens a second of tiny/slm/log.jsonl'),
+    (('tiny_textlm',), '12.3M', TEXTLM_TOKENS, 'steps x batch_tokens'),
+    (('tiny_textlm',), '14.5M', 14_487_150, 'printed by interleave.py: tokens of out/tokens/world/train/text'),
     (('tiny_text',), '2.8M', 2_756_928, "scaling/models.py: SHAPES['tiny/2.8M']"),
     (('tiny_text',), '0.4M', 2048 * 192, 'ids x n_embd'),
     (('tiny_text',), '2,048', 2048, 'tiny/tokenizer'),

@@ -15,9 +15,18 @@ from corpora.folder import utterances
 from speech.audio import load_audio
 from speech.units import Units
 from speech.words import Words
-from tasks.tiny import pairs
+from tasks.tiny import knowledge, pairs
+from tiny.build.pack import (
+    ENDINGS,
+    encode_part,
+    export_audio,
+    join_ending,
+    merge,
+    packed_docs,
+    with_joined,
+    write_packed,
+)
 from tiny.build.pack import Config as PackConfig
-from tiny.build.pack import encode_part, export_audio, join_ending, merge, packed_docs, with_joined, write_packed
 from tiny.unpack import Config, main, read_packed
 
 INFO = {'units_hash': 'abc', 'n_units': K, 'hop': 640, 'frame_hz': 25.0}
@@ -118,28 +127,44 @@ def test_a_joined_item_has_one_pause_where_the_edges_met():
     assert x[start] == 1
     assert not x[edge + 1000:start].any()
 
-def test_every_item_gets_its_seven_documents(tmp_path):
+def packed_items(tmp_path, name, letter):
+    """Two items, packed and unpacked under `name` -> the units folder."""
     spoken = []
     for i in range(2):
-        for name in ('context', 'right', 'wrong', 'topic'):
-            line = {'id': f'm0000{i}/{name}', 'speaker': 'joe', 'words': [['x', 2000, 3000]]}
+        for segment in ('context', *ENDINGS[name]):
+            line = {'id': f'{letter}0000{i}/{segment}', 'speaker': 'joe', 'words': [['x', 2000, 3000]]}
             spoken.append((line, np.ones(6400, np.int16)))
 
     def encode(waves):
         return [np.arange(len(w) // 640) % K for w in waves]
 
-    joined = with_joined(spoken, PackConfig(speech='spoken'))
+    joined = with_joined(spoken, ENDINGS[name], PackConfig(speech='spoken'))
     docs = encode_part(joined, SimpleNamespace(encode=encode))
-    assert len(docs) == 14
-    for name in PACKED:
-        write_packed(tmp_path / f'{name}.npz.xz', docs, INFO)
-    main(Config(packed=str(tmp_path), out=str(tmp_path / 'data')))
-    items = list(pairs(Units(tmp_path / 'data' / 'items')))
+    write_packed(tmp_path / f'{name}.npz.xz', docs, INFO)
+    main(Config(packed=str(tmp_path), out=str(tmp_path / 'data'), parts=name))
+    return Units(tmp_path / 'data' / name)
+
+def test_every_item_gets_its_seven_documents(tmp_path):
+    corpus = packed_items(tmp_path, 'items', 'm')
+    assert len(corpus) == 14
+    items = list(pairs(corpus))
     expected = [(f'm0000{i}', task) for i in range(2) for task in ('ssc', 'tsc')]
     assert [(item['id'], item['task']) for item in items] == expected
     right = items[0]['right']
     assert right['prompt'][0] == 'x'
     assert len(right['joined'][0]) == (6400 * 2 - 3200 + 4000) // 640
+
+def test_a_knowledge_item_has_two_endings_and_one_pair(tmp_path):
+    corpus = packed_items(tmp_path, 'knowledge', 'k')
+    assert len(corpus) == 10
+    assert [(item['id'], item['rows']) for item in knowledge(corpus)] == [('k00000', ('main',)), ('k00001', ('main',))]
+    with pytest.raises(Refused, match="document 'k00000/topic' is missing; every item has context, right"):
+        list(pairs(corpus))
+
+def test_a_part_that_is_not_there_is_named():
+    with pytest.raises(Refused, match="parts=stories,song: no part 'song'; there are stories, talk, items"):
+        Config(parts='stories,song')
+    assert Config(parts='all').names[:4] == (*PACKED, 'stories-more')
 
 def test_exported_audio_is_read_back_by_the_folder_corpus(tmp_path):
     wave = (8000 * np.sin(np.arange(3200))).astype(np.int16)

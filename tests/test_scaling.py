@@ -488,7 +488,7 @@ def test_fit_and_predict_from_the_files_of_runs(tmp_path, capsys):
     assert group['surface']['a'] == pytest.approx(TRUTH['a'], abs=0.06)
     assert len(group['surface']['residuals']) == 25 and 'draws' not in group['surface']
     assert group['isoflop'][0]['exponent_N'] == pytest.approx(P, abs=0.05)
-    capsys.readouterr()
+    assert 'SODA: N_opt ~ C^0.367, D_opt ~ C^0.579' in capsys.readouterr().out
     predict.main(predict.Config(flops=1e21, runs=str(folder)))
     printed = capsys.readouterr().out
     assert 'surface: N ' in printed and 'iso-FLOP: N ' in printed
@@ -578,8 +578,15 @@ def test_every_figure_has_its_numbers_beside_it(tmp_path, capsys):
     steps = [row for row in table_of(out / 'steps-text-x.csv') if row['metric'] == TSC]
     assert {(row['kind'], row['steps'], row['value']) for row in steps} == {
         (kind, n_steps, '0.6') for kind in ('interleaved', 'speech only') for n_steps in ('100', '300', '1000')}
-    points = [row['what'] for row in table_of(out / 'isoflop-qwen2.5-interleaved.csv') if row['metric'] == 'loss']
+    isoflop_rows = [row for row in table_of(out / 'isoflop-qwen2.5-interleaved.csv') if row['metric'] == 'loss']
+    points = [row['what'] for row in isoflop_rows]
     assert points.count('run') == 25 and points.count('optimum, inside') == 5
+    marks = [row for row in isoflop_rows if "SODA's exponent" in row['what']]
+    first = next(row for row in isoflop_rows if row['what'] == 'optimum, inside')
+    assert len(marks) == 4
+    for row in marks:
+        growth = (float(row['C']) / float(first['C'])) ** 0.367
+        assert float(row['N']) == pytest.approx(float(first['N']) * growth, rel=1e-3)
     groups = {row['group'] for row in table_of(out / 'metrics.csv')}
     assert {'published, textless', 'published, speech and text', 'qwen2.5, interleaved'} < groups
     families = table_of(out / 'families.csv')
@@ -604,6 +611,16 @@ def test_published_rows_have_their_source():
     assert (sims['ms_tsc/S'], sims['ms_ssc/S->T'], sims['params']) == (88.27, 67.73, 7.6e9)
     hours = sum(row['hours'] for row in rows if row['table'] == 'SIMS 4')
     assert hours == pytest.approx(84e3 + 30e3, rel=0.01) # the text of SIMS
+    [soda] = published['allocations']
+    assert soda['source'] in published['sources'] and soda['least_flops'] < soda['most_flops']
+    # "optimal data grows 1.6 times faster than optimal model size" (SODA, abstract)
+    assert soda['exponent_D'] / soda['exponent_N'] == pytest.approx(1.6, abs=0.05)
+
+def test_the_other_published_allocation_stands_beside_the_rule(capsys):
+    predict.main(predict.Config(flops=2e20))
+    printed = capsys.readouterr().out
+    assert 'SODA, 64 runs of 3e+18 to 3e+20 FLOPs: N ~ C^0.367, D ~ C^0.579' in printed
+    assert '2.3 x the parameters and 3.8 x the tokens' in printed
 
 # --------------------------------------------------------------------------------------------------
 # a few runs side by side

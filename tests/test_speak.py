@@ -6,6 +6,7 @@ recorded below, and a made-up engine speaks. The last tests run the real ones wh
 """
 import json
 import os
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from configurator import Refused
+from tiny import world
 from tiny.build import engines, speak
 from tiny.build.engines import Unspeakable
+from tiny.build.pack import write_packed
 from tiny.build.speak import RATE, Config
 
 # How espeak says words and phrases that stand alone.
@@ -312,6 +315,21 @@ def test_the_last_shards_alone_are_those_of_the_whole(talk):
     with pytest.raises(Refused, match='--first=99: all shards come before'):
         talk('none', first=99)
 
+def test_shards_that_are_packed_are_not_spoken_again(talk, tmp_path, capsys):
+    everything = talk('everything')
+    first = [line['id'] for line in map(json.loads, everything['00000/docs.jsonl'].splitlines())]
+    docs = [{'id': name, 'speaker': 'joe', 'samples': 0, 'units': [], 'runs': [], 'words': [], 'starts': [], 'ends': []}
+            for name in first]
+    write_packed(tmp_path / 'talk-more.npz.xz', docs, {})
+    rest = talk('rest', packed=str(tmp_path))
+    assert {name for name in everything if name[0] == '0'} - set(rest) == {
+        name for name in everything if name.startswith('00000')}
+    assert all(rest[name] == everything[name] for name in rest if name[0] == '0')
+    docs = [{**docs[0], 'id': f't{i:06d}'} for i in range(1000)]
+    write_packed(tmp_path / 'talk.npz.xz', docs, {})
+    talk('none', packed=str(tmp_path))
+    assert f'talk: {tmp_path} has all of it, nothing to speak' in capsys.readouterr().out
+
 def test_shards_of_other_settings_or_texts_are_not_mixed(talk, tmp_path, monkeypatch):
     talk('a')
     with pytest.raises(Refused, match='another seed; remove it or change --out'):
@@ -323,8 +341,12 @@ def test_shards_of_other_settings_or_texts_are_not_mixed(talk, tmp_path, monkeyp
     with pytest.raises(Refused, match='other texts than the grammar gives now'):
         talk('a')
 
-def test_a_cut_shard_is_named(talk, tmp_path):
+def test_a_cut_shard_is_named_and_one_in_the_making_is_left_alone(talk, tmp_path):
     talk('a')
+    spoken = [line['id'] for line, _ in speak.documents(tmp_path / 'a')]
+    (tmp_path / 'a' / '00009.tmp').mkdir()
+    (tmp_path / 'a' / '00009.tmp.lock').write_text('{}')
+    assert [line['id'] for line, _ in speak.documents(tmp_path / 'a')] == spoken
     docs = tmp_path / 'a' / '00001' / 'docs.jsonl'
     lines = docs.read_text().splitlines()
     # One more document than there is sound for.
@@ -336,7 +358,7 @@ def test_a_cut_shard_is_named(talk, tmp_path):
 
 def test_bad_settings_and_missing_voices_are_refused(tmp_path):
     refusals = [
-        ({'part': 'story'}, 'expected one of stories talk'),
+        ({'part': 'story'}, 'expected one of stories voices world talk'),
         ({'hours': 0.0}, 'more than 0'),
         ({'room': 1.5}, '0 to 1'),
         ({'workers': -1}, 'more than 0')]
@@ -363,8 +385,50 @@ def test_items_are_four_segments_and_both_voices_say_the_same():
     assert [len(doc['sentences']) for doc in main[0]] == [2, 1, 1, 1]
     assert unseen[0][0]['id'] == 'u00000/context' and unseen[0][0]['speaker'] == engines.UNSEEN
 
+def test_other_voices_tell_other_stories_and_each_of_them_as_many():
+    main = {group[0]['sentences'][0]: group[0]['sentences'] for group in islice(speak.groups(Config()), 3000)}
+    others = [group[0] for group in islice(speak.groups(Config(part='voices')), 400)]
+    assert not any(main.get(doc['sentences'][0]) == doc['sentences'] for doc in others)
+    assert set(Counter(doc['speaker'] for doc in others).values()) == {50} and others[1]['id'] == 'v000001'
+    assert {doc['speaker'] for doc in others} == set(engines.VOICES)
+
+def test_the_voice_of_the_stories_tells_open_facts_and_asks_for_hidden_ones():
+    documents = [group[0] for group in islice(speak.groups(Config(part='world')), 300)]
+    expected = [list(document.sentences) for document in world.documents(300, spoken=True)]
+    assert [doc['sentences'] for doc in documents] == expected
+    groups = list(speak.groups(Config(part='knowledge', items=4)))
+    item = world.items(4)[3]
+    assert [doc['id'] for doc in groups[3]] == ['k00003/context', 'k00003/right', 'k00003/wrong']
+    assert [doc['sentences'] for doc in groups[3]] == [list(item.context), [item.right], [item.wrong]]
+    assert {doc['speaker'] for group in groups for doc in group} == {engines.MAIN} == {documents[0]['speaker']}
+
 # --------------------------------------------------------------------------------------------------
 # the real ones
+
+@pytest.mark.parametrize(('size', 'dilation', 'pads'), [(1, 1, [0, 0]), (3, 1, [1, 1]), (7, 3, [9, 9]), (3, 2, [4, 0])])
+def test_convolutions_of_bytes_become_products_with_the_same_integers(size, dilation, pads):
+    onnx = pytest.importorskip('onnx', reason='tiny/build/requirements.txt is not installed')
+    pytest.importorskip('onnxruntime', reason='tiny/build/requirements.txt is not installed')
+    rng = np.random.default_rng(size)
+    weights = {
+        'w': rng.integers(0, 256, (6, 5, size)).astype(np.uint8),
+        'zero_x': np.array(131, np.uint8),
+        'zero_w': np.array(97, np.uint8)}
+    def describe(name, kind, shape):
+        return onnx.helper.make_tensor_value_info(name, kind, shape)
+    node = onnx.helper.make_node(
+        'ConvInteger', ['x', 'w', 'zero_x', 'zero_w'], ['y'], name='conv', group=1, strides=[1], kernel_shape=[size],
+        dilations=[dilation], pads=pads)
+    graph = onnx.helper.make_graph(
+        [node], 'graph', [describe('x', onnx.TensorProto.UINT8, [1, 5, None])],
+        [describe('y', onnx.TensorProto.INT32, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)], ir_version=9)
+    x = rng.integers(0, 256, (1, 5, 40)).astype(np.uint8)
+    expected = engines._session(model).run(None, {'x': x})[0]
+    changed = engines._convolutions_as_products(model)
+    assert 'ConvInteger' not in [node.op_type for node in changed.graph.node]
+    assert np.array_equal(engines._session(changed).run(None, {'x': x})[0], expected)
 
 def test_espeak_maps_to_the_words_of_every_sentence_of_both_grammars():
     pytest.importorskip('piper', reason='tiny/build/requirements.txt is not installed')

@@ -11,6 +11,19 @@ step() { # step NAME LOG COMMAND...: writes the command's output to a log, and s
 once() { # once FILE step ...: runs the step unless FILE is there
   if [ -e "$1" ]; then echo "     -   $3: $1 is there already"; else "${@:2}"; fi
 }
+wide_text() { # text that knows more than the speech: out/data/world.txt, out/tokens/world (config/tiny_textlm.py)
+  once out/data/world.txt step "corpus: text of the world" world python -m tiny.world --out=out/data/world.txt
+  once out/tokens/world/info.json step "text -> token shards: world" tokens-world \
+    python interleave.py --text=out/data/world.txt --sources=text --eot --val_frac=0.005 --out=out/tokens/world
+}
+wide_corpus() { # after wide_text: all parts of tiny/ -> out/data, out/tokens/wide and out/tokens/wide-talk
+  step "corpus: units and words of all of tiny/" wide-corpus python -m tiny.unpack --parts=all
+  once out/tokens/wide/info.json step "units + words -> token shards: stories, voices, world" tokens-wide \
+    python interleave.py --units=out/data/stories,out/data/stories-more,out/data/voices,out/data/world \
+    --text=out/data/world.txt --eot --val_frac=0.01 --out=out/tokens/wide
+  once out/tokens/wide-talk/info.json step "units + words -> token shards: all talk" tokens-wide-talk \
+    python interleave.py --units=out/data/talk,out/data/talk-more --eot --val_frac=0.05 --out=out/tokens/wide-talk
+}
 corpus() { # tiny/ -> out/data, out/tokens/stories and out/tokens/talk
   step "corpus: units and words of tiny/" corpus python -m tiny.unpack
   once out/data/stories.txt step "corpus: more stories, as text" stories \

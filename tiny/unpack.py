@@ -1,10 +1,21 @@
 """
-Unpacks the embedded corpus: tiny/{stories,talk,items}.npz.xz -> units folders with their words.
+Unpacks the embedded corpus: tiny/NAME.npz.xz -> units folders with their words.
 
-    python -m tiny.unpack            -> out/data/{stories,talk,items}/, each with words/ inside
+    python -m tiny.unpack                -> out/data/{stories,talk,items}/, each with words/ inside
+    python -m tiny.unpack --parts=all    -> the parts of the wide corpus too
 
-out/data/NAME/ is what tokenize_speech.py and align.py write. stories are synthetic (one voice);
-talk is diverse (other voices, rooms, noise); items are for evaluation (tasks/tiny.py).
+out/data/NAME/ is what tokenize_speech.py and align.py write.
+
+    stories         synthetic: stories in one voice
+    talk            diverse: other sentences in other voices, with rooms and noise
+    items           StoryCloze, for evaluation (tasks/tiny.py)
+    stories-more    more stories in the voice of the stories
+    voices          other stories, in the voices of the talk
+    world           what the voice of the stories tells of the world of tiny/world.py
+    talk-more       more of the talk
+    knowledge       items that ask for a fact that no speech tells, for evaluation (tasks/tiny.py)
+
+The wide corpus is all of them but the items. --parts names some, separated by commas.
 
 NAME.npz.xz is an .npz file of integer arrays, compressed by xz. Of n documents with R runs and W
 words in all, it holds
@@ -38,8 +49,16 @@ from speech.audio import RATE
 from speech.units import write_units_shard
 from speech.words import write_words_shard
 
-# Each packed file, and the parts of tiny/build/speak.py that are in it.
-PARTS = {'stories': ('stories',), 'talk': ('talk',), 'items': ('items-main', 'items-unseen')}
+# Each packed file, and the folders of speech that tiny/build/build.sh makes for it.
+PARTS = {
+    'stories': ('stories',),
+    'talk': ('talk',),
+    'items': ('items-main', 'items-unseen'),
+    'stories-more': ('stories-more',),
+    'voices': ('voices',),
+    'world': ('world',),
+    'talk-more': ('talk-more',),
+    'knowledge': ('knowledge',)}
 
 SHARD_DOCS = 10_000
 
@@ -47,6 +66,16 @@ SHARD_DOCS = 10_000
 class Config:
     packed: str = 'tiny' # folder of the .npz.xz files
     out: str = 'out/data' # folder for the units folders
+    parts: str = 'stories,talk,items' # names of packed files, separated by commas; all: all that there are
+
+    def __post_init__(self):
+        for name in self.names:
+            if name not in PARTS:
+                raise Refused(f"parts={self.parts}: no part '{name}'; there are {', '.join(PARTS)}, all")
+
+    @property
+    def names(self):
+        return tuple(PARTS) if self.parts == 'all' else tuple(map(str.strip, self.parts.split(',')))
 
 def read_packed(path):
     """Reads a packed file -> docs, info, as write_packed of tiny/build/pack.py takes them.
@@ -104,7 +133,7 @@ def write_shard(folder, index, docs):
     write_words_shard(folder / 'words', index, word_docs)
 
 def main(cfg):
-    for name in PARTS:
+    for name in cfg.names:
         source = Path(cfg.packed) / f'{name}.npz.xz'
         folder = Path(cfg.out) / name
         digest = sha256(source) if source.is_file() else None

@@ -174,6 +174,7 @@ def _session(model):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.log_severity_level = 3 # no warning for each weight that an edited graph no longer needs
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
 
 def _onnx(path):
@@ -244,6 +245,58 @@ class Piper:
         frames = np.add.reduceat(durations.ravel(), np.arange(0, len(ids), 2))
         return wave.ravel(), frames.astype(np.int64) * self.hop
 
+def _convolutions_as_products(model):
+    """Replaces the convolutions of bytes in a graph by matrix products of the same bytes.
+
+    The products give the same integers, so the wave stays bit for bit. onnxruntime multiplies an
+    unsigned by a signed matrix with VNNI instructions, but has no such kernel for a convolution.
+    Kokoro needs two thirds of the time (EPYC, one thread: 2.7 x real time instead of 1.85 x).
+    """
+    from onnx import helper, numpy_helper
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+
+    def constant(name, value):
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def signed(name):
+        return (numpy_helper.to_array(constants[name]).astype(np.int16) - 128).astype(np.int8)
+
+    def add(operator, inputs, output, **attributes):
+        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    for node in graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type != 'ConvInteger' or attributes['group'] > 1 or attributes['strides'] != [1]:
+            nodes.append(node)
+            continue
+        x, weight, zero_x, zero_weight = node.input
+        y = node.output[0]
+        w = signed(weight) # (channels out, channels in, kernel)
+        rows = constant(f'{y}_weight', w.transpose(2, 1, 0).reshape(-1, len(w)))
+        zero = constant(f'{y}_zero', signed(zero_weight))
+        before, after = attributes['pads']
+        pads = constant(f'{y}_pads', np.array([0, before, 0, 0, after, 0]))
+        axis = constant(f'{y}_axis', np.array([1]))
+        frames = add('Transpose', [x], f'{y}_frames', perm=[0, 2, 1])
+        frames = add('Pad', [frames, pads, zero_x], f'{y}_padded')
+        shifted = []
+        for k in range(w.shape[2]):
+            # Slice's end counts from the last frame; the largest number stands for no limit.
+            shift = attributes['dilations'][0] * np.array([k, k + 1 - w.shape[2]])
+            first = constant(f'{y}_first{k}', shift[:1])
+            end = constant(f'{y}_end{k}', shift[1:] if shift[1] else np.array([2 ** 62]))
+            shifted.append(add('Slice', [frames, first, end, axis], f'{y}_shift{k}'))
+        columns = add('Concat', shifted, f'{y}_columns', axis=2)
+        product = add('MatMulInteger', [columns, rows, zero_x, zero], f'{y}_product')
+        add('Transpose', [product], y, perm=[0, 2, 1])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
 class Kokoro:
     """Kokoro-82M: many voices, no noise. Its durations become an output."""
     rate, hop, lag = 24_000, 600, 720
@@ -258,7 +311,7 @@ class Kokoro:
             self.styles[voice] = style.reshape(-1, 1, 256)
         model = _onnx(folder / 'kokoro-v1.0.int8.onnx')
         model.graph.output.append(onnx.ValueInfoProto(name='/encoder/Clip_output_0'))
-        self.session = _session(model)
+        self.session = _session(_convolutions_as_products(model))
 
     def __call__(self, phones, voice, rng):
         # Kokoro lacks the mark of a syllabic consonant. A schwa before the consonant takes the

@@ -1,10 +1,10 @@
 """
-Packs the spoken parts of the embedded corpus into three small files (format: tiny/unpack.py).
+Packs the spoken parts of the embedded corpus into small files (format: tiny/unpack.py).
 
     python -m tiny.build.pack --speech=out/build/speech
 
-With --keep, documents that are packed already stay in the files, so that a corpus of 50 hours can
-be spoken on several machines or days.
+A file of which nothing is in the folder stays as it is. With --keep, documents that are packed
+already stay in the files, so that a corpus of 50 hours can be spoken on several machines or days.
 
 Packing also writes tiny/audio/: under two minutes of the speech itself, as FLAC with a
 manifest.jsonl (corpora/folder.py reads it), so that every stage can start from sound.
@@ -27,7 +27,8 @@ from speech.kmeans import load_centroids
 from speech.units import deduplicate
 from tiny.unpack import PARTS, read_packed
 
-ENDINGS = ('right', 'wrong', 'topic') # of an item, spoken after its context
+# The endings of an item, spoken after its context, in each packed file that has items.
+ENDINGS = {'items': ('right', 'wrong', 'topic'), 'knowledge': ('right', 'wrong')}
 
 @dataclass(frozen=True)
 class Config:
@@ -115,7 +116,7 @@ def join_ending(context, ending, pause, edge):
     ending_name = ending_line['id'].split('/')[1]
     return {'id': f"{line['id']}+{ending_name}", 'speaker': line['speaker'], 'words': words}, wave
 
-def with_joined(documents, cfg):
+def with_joined(documents, endings, cfg):
     """Yields the segments of items and, after the last segment of an item, its joined documents.
 
     A segment is the context of an item or one of its endings, with the id ITEM/SEGMENT. The
@@ -129,8 +130,8 @@ def with_joined(documents, cfg):
             segments = {}
         segments[segment] = line, wave
         yield line, wave
-        if len(segments) == 1 + len(ENDINGS):
-            for ending in ENDINGS:
+        if len(segments) == 1 + len(endings):
+            for ending in endings:
                 yield join_ending(segments['context'], segments[ending], cfg.pause, cfg.edge)
 
 def encode_part(spoken, encoder):
@@ -228,12 +229,16 @@ def main(cfg):
     }
     for name, parts in PARTS.items():
         path = Path(cfg.packed) / f'{name}.npz.xz'
-        packed = packed_docs(path, encoder.hash) if cfg.keep else []
+        spoken_parts = [part for part in parts if (speech / part).exists()]
+        if not spoken_parts:
+            print(f"{path}: stays as it is; {speech} has none of {', '.join(parts)}")
+            continue
+        packed = packed_docs(path, encoder.hash) if cfg.keep and path.exists() else []
         if packed:
-            parts = [part for part in parts if (speech / part).exists()]
+            parts = spoken_parts
         spoken = (pair for part in parts for pair in documents(speech / part))
-        if name == 'items':
-            spoken = with_joined(spoken, cfg)
+        if name in ENDINGS:
+            spoken = with_joined(spoken, ENDINGS[name], cfg)
         docs = merge(packed, encode_part(spoken, encoder))
         write_packed(path, docs, {**info, **record(cfg)})
         hours = sum(d['samples'] for d in docs) / RATE / 3600

@@ -8,6 +8,10 @@ Text -> speech with exact word times. Only building the embedded corpus needs th
     python -m tiny.build.speak --part=items-main   --items=1000 --piper=VOICE.onnx     --out=$out/items-main
     python -m tiny.build.speak --part=items-unseen --items=500  --kokoro=FOLDER        --out=$out/items-unseen
 
+The parts voices (other stories, in the voices of the talk), world (what speech tells of the world of
+tiny/world.py) and knowledge (items that ask for what it does not tell) are spoken likewise; build.sh
+has every command.
+
 VOICE.onnx is a Piper voice (en_US-joe-medium here) with VOICE.onnx.json beside it. FOLDER holds
 Kokoro's int8 model kokoro-v1.0.int8.onnx, vocab.json and voices/NAME.bin. Both models say when each
 phone is spoken; tiny/build/engines.py runs them and turns that into word times.
@@ -69,6 +73,7 @@ from tiny.build.engines import (
     word_times,
     word_tokens,
 )
+from tiny.unpack import read_packed
 
 # What a sentence keeps around its words, in samples.
 BEFORE = RATE * 50 // 1000
@@ -76,19 +81,25 @@ AFTER = RATE * 150 // 1000
 # The fade at both ends of a sentence (5 ms) avoids a click where silence begins.
 FADE = RATE // 200
 
-PARTS = ('stories', 'talk', 'items-main', 'items-unseen')
+PARTS = ('stories', 'voices', 'world', 'talk', 'items-main', 'items-unseen', 'knowledge')
+# The packed files (tiny/unpack.py) with documents of each part.
+PACKED_IN = {
+    'stories': ('stories', 'stories-more'), 'voices': ('voices',), 'world': ('world',), 'talk': ('talk', 'talk-more'),
+    'items-main': ('items',), 'items-unseen': ('items',), 'knowledge': ('knowledge',)}
+VOICES_SEED = 1000 # added to the seed of the stories in other voices, so that they are other stories
 
 @dataclass(frozen=True)
 class Config:
-    part: str = 'stories' # what to speak: stories | talk | items-main | items-unseen
+    part: str = 'stories' # what to speak: stories | voices | world | talk | items-main | items-unseen | knowledge
     out: str = 'out/build/speech/stories' # a folder for this part alone
-    hours: float = 1.0 # of stories or talk, estimated from the number of words; rounded up to whole shards
+    hours: float = 1.0 # of a part without items, estimated from the number of words; rounded up to whole shards
     items: int = 1000 # items of an evaluation part
     first: int = 0 # first shard to speak; earlier ones are spoken elsewhere (tiny/build/pack.py --keep joins them)
-    piper: str = '' # VOICE.onnx, for stories and items-main
-    kokoro: str = '' # Kokoro's folder, for talk and items-unseen
+    packed: str = '' # folder of packed files; shards that are in them are not spoken again
+    piper: str = '' # VOICE.onnx, for stories, world, items-main and knowledge
+    kokoro: str = '' # Kokoro's folder, for voices, talk and items-unseen
     workers: int = 1 # processes, one thread each
-    shard_docs: int = 100 # documents in a shard; an item is 4 documents
+    shard_docs: int = 100 # documents in a shard; an item counts as 4
     pause: float = 0.25 # seconds of silence between two sentences
     edge: float = 0.1 # seconds of silence at the beginning and at the end
     room: float = 0.5 # share of the talk that gets a room and noise
@@ -211,7 +222,8 @@ def in_room(wave, rng):
 # --------------------------------------------------------------------------------------------------
 # what to speak: groups of documents; either all of a group is spoken or none of it
 
-WORDS_PER_SECOND = {'stories': 3.4, 'talk': 3.0} # of the two engines, including the margins of a sentence
+# Of the two engines, including the margins of a sentence.
+WORDS_PER_SECOND = {'stories': 3.4, 'world': 3.4, 'voices': 3.0, 'talk': 3.0}
 
 def _seconds(sentences, cfg):
     """Estimated duration of a document. The number of shards must not depend on what was spoken."""
@@ -222,15 +234,28 @@ def _doc(name, sentences, speaker, diverse=False):
     return {'id': name, 'sentences': list(sentences), 'speaker': speaker, 'diverse': diverse}
 
 def groups(cfg):
-    """Yields lists of documents {id, sentences, speaker, diverse}; stories and talk never end."""
+    """Yields lists of documents {id, sentences, speaker, diverse}; they never end, except for those of items."""
+    from tiny import world
     from tiny.stories import items, stories
     from tiny.talk import utterances
     if cfg.part == 'stories':
         for i, story in enumerate(stories('train', 10 ** 9, cfg.seed)):
             yield [_doc(f's{i:06d}', story.sentences, MAIN)]
+    elif cfg.part == 'voices':
+        for i, story in enumerate(stories('train', 10 ** 9, cfg.seed + VOICES_SEED)):
+            yield [_doc(f'v{i:06d}', story.sentences, VOICES[i % len(VOICES)])]
     elif cfg.part == 'talk':
         for i, utterance in enumerate(utterances(10 ** 9, cfg.seed)):
             yield [_doc(f't{i:06d}', utterance.sentences, VOICES[i % len(VOICES)], diverse=True)]
+    elif cfg.part == 'world':
+        for known in world.documents(10 ** 9, cfg.seed, spoken=True):
+            yield [_doc(known.id, known.sentences, MAIN)]
+    elif cfg.part == 'knowledge':
+        for item in world.items(cfg.items, cfg.seed):
+            yield [
+                _doc(f'{item.id}/context', item.context, MAIN),
+                _doc(f'{item.id}/right', [item.right], MAIN),
+                _doc(f'{item.id}/wrong', [item.wrong], MAIN)]
     else:
         # The unseen voice says the first of the items that the main voice says.
         speaker = MAIN if cfg.part == 'items-main' else UNSEEN
@@ -288,7 +313,7 @@ def documents(folder):
 
     Raises Refused for a folder without shards, and for a shard whose audio is too short.
     """
-    shards = sorted(p for p in Path(folder).glob('[0-9]*') if p.suffix != '.tmp')
+    shards = sorted(p for p in Path(folder).glob('[0-9]*') if p.name.isdigit())
     if not shards:
         raise Refused(f"{folder}: no speech in it; python -m tiny.build.speak writes it")
     for shard in shards:
@@ -329,7 +354,7 @@ def _speak_shard(cfg, numbered_shard):
     return k
 
 def _speaks_main(cfg):
-    return cfg.part in ('stories', 'items-main')
+    return cfg.part in ('stories', 'world', 'items-main', 'knowledge')
 
 def _asset_hashes(cfg):
     """{file: sha256} of the engine's files, which determine the bytes. Raises Refused if one is missing."""
@@ -338,13 +363,22 @@ def _asset_hashes(cfg):
         paths = [cfg.piper, cfg.piper + '.json']
     else:
         option = 'kokoro=FOLDER'
-        speakers = VOICES if cfg.part == 'talk' else (UNSEEN,)
+        speakers = VOICES if cfg.part in ('voices', 'talk') else (UNSEEN,)
         names = ('kokoro-v1.0.int8.onnx', 'vocab.json', *(f'voices/{voice}.bin' for voice in speakers))
         paths = [os.path.join(cfg.kokoro, name) for name in names]
     for path in paths:
         if not os.path.isfile(path):
             raise Refused(f"{path}: no such file; --{option} says where the voice is (see tiny/README.md)")
     return {os.path.basename(path): sha256(path) for path in paths}
+
+def _packed_ids(cfg):
+    """The ids of the documents of this part that are packed already."""
+    ids = set()
+    for name in PACKED_IN[cfg.part] if cfg.packed else ():
+        path = Path(cfg.packed) / f'{name}.npz.xz'
+        if path.exists():
+            ids |= {doc['id'] for doc in read_packed(path)[0]}
+    return ids
 
 def _same_settings(cfg):
     """Writes OUT/settings.json, or raises Refused if the shards there have other settings."""
@@ -384,7 +418,11 @@ def _summary(cfg, shards):
 
 def main(cfg):
     _same_settings(cfg)
-    shards = dict(list(enumerate(plan(cfg)))[cfg.first:])
+    packed = _packed_ids(cfg)
+    shards = {k: shard for k, shard in list(enumerate(plan(cfg)))[cfg.first:]
+              if not any(doc['id'] in packed for group in shard for doc in group)}
+    if not shards and packed:
+        return print(f"{cfg.part}: {cfg.packed} has all of it, nothing to speak")
     if not shards:
         raise Refused(f"--first={cfg.first}: all shards come before; expected a smaller one, or more hours or items")
     todo = [(k, shard) for k, shard in shards.items() if not _is_finished(Path(cfg.out) / f'{k:05d}', shard)]
