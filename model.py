@@ -420,13 +420,10 @@ class GPT(nn.Module):
         order = None
         if codebook is not None: # rows behind the vocabulary are no units
             order = Order(F.pad(codebook.to(device), (0, V - len(codebook)), value=-1), ids, tokens)
-        weights = []
         if device.type == 'cpu':
-            matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
-            weights = [m.weight for m in matrices if B > 1 or m.out_features > m.in_features] # one row gains less
             head = head.t().contiguous().t() # a copy: the table itself may be the embedding
         step = Steps(self, cache, decode)
-        with by_columns(weights):
+        with by_columns(self._matrices(B) if device.type == 'cpu' else []):
             hidden = self(tokens, doc_start, cache)[:, -1]
             for i in range(max_new_tokens):
                 if i > 0:
@@ -447,6 +444,11 @@ class GPT(nn.Module):
                 yield new
                 if not running:
                     break
+
+    def _matrices(self, B):
+        """The weights that B rows read faster by columns; one row gains less."""
+        matrices = [m for m in self.layers.modules() if isinstance(m, nn.Linear)]
+        return [m.weight for m in matrices if B > 1 or m.out_features > m.in_features]
 
     def _check_prompts(self, prompts, max_new_tokens):
         V = self.cfg.vocab_size

@@ -394,13 +394,16 @@ def log_evaluation(run, log, step, val):
         loss = f"{means['loss']:.3f}" if means['targets'] else 'no targets'
         run.say(f"step {step} | val {name} {loss}")
 
+def set_rate(optimizer, lr):
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+
 def training_loop(run, objective, steps, fetch, sets):
     """Trains to the end of the budget or a stop signal -> (last step, is it done, {'skipped', 'no_targets': steps}).
 
-    objective    a module around .model: micro-batch -> (sum of its losses, sums over it for the log), with
-                 .summary(sums); the loss of a step is the sum of losses / the sum of weights, over all ranks
+    objective    a module around .model: micro-batch -> (sum of its losses, sums for the log), with .summary(sums)
     steps        of the whole run; None: until max_seconds
-    fetch(step)  -> this rank's micro-batches, their weight, the number of keys their tokens attend to
+    fetch(step)  -> this rank's micro-batches, their weight (a step's loss: all losses / all weights), keys attended to
     sets         held-out data for `evaluate`
     """
     cfg, state, model = run.cfg, run.state, objective.model
@@ -411,15 +414,14 @@ def training_loop(run, objective, steps, fetch, sets):
         checkpoint.load(run.folder, model, optimizer, run.place)
     log = Log(cfg, state, model, rank, world, device, objective.summary)
     saver = checkpoint.Saver(run, model, optimizer, log)
-    step, seconds = state['step'], state['seconds']
+    step, seconds, done = state['step'], state['seconds'], state['finished']
     started = time.monotonic() - seconds
-    stop, done = False, state['finished']
+    stop = False # whether a signal reached a rank
     micro_batches, weight, attended_keys = fetch(step)
     while not (done or stop):
         # ---- the step
         lr = learning_rate(cfg, (step + 1) / steps if steps else min(seconds / cfg.max_seconds, 1.0))
-        for group in optimizer.param_groups:
-            group['lr'] = lr
+        set_rate(optimizer, lr)
         n_tokens = sum(tokens.numel() for tokens, *_ in micro_batches)
         loss_sums = accumulate_gradients(run, net, micro_batches, weight)
         # The next batch is fetched one step ahead, as the device is busy now and the host is not.
