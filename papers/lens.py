@@ -124,7 +124,8 @@ def draw(rows, out):
                 shares = [100 * row[f'{asked} top-{top}'] for row in of_model]
                 label = f'{name}, {asked}' if asked != 'control' else None
                 axis.plot(depth, shares, line, label=label, **style_of(i), markersize=3)
-            axis.set(ylabel=f'top-{top}, % of words', ylim=(0, None))
+    for axis, top in zip(axes, TOPS):
+        axis.set(ylabel=f'top-{top}, % of words', ylim=(0, None))
     axes[-1].set(xlabel='depth: layers passed, of all (dotted: control)')
     axes[0].set(title='text tokens read off at the end of a spoken word')
     axes[0].legend(frameon=False)
