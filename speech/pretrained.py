@@ -15,12 +15,16 @@ import os
 import re
 from contextlib import contextmanager
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from configurator import Refused, refuse_library
 from files import check_readable, is_finite, read_value
 
 BUFFERS = r'rotary_emb\.inv_freq$|\.attn(ention)?\.(masked_)?bias$' # in files of old transformers, not weights
+
+LAYERS = ('num_hidden_layers', 'encoder_layers', 'decoder_layers') # numbers of layers in config.json
+WIDTHS = ('hidden_size', 'd_model', 'intermediate_size', 'encoder_ffn_dim', 'decoder_ffn_dim')
+MOST_IDS = 2 ** 20 # of a published vocabulary, and more
 
 def model_file(name, file, needed=True):
     """The JSON of a file in a model's folder or hub id, None if there is none. Raises Refused."""
@@ -58,6 +62,24 @@ def _refuse_code(name, file):
     if code or '/' in str(attention):
         raise Refused(f"{name}/{file}: asks to run Python code that is not transformers' own ({key}), which is never "
                       f"done; give another model, or take {key} out if transformers' own class computes the same")
+
+def _refuse_size(name):
+    """Refuses a folder whose config.json describes more layers or wider ones than its files have, before transformers
+    takes memory and time for them."""
+    settings = model_file(name, 'config.json', needed=False)
+    files = [path for path in os.scandir(name) if path.name.endswith('.safetensors')] if os.path.isdir(name) else []
+    if not files or not isinstance(settings, dict):
+        return # transformers says so; what comes from the hub is as it was published
+    shapes = []
+    for file in files:
+        with safe_open(file.path, 'pt') as weights:
+            shapes += [weights.get_slice(key).get_shape() for key in weights.keys()]
+    limits = dict.fromkeys(LAYERS, len(shapes)) | dict.fromkeys(WIDTHS, max(map(max, filter(None, shapes)), default=0))
+    limits['vocab_size'] = max(limits['hidden_size'], MOST_IDS) # a model without its head and table may say any
+    for key, limit in limits.items():
+        if isinstance(settings.get(key), int) and settings[key] > limit:
+            raise Refused(f"{name}/config.json: {key} is {settings[key]:,}, and its weights allow {limit:,} at most; "
+                          "take the config.json that was published with them")
 
 @contextmanager
 def _transformers(name, expected):
@@ -99,6 +121,7 @@ def load_model(class_name, name, is_unused=None, **options):
     from_pretrained.
     """
     with _transformers(name, f"a model that transformers' {class_name} reads") as transformers:
+        _refuse_size(name)
         model, info = getattr(transformers, class_name).from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options)
     prefix = model.base_model_prefix + '.'

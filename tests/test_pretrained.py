@@ -8,6 +8,7 @@ case                                                    outcome
 6a  config.json names code of the folder                refused, nothing asked, nothing run
 6b  config.json names attention of another repository   refused (transformers would fetch and run it)
 6c  the tokenizer's folder names code                   refused, nothing asked, nothing run
+10  config.json of a far larger model                    refused before memory is taken
 6d  a call of transformers that would ask               test_faults.py finds it in the tree
 """
 import json
@@ -26,7 +27,7 @@ from files import is_finite
 from hub.tokenizer import TextTokenizer
 from speech.ctc import CTC
 from speech.encoders import Encoder
-from speech.pretrained import load_tokenizer
+from speech.pretrained import LAYERS, WIDTHS, load_tokenizer
 from speech.whisper import Whisper
 
 __all__ = ['ctc', 'hubert', 'mimi', 'whisper'] # fixtures
@@ -110,6 +111,18 @@ def test_a_folder_that_wants_code_is_refused_and_nothing_is_asked_or_run(case, m
                 f"/config.json: asks to run Python code that is not transformers' own ({key}), which is never done; "
                 f"give another model, or take {key} out if transformers' own class computes the same")
     assert not (folder / 'was_run').exists()
+
+@pytest.mark.parametrize('key, value', [('layers', 10 ** 6), ('width', 30_000), ('vocab_size', 10 ** 9)])
+def test_a_config_of_a_far_larger_model_is_refused_before_it_takes_memory(case, key, value):
+    load, folder, *_ = case
+    config = json.loads((folder / 'config.json').read_text())
+    names = {'layers': LAYERS, 'width': WIDTHS}.get(key, (key,))
+    name = next((name for name in names if name in config), None)
+    if name is None:
+        pytest.skip(f"this kind of model has no {key} in its config.json")
+    (folder / 'config.json').write_text(json.dumps(config | {name: value}))
+    with pytest.raises(Refused, match=f'{name} is {value:,}, and its weights allow .* at most'):
+        load(folder)
 
 def test_a_tokenizer_that_wants_code_is_refused_and_nothing_is_asked_or_run(tmp_path, monkeypatch):
     monkeypatch.setattr('builtins.input', None)
