@@ -3,7 +3,7 @@ Measures models: likelihood tasks and held-out loss. Writes MODEL/eval.json, and
 
     python eval.py --model=out/tiny                                        tiny's items, and held-out loss
     python eval.py --model=out/tiny,out/tiny-speech --out=out/eval.json    side by side, and in one file
-    python eval.py --model=tiny/textlm --tasks=tiny,knowledge --data=      the text's own facts too (tiny/world.py)
+    python eval.py --model=out/tiny --tasks=tiny,knowledge                 also items on facts that text alone states
     python eval.py --model=out/x --tasks=all --root=bench --data=          each task whose data is at bench/TASK
     python eval.py --model=out/x --tasks=sblimp,swuggy --where=sblimp=/d/sLM21,swuggy=/d/sLM21 --data=
 

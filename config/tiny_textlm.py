@@ -1,5 +1,5 @@
 # python train.py config/tiny_textlm.py          a TextLM that knows the world of tiny/world.py: 0.5 h on 2 CPU cores
-data = 'out/tokens/world' # python -m tiny.world, then interleave.py: wide_text of tiny/jobs.sh
+data = 'out/tokens/world' # wide_text of tiny/jobs.sh makes it
 sources = ('text',)
 vocab = 'text'
 tokenizer = 'tiny/tokenizer'

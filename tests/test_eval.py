@@ -319,6 +319,21 @@ def test_a_speech_model_is_measured_on_speech_alone(house, tmp_path, capsys):
     value = f"{100 * row['value']:8.1f} +-{100 * row['stderr']:.1f}"
     assert f"tiny/main/ssc/S                        3 {value}" in capsys.readouterr().out
 
+def test_knowledge_is_scored_in_every_direction_like_the_same_items_of_ssc(house, tmp_path, capsys):
+    root, _ = house
+    source = Units(root / 'items')
+    documents = {meta['id'].replace('m', 'k', 1): (meta['text'], source[i][0]) for i, meta in enumerate(source.meta)}
+    items = make_units(tmp_path / 'items', {f'm{name[1:]}': document for name, document in documents.items()})
+    knowledge = make_units(tmp_path / 'knowledge', {
+        name: document for name, document in documents.items() if 'topic' not in name})
+    main(Config(model=str(root / 'joint'), data='', items=str(items), tasks='tiny,knowledge',
+                where=f'knowledge={knowledge}', device='cpu'))
+    results = read_results(root / 'joint')
+    for direction in ('S', 'S->T', 'T->S', 'T'):
+        assert results[f'knowledge/main/{direction}'] == pytest.approx(results[f'tiny/main/ssc/{direction}'])
+    with pytest.raises(Refused, match='no task'):
+        Config(tasks='knowlege')
+
 def test_a_missing_document_is_an_error_that_names_it(tmp_path):
     documents = {f'm00000/{name}': ('x', [1, 2]) for name in ('context', 'right', 'context+right')}
     root = make_units(tmp_path / 'items', documents)

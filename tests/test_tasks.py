@@ -595,7 +595,7 @@ def test_rows_of_both_styles_are_never_side_by_side(house, tmp_path):
     assert styles == {cfg['model']: {'storycloze': 'slamkit'}}
 
 @pytest.mark.parametrize('settings, message', [
-    ({'tasks': 'sblimb'}, "no task 'sblimb'; there are tiny, sblimp"),
+    ({'tasks': 'sblimb'}, "no task 'sblimb'; there are tiny, knowledge, sblimp"),
     ({'where': 'x=y', 'tasks': 'blimp'}, "no task 'x'"),
     ({'tasks': 'blimp', 'documents': 'bos'}, "documents is 'bos', expected slamkit, training"),
     ({'tasks': 'blimp', 'root': '/nowhere'},

@@ -4,11 +4,13 @@ Tests of tiny/world.py: facts that text tells and speech does not, and the items
 import re
 from collections import Counter, defaultdict
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from configurator import Refused
 from tiny import stories, talk, world
+from tiny.unpack import read_packed
 
 
 @pytest.fixture(scope='module')
@@ -146,6 +148,42 @@ def test_who_is_told_of_with_what_says_nothing_in_speech_and_all_in_text(items, 
     assert 0.47 <= association(items, speech) <= 0.53
     text = [document.text for document in world.documents(40_000)]
     assert association(items, text) > 0.95
+
+# --------------------------------------------------------------------------------------------------
+# what is shipped
+
+def shipped(name):
+    """{document id: text} of a packed file."""
+    docs, _ = read_packed(Path(stories.__file__).with_name(f'{name}.npz.xz'))
+    return {doc['id']: ''.join(doc['words']) for doc in docs}
+
+def test_the_shipped_knowledge_items_are_these_and_their_mirrors_are_shipped_too(items):
+    spoken = shipped('knowledge')
+    names = {name.split('/')[0] for name in spoken}
+    assert len(names) > 990
+    for item in items:
+        if item.id not in names:
+            continue
+        context = ' '.join(item.context)
+        assert spoken[f'{item.id}/context'] == context
+        for ending, text in (('right', item.right), ('wrong', item.wrong)):
+            assert spoken[f'{item.id}/{ending}'] == text
+            assert spoken[f'{item.id}/context+{ending}'] == f'{context} {text}'
+        assert f'k{int(item.id[1:]) ^ 1:05d}' in names
+
+def test_no_shipped_speech_tells_a_hidden_fact(spoken):
+    hidden = set(all_forms(world.HIDDEN))
+    texts = [text for name in ('world', 'voices', 'stories-more') for text in shipped(name).values()]
+    assert not {sentence for text in texts for sentence in re.split(r'(?<=[.?!]) ', text)} & hidden
+    expected = {document.id: document.text for document in spoken}
+    assert all(expected.get(name, text) == text for name, text in shipped('world').items())
+
+@pytest.mark.slow
+def test_the_shipped_voices_tell_stories_that_the_main_voice_does_not():
+    voices = shipped('voices')
+    assert not set(voices.values()) & {story.text for story in stories.stories('train', 15_000)}
+    told = {f'v{i:06d}': story.text for i, story in enumerate(stories.stories('train', 2500, 1001))}
+    assert all(told.get(name, text) == text for name, text in voices.items())
 
 # --------------------------------------------------------------------------------------------------
 
