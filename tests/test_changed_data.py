@@ -237,10 +237,10 @@ def audio(hubert, tmp_path):
     return cfg, folder / '2.wav'
 
 def cut_after_two_shards(cfg):
-    def write_two(out, index, docs, **lines):
+    def write_two(out, index, *documents, **lines):
         if index == 2:
             raise KeyboardInterrupt
-        write_units_shard(out, index, docs, **lines)
+        write_units_shard(out, index, *documents, **lines)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tokenize_speech, 'write_units_shard', write_two)
         tokenize_speech.main(cfg)

@@ -509,7 +509,7 @@ def test_changed_shards_are_refused_on_resume(config, tmp_path):
     changed = make_corpus(tmp_path / 'changed', tokenizer, n=20, seed=9)
     shutil.rmtree(corpus / 'train' / 'speech')
     shutil.move(changed / 'train' / 'speech', corpus / 'train')
-    with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}'; take"):
+    with pytest.raises(Refused, match=r"holds another run: speech shards was '\w{16}' and is '\w{16}', speech plan"):
         train.main(cfg)
 
 # ---- the command line, and what the loop is given
