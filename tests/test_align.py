@@ -412,6 +412,7 @@ class Listener:
             results.append((text.split(), edges[0::2].tolist(), edges[1::2].tolist(), ''))
         return results
 
+@pytest.mark.slow
 @pytest.mark.parametrize('source', ['corpus', 'ctc'])
 def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch, source):
     monkeypatch.setattr(align, 'make_aligner', lambda cfg: Listener())

@@ -20,7 +20,7 @@ if os.environ.get('TRITON_INTERPRET') == '1':
 from bench import aot
 from files import read_json, write_json
 
-ALWAYS = r'90 attention (forward|dkv) (64|128) plain|90 cross-entropy statistics slopes$'
+ALWAYS = r'90 attention (forward|dkv) 128 plain|90 cross-entropy statistics slopes$'
 CASES = []
 for case in aot.cases():
     label = f'{case[0]} {case[1]}'

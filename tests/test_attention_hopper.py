@@ -158,6 +158,7 @@ def loops(binary, folder):
     inner = [instructions[a:b] for a, b in inner]
     return [body for body in inner if sum('HGMMA' in x for x in body) == 16] # 8 of 16 channels, 8 of 16 keys
 
+@pytest.mark.slow
 def test_the_compiler_keeps_every_softmax_beside_a_product(tmp_path):
     """Three loops for each consumer: both products, the wait for q.k, all exp2's, the wait for p.v."""
     log, binary = machine_code()

@@ -238,10 +238,10 @@ def modification_times(folder):
 
 @pytest.mark.parametrize('script', [
     pytest.param('train_cpu', marks=pytest.mark.slow),
-    'prepare',
+    pytest.param('prepare', marks=pytest.mark.slow),
     pytest.param('eval', marks=pytest.mark.slow),
     'sample',
-    'sample --graph'])
+    pytest.param('sample --graph', marks=pytest.mark.slow)])
 def test_scripts_without_a_gpu_run_dry(script):
     results = ROOT / 'bench' / 'results'
     before = modification_times(results)
@@ -329,7 +329,7 @@ def test_what_was_measured_is_in_one_archive_after_each_part(stand_in, tmp_path)
         assert 'bench/results/gpu-of-a-test.json' in archive.getnames()
 
 # Every part on tiny shapes. Those that another test runs, or that differ by a shape alone, are slow.
-QUICK = 'step', 'ncu'
+QUICK = 'step',
 
 @pytest.mark.parametrize('part', [
     pytest.param(part, marks=[] if part in QUICK else pytest.mark.slow) for _, part, *_ in queue()])
@@ -453,6 +453,7 @@ def test_what_ships_fits():
     assert tune.fits(key, att.CONFIGS[key])
     assert att.CONFIGS == shipped
 
+@pytest.mark.slow
 def test_tuning_dry():
     done = subprocess.run([sys.executable, 'bench/tune.py', '--dry'], cwd=ROOT,
                           capture_output=True, text=True, env=os.environ | {'TRITON_INTERPRET': '1'})

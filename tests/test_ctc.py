@@ -292,6 +292,7 @@ def teach(lines, waves, folder, steps=450):
     model.save_pretrained(folder)
     write_settings(folder, normalize=False)
 
+@pytest.mark.slow
 def test_word_starts_of_the_embedded_corpus_are_within_60_ms_of_the_exact_ones_in_the_median(tmp_path):
     lines = [json.loads(line) for line in (ROOT / 'tiny/audio/manifest.jsonl').read_text().splitlines()]
     waves = [load_audio(ROOT / 'tiny/audio' / line['audio']) for line in lines]

@@ -540,6 +540,7 @@ def table(*args):
     command = [sys.executable, '-m', 'corpora.table', *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG)
 
+@pytest.mark.slow
 def test_the_table_shows_each_folder(tmp_path):
     write(tmp_path / 'train' / 'speech', [np.arange(300, 350)] * 20)
     write(tmp_path / 'val' / 'text', [np.arange(7)] * 3 + [np.arange(100)] * 4)
@@ -555,6 +556,7 @@ def test_the_table_shows_each_folder(tmp_path):
     assert both[-1] == f"| {tmp_path}/units | 3 | 2.00 | 140,000 | 19.4 |"
     assert table(f'--data={tmp_path}/units').stdout.splitlines()[1:] == both[-3:]
 
+@pytest.mark.slow
 def test_the_table_refuses_a_folder_without_data():
     assert table('--data=nowhere').stderr == (
         'corpora/table.py: nowhere: no such folder, expected one of token shards (interleave.py writes them)\n')

@@ -466,6 +466,7 @@ def test_a_finished_output_is_kept_and_a_killed_one_made_again(tmp_path, tokeniz
         interleave.main(settings(tokenizer, tmp_path / 'out', mine, seed=1))
     assert (tmp_path / 'out' / 'info.json').read_bytes() == before
 
+@pytest.mark.slow
 def test_killed_at_ten_moments_it_ends_with_the_same_bytes(tmp_path, tokenizer, mine):
     out = tmp_path / 'made' / 'out'
     cfg = settings(tokenizer, out, mine)
@@ -527,7 +528,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, tokenizer, mine):
     with pytest.raises(Refused, match="no setting 'etaa', did you mean 'eta'?"):
         configure(Config, ['--etaa=1'])
 
-@pytest.mark.parametrize('n', [300, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('n', [300, 3000])
 def test_a_corpus_may_have_more_shards_than_a_process_may_open_files(tmp_path, tokenizer, n):
     save_tokenizer(tmp_path / 'tokenizer')
     docs = random_docs(n, 5, SIMPLE)

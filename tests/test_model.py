@@ -253,7 +253,8 @@ def test_bf16_autocast_stays_near_float32(small):
     with torch.autocast('cpu', torch.bfloat16):
         assert (small.losses(tokens, None, targets) - exact).abs().max() < 0.03
 
-@pytest.mark.parametrize('family, flags', [('bloom', {}), ('olmo3', {'window': 9, 'windowed': (True, False)})])
+@pytest.mark.parametrize('family, flags', [
+    pytest.param('bloom', {}, marks=pytest.mark.slow), ('olmo3', {'window': 9, 'windowed': (True, False)})])
 def test_the_model_compiles_whole(family, flags):
     """Forward and backward are one graph, which serves rows of any documents with the numbers of eager mode.
 

@@ -277,6 +277,7 @@ def start_plan():
 def calls_in(suite):
     return (suite / 'calls.txt').read_text().splitlines()
 
+@pytest.mark.slow
 def test_a_suite_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch, capsys, start_plan):
     monkeypatch.chdir(ROOT)
     suite = tmp_path / 'suite'

@@ -91,6 +91,7 @@ def test_how_far_other_instructions_lead(tmp_path):
     assert distance['held out'] == pytest.approx(0.1)
     assert distance['instructions'] == 'oneDNN without AMX'
 
+@pytest.mark.slow
 def test_operations_on_the_same_inputs_with_the_same_instructions_are_equal(monkeypatch):
     monkeypatch.setattr(seeds, 'INSTRUCTIONS', {'own again': {}})
     rows = list(seeds.operation_rows())

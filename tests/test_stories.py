@@ -30,6 +30,7 @@ def words(text):
 # --------------------------------------------------------------------------------------------------
 # size
 
+@pytest.mark.slow
 def test_100000_stories_are_distinct_with_600_word_types(train):
     assert len({story.text for story in train}) == N
     types = {word for story in train for word in words(story.text)}
@@ -66,6 +67,7 @@ def test_the_shipped_corpus_is_drawn_again_on_every_python(train, talked):
     assert digest(train) == '00670361860f'
     assert digest(talked) == '4143b6e449bf'
 
+@pytest.mark.slow
 def test_evaluation_shares_no_tuple_and_no_ending_with_training(train):
     held_out = list(grammar.stories('eval', 4000, seed=1)) + list(grammar.stories('eval', 1000, seed=7))
     assert not {story.tuple for story in held_out} & {story.tuple for story in train}

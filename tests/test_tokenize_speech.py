@@ -459,6 +459,7 @@ def on_ranks(cfg, world):
         process.join(900)
     return [process.exitcode for process in processes]
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_bytes(corpus, hubert, tmp_path):
     (corpus / 'bad.wav').write_text('x')
     for world in (1, 3, 9): # the last are more ranks than shards

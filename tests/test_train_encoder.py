@@ -114,6 +114,7 @@ def test_exported_folder_gives_the_students_units(tmp_path):
     assert units.shape == (25,)
     assert (units == torch.cdist(h, centroids).argmin(1).numpy()).all()
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_goes_on_after_a_kill(tmp_path, small, capsys):
     tones(tmp_path, 'h', np.arange(400) % 4)
     tones(tmp_path, 's', np.arange(300) % 4)
