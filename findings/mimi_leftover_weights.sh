@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Behaviour: MimiModel.from_pretrained says nothing of weights in the files that the model has no place for, if they are
-#   of the encoder, decoder, quantizer or downsampling: no warning, and output_loading_info lists no unexpected keys. Elsewhere
-#   a left-over weight is reported. So a folder whose config.json has fewer layers or codebooks than its weights loads as
-#   a smaller model without a word.
+# Behaviour: MimiModel.from_pretrained says nothing of weights in the files that the model has no place for, if they
+#   are of the encoder, decoder, quantizer or downsampling: no warning, and output_loading_info lists no unexpected
+#   keys. Elsewhere a left-over weight is reported. So a folder whose config.json has fewer layers or codebooks than
+#   its weights loads as a smaller model without a word.
 # Version: transformers 5.23.0, torch 2.13.0.
 # Who is bitten: whoever trims num_quantizers of a Mimi, or takes a config.json of another Mimi than the weights, and
 #   trusts the loading report, which does tell for HuBERT or Whisper.
