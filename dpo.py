@@ -369,10 +369,11 @@ def _metadata(key, arrays):
 
 def write_reference(run, path, key, sets):
     """Rank 0 writes .reference of the sets {name: Pairs}, NaN where it is not computed."""
-    if run.place.rank == 0:
-        arrays = {name: pairs.reference for name, pairs in sets.items()}
-        with atomically(path) as tmp:
-            save_file(arrays, tmp, _metadata(key, arrays))
+    with together(run.place):
+        if run.place.rank == 0:
+            arrays = {name: pairs.reference for name, pairs in sets.items()}
+            with atomically(path) as tmp:
+                save_file(arrays, tmp, _metadata(key, arrays))
 
 def complete_reference(run, model, path, key, sets, numbers):
     """Computes .reference of these pairs of the sets {name: Pairs} where it is NaN -> whether a signal came meanwhile.
@@ -492,8 +493,9 @@ def load_with_reference(run, init, inputs, sets, steps):
     is_stored = torch.tensor(float(rank == 0 and read_reference(path, key, sets)), device=device)
     if world > 1:
         dist.broadcast(is_stored, 0)
-    if is_stored and rank > 0 and not read_reference(path, key, sets):
-        raise Refused(f"{path}: rank {rank} does not see what rank 0 sees; expected --out on a shared disk")
+    with together(run.place):
+        if is_stored and rank > 0 and not read_reference(path, key, sets):
+            raise Refused(f"{path}: rank {rank} does not see what rank 0 sees; expected --out on a shared disk")
     if not is_stored:
         for pairs in sets.values():
             pairs.reference = np.full_like(pairs.reference, np.nan)
@@ -535,12 +537,12 @@ def main(cfg):
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, text, inputs)
         if run.finished:
             return run.state['val']
-        if rank == 0:
-            with atomically(Path(cfg.out, 'dropped.jsonl')) as tmp:
-                write_lines(tmp, dropped)
+        with together(place):
+            if rank == 0:
+                with atomically(Path(cfg.out, 'dropped.jsonl')) as tmp:
+                    write_lines(tmp, dropped)
 
         # ---- the reference, and the model
-        torch.manual_seed(cfg.seed) # nothing is drawn, but a checkpoint holds the random state
         model = load_with_reference(run, init, inputs, sets, steps)
         if model is None:
             return None

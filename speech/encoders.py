@@ -80,13 +80,6 @@ def _cut_layers(name, config, layer, field):
 #   prepare(device)   moves it to the device
 #   net(waves)        -> h (B, F, C); the first len(wave) // step rows are the wave's frames
 
-def _cut_layers(name, config, layer, field):
-    """Sets config's number of layers, which it calls `field`, to `layer`."""
-    n_layers = getattr(config, field)
-    if not 1 <= layer <= n_layers:
-        raise Refused(f"{name}: has {n_layers} layers, --layer={layer} is not among them")
-    setattr(config, field, layer)
-
 class MaskedBatchNorm(nn.Module):
     """mHuBERT's norm before the positional convolution. Its bias would make the padding nonzero.
 

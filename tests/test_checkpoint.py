@@ -110,6 +110,11 @@ def flip(path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
+def two_parts(path):
+    text = path.read_text()
+    assert '"parts": 1,' in text
+    path.write_text(text.replace('"parts": 1,', '"parts": 2,'))
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:100])
 
@@ -127,6 +132,10 @@ DAMAGE = {
     'manifest cut': ('MANIFEST.json', '{"format": 1', "MANIFEST.json cannot be read (JSONDecodeError)"),
     'manifest that is a list': ('MANIFEST.json', '[]', "MANIFEST.json cannot be read (TypeError)"),
     'manifest nested deeply': ('MANIFEST.json', NESTED, "MANIFEST.json cannot be read (RecursionError)"),
+    'manifest without parts': (
+        'MANIFEST.json', '{"format": 2, "files": {}}', "MANIFEST.json cannot be read (KeyError)"),
+    'other parts in the manifest': (
+        'MANIFEST.json', two_parts, "MANIFEST.json has changed since it was written (sha256)"),
     'path in the manifest': ('MANIFEST.json', MANIFEST_OF_ANOTHER_FOLDER, "../step-6/vocab.json is missing"),
     'earlier format': ('MANIFEST.json', '{"format": 1}', "format 1, which only the versions before December 2026 "),
     'later format': ('MANIFEST.json', '{"format": 3}', "format 3, this code reads 2")}

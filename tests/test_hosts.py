@@ -225,6 +225,7 @@ def test_hosts_with_other_settings_or_data_are_refused_on_both(linked, long_run,
     pattern = ("train.py: rank 1 on host-b differs from rank 0 on host-a: "
                + '; '.join(rf"{name} is '\w+', not '\w+'" for name in
                            [*(f'{source} shards' for source in cfg.sources),
+                            *(f'{source} plan' for source in cfg.sources),
                             *(f'held-out {corpus.name}/{source}' for source in cfg.sources)]))
     assert both[0] == both[1] and re.fullmatch(pattern + re.escape(tail), both[0]), both
     assert not Path(cfg.out, 'log.jsonl').exists()

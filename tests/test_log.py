@@ -54,6 +54,16 @@ def test_damaged_lines_stop_no_resume_and_are_kept(config, capsys):
     assert [row['step'] for row in rows_of(cfg.out)] == [*range(1, 7), 6]
     assert Path(f'{path}.damaged').read_bytes() == b''.join(damage)
 
+def test_a_last_line_without_its_end_is_kept_and_the_next_one_stands_below_it(config):
+    cfg = config(max_steps=6, save_every=4)
+    with failing_at(5), pytest.raises(ZeroDivisionError):
+        train.main(cfg)
+    path = Path(cfg.out, 'log.jsonl')
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b''.join(lines[:4]).rstrip(b'\n'))
+    train.main(cfg)
+    assert [row['step'] for row in rows_of(cfg.out)] == [*range(1, 7), 6]
+
 def test_wandb_gets_the_log_and_a_cut_run_goes_on_there(config, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', fake := FakeWandb())
     cfg = config(wandb='speech', max_steps=4)

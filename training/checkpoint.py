@@ -36,11 +36,11 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
-from configurator import Refused
+from configurator import Refused, disk_refusal
 from files import check_readable, fingerprint, record, rename_whole, why_changed, write_json
 from hub.folders import read_config
 from model import GPT
-from training.peers import Place, check_same, gather_texts, together
+from training.peers import WRITER, Place, check_same, gather_texts, together
 from vocab import Vocab
 
 FORMAT = 2
@@ -65,6 +65,11 @@ def is_checkpoint(folder):
 def read_manifest(folder):
     return json.loads(Path(folder, 'MANIFEST.json').read_text())
 
+def _hash_of(manifest):
+    """A hash of what a manifest says."""
+    fields = {key: value for key, value in manifest.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
 def why_unusable(folder, place=Place()):
     """Why a folder is not to be trusted; None if it is what was written. Of the files, each rank reads a share."""
     check_readable(folder)
@@ -76,7 +81,10 @@ def why_unusable(folder, place=Place()):
         if manifest['format'] != FORMAT:
             return f"format {manifest['format']}, this code reads {FORMAT}"
         names = sorted(manifest['files'])[place.rank::place.world]
-        return why_changed(folder, {name: manifest['files'][name] for name in names})
+        changed = why_changed(folder, {name: manifest['files'][name] for name in names})
+        if changed is None and manifest['sha256'] != _hash_of(manifest):
+            changed = "MANIFEST.json has changed since it was written (sha256)"
+        return changed
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"MANIFEST.json cannot be read ({type(e).__name__})"
 
@@ -179,8 +187,8 @@ class Saver:
             try:
                 work(*args)
             except Exception as e: # told to all ranks by commit or wait
-                self.error = e
-        self.thread = Thread(target=run)
+                self.error = disk_refusal(e, self._folder()[0]) or e
+        self.thread = Thread(target=run, name=WRITER)
         self.thread.start()
 
     @property
@@ -292,7 +300,7 @@ class Saver:
             files |= json.loads(text)
         if place.rank == 0:
             manifest = {'format': FORMAT, 'parts': place.world, 'tensors': self.shapes, 'files': files}
-            self._in_thread(self._publish, manifest)
+            self._in_thread(self._publish, manifest | {'sha256': _hash_of(manifest)})
 
     def _publish(self, manifest):
         """Completes the folder, renames it, and removes all but the newest KEEP folders."""

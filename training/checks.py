@@ -5,11 +5,11 @@ import os
 from importlib.util import find_spec
 
 import torch
-import torch.distributed as dist
 
 from configurator import Refused
 from files import progress
 from kernels.attention import choose_backend
+from training.peers import together
 
 CHOICES = {'vocab': ('joint', 'speech', 'text'), 'new_rows': ('hf', 'mean', 'normal'),
            'schedule': ('cosine', 'constant', 'inverse_sqrt', 'wsd'), 'device': ('auto', 'cuda', 'cpu'),
@@ -90,20 +90,10 @@ def verify_shards(cfg, run, loaders):
     """
     if cfg.verify == 'never' or cfg.verify == 'resume' and not run.folder:
         return
-    rank, world, _, checkpoint_group = run.place
+    rank, world, _, _ = run.place
     shards = [shard for loader in loaders for source in loader.sources for shard in source.shards]
-    first_changed = torch.tensor(len(shards))
-    error = None
     first = int(os.environ.get('LOCAL_RANK', rank))
     step = int(os.environ.get('LOCAL_WORLD_SIZE', world))
-    for i in progress(range(first, len(shards), step), desc='verify', unit='shard', leave=False):
-        try:
+    with together(run.place):
+        for i in progress(range(first, len(shards), step), desc='verify', unit='shard', leave=False):
             shards[i].verify()
-        except Refused as e:
-            error = e
-            first_changed.fill_(i)
-            break
-    if world > 1:
-        dist.all_reduce(first_changed, dist.ReduceOp.MIN, group=checkpoint_group)
-    if first_changed < len(shards):
-        raise error or Refused(f"{shards[first_changed].path} was changed, as another rank says")

@@ -178,7 +178,7 @@ def _open(path, last_step):
         try:
             step = strict_json(line)['step']
             if step <= last_step:
-                kept.append(line)
+                kept.append(line if line.endswith(b'\n') else line + b'\n')
         except (ValueError, KeyError, TypeError, IndexError):
             if line.endswith(b'\n'): # else a kill cut the last line short
                 damaged[number] = line

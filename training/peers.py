@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from configurator import Refused
 from locks import writing_in
 
 SHARED_WITHIN = 60.0 # seconds until a file that one host has made is seen by all others (NFS keeps listings so long)
+WRITER = 'writer of checkpoints' # name of the thread that writes them
 ANSWER_WITHIN = 3.0 # seconds in which the kernel of a host takes a connection
 
 class Place(NamedTuple):
@@ -88,7 +90,12 @@ def only_writer(out, place):
     with lock or nullcontext():
         if place.world > 1:
             _check_shared(out, place)
-        yield
+        try:
+            yield
+        finally:
+            for thread in threading.enumerate():
+                if thread.name == WRITER: # of a run that raises an error; it writes in the folder
+                    thread.join()
 
 def _check_shared(out, place):
     path = Path(out, '.lock')
@@ -127,7 +134,7 @@ class Peers:
     def __init__(self, place):
         self.place = place
         address, family = _address(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']))
-        self.server = socket.create_server(('', 0), family=family, backlog=128)
+        self.server = socket.create_server(('', 0), family=family, backlog=max(128, 2 * place.world))
         here = [socket.gethostname(), address, self.server.getsockname()[1]]
         self.ranks = [json.loads(text) for text in gather_texts(json.dumps(here), place)]
 
