@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded corpus, from audio to a talking model: at most 15 minutes on 2 CPU cores with set-up.
+# The main job on the embedded corpus, from audio to a talking model: 13 to 17 minutes on 2 CPU cores with set-up.
 # A GPU is used where there is one. What is done is not done again: remove out/ to start over.
 #   ./speedrun.sh --compare   then also trains three models of equal budgets, and compares them: 10 minutes more
 #   ./speedrun.sh --seed=1    another order of the data, and other random weights
