@@ -28,8 +28,11 @@ def run(f, inputs, dy, dtype):
     y.backward(dy.to(y.dtype))
     return [y.detach()] + [x.grad for x in inputs]
 
-def assert_as_good_as_torch(names, kernel, reference, inputs, dy, dtype):
-    """The yardstick, for the output and the gradients, which names lists."""
+def assert_as_good_as_torch(names, kernel, reference, inputs, dy, dtype, spacings=None):
+    """The yardstick, for the output and the gradients, which names lists.
+
+    spacings: {name: how many spacings of dtype at the largest value may be added to twice torch's error}, else 1.
+    """
     inputs = [x.to(dtype) for x in inputs] # all three runs see the same numbers
     exact = run(reference, inputs, dy.to(dtype), torch.float64)
     by_reference = run(reference, inputs, dy, dtype)
@@ -38,9 +41,7 @@ def assert_as_good_as_torch(names, kernel, reference, inputs, dy, dtype):
         kernel_error = (k - e).abs().max().item()
         torch_error = (r - e).abs().max().item()
         ulp = torch.finfo(dtype).eps * e.abs().max().item() # the spacing of dtype at the largest value
-        # In float32 the processors' own orders of summation count: on an AMD EPYC, a sum over all heads of a group
-        # is 9 of these spacings away, where torch's sums, a head each, are 1.
-        allowed = 2 * torch_error + (16 if dtype == torch.float32 else 1) * ulp
+        allowed = 2 * torch_error + (spacings or {}).get(name, 1) * ulp
         assert kernel_error <= allowed, (
             f"{name}: kernel is off by {kernel_error:.2e}, torch by {torch_error:.2e}")
 
@@ -73,6 +74,11 @@ PACKED = {'one document': rows_of([17]),
           'rows differ': rows_of([40, 7, 17], [64], [1, 62, 1]),
           'longer than a block of queries': rows_of([300, 21], [5, 316])}
 
+def spacings_of_sums(dtype):
+    """For dk and dv of blocks of queries in float32, whose sums have the order of the processor's library: on an AMD
+    EPYC they are up to 13 spacings from float64 where torch's are 4."""
+    return {'dk': 16, 'dv': 16} if dtype == torch.float32 else None
+
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('heads', [(4, 4), (14, 2), (3, 1)])
 @pytest.mark.parametrize('rows', PACKED)
@@ -80,7 +86,7 @@ def test_attention_is_as_good_as_torch(rows, heads, dtype):
     doc_start = PACKED[rows]
     *qkv, dy = random_inputs(*doc_start.shape, *heads, 10)
     assert_as_good_as_torch(OUTPUTS, partial(attention, docs=documents(doc_start)),
-                            partial(attention_ref, doc_start=doc_start), qkv, dy, dtype)
+                            partial(attention_ref, doc_start=doc_start), qkv, dy, dtype, spacings_of_sums(dtype))
 
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.7, 0.03, 0.9])
 VARIANTS = {'softcap': dict(softcap=2.0),
@@ -100,7 +106,8 @@ def test_attention_variants_are_as_good_as_torch(name, dtype, monkeypatch):
     *qkv, dy = random_inputs(2, 130, 6, 2, 8)
     for docs, starts in ((documents(doc_start), doc_start), (None, None)):
         assert_as_good_as_torch(OUTPUTS, partial(attention, docs=docs, **options),
-                                partial(attention_ref, doc_start=starts, **options), qkv, dy, dtype)
+                                partial(attention_ref, doc_start=starts, **options), qkv, dy, dtype,
+                                spacings_of_sums(dtype))
     difference = attention_ref(*qkv, doc_start, **options) - attention_ref(*qkv, doc_start)
     assert difference.abs().max() > 0.05 # the option has an effect
 
