@@ -6,13 +6,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 out=out/papers
 source tiny/jobs.sh
-gpu=cpu
-gpus=0
-if nvidia-smi >/dev/null 2>&1; then
-  gpu=H200
-  gpus=$(nvidia-smi -L | wc -l)
-fi
-processes=${1:-$((gpus ? gpus : $(nproc)))}
 
 corpus
 once out/data/talk.txt step "corpus: more talk, as text" talk python -m tiny.talk --out=out/data/talk.txt
@@ -27,24 +20,7 @@ once out/tokens/stories-half/info.json step "units + words -> token shards: half
 once out/tokens/talk-half/info.json step "units + words -> token shards: half of the talk" tokens-talk-half \
   python interleave.py --units=out/data/talk --eot --val_frac=0.55 --out=out/tokens/talk-half
 
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null; wait; exit 130' INT TERM HUP
-for i in $(seq "$processes"); do
-  OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=$((gpus ? (i - 1) % gpus : 0)) \
-    python -m papers.claims --gpu=$gpu >"$out/logs/runs-$i.log" 2>&1 &
-  pids+=($!)
-done
-echo "the runs: $processes processes, $out/logs/runs-*.log"
-for pid in "${pids[@]}"; do
-  wait "$pid" || {
-    echo "FAILED  the runs; $out/logs/runs-*.log end with:"
-    tail -qn 1 "$out"/logs/runs-*.log
-    kill "${pids[@]}" 2>/dev/null
-    wait
-    exit 1
-  }
-done
-trap - INT TERM HUP
+share_runs "${1:-}" python -m papers.claims
 
 once out/data/pairs/train/info.json step "preference pairs of the stories" pairs python -m tiny.preferences
 for seed in 0 1 2; do

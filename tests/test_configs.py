@@ -20,6 +20,7 @@ import train
 from configurator import configure
 from hub.shapes import SHAPES
 from model import GPT
+from scaling.plan import CPU_FLOPS
 from training.cost import memory
 
 ROOT = Path(__file__).parents[1]
@@ -325,6 +326,7 @@ QUANTITIES = [ # (configs, the number as the comment has it, its value, how it i
     (('tiny_dpo',), '3,200', settings('tiny_dpo').max_steps * settings('tiny_dpo').batch, 'steps x batch'),
     (('tiny_dpo',), '18,165', 18165, 'printed by dpo.py config/tiny_dpo.py'),
     (('tiny_dpo',), '1.1M', 1.1e6, 'printed by dpo.py config/tiny_dpo.py: 0.6k tokens/s, 18 s a step'),
+    (('papers/wide',), '4', 3e13 / CPU_FLOPS / 60, 'minutes, scaling/plan.py'),
     (('papers/text',), '1', 1, 'minutes, measured by papers/claims.sh'),
 ]
 

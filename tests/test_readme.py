@@ -42,8 +42,8 @@ def docstring_commands():
             if COMMAND.match(command) and not re.search(r'\.\.\.|\[|=STAGE', command):
                 yield command
 NEW = ('--n_layr=4', '--tasks=order', '--corpus=speakers', 'piper') # a mistake, what the reader adds, what is not ours
-SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'tiny/jobs.sh', 'tiny/build/build.sh',
-           'bench/gpu.sh']
+SCRIPTS = ['setup.sh', 'test.sh', 'speedrun.sh', 'papers/claims.sh', 'papers/turn.sh', 'tiny/jobs.sh',
+           'tiny/build/build.sh', 'bench/gpu.sh']
 
 def config_of(argv):
     """(the Config of a command, its arguments)."""
