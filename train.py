@@ -466,15 +466,15 @@ def main(cfg):
         return print(describe_memory(memory_of(cfg, cfg.memory), cfg, cfg.memory))
     with processes(cfg) as place, signals() as stop_signals:
         rank, world, device, _ = place
-        if cfg.attention: # refused before any weights are read
-            check_attention(cfg, shape_of(cfg), device)
 
         # ---- the data, and what an earlier start of this command left
         with together(place):
+            if cfg.attention: # refused before any weights are read
+                check_attention(cfg, shape_of(cfg), device)
             vocab, tokenizer, loader, val, inputs = open_data(cfg)
-        if device.type == 'cuda':
-            gpu_memory = torch.cuda.get_device_properties(device).total_memory
-            check_memory(cfg, world, memory_of(cfg, world, vocab.size), ROOM * gpu_memory)
+            if device.type == 'cuda':
+                gpu_memory = torch.cuda.get_device_properties(device).total_memory
+                check_memory(cfg, world, memory_of(cfg, world, vocab.size), ROOM * gpu_memory)
         run = checkpoint.open_run(cfg, MAY_CHANGE_ON_RESUME, place, stop_signals, vocab, tokenizer, inputs)
         if run.finished:
             return run.state['val']

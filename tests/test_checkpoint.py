@@ -236,6 +236,23 @@ def test_tensors_of_another_model_are_refused(cut):
 
 # ---- saved while training goes on
 
+def test_an_error_in_the_loop_loses_no_checkpoint_that_was_begun(corpus, untouched, tmp_path, monkeypatch):
+    cfg = settings(corpus, tmp_path / 'run')
+    write_part = checkpoint.write_part
+    is_raised = threading.Event()
+    def write_late(path, header, data):
+        assert is_raised.wait(60)
+        return write_part(path, header, data)
+    def fail(step):
+        if step == 3: # fetched while the first checkpoint is being written
+            is_raised.set()
+            raise ZeroDivisionError
+    with monkeypatch.context() as patch, before_each_fetch(fail), pytest.raises(ZeroDivisionError):
+        patch.setattr(checkpoint, 'write_part', write_late)
+        train.main(cfg)
+    assert [folder.name for folder in checkpoint.folders(cfg.out)] == ['step-2']
+    goes_on_to_the_same_end(cfg, untouched)
+
 def test_training_goes_on_while_a_checkpoint_is_written(corpus, untouched, tmp_path, monkeypatch):
     """The thread that writes step 7 waits until step 10 is about to be fetched, when the weights are others."""
     cfg = settings(corpus, tmp_path / 'run', save_every=7)
@@ -292,6 +309,15 @@ def test_the_model_of_a_finished_run_is_written_again(cut, untouched, capsys, na
     printed = capsys.readouterr().out
     assert f"{cut.out}: {reason}" in printed and f"; writing the model again from {cut.out}/step-10" in printed
     assert checkpoint.why_damaged(cut.out) is None
+    train.main(cut)
+    assert "finished before, at step 10; nothing to do" in capsys.readouterr().out
+
+def test_a_run_that_an_earlier_version_finished_is_left_alone(cut, capsys):
+    train.main(cut)
+    folder = checkpoint.folders(cut.out)[0]
+    (folder / 'MANIFEST.json').write_text('{"format": 1}')
+    Path(cut.out, 'MANIFEST.json').unlink() # these versions left none
+    capsys.readouterr()
     train.main(cut)
     assert "finished before, at step 10; nothing to do" in capsys.readouterr().out
 

@@ -95,6 +95,8 @@ def newest(out_dir, place=Place()):
     for folder in [Path(out_dir, name) for name in names]:
         with together(place):
             reason = why_unusable(folder, place)
+            if reason and reason.startswith('format 1,') and read_state(folder)['finished']:
+                reason = None # nothing but this state is read of it
         reason = next(filter(None, gather_texts(reason or '', place)), None)
         if reason is None:
             if unusable and place.rank == 0:
@@ -280,6 +282,8 @@ class Saver:
             (tmp / 'state.json').write_text(self.state)
             others = sorted(path for path in tmp.iterdir() if not path.name.startswith('part-'))
             self.fingerprints |= {path.name: fingerprint(path) for path in others}
+        if self.run.place.world == 1: # nobody to wait for: what the loop does meanwhile cannot lose this checkpoint
+            self._publish(self.fingerprints)
 
     def commit(self):
         """Once all ranks have written: tells all of an error, or has rank 0 make the folder a checkpoint."""
@@ -295,16 +299,19 @@ class Saver:
         except (Refused, OSError):
             shutil.rmtree(self._folder()[1], ignore_errors=True)
             raise
+        if place.world == 1: # _write has done the rest
+            return
         files = {}
         for text in gather_texts(json.dumps(self.fingerprints), place):
             files |= json.loads(text)
         if place.rank == 0:
-            manifest = {'format': FORMAT, 'parts': place.world, 'tensors': self.shapes, 'files': files}
-            self._in_thread(self._publish, manifest | {'sha256': _hash_of(manifest)})
+            self._in_thread(self._publish, files)
 
-    def _publish(self, manifest):
-        """Completes the folder, renames it, and removes all but the newest KEEP folders."""
+    def _publish(self, files):
+        """Completes the folder, renames it, and removes all but the newest KEEP folders. files: {name: fingerprint}."""
         folder, tmp = self._folder()
+        manifest = {'format': FORMAT, 'parts': self.run.place.world, 'tensors': self.shapes, 'files': files}
+        manifest['sha256'] = _hash_of(manifest)
         (tmp / 'MANIFEST.json').write_text(json.dumps(manifest, indent=1) + '\n')
         if folder.exists(): # an unusable one, whose step a resumed run has reached again
             shutil.rmtree(folder)
@@ -485,7 +492,9 @@ def open_run(cfg, may_change, place, stop_signals, vocab, tokenizer, inputs):
     else:
         state = {'step': 0, 'seconds': 0.0, 'skipped': 0, 'streak': 0, 'finished': False, 'val': {}}
     damage = None
-    if state['finished']:
+    if folder and read_manifest(folder)['format'] == 1: # finished by a version that left no hashes of its model
+        damage = ''
+    elif state['finished']:
         damage = gather_texts(why_damaged(cfg.out) or '' if place.rank == 0 else '', place)[0]
     run = Run(cfg, place, stop_signals, vocab, tokenizer, inputs, identity, folder, state, damage == '')
     if run.finished:
