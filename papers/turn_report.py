@@ -1,18 +1,18 @@
 """
-The report of papers/turn.py, from its finished runs: OUT/turn.md, turn.json, turn.png and turn.csv.
+The report of papers/turn.py from its turn.csv: OUT/turn.md, turn.json and turn.png.
 
     python -m papers.turn_report
-    python -m papers.turn_report --known=papers/results/turn.csv     from the published runs, without training
+    python -m papers.turn_report --runs=papers/results/turn.csv     the published runs
 
 What is not finished leaves rows out.
 """
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from configurator import Refused, run
-from evaluation.scores import student_interval
-from files import atomically, record, write_json
+from files import atomically, record, sha256, write_json
 from papers.turn import (
     ACROSS,
     ARMS,
@@ -21,16 +21,22 @@ from papers.turn import (
     PAIRS,
     SCORES,
     SPANS,
-    Config,
     Study,
+    compare,
     gains,
     gains_at_equal_units,
     optima,
+    read_csv,
     scores_of,
     turn_of,
-    write_csv,
 )
 from scaling.figures import clean_axes, plt, style_of
+
+
+@dataclass(frozen=True)
+class Config:
+    runs: str = 'out/turn/turn.csv' # what papers.turn wrote
+    out: str = 'out/turn' # folder for the report
 
 NAMES = {LOSS: 'loss, nats a unit', **SCORES, **ACROSS}
 
@@ -51,16 +57,13 @@ def gain_cell(row, metric):
 
 def turn_cell(turn):
     """The turn of a sign as text."""
-    begin, end, crossing = turn['from'], turn['to'], turn['crossing']
-    if begin and end:
-        text = f'{begin:.0e} to {end:.0e}'
-    elif end:
-        text = f'below {end:.0e}'
-    elif begin:
-        text = f'above {begin:.0e}'
-    else:
-        text = 'not decided'
-    return text + (f'; the means cross at {crossing:.1e}' if crossing else '')
+    begin, end = (C and f'{C:.0e}' for C in (turn['from'], turn['to']))
+    if turn['kind'] == 'turn':
+        crossing = f"; the means cross at {turn['crossing']:.1e}" if turn['crossing'] else ''
+        return f'turns between {begin} and {end}{crossing}'
+    if turn['kind'] == 'turns back':
+        return f'ahead before, behind at {begin}'
+    return f"{turn['kind']}{' wherever it is decided' if turn['kind'] in ('ahead', 'behind') else ''}"
 
 def table(header, rows):
     """A Markdown table as lines."""
@@ -70,7 +73,7 @@ def gain_tables(study, result):
     """The gains of each pair of arms at equal compute, and where their signs turn; adds them to the dict result."""
     lines = []
     for arm, baseline, claim in PAIRS:
-        budgets = [C for C in BUDGETS if study.at(arm, C) and C in ARMS[baseline].budgets and study.at(baseline, C)]
+        budgets = [C for C in BUDGETS if study.at(arm, C) and study.at(baseline, C)]
         if not budgets:
             continue
         rows = []
@@ -80,7 +83,7 @@ def gain_tables(study, result):
             result.setdefault(f'{arm} over {baseline}', {})[metric] = {'gains': by_budget, 'turn': turn}
             cells = [gain_cell(row, metric) for row in by_budget]
             rows.append([NAMES[metric], *cells, turn_cell(turn)])
-        header = ['', *(f'{C:.0e}' for C in budgets), 'the sign turns at, FLOPs']
+        header = ['gain', *(f'{C:.0e} FLOPs' for C in budgets), 'in all']
         lines += [f'### {arm} over {baseline}, at equal compute', '', f'> {claim}', '', *table(header, rows)]
     return lines
 
@@ -88,35 +91,36 @@ def equal_units_table(study, result):
     """Interleaved over textless at equal numbers of units read."""
     rows = []
     for metric in (LOSS, *SCORES):
-        by_units = gains_at_equal_units(study, 'interleaved', 'textless', metric)
+        by_units = gains_at_equal_units(study, metric)
         result.setdefault('interleaved over textless, equal units', {})[metric] = by_units
         if by_units:
             rows.append([NAMES[metric], *(gain_cell(row, metric) for row in by_units)])
     if not rows:
         return []
-    header = ['', *(f"{row['C']:.0e} FLOPs, {row['units'] / 1e6:.2f}M units" for row in by_units)]
+    header = ['', *(f"{row['units'] / 1e6:.2f}M units: {row['C']:.0e} FLOPs, textless {row['C of textless']:.1e}"
+                    for row in by_units)]
     return ['### interleaved over textless, at equal speech', '', *table(header, rows)]
 
 def spans_table(study, result):
-    """The scores of models that differ in their spans alone."""
+    """The gains of other spans over words, everything else being equal."""
     C = ARMS['chunks'].budgets[0]
+    words = study.at('interleaved', C)
     rows = []
-    for name in SPANS:
-        results = study.at(name, C)
-        if not results:
-            return []
-        cells = []
-        for metric in (LOSS, *SCORES, *ACROSS):
-            mean, low, high = student_interval(scores_of(results, metric))
-            result.setdefault('spans', {}).setdefault(name, {})[metric] = {'mean': mean, 'low': low, 'high': high}
-            scale = scale_of(metric)
-            cells.append(f'{scale * mean:.3g} ± {scale * (high - mean):.2g}')
-        rows.append(['words' if name == 'interleaved' else name, *cells])
-    header = [f'spans, {C:.0e} FLOPs', *NAMES.values()]
-    return ['### How to interleave', '', *table(header, rows)]
+    for name in SPANS[1:]:
+        others = study.at(name, C)
+        if words and others:
+            by_metric = {metric: compare(others, scores_of(others, metric), words, scores_of(words, metric), metric)
+                         for metric in (LOSS, *SCORES, *ACROSS)}
+            result.setdefault('spans over words', {})[name] = by_metric
+            rows.append([name, *(gain_cell(row, metric) for metric, row in by_metric.items())])
+    if not rows:
+        return []
+    means = [f'{scale_of(metric) * np.mean(scores_of(words, metric)):.3g}' for metric in (LOSS, *SCORES, *ACROSS)]
+    header = [f'gain over words, {C:.0e} FLOPs', *NAMES.values()]
+    return ['### How to interleave', '', *table(header, [*rows, ['words, as they are', *means]])]
 
 def runs_table(study):
-    """The mean of each arm at each budget, with its size and how often it read its scarcest source."""
+    """The mean of each arm at each budget, with its size and how often it read each unit."""
     rows = []
     for name, arm in ARMS.items():
         for C in arm.budgets:
@@ -164,22 +168,21 @@ def draw(study, path):
     plt.close(figure)
 
 def main(cfg):
-    study = Study(cfg)
-    results = study.all_results()
+    results = read_csv(cfg.runs)
     if not results:
-        raise Refused(f"{cfg.out}: no finished run; papers/turn.sh makes them")
+        raise Refused(f"{cfg.runs}: no finished run; papers/turn.sh makes them")
+    study = Study(results)
     result = {'optima': optima(study)}
-    summary = f"{len(results)} runs are finished, {len(study.todo) or 'none'} of the next budget are not."
-    lines = [summary, '', *optima_lines(result['optima']), '', *gain_tables(study, result),
+    lines = [f"{len(results)} runs are finished.", '', *optima_lines(result['optima']), '', *gain_tables(study, result),
              *equal_units_table(study, result), *spans_table(study, result), '### All arms', '', *runs_table(study)]
     out = Path(cfg.out)
     with atomically(out / 'turn.md') as tmp:
         tmp.write_text('\n'.join(lines), encoding='utf-8')
-    write_json(out / 'turn.json', {**result, 'commits': sorted({r.commit for r in results}), **record(cfg)})
-    write_csv(out / 'turn.csv', results)
+    commits = sorted({r.commit for r in results})
+    write_json(out / 'turn.json', {**result, 'commits of the runs': commits, 'runs': sha256(cfg.runs), **record(cfg)})
     draw(study, out / 'turn.png')
     print(*lines, sep='\n')
-    print(f"{out}/turn.md, turn.json, turn.png, turn.csv")
+    print(f"{out}/turn.md, turn.json, turn.png")
 
 if __name__ == '__main__':
     run(main, Config)

@@ -320,6 +320,9 @@ def test_a_run_that_an_earlier_version_finished_is_left_alone(cut, capsys):
     capsys.readouterr()
     train.main(cut)
     assert "finished before, at step 10; nothing to do" in capsys.readouterr().out
+    Path(cut.out, 'settings.json').unlink() # killed before it exported its model
+    with pytest.raises(Refused, match='format 1, which only the versions before'):
+        train.main(cut)
 
 def test_a_model_that_changed_is_refused_by_whoever_loads_it(cut):
     train.main(cut)

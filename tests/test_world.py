@@ -189,9 +189,13 @@ def test_the_shipped_voices_tell_stories_that_the_main_voice_does_not():
 
 def test_the_command_mixes_both_grammars_a_document_a_line(tmp_path, capsys):
     out = tmp_path / 'world.txt'
-    world.main(world.Config(n=400, out=str(out), stories=0.4, talk=0.1))
+    world.main(world.Config(n=400, out=str(out), stories=0.2, together=0.1, twice=0.1, talk=0.1))
     lines = out.read_text().splitlines()
     assert len(lines) == 400
+    together = set(stories.told_together(400, seed=2))
+    twice = set(stories.told_twice(400, seed=3))
+    assert 20 < sum(line in together for line in lines) < 60
+    assert 20 < sum(line in twice for line in lines) < 60
     known = {document.text for document in world.documents(400, seed=2)}
     assert 150 < sum(line in known for line in lines) < 250
     assert '400 documents' in capsys.readouterr().out
@@ -201,5 +205,5 @@ def test_the_command_mixes_both_grammars_a_document_a_line(tmp_path, capsys):
 def test_bad_settings_are_refused():
     with pytest.raises(Refused, match='n=0, items=0, seed=2: expected n >= 1'):
         world.Config(n=0)
-    with pytest.raises(Refused, match='stories=0.9, talk=0.2: expected shares that sum to at most 1'):
+    with pytest.raises(Refused, match='twice=0.15, talk=0.2: expected shares that sum to at most 1'):
         world.Config(stories=0.9, talk=0.2)

@@ -88,6 +88,13 @@ def why_unusable(folder, place=Place()):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"MANIFEST.json cannot be read ({type(e).__name__})"
 
+def _is_exported(folder):
+    """Whether a checkpoint is of a finished run whose model is in the folder above."""
+    try:
+        return read_state(folder)['finished'] and (folder.parent / 'settings.json').is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
 def newest(out_dir, place=Place()):
     """The newest usable folder; None if out_dir has no folder at all, Refused if none is usable. All ranks call it."""
     unusable = []
@@ -95,8 +102,8 @@ def newest(out_dir, place=Place()):
     for folder in [Path(out_dir, name) for name in names]:
         with together(place):
             reason = why_unusable(folder, place)
-            if reason and reason.startswith('format 1,') and read_state(folder)['finished']:
-                reason = None # nothing but this state is read of it
+            if reason and reason.startswith('format 1,') and _is_exported(folder):
+                reason = None # nothing but its state is read
         reason = next(filter(None, gather_texts(reason or '', place)), None)
         if reason is None:
             if unusable and place.rank == 0:
@@ -249,7 +256,7 @@ class Saver:
         return folder, folder.with_name(folder.name + '.tmp')
 
     def _write(self, rows, copies):
-        """Writes this rank's files."""
+        """Writes this rank's files; a rank that is alone also completes the folder."""
         if self.buffer.is_pinned():
             self.stream.synchronize()
         else:
@@ -286,7 +293,7 @@ class Saver:
             self._publish(self.fingerprints)
 
     def commit(self):
-        """Once all ranks have written: tells all of an error, or has rank 0 make the folder a checkpoint."""
+        """Once all ranks have written: tells all of an error, or has rank 0 of several make the folder a checkpoint."""
         if not self.is_writing:
             return
         self.thread.join()
