@@ -49,7 +49,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-import train
 from configurator import Refused, run
 from evaluation.scores import student_interval
 from files import atomically, read_json
@@ -127,8 +126,8 @@ METRICS = (LOSS, *SCORES, *ACROSS)
 COLUMNS = (*Result._fields[:-2], *METRICS, *(f'{name}, stderr' for name in METRICS[1:]))
 
 def _settings_of(settings):
-    """The settings of a run that change its weights, but for the place of its TextLM."""
-    return {key: value for key, value in settings.items() if key not in (*train.MAY_CHANGE_ON_RESUME, 'init')}
+    """The settings of a run on which its result depends, but for the place of its TextLM."""
+    return {key: value for key, value in settings.items() if key not in {*plan.MAY_DIFFER, 'init'}}
 
 def infos_of(settings):
     """The info.json of each data folder of a Config of train.py."""

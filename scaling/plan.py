@@ -44,6 +44,8 @@ from training.cost import CHIPS, ROOM, memory, step_time
 BASES = {'tiny': 'config/tiny_scratch.py', 'qwen2.5': 'config/qwen0.5b.py'} # other families take qwen2.5's
 CPU_FLOPS = 1.3e11 # 6ND a second of train.py on 2 cores: tiny/slm/log.jsonl, 7,565 tokens/s of 2.85M parameters
 SHAPE_KEYS = train.SCRATCH # the settings that give a model's shape
+# In these a finished run may differ from its plan. Its held-out loss depends on eval_rows.
+MAY_DIFFER = set(train.MAY_CHANGE_ON_RESUME) - {'eval_rows'}
 
 @dataclass(frozen=True)
 class Config:
@@ -291,10 +293,8 @@ def is_trained(row):
     trained = read_json(path.parent, path.name, 'train.py')
     saved = trained['settings']
     planned = as_json(parse_settings(row['train']))
-    # The held-out loss depends on eval_rows, although a resumed training may change it.
-    may_differ = set(train.MAY_CHANGE_ON_RESUME) - {'eval_rows'}
     differences = [f"{key}={saved.get(key)!r}, not {value!r}" for key, value in planned.items()
-                   if key not in may_differ and saved.get(key) != value]
+                   if key not in MAY_DIFFER and saved.get(key) != value]
     if trained['inputs']['weights of init'] != hash_of_init(planned['init']):
         differences.append(f"other weights than {planned['init']} has now")
     if differences:
