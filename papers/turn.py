@@ -134,9 +134,10 @@ def infos_of(settings):
     return [read_json(folder, 'info.json', 'interleave.py') for folder in settings.data.split(',')]
 
 def settings_hash(row):
-    """A short hash of what determines a run: its settings, its data, and its TextLM's settings and data."""
+    """A short hash of what determines a Result: settings, data, evaluation, and the TextLM's settings and data."""
     settings = plan.parse_settings(row['train'])
-    parts = [_settings_of(plan.as_json(settings)), [info['inputs'] for info in infos_of(settings)]]
+    evaluation = [flag for flag in row['eval'] if not flag.startswith('--model=')]
+    parts = [_settings_of(plan.as_json(settings)), [info['inputs'] for info in infos_of(settings)], evaluation]
     if settings.init != 'scratch':
         trained = read_json(settings.init, 'settings.json', 'train.py')
         parts += [_settings_of(trained['settings']), trained['inputs']]
@@ -316,7 +317,7 @@ def gains(study, arm, baseline, metric):
 def turn_of(rows):
     """Rows of gains -> {'kind', 'from', 'to', 'crossing'}, the last three in FLOPs or None.
 
-    kind: 'turn', 'ahead' or 'behind' (wherever it is decided), 'turns back', 'not decided'.
+    kind: 'turn', 'ahead' or 'behind' (wherever it is decided), 'no single turn', 'not decided'.
     from: the largest budget at which the gain is negative; to: the smallest from which on it is positive.
     """
     negative = [row['C'] for row in rows if row['sign'] < 0]
@@ -335,7 +336,7 @@ def turn_of(rows):
     elif not positive:
         kind = 'behind'
     elif min(positive) < begin or not end:
-        kind = 'turns back'
+        kind = 'no single turn'
     else:
         kind = 'turn'
         for a, b in zip(rows, rows[1:]):
@@ -364,7 +365,7 @@ def gains_at_equal_units(study, metric):
 def optima(study):
     """{arm: {C: (best size, its loss, whether it lies inside the sizes)}} of the first seed."""
     chosen = {}
-    for name in ('interleaved', 'textless'):
+    for name in (name for name, arm in ARMS.items() if arm.own_size):
         for C in BUDGETS:
             size = study.best_size(name, C)
             if size:

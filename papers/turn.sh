@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From which compute on interleaved models beat textless ones (papers/turn.py): about 9 hours on 2 CPU cores.
+# From which compute on interleaved models beat textless ones (papers/turn.py): by their FLOPs 9 hours on 2 CPU cores.
 #   papers/turn.sh [PROCESSES] [--known=papers/results/turn.csv]
 # The processes share the runs. By default there is one for each NVIDIA GPU or, without GPUs, for each core.
 # Finished work is not repeated: the same command goes on where it was stopped, and with --known it takes runs of the

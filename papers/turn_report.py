@@ -61,9 +61,7 @@ def turn_cell(turn):
     if turn['kind'] == 'turn':
         crossing = f"; the means cross at {turn['crossing']:.1e}" if turn['crossing'] else ''
         return f'turns between {begin} and {end}{crossing}'
-    if turn['kind'] == 'turns back':
-        return f'ahead before, behind at {begin}'
-    return f"{turn['kind']}{' wherever it is decided' if turn['kind'] in ('ahead', 'behind') else ''}"
+    return turn['kind'] + (' wherever it is decided' if turn['kind'] in ('ahead', 'behind') else '')
 
 def table(header, rows):
     """A Markdown table as lines."""
@@ -158,7 +156,7 @@ def draw(study, path):
                           **style_of(i))
         if not axis.containers:
             axis.set_yticks([])
-            axis.text(0.5, 0.6, 'at chance', ha='center', transform=axis.transAxes)
+            axis.text(0.5, 0.6, 'at chance, or not run', ha='center', transform=axis.transAxes)
         axis.set_title('gain in ' + NAMES[metric] + ('' if metric == LOSS else ', points'), fontsize=9, loc='left')
     axes[0].legend(frameon=False, fontsize=8)
     axes[-1].set_xscale('log')

@@ -89,7 +89,7 @@ def test_a_known_turn_is_found_and_chance_is_not_called_a_difference(out, capsys
     # Of each arm with a size of its own, the first seed at every size and two others at the best; two kinds of spans.
     assert n == sum(len(SIZES[C]) + 2 for arm in ARMS.values() if arm.own_size for C in arm.budgets) + 2 * 3
     assert {arm: {C: size for C, (size, _, _) in sizes.items()} for arm, sizes in result['optima'].items()} == {
-        arm: {str(C): BEST[C] for C in BUDGETS} for arm in ('interleaved', 'textless')}
+        name: {str(C): BEST[C] for C in arm.budgets} for name, arm in ARMS.items() if arm.own_size}
     over_textless = result['interleaved over textless']
     loss = over_textless[LOSS]['turn']
     assert (loss['from'], loss['to']) == (3e13, 8e13)
@@ -116,8 +116,8 @@ def test_a_known_turn_is_found_and_chance_is_not_called_a_difference(out, capsys
 
 @pytest.mark.parametrize('signs, kind, begin, end', [
     ((0, 0, 0, 0), 'not decided', None, None), ((1, 0, 1, 1), 'ahead', None, 4), ((-1, -1, 0, 0), 'behind', 2, None),
-    ((-1, 0, 1, 1), 'turn', 1, 4), ((1, 1, -1, -1), 'turns back', 8, None), ((1, -1, 1, 1), 'turns back', 2, 4),
-    ((-1, 1, 0, 0), 'turns back', 1, None)])
+    ((-1, 0, 1, 1), 'turn', 1, 4), ((1, 1, -1, -1), 'no single turn', 8, None), ((1, -1, 1, 1), 'no single turn', 2, 4),
+    ((-1, 1, 0, 0), 'no single turn', 1, None)])
 def test_only_a_gain_that_stays_is_a_turn(signs, kind, begin, end):
     rows = [{'C': 2 ** i, 'sign': sign, 'mean': sign} for i, sign in enumerate(signs)]
     result = turn.turn_of(rows)

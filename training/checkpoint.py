@@ -88,11 +88,12 @@ def why_unusable(folder, place=Place()):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"MANIFEST.json cannot be read ({type(e).__name__})"
 
-def _is_exported(folder):
-    """Whether a checkpoint is of a finished run whose model is in the folder above."""
+def _is_finished_in_format_1(folder):
+    """Whether a checkpoint is the last of a run that an earlier version finished; its model is in the folder above."""
     try:
-        return read_state(folder)['finished'] and (folder.parent / 'settings.json').is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+        is_format_1 = read_manifest(folder)['format'] == 1
+        return is_format_1 and read_state(folder)['finished'] and (folder.parent / 'settings.json').is_file()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 def newest(out_dir, place=Place()):
@@ -102,7 +103,7 @@ def newest(out_dir, place=Place()):
     for folder in [Path(out_dir, name) for name in names]:
         with together(place):
             reason = why_unusable(folder, place)
-            if reason and reason.startswith('format 1,') and _is_exported(folder):
+            if reason and _is_finished_in_format_1(folder):
                 reason = None # nothing but its state is read
         reason = next(filter(None, gather_texts(reason or '', place)), None)
         if reason is None:
