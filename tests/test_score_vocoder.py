@@ -50,5 +50,5 @@ def test_without_the_predictor_of_opinions_one_line_says_what_to_install(monkeyp
             raise ImportError("No module named 'distillmos'")
         return real_import(name, *args)
     monkeypatch.setattr(builtins, '__import__', missing)
-    with pytest.raises(Refused, match=r"No module named 'distillmos'; pip install -r tiny/build/requirements.txt"):
+    with pytest.raises(Refused, match=r"No module named 'distillmos'; pip install distillmos"):
         load_mos()

@@ -417,7 +417,6 @@ def _summary(cfg, shards):
         **record(cfg)}
 
 def main(cfg):
-    _same_settings(cfg)
     packed = _packed_ids(cfg)
     shards = {k: shard for k, shard in list(enumerate(plan(cfg)))[cfg.first:]
               if not any(doc['id'] in packed for group in shard for doc in group)}
@@ -425,6 +424,7 @@ def main(cfg):
         return print(f"{cfg.part}: {cfg.packed} has all of it, nothing to speak")
     if not shards:
         raise Refused(f"--first={cfg.first}: all shards come before; expected a smaller one, or more hours or items")
+    _same_settings(cfg)
     todo = [(k, shard) for k, shard in shards.items() if not _is_finished(Path(cfg.out) / f'{k:05d}', shard)]
     print(f"{cfg.part}: {len(shards)} shards, {len(shards) - len(todo)} of them finished before")
     speak = partial(_speak_shard, cfg)
