@@ -14,7 +14,7 @@ schedule = 'wsd'
 decay = 0.5
 lr = 2e-3
 warmup = 0.03
-max_steps = 5000 # 20.5M tokens
+max_steps = 4500 # 18.4M tokens
 dtype = 'bfloat16'
 
 eval_every = 1000
