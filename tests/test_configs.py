@@ -240,10 +240,10 @@ def test_memory_is_planned_without_a_network(name, monkeypatch, capsys, tmp_path
 DAY_RATE = 1.4e9 / (23.5 * 3600) # tokens a second of Slam's day in the paper
 PAIR_TOKENS = 4.5e6 / 47e3 # of a prompt and the chosen completion; Slam: 4.5M tokens of 47k pairs
 REAL_HOURS = sum(row['hours'] for row in published_rows('SIMS 4') if row['data'] != 'sTinyStories')
-LOG = [json.loads(line) for line in (ROOT / 'tiny/slm/log.jsonl').read_text().splitlines()] # of config/tiny_slm.py
+LOG = [json.loads(line) for line in (ROOT / 'tiny/slm/log.jsonl').read_text().splitlines()] # of config/tiny_long.py
 CPU_RATE = median(row['tok_s'] for row in LOG if 'tok_s' in row)
 TEXTLM_TOKENS = settings('tiny_textlm').max_steps * settings('tiny_textlm').batch_tokens
-SLM_TOKENS = settings('tiny_slm').max_steps * settings('tiny_slm').batch_tokens
+TINY_LONG_TOKENS = settings('tiny_long').max_steps * settings('tiny_long').batch_tokens
 
 def about(value):
     return pytest.approx(value, rel=0.1) # the comment says `about` too
@@ -310,9 +310,12 @@ QUANTITIES = [ # (configs, the number as the comment has it, its value, how it i
     (('tiny',), '4.1M', settings('tiny').max_steps * settings('tiny').batch_tokens, 'steps x batch_tokens'),
     (('tiny_text',), '0.9M', settings('tiny_text').max_steps * settings('tiny_text').batch_tokens,
      'steps x batch_tokens'),
-    (('tiny_slm',), '0.5', SLM_TOKENS / CPU_RATE / 3600,
+    (('tiny_long',), '0.5', TINY_LONG_TOKENS / CPU_RATE / 3600,
      'hours, at the tokens a second of tiny/slm/log.jsonl'),
-    (('tiny_slm',), '13M', SLM_TOKENS, 'steps x batch_tokens'),
+    (('tiny_long',), '13M', TINY_LONG_TOKENS, 'steps x batch_tokens'),
+    (('tiny_wide',), '0.6', 38 / 60, 'hours, measured: docs/evaluation.md'),
+    (('tiny_wide',), '18.4M', settings('tiny_wide').max_steps * settings('tiny_wide').batch_tokens,
+     'steps x batch_tokens'),
     (('tiny_textlm',), '0.5', TEXTLM_TOKENS / CPU_RATE / 3600,
      'hours, at the tokens a second of tiny/slm/log.jsonl'),
     (('tiny_textlm',), '12.3M', TEXTLM_TOKENS, 'steps x batch_tokens'),

@@ -5,8 +5,8 @@ Settings and log are copied as they are; vocabulary and tokenizer are written an
 version, or one that slamkit published, gets files that transformers reads as we do. README.md is a model card
 (training/card.py) to complete before one publishes the folder.
 
-    python -m training.export --model=out/tiny-slm --out=tiny/slm
-    python -m training.export --model=out/tiny-slm --gguf=out/tiny.gguf
+    python -m training.export --model=out/tiny-long --out=tiny/slm
+    python -m training.export --model=out/tiny-long --gguf=out/tiny.gguf
 """
 import os
 import shutil

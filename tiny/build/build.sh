@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what tiny/ ships, from text to encoder, corpus and vocoder: about 7 hours on 2 CPU cores, every stage resumable.
+# Makes what tiny/ ships, from text to encoder, corpus and vocoder: about 9 hours on 2 CPU cores, every stage resumable.
 #   ASSETS=FOLDER tiny/build/build.sh
 #   ASSETS=FOLDER tiny/build/build.sh more VOICES TALK STORIES WORLD
 # The second speaks until the wide corpus has these hours (the talk and stories that everyone unpacks count), and packs

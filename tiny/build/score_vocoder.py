@@ -88,7 +88,7 @@ def load_mos():
     try:
         import distillmos
     except ImportError as e:
-        raise Refused(f"{e}; pip install distillmos==0.9.1, beside a torchaudio that fits the installed torch") from None
+        raise Refused(f"{e}; pip install distillmos==0.9.1, and a torchaudio that fits this torch") from None
     model = distillmos.ConvTransformerSQAModel().eval()
     def score(wave):
         return model(torch.from_numpy(wave)[None]).item()
