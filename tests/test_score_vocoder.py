@@ -43,12 +43,14 @@ def test_a_share_of_sums_and_its_error_by_the_residuals():
     assert error == pytest.approx(math.sqrt((residuals ** 2).sum() * 3 / 2) / 40)
     assert ratio([(1, 4)] * 5) == (0.25, 0.0)
 
-def test_without_the_predictor_of_opinions_one_line_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize('error', [
+    ImportError("No module named 'distillmos'"), OSError("Could not load this library: _torchaudio.so")], ids=repr)
+def test_without_the_predictor_of_opinions_one_line_says_what_to_install(error, monkeypatch):
     real_import = builtins.__import__
     def missing(name, *args):
         if name == 'distillmos':
-            raise ImportError("No module named 'distillmos'")
+            raise error
         return real_import(name, *args)
     monkeypatch.setattr(builtins, '__import__', missing)
-    with pytest.raises(Refused, match=r"No module named 'distillmos'; pip install distillmos"):
+    with pytest.raises(Refused, match=f"{error}; pip install distillmos"):
         load_mos()

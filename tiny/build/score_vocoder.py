@@ -84,10 +84,10 @@ def griffin_lim(mel, iterations=60, momentum=0.99):
     return invert(spectrum)
 
 def load_mos():
-    """A function from a wave to its predicted mean opinion score. Raises Refused without the package distillmos."""
+    """A function from a wave to its predicted mean opinion score. Raises Refused if distillmos cannot be imported."""
     try:
         import distillmos
-    except ImportError as e:
+    except (ImportError, OSError) as e: # OSError: its torchaudio finds no library of torch that it was built for
         raise Refused(f"{e}; pip install distillmos==0.9.1, and a torchaudio that fits this torch") from None
     model = distillmos.ConvTransformerSQAModel().eval()
     def score(wave):
