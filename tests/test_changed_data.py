@@ -287,10 +287,12 @@ def test_audio_that_was_touched_or_moved_or_removed_is_the_same(audio):
     tokenize_speech.main(cfg)
     manifest = path.with_name('manifest.jsonl')
     manifest.write_text(''.join(f'{{"id": "{i}", "audio": "{i}.wav"}}\n' for i in range(6)))
+    first = Units(cfg.out)
     cfg = dataclasses.replace(cfg, out=cfg.out + '2')
     tokenize_speech.main(cfg)
     path.unlink()
     tokenize_speech.main(cfg)
+    assert len(first) == len(Units(cfg.out)) == 6
 
 @pytest.mark.slow
 def test_verify_is_a_setting_of_tokenize_speech_too(audio):

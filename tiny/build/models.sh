@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the language models of the wide corpus: tiny/textlm again, and from it an interleaved model. About 1.3 hours on
-# 2 CPU cores; the same command goes on where it was stopped.
+# Trains the language models of the wide corpus: tiny/textlm again, and from it an interleaved model. By its parts, 1.3
+# hours on 2 CPU cores; the same command goes on where it was stopped.
 source "$(dirname "${BASH_SOURCE[0]}")/../../setup.sh"
 out=out/models
 source tiny/jobs.sh
